@@ -1,0 +1,84 @@
+"""Paths: how much signal is left at a noise level, alpha(sigma).
+
+name                   alpha              largest sigma   used by
+variance exploding     1                  unbounded       ComfyUI's eps-, v- and EDM-models
+flow                   1 - sigma          1               ComfyUI's CONST models (SD3, Flux, Wan, ...)
+variance preserving    sqrt(1-sigma^2)    1               diffusers' discrete models
+"""
+
+import dataclasses
+import math
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """One of the three paths; compare by value, find by `path(name)`."""
+
+    name: str
+    sigma_max: float
+
+    def alpha(self, sigma):
+        """alpha(sigma), same shape and dtype as the tensor `sigma`."""
+        if self.name == "flow":
+            return 1 - sigma
+        if self.name == "variance preserving":
+            return (1 - sigma.square()).clamp_min(0).sqrt()
+        return torch.ones_like(sigma)
+
+    def log_snr(self, sigma):
+        """lambda = log(alpha / sigma); -inf at pure noise, +inf at data."""
+        return self.alpha(sigma).log() - sigma.log()
+
+    def sigma(self, log_snr):
+        """The noise level of a given lambda: inverse of `log_snr`."""
+        if self.name == "flow":
+            return torch.sigmoid(-log_snr)
+        if self.name == "variance preserving":
+            return torch.sigmoid(-2 * log_snr).sqrt()
+        return torch.exp(-log_snr)
+
+
+VARIANCE_EXPLODING = Path("variance exploding", math.inf)
+FLOW = Path("flow", 1.0)
+VARIANCE_PRESERVING = Path("variance preserving", 1.0)
+PATHS = {p.name: p for p in (VARIANCE_EXPLODING, FLOW, VARIANCE_PRESERVING)}
+
+
+def path(name):
+    """The path of that name.
+
+    Raises ValueError for a name that is not one of `PATHS`.
+    """
+    if name not in PATHS:
+        raise ValueError(f"path must be one of {', '.join(PATHS)}, got {name!r}.")
+    return PATHS[name]
+
+
+def check_sigmas(sigmas, path=None, name="sigmas"):
+    """`sigmas` as a float64 CPU tensor, after proving that it is a step grid.
+
+    A grid has shape (steps + 1,) with steps >= 1, is finite, not negative, strictly descending, and starts within the
+    path's range. It need not end at 0 (a run may be split).
+    Raises ValueError that names the first fault.
+    """
+    grid = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"{name} must hold at least two noise levels (steps + 1) in one row, got shape "
+                         f"{tuple(grid.shape)}. Make it with a schedule node of 1 step or more.")
+    if not torch.isfinite(grid).all():
+        i = int((~torch.isfinite(grid)).nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {grid[i]} at position {i}. Check the node that made it.")
+    if (grid < 0).any():
+        i = int((grid < 0).nonzero()[0])
+        raise ValueError(f"{name} must not be negative, got {grid[i]:g} at position {i}.")
+    rises = (grid[1:] >= grid[:-1]).nonzero()
+    if len(rises):
+        i = int(rises[0])
+        raise ValueError(f"{name} must descend, got {grid[i]:g} then {grid[i + 1]:g} at position {i + 1}. "
+                         "Flip it or remove repeated entries.")
+    if path is not None and grid[0] > path.sigma_max * (1 + 1e-6):
+        raise ValueError(f"{name} must start at {path.sigma_max:g} or below on the {path.name} path, got "
+                         f"{grid[0]:g}. Use a schedule made for this model.")
+    return grid

@@ -1,0 +1,62 @@
+"""The one step that every first-order sampler here is.
+
+    eps^ = (x_t - alpha_t x0) / sigma_t
+    x_s  = alpha_s x0 + sigma_s ( sqrt(1 - kappa^2) eps^ + kappa z ),   z ~ N(0, 1)
+    kappa = sqrt(1 - exp(-2 c (lambda_s - lambda_t)))                   churn c >= 0
+
+c = 0 is DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma = 0) and the flow-matching Euler step; c = 1 is
+DDPM's ancestral step (Ho et al. 2020, arXiv:2006.11239, eq. 7); c = inf is the multistep consistency sampler (Song et
+al. 2023, arXiv:2303.01469, algorithm 1). It holds on every path, with alpha_t = 0 and sigma_s = 0 included.
+"""
+
+import math
+
+import torch
+
+from .predictions import expand
+
+
+def check_churn(churn):
+    """`churn` as a float; raises ValueError when it is negative or not a number."""
+    churn = float(churn)
+    if math.isnan(churn) or churn < 0:
+        raise ValueError(f"churn must be 0 or more (inf for fresh noise at every step), got {churn}. 0 adds no noise, "
+                         "1 is the DDPM step.")
+    return churn
+
+
+def fresh_share(churn, path, sigma_t, sigma_s):
+    """kappa, the share of fresh noise of the step sigma_t -> sigma_s; float64, in [0, 1].
+
+    A finite churn adds none on the pure-noise step (alpha_t = 0), whose lambda-step is infinite, nor on the last step.
+    """
+    t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_t, sigma_s))
+    if churn == 0 or s == 0:
+        return torch.zeros((), dtype=torch.float64)
+    if math.isinf(churn):
+        return torch.ones((), dtype=torch.float64)
+    if path.alpha(t) == 0:
+        return torch.zeros((), dtype=torch.float64)
+    return (-torch.expm1(-2 * churn * (path.log_snr(s) - path.log_snr(t)))).clamp(0, 1).sqrt()
+
+
+def weights(path, sigma_t, sigma_s, kappa=0.0):
+    """Coefficients (x_t, x0, z) of the step, as float64 tensors: x_s = a x_t + b x0 + k z.
+
+    sigma_t, sigma_s and kappa are numbers or tensors of one shape; sigma_t > 0.
+    """
+    t, s, k = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_t, sigma_s, kappa))
+    a = s * (1 - k * k).clamp_min(0).sqrt() / t
+    return a, path.alpha(s) - a * path.alpha(t), s * k
+
+
+def step(x, x0, path, sigma_t, sigma_s, kappa=0.0, noise=None):
+    """x_s from x_t and the predicted x_0; x (B, ...), levels are numbers or (B,) tensors.
+
+    `noise` is needed only where kappa > 0. At sigma_s = 0 the result is exactly x0.
+    """
+    a, b, k = weights(path, sigma_t, sigma_s, kappa)
+    out = expand(a, x) * x + expand(b, x) * x0
+    if noise is not None and (k > 0).any():
+        out = out + expand(k, x) * noise
+    return out

@@ -1,0 +1,92 @@
+"""The packaged teacher as a MODEL, VAE and conditioning that stock nodes take."""
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models_base
+import torch
+from comfy_api.latest import io
+
+from ..training.demo import data, net
+from ..training.demo.teacher import label_index, weights
+
+TYPES = {"flow": comfy.model_base.ModelType.FLOW, "epsilon": comfy.model_base.ModelType.EPS}
+ALL = "all labels (to train on)"
+
+
+class EmojiFormat(comfy.latent_formats.LatentFormat):
+    """RGB at full size, brought to zero mean and unit variance."""
+
+    latent_channels = net.CHANNELS
+    spacial_downscale_ratio = 1
+    latent_rgb_factors = [[data.STD, 0, 0], [0, data.STD, 0], [0, 0, data.STD]]
+    latent_rgb_factors_bias = [data.MEAN] * 3
+
+    def process_in(self, latent):
+        return data.from_pixels(latent)
+
+    def process_out(self, latent):
+        return data.to_pixels(latent)
+
+
+class EmojiConfig(comfy.supported_models_base.BASE):
+    """ComfyUI's description of the network."""
+
+    unet_extra_config = {}
+    latent_format = EmojiFormat
+    memory_usage_factor = 0.1
+
+
+def build(kind, disable_dynamic=False):
+    """A ModelPatcher over the packaged weights; also how ComfyUI reloads them for a deep copy."""
+    config = EmojiConfig({"kind": kind, "labels": len(data.label_names())})
+    if kind == "epsilon":
+        config.sampling_settings = dict(net.BETAS)
+    config.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.BaseModel(config, model_type=TYPES[kind], unet_model=net.EmojiNet)
+    management = comfy.model_management
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
+    state = {k: v.float() for k, v in weights(kind).items()}
+    model.load_model_weights(state, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (build, (kind,))
+    return patcher
+
+
+class LoadDemoTeacher(io.ComfyNode):
+    """FewstepLoadDemoTeacher."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepLoadDemoTeacher",
+            display_name="Load Demo Teacher (Fewstep)",
+            category="Fewstep",
+            description="A small emoji model that comes with Fewstep, so that every workflow here runs with no download. "
+                        "It makes 32x32 pictures: use an empty latent of that size, about 20 steps and CFG 2.",
+            search_aliases=["emoji", "tiny model", "fewstep"],
+            inputs=[
+                io.Combo.Input("teacher", options=list(net.KINDS), default="flow",
+                               tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like SD1.5 or SDXL."),
+                io.Combo.Input("label", options=[*data.label_names(), ALL], default="smiling face",
+                               tooltip="What to draw; it plays the part of the prompt. \"all labels\" gives one conditioning a "
+                                       "label, for the distil node."),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL"), io.Vae.Output(display_name="VAE"),
+                     io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
+        )
+
+    @classmethod
+    def execute(cls, teacher, label):
+        labels = data.label_names()
+        chosen = labels if label == ALL else [label]
+        eye = torch.eye(len(labels))
+        positive = [[eye[label_index(name, labels)][None, None].clone(), {}] for name in chosen]
+        negative = [[torch.zeros(1, 1, len(labels)), {}]]
+        vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+        return io.NodeOutput(build(teacher), vae, positive, negative)
+
+
+NODES = [LoadDemoTeacher]

@@ -1,0 +1,134 @@
+"""What Fewstep needs of the host: a MODEL's noise levels, and a safe place to train in.
+
+The rest of the pack meets ComfyUI's moving parts only here.
+"""
+
+import contextlib
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+
+from ..diffusion.grids import discrete_sigma
+from ..diffusion.paths import FLOW, VARIANCE_EXPLODING
+from ..training.lora import fingerprint
+
+SAMPLING = comfy.model_sampling
+
+
+def path_of(model_sampling, name="model"):
+    """The path of a model's sampling object; raises ValueError naming a type that has none of ours."""
+    odd = (SAMPLING.IMG_TO_IMG, SAMPLING.IMG_TO_IMG_FLOW, SAMPLING.StableCascadeSampling)
+    if isinstance(model_sampling, SAMPLING.CONST) and not isinstance(model_sampling, odd):
+        return FLOW
+    if isinstance(model_sampling, SAMPLING.EPS) and not isinstance(model_sampling, odd):
+        return VARIANCE_EXPLODING
+    kinds = [base.__name__ for base in type(model_sampling).__mro__ if base.__module__ == SAMPLING.__name__]
+    raise ValueError(f"{name} must be an epsilon, v-prediction, EDM or flow model; this one's type is "
+                     f"{' + '.join(kinds) or type(model_sampling).__name__}, which Fewstep can't sample or distil.")
+
+
+def sigma_of(model_sampling):
+    """Time t in (0, 1] -> sigma of this model, its shift included; 1 is its largest noise level."""
+    if path_of(model_sampling) is VARIANCE_EXPLODING:
+        return discrete_sigma(model_sampling.sigmas)
+
+    def flow(t):
+        values = [float(model_sampling.sigma_max) if v >= 1 else float(model_sampling.percent_to_sigma(1 - v))
+                  for v in t.double().tolist()]
+        return torch.tensor(values, dtype=torch.float64)
+
+    return flow
+
+
+class ComfyDenoiser:
+    """A `training.denoiser.Denoiser` over a loaded ModelPatcher. Every call looks for the user's cancel first.
+
+    positives: CONDITIONING, each entry one condition; negative: its first entry is the unconditional one (-1).
+    """
+
+    def __init__(self, patcher, positives, negative, latent):
+        self.model, self.module = patcher.model, patcher.model.diffusion_model
+        sampling = patcher.get_model_object("model_sampling")
+        self.path, self.sigma_of = path_of(sampling), sigma_of(sampling)
+        self.noise_scale = float(getattr(sampling, "noise_scale", 1.0))
+        self.device = patcher.load_device
+        self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)
+        self.base = fingerprint(self.module)
+        self.options = {**patcher.model_options.get("transformer_options", {}),
+                        "optimized_attention_override": _differentiable_attention}
+        self._conds = _model_conds(self.model, [*positives, negative[0]], latent, self.device)
+
+    def __call__(self, x, sigma, condition):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        x, sigma = x.to(self.device), sigma.to(self.device)
+        out = torch.empty_like(x)
+        for number in condition.unique().tolist():      # conditions of one prompt share a call; shapes may differ
+            rows = (condition == number).to(self.device)
+            kwargs = {k: c.process_cond(batch_size=int(rows.sum()), area=None).cond for k, c in self._conds[number].items()}
+            x0 = self.model.apply_model(x[rows], sigma[rows], transformer_options=self.options.copy(), **kwargs)
+            out = out.index_put((rows.nonzero()[:, 0],), x0.to(out))
+        return out
+
+
+def _differentiable_attention(function, *args, **kwargs):
+    """PyTorch's attention whatever backend the user chose: sage, flash and int8 have no gradient."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+def _model_conds(model, entries, latent, device):
+    """What `apply_model` takes, one dict a conditioning entry, its tensors cloned out of inference mode."""
+    out = []
+    for entry in entries:
+        cond = comfy.sampler_helpers.convert_cond([_clone(entry)])
+        noise = torch.zeros_like(latent).to(device)
+        done = comfy.samplers.process_conds(model, noise, {"positive": cond}, device, seed=0, latent_shapes=[noise.shape])
+        out.append(done["positive"][0]["model_conds"])
+    return out
+
+
+def _clone(value):
+    """Conditioning with every tensor cloned: tensors of other nodes are inference tensors, which autograd refuses."""
+    if torch.is_tensor(value):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: _clone(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_clone(v) for v in value)
+    return value
+
+
+@contextlib.contextmanager
+def training_session(model):
+    """A patcher with weights of its own, loaded and ready for gradients; everything is put back at the end.
+
+    `model.clone(force_deepcopy=True)` reloads the weights from their file where the loader left a recipe for that;
+    otherwise the weights stay where they are and are copied out of inference mode.
+    """
+    management = comfy.model_management
+    with torch.inference_mode(False), torch.no_grad():
+        patcher = model.clone(force_deepcopy=True) if model.cached_patcher_init is not None else model.clone()
+        patcher.model.requires_grad_(False).eval()
+        in_training, management.in_training = management.in_training, True
+        try:
+            management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
+            _leave_inference_mode(patcher.model)
+            with torch.enable_grad():
+                yield patcher
+        finally:
+            management.in_training = in_training
+            patcher.detach()
+            management.soft_empty_cache()
+
+
+def _leave_inference_mode(module):
+    """Replace inference tensors by clones, in place."""
+    for part in module.modules():
+        for store in (part._parameters, part._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and tensor.is_inference():
+                    clone = tensor.detach().clone()
+                    store[name] = torch.nn.Parameter(clone, False) if isinstance(tensor, torch.nn.Parameter) else clone

@@ -1,0 +1,62 @@
+"""What a distillation run is asked to do: one frozen dataclass for nodes, command line and files alike."""
+
+import dataclasses
+import math
+
+METHODS = ("consistency",)
+TARGETS = ("stop-gradient", "ema")
+SOLVERS = ("heun", "euler")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """Settings of one run; raises ValueError for a value out of range, naming it.
+
+    steps        sampling steps the LoRA is made for
+    updates      optimiser updates
+    batch        samples an update
+    images       samples of the teacher used as data; no data set is needed
+    image_steps  solver steps for each of them (second order)
+    cfg          guidance of the teacher, which the student learns to do without
+    intervals    the training grid's intervals between noise and data
+    phases       1: consistency all the way; more: within that many parts of the grid (PCM)
+    solver       the teacher's, between neighbours of the grid
+    target       whose prediction is learnt: the student's own without gradient, or its EMA's
+    metric       "l2" or "pseudo-huber"
+    ema          decay an update of the averaged adapter, which is the one saved
+    rank, alpha  of the LoRA; alpha None means rank
+    lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
+    """
+
+    method: str = "consistency"
+    steps: int = 4
+    updates: int = 400
+    batch: int = 32
+    images: int = 256
+    image_steps: int = 12
+    cfg: float = 2.0
+    intervals: int = 16
+    phases: int = 1
+    solver: str = "heun"
+    target: str = "stop-gradient"
+    metric: str = "l2"
+    ema: float = 0.98
+    rank: int = 16
+    alpha: float | None = None
+    lr: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "updates", "batch", "images", "image_steps", "intervals", "phases", "rank"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+        for name, choices in (("method", METHODS), ("target", TARGETS), ("solver", SOLVERS), ("metric", ("l2", "pseudo-huber"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        for name, low, high in (("cfg", -math.inf, math.inf), ("ema", 0, 1), ("lr", 0, 1)):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not low <= value <= high:
+                raise ValueError(f"{name} must be a finite number from {low} to {high}, got {value!r}.")
+        if self.intervals % self.phases:
+            raise ValueError(f"phases must divide intervals ({self.intervals}), got {self.phases}.")

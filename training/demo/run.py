@@ -1,0 +1,122 @@
+"""`fewstep demo`: distil a LoRA from a packaged teacher and show what it does, with nothing to download."""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ...diffusion.grids import grid
+from .. import pictures
+from ..config import DistilConfig
+from ..distil import Distillation, teacher_samples
+from ..files import check_folder, write_json
+from ..metrics import frechet, rmse
+from . import data
+from .features import features
+from .teacher import DemoTeacher
+
+CFG = 2.0
+EVALUATED = 96          # starting noises, none of them seen in training
+SHOWN = ("smiling face", "cat", "heart", "bird", "flower", "fruit", "vehicle", "clock")
+COLUMNS = ("teacher-50", "base-4", "distilled-1", "distilled-2", "distilled-4")
+
+
+def demo(out, *, kind="flow", method="consistency", device="cpu", seed=0, **settings):
+    """Run the demo into the folder `out`; returns the metrics that it writes there.
+
+    Raises OSError when `out` cannot be written, ValueError for a setting out of range; both before any work.
+    """
+    started = time.perf_counter()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
+    config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
+    out = check_folder(out, 8 << 20)
+    teacher = DemoTeacher(kind, device)
+    run = Distillation(teacher, config)
+    bar = None
+    for progress in run.progress():
+        if bar is None or bar.desc != progress.stage:
+            bar = _bar(bar, progress.stage, progress.total - progress.step + 1)
+        bar.update()
+        if progress.fidelity is not None:
+            bar.set_postfix_str(f"loss {progress.loss:.4f}, distance to teacher {progress.fidelity:.3f}")
+    images, labels = _evaluate(run, seed, bar)
+    metrics = _measure(images, labels)
+    run.save(out / "lora.safetensors")
+    _picture(images, labels, metrics).save(out / "demo.png")
+    pictures.run_curves(run.loss, run.fidelity).save(out / "curves.png")
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _peak_memory()
+    result = {"teacher": kind, "seed": seed, "device": device, "seconds": round(time.perf_counter() - started, 1),
+              "peak_memory_mib": round(peak), "columns": metrics, "fidelity": run.fidelity}
+    write_json(out / "metrics.json", result)
+    return result
+
+
+def _bar(previous, stage, total):
+    if previous is not None:
+        previous.close()
+    return tqdm(total=total, desc=stage, dynamic_ncols=True, file=sys.stderr)
+
+
+def _peak_memory():
+    """Largest resident size of this process so far, MiB (Linux counts KiB, macOS bytes); 0 where the system tells none."""
+    try:
+        import resource
+    except ImportError:     # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _evaluate(run, seed, bar):
+    """{column: pixels (N, 3, 32, 32)} from the same noises, and their labels; the shown ones come first."""
+    teacher = run.denoiser
+    g = torch.Generator().manual_seed(1_000_000 + seed)
+    noise = torch.randn(EVALUATED, *teacher.shape, generator=g)
+    rest = [i for i, name in enumerate(teacher.labels) if name not in SHOWN]
+    labels = [teacher.labels.index(name) for name in SHOWN]
+    labels += [(labels + rest)[i % len(teacher.labels)] for i in range(EVALUATED - len(labels))]
+    condition = torch.tensor(labels)
+    jobs = {"teacher-50": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 50, order=1),
+            "base-4": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=1)}
+    for steps, churn in ((1, 0.0), (2, 0.0), (4, 0.0), (2, math.inf), (4, math.inf)):
+        sigmas = grid("uniform", steps, teacher.sigma_of, teacher.path)
+        name = f"distilled-{steps}" if churn == 0 else f"distilled-{steps}-consistency"
+        jobs[name] = lambda sigmas=sigmas, churn=churn: run.student_samples(noise, condition, sigmas, churn, seed)
+    bar = _bar(bar, "measuring", len(jobs))
+    images = {}
+    for name, job in jobs.items():
+        images[name] = data.to_pixels(job().cpu()).clamp(-1, 1)
+        bar.update()
+    bar.close()
+    return images, condition
+
+
+def _measure(images, labels):
+    """RMSE to the teacher's 50 steps (pixels in 0..1; c = 0 columns only) and Frechet distance to the data's features."""
+    reference = data.to_pixels(data.load("all")[0])
+    real = features(reference)
+    out = {}
+    for name, pixels in images.items():
+        out[name] = {"frechet": round(frechet(features(pixels), real), 4)}
+        if not name.endswith("consistency"):
+            out[name]["rmse"] = round(rmse(pixels, images["teacher-50"]) / 2, 5)
+    return out
+
+
+def _picture(images, labels, metrics):
+    heads = {"teacher-50": "teacher\n50 steps, CFG 2", "base-4": "base\n4 steps, CFG 2", "distilled-1": "distilled\n1 step",
+             "distilled-2": "distilled\n2 steps", "distilled-4": "distilled\n4 steps"}
+    columns = {}
+    for name in COLUMNS:
+        note = "reference" if name == "teacher-50" else f"RMSE {metrics[name]['rmse']:.3f}"
+        columns[f"{heads[name]}\n{note}"] = images[name][:len(SHOWN)]
+    return pictures.grid(columns, list(SHOWN), "Same starting noise in every row", scale=3)
+
+
+def default_out():
+    """Where the demo writes when no folder is named."""
+    return Path("demo-out")

@@ -1,0 +1,63 @@
+"""The packaged teachers as `Denoiser`s: real models of real images, for the demo, the tests and the nodes."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ...diffusion.grids import discrete_sigma, flow_sigma
+from ...diffusion.paths import FLOW, VARIANCE_EXPLODING
+from ...diffusion.predictions import expand, to_x0
+from ..lora import fingerprint
+from . import data
+from .net import CHANNELS, KINDS, SIZE, EmojiNet, discrete_sigmas
+
+HERE = Path(__file__).parent
+
+
+def weights(kind):
+    """The state dict of a teacher, as stored (half precision)."""
+    if kind not in KINDS:
+        raise ValueError(f"teacher must be one of {', '.join(KINDS)}, got {kind!r}.")
+    return load_file(HERE / f"{kind}.safetensors")
+
+
+def label_index(label, labels=None):
+    """The number of a label; raises ValueError that lists the known ones."""
+    labels = labels or data.label_names()
+    if label not in labels:
+        raise ValueError(f"label must be one of: {', '.join(labels)}; got {label!r}.")
+    return labels.index(label)
+
+
+class DemoTeacher:
+    """A `Denoiser` over one of the packaged networks, with every label as a condition.
+
+    flow: x = (1-s) x_0 + s eps. epsilon: x = x_0 + s eps, as ComfyUI's samplers have it.
+    """
+
+    def __init__(self, kind="flow", device="cpu", state=None):
+        state = state or weights(kind)
+        self.kind, self.device = kind, torch.device(device)
+        self.labels = data.label_names()
+        self.module = EmojiNet(kind, len(self.labels))
+        self.module.load_state_dict({k: v.float() for k, v in state.items()})
+        self.module.to(self.device).eval().requires_grad_(False)
+        self.path = FLOW if kind == "flow" else VARIANCE_EXPLODING
+        self.shape, self.conditions = (CHANNELS, SIZE, SIZE), len(self.labels)
+        self.table = discrete_sigmas()
+        self.sigma_of = flow_sigma() if kind == "flow" else discrete_sigma(self.table)
+        self.base = fingerprint(self.module)
+        self._labels = torch.cat([torch.eye(len(self.labels)), torch.zeros(1, len(self.labels))]).to(self.device)
+
+    def __call__(self, x, sigma, condition):
+        x, sigma, condition = x.to(self.device), sigma.to(self.device, torch.float32), condition.to(self.device)
+        context = self._labels[condition][:, None]
+        level = expand(sigma, x)
+        if self.kind == "flow":
+            return to_x0(self.module(x, 1000 * sigma, context), "velocity", x, 1 - level, level)
+        # the nearest index, as ComfyUI's discrete sampling does
+        log = self.table.log().to(sigma.device, torch.float32)
+        index = (sigma.log()[:, None] - log).abs().argmin(1).float()
+        scale = (level.square() + 1).rsqrt()
+        return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level)

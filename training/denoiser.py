@@ -1,0 +1,53 @@
+"""What the backend knows of a model, and guidance."""
+
+from typing import Protocol
+
+import torch
+
+from ..diffusion.paths import Path
+
+
+class Denoiser(Protocol):
+    """A model as the backend sees it. Adapters: the demo teacher here, a ComfyUI MODEL in `nodes`.
+
+    path        how x, sigma and noise relate (`diffusion.paths`)
+    sigma_of    time t in (0, 1] -> sigma, float64 (`diffusion.grids`)
+    module      the torch module whose Linear and Conv layers a LoRA may sit on
+    shape       the shape of one sample, without the batch
+    conditions  how many conditionings it holds; they are called 0, 1, ... and -1 is the unconditional one
+    base        fingerprint of the weights (`lora.fingerprint`)
+    """
+
+    path: Path
+    module: torch.nn.Module
+    shape: tuple
+    conditions: int
+    base: str
+
+    def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64; float32 in and out."""
+        ...
+
+
+def guided(denoiser, x, sigma, condition, cfg):
+    """Classifier-free guidance: x0 = u + cfg (c - u) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
+
+    One call of twice the batch; cfg = 1 asks for the conditional prediction alone.
+    """
+    if cfg == 1:
+        return denoiser(x, sigma, condition)
+    both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, torch.full_like(condition, -1)]))
+    conditional, unconditional = both.chunk(2)
+    return unconditional + cfg * (conditional - unconditional)
+
+
+def bound(denoiser, condition, cfg=1.0):
+    """`(x, sigma) -> x0` for the samplers of `diffusion`: this conditioning, this guidance, sigma a number or (B,)."""
+
+    def call(x, sigma):
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        return guided(denoiser, x, sigma, condition, cfg)
+
+    return call

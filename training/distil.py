@@ -1,0 +1,201 @@
+"""A distillation run: from a denoiser and a config to a LoRA with its recipe.
+
+    run = Distillation(denoiser, config)
+    for progress in run.progress(): ...       # stop at any time: run.lora_tensors() is what has been learnt so far
+    run.save(path)
+
+Teacher and student are one model, with the adapter off and on. The data are the teacher's own samples.
+"""
+
+import dataclasses
+import math
+import time
+
+import torch
+
+from ..diffusion.grids import grid, phase_edges
+from ..diffusion.samplers import batch_noise, solve
+from .denoiser import bound, guided
+from .files import save_lora
+from .lora import Lora
+from .objectives.consistency import METRICS, consistency
+from .recipe import Recipe
+
+PROBES = 8              # held-out noises on which fidelity is measured
+PROBE_STEPS = 24        # steps of their second-order reference
+CHUNK = 32              # samples of one forward call outside training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One step of a run: `stage` ("sampling the teacher" or "training"), and step of total in the whole run."""
+
+    stage: str
+    step: int
+    total: int
+    loss: float | None = None
+    fidelity: float | None = None       # RMSE to the teacher from the same noise, model space, when it was just measured
+    seconds_left: float | None = None
+
+
+class Distillation:
+    """One run. Its state: adapter, averaged adapter, optimiser, generator, data, history."""
+
+    def __init__(self, denoiser, config):
+        self.denoiser, self.config = denoiser, config
+        if denoiser.conditions < 1:
+            raise ValueError("The run needs at least one conditioning (a prompt or a label), got none.")
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.sigmas = grid("uniform", config.intervals, denoiser.sigma_of, denoiser.path)
+        self.sample_sigmas = grid("uniform", config.steps, denoiser.sigma_of, denoiser.path)
+        self.lora = Lora(denoiser.module, config.rank, config.alpha, seed=config.seed)
+        self.averaged = [p.detach().clone() for p in self.lora.parameters()]
+        self.optimiser = torch.optim.AdamW(self.lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        self.x0, self.condition, self.done = None, None, 0
+        self.loss, self.fidelity = [], []       # [(update, value)]
+
+    # ---- the run -------------------------------------------------------------------------------
+
+    def progress(self):
+        """Yield `Progress`; leaves the adapter attached until `close`."""
+        config = self.config
+        chunks = math.ceil((config.images + PROBES) / CHUNK)
+        total = chunks + config.updates
+        started = time.perf_counter()
+        for i, _ in enumerate(self._sample_data()):
+            yield Progress(stage="sampling the teacher", step=i + 1, total=total)
+        self._measure()
+        started = time.perf_counter()
+        while self.done < config.updates:
+            loss = self.update()
+            fidelity = self._measure() if self.done % max(1, config.updates // 12) == 0 or self.done == config.updates else None
+            rate = (time.perf_counter() - started) / self.done
+            yield Progress(stage="training", step=chunks + self.done, total=total, loss=loss, fidelity=fidelity,
+                           seconds_left=rate * (config.updates - self.done) if self.done >= 10 else None)
+
+    @torch.no_grad()
+    def _sample_data(self):
+        """The teacher's samples, a chunk at a time: the training data, and the probes' references."""
+        config, denoiser = self.config, self.denoiser
+        count = config.images + PROBES
+        noise = torch.randn(count, *denoiser.shape, generator=self.generator)
+        condition = torch.arange(count) % denoiser.conditions
+        parts = []
+        for i in range(0, count, CHUNK):
+            steps = config.image_steps if i + CHUNK <= config.images else PROBE_STEPS
+            parts.append(teacher_samples(self.lora, denoiser, noise[i:i + CHUNK], condition[i:i + CHUNK], config.cfg, steps))
+            yield
+        x0 = torch.cat(parts)
+        self.x0, self.condition = x0[:config.images], condition[:config.images]
+        self.probe = noise[config.images:], condition[config.images:], x0[config.images:]
+
+    def update(self):
+        """One optimiser update; returns the loss."""
+        config, path = self.config, self.denoiser.path
+        g = self.generator
+        pick = torch.randint(len(self.x0), (config.batch,), generator=g)
+        index = torch.randint(config.intervals, (config.batch,), generator=g)
+        x0 = self.x0[pick]
+        noise = torch.randn(x0.shape, generator=g)
+        condition = self.condition[pick]
+        levels = self.sigmas.float()
+        edges = phase_edges(levels, config.phases)
+
+        def call(cfg=1.0):
+            def denoise(x, sigma, rows):
+                return guided(self.denoiser, x, sigma, condition if rows is None else condition[rows], cfg)
+            return denoise
+
+        def teacher(x, sigma, rows):
+            with self.lora.off():
+                return call(config.cfg)(x, sigma, rows)
+
+        def target(x, sigma, rows):
+            if config.target == "stop-gradient":
+                return call()(x, sigma, rows)
+            with self.lora.using(self.averaged):
+                return call()(x, sigma, rows)
+
+        loss, _ = consistency(call(), target, teacher, path, x0, noise, levels[index], levels[index + 1], edges[index],
+                              solver=config.solver, metric=METRICS[config.metric])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
+        self.optimiser.param_groups[0]["lr"] = config.lr * self._lr_factor()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.done += 1
+        decay = min(config.ema, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            for a, p in zip(self.averaged, self.lora.parameters()):
+                a.lerp_(p, 1 - decay)
+        value = float(loss.detach())
+        self.loss.append((self.done, value))
+        return value
+
+    def _lr_factor(self):
+        share = self.done / self.config.updates
+        return min(1.0, (self.done + 1) / max(1, 0.05 * self.config.updates)) * (0.5 + 0.5 * math.cos(math.pi * share))
+
+    @torch.no_grad()
+    def _measure(self):
+        """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, without churn."""
+        noise, condition, reference = self.probe
+        x = self.student_samples(noise, condition, self.sample_sigmas)
+        value = float((x - reference).square().mean().sqrt())
+        self.fidelity.append((self.done, value))
+        return value
+
+    # ---- results -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def student_samples(self, noise, condition, sigmas, churn=0.0, seed=0):
+        """Images (model space) of the averaged adapter from starting noise (B, ...)."""
+        with self.lora.using(self.averaged):
+            return in_chunks(self.denoiser, noise, condition, 1.0, sigmas, churn=churn, seed=seed)
+
+    def lora_tensors(self):
+        """The averaged adapter in ComfyUI's native keys."""
+        return self.lora.state_dict(self.averaged)
+
+    def recipe(self):
+        """How to sample with it."""
+        config = self.config
+        trained = {"updates": self.done, "batch": config.batch, "teacher_cfg": config.cfg, "phases": config.phases,
+                   "intervals": config.intervals, "rank": config.rank, "seed": config.seed}
+        if self.fidelity:
+            trained["fidelity"] = self.fidelity[-1][1]
+        return Recipe(method=config.method, path=self.denoiser.path.name, sigmas=tuple(self.sample_sigmas.tolist()),
+                      churn=0.0, cfg=1.0, base=self.denoiser.base, trained=trained)
+
+    def save(self, path):
+        """Write the LoRA with its recipe, whole or not at all."""
+        return save_lora(path, self.lora_tensors(), self.recipe())
+
+    def close(self):
+        """Take the adapter off the model."""
+        self.lora.remove()
+
+
+def start(noise, sigmas, path):
+    """The first state of sampling from unit noise: x = sigma_max eps (sqrt(1 + sigma_max^2) eps where alpha is 1)."""
+    first = sigmas[0]
+    return noise * float((first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first)
+
+
+def in_chunks(denoiser, noise, condition, cfg, sigmas, *, churn=0.0, seed=0, order=1):
+    """Sample from unit noise (B, ...) along `sigmas`, CHUNK at a time; model space, float32."""
+    fresh = batch_noise(seed) if churn else None
+    parts = []
+    for i in range(0, len(noise), CHUNK):
+        x = start(noise[i:i + CHUNK], sigmas, denoiser.path)
+        parts.append(solve(bound(denoiser, condition[i:i + CHUNK], cfg), x, sigmas, denoiser.path, churn=churn,
+                           order=order, noise=fresh))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def teacher_samples(lora, denoiser, noise, condition, cfg, steps, order=2):
+    """Images of the base model, adapter off, by the deterministic solver of that order on uniform times."""
+    sigmas = grid("uniform", steps, denoiser.sigma_of, denoiser.path)
+    with lora.off():
+        return in_chunks(denoiser, noise, condition, cfg, sigmas, order=order)

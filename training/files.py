@@ -1,0 +1,72 @@
+"""Files that are whole or absent: written beside the target, synced, then renamed over it."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import safe_open
+
+from .recipe import METADATA_KEY, Recipe
+
+
+def check_folder(folder, size=1 << 20):
+    """Make `folder` and prove that `size` bytes can be written there, before any long work.
+
+    Raises OSError that names the folder, the cause and the remedy.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".fewstep-") as probe:
+            probe.write(b"\0" * size)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise OSError(f"The output folder must be writable with {size / 2**20:.1f} MiB free: {folder} gave "
+                      f"\"{error.strerror or error}\". Free some space, or choose another folder.") from error
+    return folder
+
+
+def write(path, data):
+    """Write bytes to `path` whole or not at all: temporary file, fsync, rename."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def free_name(folder, stem, suffix):
+    """`folder/stem_00001.suffix`, the first number that is free: a finished file is never overwritten."""
+    number = 1
+    while (path := Path(folder) / f"{stem}_{number:05d}{suffix}").exists():
+        number += 1
+    return path
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, whole or not at all."""
+    return write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save_lora(path, tensors, recipe):
+    """Write a LoRA as safetensors with its recipe in the metadata."""
+    metadata = {METADATA_KEY: recipe.to_json(), "format": "pt"}
+    return write(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def load_lora(path):
+    """(tensors, recipe or None) of a LoRA file."""
+    with safe_open(str(path), framework="pt") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+        return {k: file.get_tensor(k) for k in file.keys()}, Recipe.from_json(text) if text else None

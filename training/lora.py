@@ -1,0 +1,138 @@
+"""LoRA by forward hooks (Hu et al. 2021, arXiv:2106.09685): y = W x + (alpha / rank) up(down(x)).
+
+Hooks leave the base weights alone, so any storage works (half precision, quantised), and one base is both teacher
+(adapter off) and student (adapter on). Linear and Conv1d/2d/3d layers are covered; the adapter is float32.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Lora:
+    """An adapter attached to `module`; `remove()` takes it off again.
+
+    weights: {layer name: {"down": (rank, in...), "up": (out, rank)}} - float32, trainable
+    """
+
+    def __init__(self, module, rank, alpha=None, include=("*",), exclude=(), seed=0):
+        layers = target_layers(module, include, exclude)
+        if rank < 1:
+            raise ValueError(f"rank must be 1 or more, got {rank}.")
+        self.rank, self.alpha, self.enabled = rank, float(rank if alpha is None else alpha), True
+        g = torch.Generator().manual_seed(seed)
+        self.weights, self._hooks = {}, []
+        for name, layer in layers.items():
+            shape = layer.weight.shape
+            fan_in = layer.weight[0].numel()
+            device = layer.weight.device
+            down = torch.randn(rank, *shape[1:], generator=g) / fan_in**0.5
+            self.weights[name] = {"down": down.to(device).requires_grad_(),
+                                  "up": torch.zeros(shape[0], rank, device=device, requires_grad=True)}
+            self._hooks.append(layer.register_forward_hook(self._hook(self.weights[name])))
+
+    def _hook(self, pair):
+        def add(layer, inputs, output):
+            if not self.enabled:
+                return output
+            x = inputs[0]
+            down, up = pair["down"].to(x.dtype), pair["up"].to(x.dtype)
+            if isinstance(layer, nn.Linear):
+                delta = F.linear(F.linear(x, down), up)
+            else:
+                hidden = layer._conv_forward(x, down, None)
+                delta = torch.einsum("or,br...->bo...", up, hidden) if hidden.ndim != 4 else F.conv2d(hidden, up[..., None, None])
+            return output + (self.alpha / self.rank) * delta
+
+        return add
+
+    def parameters(self):
+        """The trainable tensors, in a fixed order."""
+        return [w for pair in self.weights.values() for w in pair.values()]
+
+    @contextlib.contextmanager
+    def off(self):
+        """Within: the model is the teacher."""
+        enabled, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = enabled
+
+    @contextlib.contextmanager
+    def using(self, values):
+        """Within: the adapter has these weights (a list as `parameters()` gives), the EMA's for instance."""
+        kept = [p.detach().clone() for p in self.parameters()]
+        self.load(values)
+        try:
+            yield
+        finally:
+            self.load(kept)
+
+    @torch.no_grad()
+    def load(self, values):
+        """Copy a list as `parameters()` gives into the adapter."""
+        for p, v in zip(self.parameters(), values, strict=True):
+            p.copy_(v)
+
+    def remove(self):
+        """Detach from the module."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def state_dict(self, values=None):
+        """ComfyUI's native keys, which its stock loader takes for every family.
+
+        diffusion_model.<layer>.lora_up.weight (out, rank), .lora_down.weight (rank, in k k), .alpha ()
+        """
+        values = iter(self.parameters() if values is None else values)
+        out = {}
+        for name in self.weights:
+            down, up = next(values), next(values)
+            key = f"diffusion_model.{name}"
+            out[f"{key}.lora_up.weight"] = up.detach().cpu().contiguous().clone()
+            out[f"{key}.lora_down.weight"] = down.detach().flatten(1).cpu().contiguous().clone()
+            out[f"{key}.alpha"] = torch.tensor(self.alpha)
+        return out
+
+    def load_state_dict(self, tensors):
+        """The inverse of `state_dict`. Raises ValueError naming the first layer that is missing or of another shape."""
+        values = []
+        for name, pair in self.weights.items():
+            key = f"diffusion_model.{name}"
+            for part, like in (("lora_down", pair["down"]), ("lora_up", pair["up"])):
+                tensor = tensors.get(f"{key}.{part}.weight")
+                if tensor is None or tensor.numel() != like.numel():
+                    raise ValueError(f"The LoRA does not fit this model: {key}.{part}.weight must have shape "
+                                     f"{tuple(like.flatten(1).shape)}, got {None if tensor is None else tuple(tensor.shape)}.")
+                values.append(tensor.reshape(like.shape))
+        self.load(values)
+
+
+def target_layers(module, include=("*",), exclude=()):
+    """{name: layer} of the Linear and convolution layers whose name matches; raises ValueError when none does."""
+    found = {name: m for name, m in module.named_modules() if isinstance(m, LAYERS)
+             and any(fnmatch.fnmatch(name, p) for p in include) and not any(fnmatch.fnmatch(name, p) for p in exclude)}
+    if not found:
+        raise ValueError(f"include must match at least one Linear or convolution layer of the model, got {list(include)} "
+                         f"(without {list(exclude)}).")
+    return found
+
+
+def fingerprint(module):
+    """16 hex digits that tell base models apart: names, shapes and 64 values of every tensor. Cheap on any size."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if tensor.is_floating_point() and tensor.numel():
+            flat = tensor.detach().flatten()
+            pick = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
+            digest.update(flat[pick.to(flat.device)].to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Objectives: small pure functions `(student, target, teacher, ...) -> loss, metrics`, one file each."""

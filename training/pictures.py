@@ -1,0 +1,104 @@
+"""Pictures of a run: a labelled grid of images, and curves. Pillow only."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, FAINT, PAPER = (40, 42, 48), (205, 208, 214), (255, 255, 255)
+COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
+
+
+def to_tiles(pixels):
+    """Pixels (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3)."""
+    return ((pixels.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def grid(columns, rows, title="", scale=1, gap=6):
+    """A labelled grid: `columns` {heading: pixels (R, 3, H, W)}, `rows` R labels; headings may hold newlines."""
+    tiles = {heading: to_tiles(pixels) for heading, pixels in columns.items()}
+    height, width = (scale * s for s in next(iter(tiles.values())).shape[1:3])
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = 18 + max((int(probe.textlength(r, small)) for r in rows), default=0)
+    cell = max(width, *(int(probe.multiline_textbbox((0, 0), h, small)[2]) for h in tiles)) + gap
+    top = (30 if title else 8) + 17 * max(h.count("\n") + 1 for h in tiles) + 8
+    picture = Image.new("RGB", (left + cell * len(tiles) + gap, top + (height + gap) * len(rows) + gap), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((10, 8), title, INK, font)
+    for c, (heading, images) in enumerate(tiles.items()):
+        x = left + c * cell
+        draw.multiline_text((x + cell // 2 - gap // 2, top - 8), heading, INK, small, anchor="md", align="center")
+        for r, image in enumerate(images[:len(rows)]):
+            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(tile, (x + (cell - gap - width) // 2, top + r * (height + gap)))
+    for r, label in enumerate(rows):
+        draw.text((left - 10, top + r * (height + gap) + height // 2), label, INK, small, anchor="rm")
+    return picture
+
+
+def curves(panels, size=(860, 300)):
+    """Line plots side by side: `panels` [(title, x label, {name: [(x, y), ...]})]; a y axis is logarithmic where all y > 0."""
+    width, height = size
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    share = width // len(panels)
+    for i, (title, x_label, lines) in enumerate(panels):
+        _panel(draw, (i * share + 62, 34, (i + 1) * share - 16, height - 40), title, x_label, lines)
+    return picture
+
+
+def _panel(draw, box, title, x_label, lines):
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    x0, y0, x1, y1 = box
+    draw.text((x0, 10), title, INK, font)
+    points = np.array([p for line in lines.values() for p in line], dtype=float).reshape(-1, 2)
+    points = points[np.isfinite(points).all(1)]
+    if not len(points):
+        draw.text((x0 + 8, y0 + 8), "no data yet", INK, small)
+        return
+    log = bool((points[:, 1] > 0).all())
+    change = np.log10 if log else np.asarray
+    xs, ys = points[:, 0], change(points[:, 1])
+    xa, xb = xs.min(), max(xs.max(), xs.min() + 1e-9)
+    pad = max(1e-9, 0.06 * (ys.max() - ys.min()))
+    ya, yb = ys.min() - pad, ys.max() + pad
+
+    def at(x, y):
+        return x0 + (x - xa) / (xb - xa) * (x1 - x0), y1 - (change(y) - ya) / (yb - ya) * (y1 - y0)
+
+    for level in np.linspace(ya, yb, 5):
+        value = 10**level if log else level
+        y = y1 - (level - ya) / (yb - ya) * (y1 - y0)
+        draw.line((x0, y, x1, y), FAINT)
+        draw.text((x0 - 6, y), f"{value:.3g}", INK, small, anchor="rm")
+    for value in np.linspace(xa, xb, 5):
+        draw.text((x0 + (value - xa) / (xb - xa) * (x1 - x0), y1 + 6), f"{value:g}" if value == int(value) else f"{value:.2g}",
+                  INK, small, anchor="mt")
+    draw.text(((x0 + x1) / 2, y1 + 22), x_label, INK, small, anchor="mt")
+    for n, (name, line) in enumerate(lines.items()):
+        colour = COLOURS[n % len(COLOURS)]
+        path = [at(x, y) for x, y in line if np.isfinite(y)]
+        if len(path) > 1:
+            draw.line(path, colour, 2, joint="curve")
+        for x, y in path if len(path) < 30 else ():
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+        draw.text((x1 - 4, y0 + 4 + 15 * n), name, colour, small, anchor="rt")
+
+
+def run_curves(loss, fidelity):
+    """Loss (raw and smoothed) and fidelity of a run over its updates."""
+    smooth, value = [], None
+    for x, y in loss:
+        value = y if value is None else 0.95 * value + 0.05 * y
+        smooth.append((x, value))
+    return curves([("Loss", "update", {"each update": loss, "smoothed": smooth}),
+                   ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})])
+
+
+def stack(*images):
+    """Pictures one below the other, on white."""
+    picture = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), PAPER)
+    y = 0
+    for image in images:
+        picture.paste(image, (0, y))
+        y += image.height
+    return picture
