@@ -57,26 +57,28 @@ def flow_sigma(shift=1.0):
 
 
 def discrete_sigma(sigmas):
-    """sigma_of for a discrete model: interpolated in log sigma between its ascending table (N,); t = (index + 1) / N."""
+    """sigma_of for a discrete model: t = (index + 1) / N into its ascending table (N,), interpolated in log sigma.
+
+    Below the table's first entry sigma falls to 0 with t, so that a grid of many steps there still descends.
+    """
     log = torch.as_tensor(sigmas).detach().to("cpu", torch.float64).log()
 
     def sigma_of(t):
-        index = (t.to(torch.float64) * len(log) - 1).clamp(0, len(log) - 1)
+        position = t.to(torch.float64) * len(log)
+        index = (position - 1).clamp(0, len(log) - 1)
         low, high = index.floor().long(), index.ceil().long()
-        return torch.lerp(log[low], log[high], index - low).exp()
+        return torch.lerp(log[low], log[high], index - low).exp() * position.clamp_max(1)
 
     return sigma_of
 
 
-def phase_edges(sigmas, phases):
-    """The sigma at which the phase of each grid entry ends: (steps + 1,) -> (steps,), for phased consistency.
+def phase_ends(steps, phases):
+    """For each of a grid's `steps` entries, the entry at which its phase ends: int64 (steps,), for phased consistency.
 
-    The grid's steps are shared out evenly: phase m ends at entry ceil(m steps / phases) counted from the noise
-    (Wang et al. 2024, arXiv:2405.18407, sec. 3.1). One phase ends at 0 everywhere. Raises ValueError if phases is not in
-    1..steps.
+    Phase m covers the entries from floor(m steps / phases) on (Wang et al. 2024, arXiv:2405.18407, sec. 3.1); one phase
+    ends at `steps`, the data, everywhere. Raises ValueError if phases is not in 1..steps.
     """
-    steps = len(sigmas) - 1
     if not 1 <= phases <= steps:
         raise ValueError(f"phases must be between 1 and the grid's {steps} steps, got {phases}.")
-    ends = torch.tensor([-(-((i * phases) // steps + 1) * steps // phases) for i in range(steps)])
-    return sigmas[ends]
+    edges = torch.tensor([m * steps // phases for m in range(phases + 1)])
+    return edges[torch.searchsorted(edges, torch.arange(steps), right=True)]

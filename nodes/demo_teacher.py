@@ -13,7 +13,6 @@ from ..training.demo import data, net
 from ..training.demo.teacher import label_index, weights
 
 TYPES = {"flow": comfy.model_base.ModelType.FLOW, "epsilon": comfy.model_base.ModelType.EPS}
-ALL = "all labels (to train on)"
 
 
 class EmojiFormat(comfy.latent_formats.LatentFormat):
@@ -70,23 +69,22 @@ class LoadDemoTeacher(io.ComfyNode):
             inputs=[
                 io.Combo.Input("teacher", options=list(net.KINDS), default="flow",
                                tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like SD1.5 or SDXL."),
-                io.Combo.Input("label", options=[*data.label_names(), ALL], default="smiling face",
-                               tooltip="What to draw; it plays the part of the prompt. \"all labels\" gives one conditioning a "
-                                       "label, for the distil node."),
+                io.Combo.Input("label", options=data.label_names(), default="smiling face",
+                               tooltip="What to draw; it plays the part of the prompt."),
             ],
             outputs=[io.Model.Output(display_name="MODEL"), io.Vae.Output(display_name="VAE"),
-                     io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
+                     io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative"),
+                     io.Conditioning.Output(display_name="all_labels", tooltip="Every label, one entry each: to distil on.")],
         )
 
     @classmethod
     def execute(cls, teacher, label):
         labels = data.label_names()
-        chosen = labels if label == ALL else [label]
-        eye = torch.eye(len(labels))
-        positive = [[eye[label_index(name, labels)][None, None].clone(), {}] for name in chosen]
+        everything = [[row[None, None], {}] for row in torch.eye(len(labels))]
+        positive = [everything[label_index(label, labels)]]
         negative = [[torch.zeros(1, 1, len(labels)), {}]]
         vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-        return io.NodeOutput(build(teacher), vae, positive, negative)
+        return io.NodeOutput(build(teacher), vae, positive, negative, everything)
 
 
 NODES = [LoadDemoTeacher]

@@ -5,7 +5,6 @@ import math
 
 METHODS = ("consistency",)
 TARGETS = ("stop-gradient", "ema")
-SOLVERS = ("heun", "euler")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,12 +14,14 @@ class DistilConfig:
     steps        sampling steps the LoRA is made for
     updates      optimiser updates
     batch        samples an update
-    images       samples of the teacher used as data; no data set is needed
-    image_steps  solver steps for each of them (second order)
+    images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
+    image_steps  solver steps for each of them (second order); a multiple of `intervals`
     cfg          guidance of the teacher, which the student learns to do without
-    intervals    the training grid's intervals between noise and data
-    phases       1: consistency all the way; more: within that many parts of the grid (PCM)
-    solver       the teacher's, between neighbours of the grid
+    intervals    anchors kept of each trajectory, from noise to data
+    phases       1: consistency all the way; more: within that many parts of the trajectory (PCM), for as many steps
+    one_step     share of each batch that learns the whole way from pure noise, whatever the phases: for sampling in 1 step
+    rollout      share of the phase starts that are reached by the student's own step through the phase before, not read from
+                 the teacher's trajectory, so that each step learns to mend what the step before it got wrong
     target       whose prediction is learnt: the student's own without gradient, or its EMA's
     metric       "l2" or "pseudo-huber"
     ema          decay an update of the averaged adapter, which is the one saved
@@ -33,11 +34,12 @@ class DistilConfig:
     updates: int = 400
     batch: int = 32
     images: int = 256
-    image_steps: int = 12
+    image_steps: int = 16
     cfg: float = 2.0
-    intervals: int = 16
-    phases: int = 1
-    solver: str = "heun"
+    intervals: int = 8
+    phases: int = 4
+    one_step: float = 0.15
+    rollout: float = 0.75
     target: str = "stop-gradient"
     metric: str = "l2"
     ema: float = 0.98
@@ -51,12 +53,14 @@ class DistilConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-        for name, choices in (("method", METHODS), ("target", TARGETS), ("solver", SOLVERS), ("metric", ("l2", "pseudo-huber"))):
+        for name, choices in (("method", METHODS), ("target", TARGETS), ("metric", ("l2", "pseudo-huber"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        for name, low, high in (("cfg", -math.inf, math.inf), ("ema", 0, 1), ("lr", 0, 1)):
+        for name, low, high in (("cfg", -math.inf, math.inf), ("ema", 0, 1), ("lr", 0, 1), ("one_step", 0, 1), ("rollout", 0, 1)):
             value = getattr(self, name)
             if not math.isfinite(value) or not low <= value <= high:
                 raise ValueError(f"{name} must be a finite number from {low} to {high}, got {value!r}.")
         if self.intervals % self.phases:
             raise ValueError(f"phases must divide intervals ({self.intervals}), got {self.phases}.")
+        if self.image_steps % self.intervals:
+            raise ValueError(f"image_steps must be a multiple of intervals ({self.intervals}), got {self.image_steps}.")

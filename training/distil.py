@@ -4,7 +4,8 @@
     for progress in run.progress(): ...       # stop at any time: run.lora_tensors() is what has been learnt so far
     run.save(path)
 
-Teacher and student are one model, with the adapter off and on. The data are the teacher's own samples.
+Teacher and student are one model, with the adapter off and on. The data are the teacher's own trajectories, solved once
+at its guidance, of which a few anchors are kept: training needs no further teacher call, and no data set.
 """
 
 import dataclasses
@@ -13,16 +14,16 @@ import time
 
 import torch
 
-from ..diffusion.grids import grid, phase_edges
-from ..diffusion.samplers import batch_noise, solve
-from .denoiser import bound, guided
+from ..diffusion.grids import grid, phase_ends
+from ..diffusion.samplers import batch_noise, sample, solve
+from ..diffusion.step import step
+from .denoiser import bound
 from .files import save_lora
 from .lora import Lora
 from .objectives.consistency import METRICS, consistency
 from .recipe import Recipe
 
 PROBES = 8              # held-out noises on which fidelity is measured
-PROBE_STEPS = 24        # steps of their second-order reference
 CHUNK = 32              # samples of one forward call outside training
 
 
@@ -51,7 +52,7 @@ class Distillation:
         self.lora = Lora(denoiser.module, config.rank, config.alpha, seed=config.seed)
         self.averaged = [p.detach().clone() for p in self.lora.parameters()]
         self.optimiser = torch.optim.AdamW(self.lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
-        self.x0, self.condition, self.done = None, None, 0
+        self.anchors, self.condition, self.probe, self.done = None, None, None, 0
         self.loss, self.fidelity = [], []       # [(update, value)]
 
     # ---- the run -------------------------------------------------------------------------------
@@ -61,7 +62,6 @@ class Distillation:
         config = self.config
         chunks = math.ceil((config.images + PROBES) / CHUNK)
         total = chunks + config.updates
-        started = time.perf_counter()
         for i, _ in enumerate(self._sample_data()):
             yield Progress(stage="sampling the teacher", step=i + 1, total=total)
         self._measure()
@@ -75,49 +75,48 @@ class Distillation:
 
     @torch.no_grad()
     def _sample_data(self):
-        """The teacher's samples, a chunk at a time: the training data, and the probes' references."""
+        """The teacher's trajectories, a chunk at a time: anchors for training, and the probes' references."""
         config, denoiser = self.config, self.denoiser
         count = config.images + PROBES
         noise = torch.randn(count, *denoiser.shape, generator=self.generator)
         condition = torch.arange(count) % denoiser.conditions
-        parts = []
+        every = config.image_steps // config.intervals
+        sigmas = grid("uniform", config.image_steps, denoiser.sigma_of, denoiser.path)
+        anchors = []
         for i in range(0, count, CHUNK):
-            steps = config.image_steps if i + CHUNK <= config.images else PROBE_STEPS
-            parts.append(teacher_samples(self.lora, denoiser, noise[i:i + CHUNK], condition[i:i + CHUNK], config.cfg, steps))
+            call = bound(denoiser, condition[i:i + CHUNK], config.cfg)
+            x = start(noise[i:i + CHUNK], sigmas, denoiser.path)
+            with self.lora.off():
+                states = [x] + [state.x for state in sample(call, x, sigmas, denoiser.path, order=2)]
+            anchors.append(torch.stack(states[::every], 1))
             yield
-        x0 = torch.cat(parts)
-        self.x0, self.condition = x0[:config.images], condition[:config.images]
-        self.probe = noise[config.images:], condition[config.images:], x0[config.images:]
+        anchors = torch.cat(anchors)        # (N, intervals + 1, ...), from noise to picture
+        self.anchors, self.condition = anchors[:config.images], condition[:config.images]
+        self.probe = noise[config.images:], condition[config.images:], anchors[config.images:, -1]
 
     def update(self):
         """One optimiser update; returns the loss."""
-        config, path = self.config, self.denoiser.path
-        g = self.generator
-        pick = torch.randint(len(self.x0), (config.batch,), generator=g)
-        index = torch.randint(config.intervals, (config.batch,), generator=g)
-        x0 = self.x0[pick]
-        noise = torch.randn(x0.shape, generator=g)
-        condition = self.condition[pick]
+        config, g = self.config, self.generator
         levels = self.sigmas.float()
-        edges = phase_edges(levels, config.phases)
+        pick = torch.randint(config.images, (config.batch,), generator=g)
+        index = torch.randint(config.intervals, (config.batch,), generator=g)
+        after, end = index + 1, phase_ends(config.intervals, config.phases)[index]
+        whole = torch.arange(config.batch) < round(config.one_step * config.batch)
+        index[whole], after[whole], end[whole] = 0, config.intervals, config.intervals
+        condition = self.condition[pick]
 
-        def call(cfg=1.0):
-            def denoise(x, sigma, rows):
-                return guided(self.denoiser, x, sigma, condition if rows is None else condition[rows], cfg)
-            return denoise
-
-        def teacher(x, sigma, rows):
-            with self.lora.off():
-                return call(config.cfg)(x, sigma, rows)
+        def student(x, sigma, rows):
+            return self.denoiser(x, sigma, condition if rows is None else condition[rows])
 
         def target(x, sigma, rows):
             if config.target == "stop-gradient":
-                return call()(x, sigma, rows)
+                return student(x, sigma, rows)
             with self.lora.using(self.averaged):
-                return call()(x, sigma, rows)
+                return student(x, sigma, rows)
 
-        loss, _ = consistency(call(), target, teacher, path, x0, noise, levels[index], levels[index + 1], edges[index],
-                              solver=config.solver, metric=METRICS[config.metric])
+        x_t = self._roll(student, pick, index, levels, torch.rand(config.batch, generator=g) < config.rollout)
+        loss = consistency(student, target, self.denoiser.path, x_t, self.anchors[pick, after], levels[index], levels[after],
+                           levels[end], metric=METRICS[config.metric])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         self.optimiser.param_groups[0]["lr"] = config.lr * self._lr_factor()
@@ -131,6 +130,19 @@ class Distillation:
         value = float(loss.detach())
         self.loss.append((self.done, value))
         return value
+
+    @torch.no_grad()
+    def _roll(self, student, pick, index, levels, wanted):
+        """x_t from the trajectories; where `wanted`, phase starts are reached by the student's step from the last one."""
+        config, path = self.config, self.denoiser.path
+        x_t = self.anchors[pick, index]
+        length = config.intervals // config.phases
+        rows = wanted & (index >= length) & (index % length == 0)
+        if rows.any():
+            before = index[rows] - length
+            x, t, s = self.anchors[pick[rows], before], levels[before], levels[index[rows]]
+            x_t[rows] = step(x, student(x, t, rows), path, t, s)
+        return x_t
 
     def _lr_factor(self):
         share = self.done / self.config.updates

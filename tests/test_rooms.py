@@ -1,0 +1,71 @@
+"""The import rule: diffusion <- training <- nodes <- root, read from the files."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "server", "folder_paths", "nodes", "aiohttp", "execution"}
+ALLOWED = {     # room: (own rooms it may import, packages it may import beside the standard library)
+    "diffusion": ({"diffusion"}, {"torch"}),
+    "training": ({"diffusion", "training"}, {"torch", "numpy", "safetensors", "PIL", "tqdm"}),
+    "nodes": ({"diffusion", "training", "nodes"}, {"torch", "numpy", "safetensors", "PIL", "tqdm"} | HOST - {"nodes"}),
+}
+
+
+def imports(path, room):
+    """(own rooms, outside packages) that a file imports, at any depth of its code."""
+    own, outside = set(), set()
+    depth = len(path.relative_to(ROOT / room).parts)        # how many dots reach the root
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            if node.level <= depth:
+                own.add(room)
+            elif node.level == depth + 1:
+                own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            else:
+                own.add("outside the package")
+    return own, outside - set(sys.stdlib_module_names)
+
+
+def breaches(path, room):
+    """What a file imports that its room may not."""
+    rooms, packages = ALLOWED[room]
+    own, outside = imports(path, room)
+    return (own - rooms) | (outside - packages)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_room_imports_only_what_it_may(room):
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    assert {str(f): b for f in files if (b := breaches(f, room))} == {}
+
+
+@pytest.mark.parametrize("room, line", [("diffusion", "from ..training import lora"), ("training", "from ..nodes import host"),
+                                        ("training", "import comfy.utils"), ("diffusion", "import numpy"),
+                                        ("training", "from ... import nodes"), ("nodes", "import requests")])
+def test_rule_finds_a_breach(room, line, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / room).mkdir()
+    path = tmp_path / room / "x.py"
+    path.write_text(f"def late():\n    {line}\n")
+    assert breaches(path, room)
+
+
+def test_root_imports_nothing_at_module_level_and_names_no_v1_mapping():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assert not [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.Try, ast.If))]
+    assert "NODE_CLASS_MAPPINGS" not in {t.id for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets}
+
+
+def test_files_are_short():
+    long = {str(p): n for p in ROOT.rglob("*.py") if ".venv" not in p.parts
+            and (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
+    assert long == {}
