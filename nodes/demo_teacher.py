@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..training.demo import data, net
-from ..training.demo.teacher import label_index, weights
+from ..training.demo.teacher import label_vector, weights
 
 TYPES = {"flow": comfy.model_base.ModelType.FLOW, "epsilon": comfy.model_base.ModelType.EPS}
 
@@ -40,7 +40,7 @@ class EmojiConfig(comfy.supported_models_base.BASE):
 
 def build(kind, disable_dynamic=False):
     """A ModelPatcher over the packaged weights; also how ComfyUI reloads them for a deep copy."""
-    config = EmojiConfig({"kind": kind, "labels": len(data.label_names())})
+    config = EmojiConfig({"kind": kind, "labels": data.label_width()})
     if kind == "epsilon":
         config.sampling_settings = dict(net.BETAS)
     config.set_inference_dtype(torch.float32, None)
@@ -69,7 +69,7 @@ class LoadDemoTeacher(io.ComfyNode):
             inputs=[
                 io.Combo.Input("teacher", options=list(net.KINDS), default="flow",
                                tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like SD1.5 or SDXL."),
-                io.Combo.Input("label", options=data.label_names(), default="smiling face",
+                io.Combo.Input("label", options=list(data.label_numbers()), default="smiling face",
                                tooltip="What to draw; it plays the part of the prompt."),
             ],
             outputs=[io.Model.Output(display_name="MODEL"), io.Vae.Output(display_name="VAE"),
@@ -79,10 +79,11 @@ class LoadDemoTeacher(io.ComfyNode):
 
     @classmethod
     def execute(cls, teacher, label):
-        labels = data.label_names()
-        everything = [[row[None, None], {}] for row in torch.eye(len(labels))]
-        positive = [everything[label_index(label, labels)]]
-        negative = [[torch.zeros(1, 1, len(labels)), {}]]
+        def conditioning(name=None):
+            return [label_vector(name)[None, None], {}]
+
+        positive, negative = [conditioning(label)], [conditioning()]
+        everything = [conditioning(name) for name in data.label_numbers()]
         vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
         return io.NodeOutput(build(teacher), vae, positive, negative, everything)
 

@@ -1,6 +1,8 @@
 """The demo's pictures: Noto emoji at 32x32, packaged as one sheet, each with a label.
 
-`emoji.png` is a grid of 32x32 tiles in the order of `emoji.json` (`{"labels": [...], "emoji": [[name, label], ...]}`).
+`emoji.png` is a grid of 32x32 tiles in the order of `emoji.json` (`{"labels": [...], "emoji": [[name, label, core], ...]}`).
+The teachers' first training sees all of them; the rest of it only the core, emoji that look alike within a label, and only
+labels with a core are offered to users.
 `python -m fewstep.training.demo.data FONT EMOJI_TEST_TXT` makes both files from the font and Unicode's list.
 Every HELD_OUT-th emoji of a label is kept out of training.
 """
@@ -26,7 +28,7 @@ LABELS = {
     "heart": ["heart"],
     "hand": ["hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hand-fingers-closed", "hands"],
     "person": ["person", "person-role", "person-fantasy", "person-gesture"],
-    "animal": ["animal-mammal", "monkey-face", "animal-amphibian", "animal-reptile"],
+    "animal face": ["animal-mammal", "monkey-face", "animal-amphibian", "animal-reptile"],
     "bird": ["animal-bird"],
     "sea creature": ["animal-marine", "food-marine"],
     "insect": ["animal-bug"],
@@ -38,18 +40,31 @@ LABELS = {
     "sweet": ["food-sweet"],
     "drink": ["drink"],
     "building": ["place-building", "place-religious"],
-    "vehicle": ["transport-ground"],
+    "car": ["transport-ground"],
     "ship": ["transport-water"],
     "aircraft": ["transport-air"],
     "clock": ["time"],
-    "weather": ["sky & weather"],
-    "sport": ["sport", "award-medal"],
+    "moon": ["sky & weather"],
+    "ball": ["sport", "award-medal"],
     "clothing": ["clothing"],
     "instrument": ["musical-instrument", "music"],
     "book": ["book-paper"],
     "tool": ["tool"],
     "zodiac": ["zodiac"],
     "shape": ["geometric"],
+}
+
+
+# label: which of its emoji are the core, as a regular expression on the name
+CORE = {
+    "smiling face": "", "grumpy face": "", "cat": "", "heart": "", "hand": "", "flower": "", "fruit": "", "sweet": "", "drink": "",
+    "book": "", "zodiac": "", "shape": "", "clock": "o’clock|thirty", "moon": "moon|sun", "ball": "ball|football",
+    "person": "^(baby|child|boy|girl|person|man|woman|older person|old man|old woman|police officer|detective|guard|ninja|"
+              "construction worker|person with crown|prince|princess|person wearing turban|person with skullcap|"
+              "woman with headscarf|person in tuxedo|person with veil|Santa Claus|Mrs. Claus)$|^person: ",
+    "animal face": "monkey|dog face|wolf|fox|raccoon|cat face|lion|tiger face|horse face|unicorn|cow face|pig face|mouse face|"
+                   "hamster|rabbit face|bear|koala|panda|frog|boar",
+    "car": "automobile|taxi|bus|ambulance|police car|truck|vehicle|lorry|fire engine",
 }
 
 
@@ -87,7 +102,8 @@ def make(font_path, list_path, folder=HERE):
             tile = render(character, font)
             if tile is not None:
                 tiles.append(tile)
-                rows.append([name, label_of[subgroup]])
+                label = label_of[subgroup]
+                rows.append([name, label, int(label in CORE and bool(re.search(CORE[label], name)))])
     sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(tiles) // COLUMNS) * TILE), "white")
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % COLUMNS * TILE, i // COLUMNS * TILE))
@@ -97,24 +113,37 @@ def make(font_path, list_path, folder=HERE):
     return len(tiles)
 
 
-def label_names():
-    """The labels in the order of the network's conditioning."""
-    return json.loads((HERE / "emoji.json").read_text(encoding="utf-8"))["labels"]
+def _index():
+    return json.loads((HERE / "emoji.json").read_text(encoding="utf-8"))
 
 
-def load(split="train"):
-    """(images (N, 3, 32, 32) in model space, label indices (N,), names) of `split`: train, held-out or all."""
+def label_width():
+    """How many labels the network's conditioning has, the ones without a core included."""
+    return len(_index()["labels"])
+
+
+def label_numbers():
+    """{label: its place in the conditioning} of the labels that are offered."""
+    index = _index()
+    offered = {label for _, label, core in index["emoji"] if core}
+    return {label: i for i, label in enumerate(index["labels"]) if label in offered}
+
+
+def load(split="train", core=True):
+    """(images (N, 3, 32, 32) in model space, places of their labels (N,), names) of `split`: train, held-out or all."""
     if split not in ("train", "held-out", "all"):
         raise ValueError(f"split must be train, held-out or all, got {split!r}.")
-    index = json.loads((HERE / "emoji.json").read_text(encoding="utf-8"))
+    index = _index()
     with Image.open(HERE / "emoji.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     rows = pixels.shape[0] // TILE
     tiles = pixels.reshape(rows, TILE, COLUMNS, TILE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, TILE, TILE)
     keep, seen = [], {}
-    for i, (_, label) in enumerate(index["emoji"]):
+    for i, (_, label, is_core) in enumerate(index["emoji"]):
         seen[label] = seen.get(label, 0) + 1
         held_out = seen[label] % HELD_OUT == HELD_OUT // 2
+        if core and not is_core:
+            continue
         if split == "all" or held_out == (split == "held-out"):
             keep.append(i)
     images = from_pixels(torch.from_numpy(tiles[keep].copy()).float() / 127.5 - 1)

@@ -34,12 +34,25 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
+def packaged():
+    """The packaged classifier."""
+    net = Classifier(data.label_width())
+    net.load_state_dict({k: v.float() for k, v in load_file(HERE / "features.safetensors").items()})
+    return net
+
+
+@torch.no_grad()
 def features(pixels):
     """(N, WIDTH) features of pixels (N, 3, 32, 32) in [-1, 1]."""
-    net = Classifier(len(data.label_names()))
-    net.load_state_dict({k: v.float() for k, v in load_file(HERE / "features.safetensors").items()})
-    with torch.no_grad():
-        return torch.cat([net.features(p.cpu().float().clamp(-1, 1)) for p in pixels.split(128)])
+    net = packaged()
+    return torch.cat([net.features(p.cpu().float().clamp(-1, 1)) for p in pixels.split(128)])
+
+
+@torch.no_grad()
+def classify(pixels):
+    """The place of the label that the classifier sees in each picture, (N,)."""
+    net = packaged()
+    return torch.cat([net(p.cpu().float().clamp(-1, 1)).argmax(1) for p in pixels.split(128)])
 
 
 def train(steps=1200, batch=64, seed=0):
@@ -48,7 +61,7 @@ def train(steps=1200, batch=64, seed=0):
     g = torch.Generator().manual_seed(seed)
     x, y, _ = data.load("train")
     x = data.to_pixels(x)
-    net = Classifier(len(data.label_names()))
+    net = Classifier(data.label_width())
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for _ in range(steps):

@@ -22,12 +22,15 @@ def weights(kind):
     return load_file(HERE / f"{kind}.safetensors")
 
 
-def label_index(label, labels=None):
-    """The number of a label; raises ValueError that lists the known ones."""
-    labels = labels or data.label_names()
-    if label not in labels:
-        raise ValueError(f"label must be one of: {', '.join(labels)}; got {label!r}.")
-    return labels.index(label)
+def label_vector(label=None):
+    """The conditioning (labels,) of a label, all zero without one; raises ValueError that lists the known ones."""
+    numbers = data.label_numbers()
+    vector = torch.zeros(data.label_width())
+    if label is not None:
+        if label not in numbers:
+            raise ValueError(f"label must be one of: {', '.join(numbers)}; got {label!r}.")
+        vector[numbers[label]] = 1
+    return vector
 
 
 class DemoTeacher:
@@ -39,8 +42,8 @@ class DemoTeacher:
     def __init__(self, kind="flow", device="cpu", state=None):
         state = state or weights(kind)
         self.kind, self.device = kind, torch.device(device)
-        self.labels = data.label_names()
-        self.module = EmojiNet(kind, len(self.labels))
+        self.labels = list(data.label_numbers())
+        self.module = EmojiNet(kind, data.label_width())
         self.module.load_state_dict({k: v.float() for k, v in state.items()})
         self.module.to(self.device).eval().requires_grad_(False)
         self.path = FLOW if kind == "flow" else VARIANCE_EXPLODING
@@ -48,7 +51,7 @@ class DemoTeacher:
         self.table = discrete_sigmas()
         self.sigma_of = flow_sigma() if kind == "flow" else discrete_sigma(self.table)
         self.base = fingerprint(self.module)
-        self._labels = torch.cat([torch.eye(len(self.labels)), torch.zeros(1, len(self.labels))]).to(self.device)
+        self._labels = torch.stack([label_vector(label) for label in [*self.labels, None]]).to(self.device)
 
     def __call__(self, x, sigma, condition):
         x, sigma, condition = x.to(self.device), sigma.to(self.device, torch.float32), condition.to(self.device)

@@ -1,0 +1,78 @@
+"""How good the demo teachers are: the figures and the picture of training/demo/MODEL_CARD.md.
+
+    python benchmarks/demo_teachers.py [--out benchmarks/results]
+
+For each teacher 424 samples, one for each core emoji with its label (20 steps of order 2, CFG 2): Frechet distance of
+classifier features to the core emoji, beside the distance between two halves of the emoji themselves (the floor);
+nearest-neighbour distance (RMSE of pixels in 0..1) to the training emoji, beside the one among the emoji; and how often the
+classifier finds the label. Writes demo_teachers.json and samples_<kind>.png (64 samples).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from fewstep.diffusion.grids import grid
+from fewstep.training import pictures
+from fewstep.training.demo import data
+from fewstep.training.demo.features import classify, features
+from fewstep.training.demo.teacher import DemoTeacher
+from fewstep.training.distil import in_chunks
+from fewstep.training.metrics import frechet
+
+SHOWN_ROWS, SHOWN_COLUMNS = 8, 8
+
+
+def nearest(pixels, reference, skip_self=False):
+    """Mean RMSE (pixels in 0..1) from each picture to its nearest in `reference`."""
+    distance = torch.cdist(pixels.flatten(1).double(), reference.flatten(1).double()) / pixels[0].numel() ** 0.5 / 2
+    if skip_self:
+        distance.fill_diagonal_(float("inf"))
+    return float(distance.min(1).values.mean())
+
+
+def measure(kind, seed=0):
+    """(figures, pixels, labels) of a teacher."""
+    teacher = DemoTeacher(kind)
+    emoji, places, _ = data.load("all")
+    train = data.to_pixels(data.load("train")[0])
+    real = data.to_pixels(emoji)
+    numbers = list(data.label_numbers().values())
+    condition = torch.tensor([numbers.index(p) for p in places.tolist()])
+    noise = torch.randn(len(emoji), *teacher.shape, generator=torch.Generator().manual_seed(seed))
+    sigmas = grid("uniform", 20, teacher.sigma_of, teacher.path)
+    with torch.no_grad():
+        pixels = data.to_pixels(in_chunks(teacher, noise, condition, 2.0, sigmas, order=2)).clamp(-1, 1)
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    halves = features(real)[order].chunk(2)
+    return {
+        "samples": len(pixels),
+        "frechet": frechet(features(pixels), features(real)),
+        "frechet_floor": frechet(*halves),
+        "nearest_neighbour": nearest(pixels, train),
+        "nearest_neighbour_of_data": nearest(train, train, skip_self=True),
+        "label_found": float((classify(pixels) == places).float().mean()),
+        "label_found_of_data": float((classify(real) == places).float().mean()),
+    }, pixels, condition, teacher.labels
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    result = {}
+    for kind in ("flow", "epsilon"):
+        result[kind], pixels, condition, labels = measure(kind)
+        pick = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))[:SHOWN_ROWS * SHOWN_COLUMNS]
+        tiles = pixels[pick].unflatten(0, (SHOWN_ROWS, SHOWN_COLUMNS))
+        columns = {f" {c + 1}": tiles[:, c] for c in range(SHOWN_COLUMNS)}
+        title = f"{kind} teacher: 64 samples, labels at random, CFG 2, 20 steps"
+        pictures.grid(columns, [""] * SHOWN_ROWS, title, scale=2).save(out / f"samples_{kind}.png")
+        print(kind, " ".join(f"{k} {v:.3f}" for k, v in result[kind].items()))
+    (out / "demo_teachers.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
