@@ -15,6 +15,7 @@ class Denoiser(Protocol):
     module      the torch module whose Linear and Conv layers a LoRA may sit on
     shape       the shape of one sample, without the batch
     conditions  how many conditionings it holds; they are called 0, 1, ... and -1 is the unconditional one
+    noise_scale what the model multiplies noise by before it mixes it in; 1 for nearly all
     base        fingerprint of the weights (`lora.fingerprint`)
     """
 
@@ -22,6 +23,7 @@ class Denoiser(Protocol):
     module: torch.nn.Module
     shape: tuple
     conditions: int
+    noise_scale: float
     base: str
 
     def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...

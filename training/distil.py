@@ -53,6 +53,7 @@ class Distillation:
         self.averaged = [p.detach().clone() for p in self.lora.parameters()]
         self.optimiser = torch.optim.AdamW(self.lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
         self.anchors, self.condition, self.probe, self.done = None, None, None, 0
+        self.overwrites = False                 # the model was seen to write over saved activations
         self.loss, self.fidelity = [], []       # [(update, value)]
 
     # ---- the run -------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ class Distillation:
         anchors = []
         for i in range(0, count, CHUNK):
             call = bound(denoiser, condition[i:i + CHUNK], config.cfg)
-            x = start(noise[i:i + CHUNK], sigmas, denoiser.path)
+            x = start(denoiser, noise[i:i + CHUNK], sigmas)
             with self.lora.off():
                 states = [x] + [state.x for state in sample(call, x, sigmas, denoiser.path, order=2)]
             anchors.append(torch.stack(states[::every], 1))
@@ -105,6 +106,8 @@ class Distillation:
         index[whole], after[whole], end[whole] = 0, config.intervals, config.intervals
         condition = self.condition[pick]
 
+        rolled = torch.rand(config.batch, generator=g) < config.rollout
+
         def student(x, sigma, rows):
             return self.denoiser(x, sigma, condition if rows is None else condition[rows])
 
@@ -114,10 +117,12 @@ class Distillation:
             with self.lora.using(self.averaged):
                 return student(x, sigma, rows)
 
-        x_t = self._roll(student, pick, index, levels, torch.rand(config.batch, generator=g) < config.rollout)
-        loss = consistency(student, target, self.denoiser.path, x_t, self.anchors[pick, after], levels[index], levels[after],
-                           levels[end], metric=METRICS[config.metric])
-        loss.backward()
+        def compute():
+            return consistency(student, target, self.denoiser.path, x_t, self.anchors[pick, after], levels[index], levels[after],
+                               levels[end], metric=METRICS[config.metric])
+
+        x_t = self._roll(student, pick, index, levels, rolled)
+        loss = self._backward(compute)
         torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         self.optimiser.param_groups[0]["lr"] = config.lr * self._lr_factor()
         self.optimiser.step()
@@ -130,6 +135,27 @@ class Distillation:
         value = float(loss.detach())
         self.loss.append((self.done, value))
         return value
+
+    def _backward(self, compute):
+        """The loss with its gradient in the adapter, also for models that write over activations which autograd has saved.
+
+        Flux and its kin add to their residual streams in place. PyTorch notices and refuses; from then on saved tensors are
+        copied when something overwrites them, which is exact and slower.
+        """
+        if not self.overwrites:
+            try:
+                loss = compute()
+                loss.backward()
+                return loss
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+                self.overwrites = True
+                self.optimiser.zero_grad(set_to_none=True)
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            loss = compute()
+            loss.backward()
+        return loss
 
     @torch.no_grad()
     def _roll(self, student, pick, index, levels, wanted):
@@ -188,20 +214,21 @@ class Distillation:
         self.lora.remove()
 
 
-def start(noise, sigmas, path):
-    """The first state of sampling from unit noise: x = sigma_max eps (sqrt(1 + sigma_max^2) eps where alpha is 1)."""
-    first = sigmas[0]
-    return noise * float((first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first)
+def start(denoiser, noise, sigmas):
+    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where alpha is 1."""
+    first, path = sigmas[0], denoiser.path
+    level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
+    return noise * (float(level) * denoiser.noise_scale)
 
 
 def in_chunks(denoiser, noise, condition, cfg, sigmas, *, churn=0.0, seed=0, order=1):
     """Sample from unit noise (B, ...) along `sigmas`, CHUNK at a time; model space, float32."""
-    fresh = batch_noise(seed) if churn else None
     parts = []
     for i in range(0, len(noise), CHUNK):
-        x = start(noise[i:i + CHUNK], sigmas, denoiser.path)
-        parts.append(solve(bound(denoiser, condition[i:i + CHUNK], cfg), x, sigmas, denoiser.path, churn=churn,
-                           order=order, noise=fresh))
+        fresh = batch_noise(seed + i)
+        x = start(denoiser, noise[i:i + CHUNK], sigmas)
+        parts.append(solve(bound(denoiser, condition[i:i + CHUNK], cfg), x, sigmas, denoiser.path, churn=churn, order=order,
+                           noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x)))
     return torch.cat(parts)
 
 

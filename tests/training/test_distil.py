@@ -1,0 +1,175 @@
+"""A whole run on the packaged teachers, small; what it promises of the model, of its seed, and of what it leaves behind."""
+
+import json
+
+import pytest
+import torch
+from fewstep.training import pictures
+from fewstep.training.config import DistilConfig
+from fewstep.training.demo import data
+from fewstep.training.demo.run import COLUMNS, demo
+from fewstep.training.demo.teacher import DemoTeacher, label_vector
+from fewstep.training.distil import Distillation
+from fewstep.training.files import load_lora
+from fewstep.training.metrics import frechet
+from PIL import Image
+
+KINDS = ("flow", "epsilon")
+SMALL = dict(updates=30, images=24, batch=16, image_steps=8)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def finished(request):
+    """A finished small run and the progress it reported."""
+    run = Distillation(DemoTeacher(request.param), DistilConfig(**SMALL))
+    reports = list(run.progress())
+    yield run, reports
+    run.close()
+
+
+def test_a_short_run_already_brings_the_student_nearer_to_its_teacher(finished):
+    run, reports = finished
+    assert run.fidelity[-1][1] < 0.9 * run.fidelity[0][1]
+    assert [p.step for p in reports] == list(range(1, reports[0].total + 1))
+    assert {p.stage for p in reports} == {"sampling the teacher", "training"}
+    assert reports[-1].seconds_left == 0 and all(p.seconds_left is None for p in reports[:5])
+    assert len(run.loss) == SMALL["updates"]
+
+
+def test_the_base_weights_are_untouched_and_come_back(finished):
+    run, _ = finished
+    fresh = DemoTeacher(run.denoiser.kind)
+    for (name, a), (_, b) in zip(run.denoiser.module.state_dict().items(), fresh.module.state_dict().items()):
+        assert torch.equal(a, b), name
+    x, sigma, condition = torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.9]), torch.tensor([0, 3])
+    with torch.no_grad(), run.lora.off():
+        assert torch.equal(run.denoiser(x, sigma, condition), fresh(x, sigma, condition))
+
+
+def test_the_file_holds_the_run(finished, tmp_path):
+    run, _ = finished
+    tensors, recipe = load_lora(run.save(tmp_path / "x.safetensors"))
+    assert recipe.path == run.denoiser.path.name and recipe.base == run.denoiser.base and recipe.cfg == 1
+    assert recipe.sigmas == tuple(run.sample_sigmas.tolist()) and len(recipe.sigmas) == 5
+    assert recipe.trained["updates"] == SMALL["updates"]
+    other = Distillation(DemoTeacher(run.denoiser.kind), DistilConfig(**SMALL))
+    other.lora.load_state_dict(tensors)
+    assert all(torch.equal(a, b) for a, b in zip(other.lora.parameters(), run.averaged))
+    other.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"target": "ema"}, {"phases": 1, "one_step": 0.0}, {"metric": "pseudo-huber"},
+                                     {"cfg": 1.0}])
+def test_every_option_learns_and_a_seed_decides_all(options):
+    def train(seed):
+        run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "updates": 3, "images": 8, **options}, seed=seed))
+        list(run.progress())
+        run.close()
+        return run.lora_tensors(), run.loss
+
+    (first, losses), (again, same), (other, _) = train(1), train(1), train(2)
+    assert losses == same and all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+    assert all(torch.isfinite(v).all() for v in first.values())
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(3)
+    wanted = torch.randn(4)
+    torch.manual_seed(3)
+    run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "updates": 1, "images": 8}))
+    list(run.progress())
+    run.close()
+    assert torch.equal(torch.randn(4), wanted)
+
+
+def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():
+    """The residual stream of Flux and others grows in place; the gradient must equal the one of the copying twin."""
+
+    class Overwriting(torch.nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.in_place = in_place
+            self.lines = torch.nn.ModuleList(torch.nn.Linear(48, 48) for _ in range(3))
+
+        def forward(self, h):
+            for line in self.lines:
+                update = line(torch.nn.functional.layer_norm(h, (48,)))
+                h = h.add_(update) if self.in_place else h + update
+            return h
+
+    class Model(DemoTeacher):
+        def __init__(self, in_place):
+            super().__init__("flow")
+            torch.manual_seed(0)
+            self.module = Overwriting(in_place).requires_grad_(False)
+
+        def __call__(self, x, sigma, condition):
+            return self.module((x * 1).reshape(*x.shape[:1], -1, 48)).reshape(x.shape)
+
+    gradients = []
+    for in_place in (True, False):
+        run = Distillation(Model(in_place), DistilConfig(**{**SMALL, "updates": 2, "images": 8}))
+        list(run.progress())
+        assert run.overwrites == in_place
+        gradients.append(run.lora_tensors())
+        run.close()
+    for key, value in gradients[1].items():
+        assert torch.allclose(gradients[0][key], value, atol=1e-6), key
+
+
+@pytest.mark.parametrize("bad, why", [
+    ({"steps": 0}, "steps must be a whole number of 1 or more, got 0"), ({"rank": -1}, "rank must be a whole number"),
+    ({"phases": 3}, "phases must divide intervals"), ({"metric": "l7"}, "metric must be one of"),
+    ({"lr": float("nan")}, "lr must be a finite"), ({"image_steps": 9}, "image_steps must be a multiple"),
+    ({"method": "magic"}, "method must be one of")])
+def test_bad_settings_are_refused_by_name(bad, why):
+    with pytest.raises(ValueError, match=why):
+        DistilConfig(**bad)
+
+
+def test_an_unknown_label_or_teacher_is_refused_by_name():
+    with pytest.raises(ValueError, match="label must be one of: smiling face, .*; got 'unicorn'"):
+        label_vector("unicorn")
+    with pytest.raises(ValueError, match="teacher must be one of flow, epsilon, got 'v'"):
+        DemoTeacher("v")
+
+
+def test_the_demo_writes_all_it_promises(tmp_path):
+    result = demo(tmp_path / "out", kind="epsilon", seed=5, **{**SMALL, "updates": 4})
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"demo.png", "curves.png", "lora.safetensors", "metrics.json"}
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(result))
+    assert set(COLUMNS) <= set(metrics["columns"]) and metrics["columns"]["teacher-50"]["rmse"] == 0
+    assert (metrics["teacher"], metrics["seed"], metrics["device"]) == ("epsilon", 5, "cpu") and metrics["peak_memory_mib"] > 50
+    assert all(row["frechet"] > 0 for row in metrics["columns"].values())
+    with Image.open(tmp_path / "out" / "demo.png") as picture:
+        assert picture.width > 500 and picture.height > 500
+
+
+def test_the_demo_refuses_a_bad_folder_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(Distillation, "progress", lambda self: pytest.fail("work began"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="output folder must be writable"):
+        demo(tmp_path / "file")
+
+
+def test_frechet_distance_is_exact_for_shifted_and_scaled_sets(generator):
+    a = torch.randn(5000, 6, generator=generator, dtype=torch.float64)
+    assert abs(frechet(a, a)) < 1e-9
+    assert abs(frechet(a, a + 2) - 24) < 1e-6
+    c = torch.cov(a.T)
+    assert abs(frechet(a, 3 * a) - float(4 * a.mean(0).square().sum() + 4 * c.trace())) < 1e-6
+
+
+def test_data_splits_share_nothing_and_every_label_has_its_core():
+    train, held_out = data.load("train"), data.load("held-out")
+    assert not set(train[2]) & set(held_out[2]) and len(held_out[2]) >= 15
+    assert set(data.load("all")[1].tolist()) == set(data.label_numbers().values())
+    assert abs(float(data.load("all")[0].mean())) < 0.3
+
+
+def test_curves_survive_empty_and_non_finite_data():
+    pictures.run_curves([], [])
+    assert pictures.run_curves([(1, float("nan")), (2, 0.5), (3, 0.25)], [(0, 1.0)]).size == (860, 300)
