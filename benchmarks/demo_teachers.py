@@ -2,8 +2,8 @@
 
     python benchmarks/demo_teachers.py [--out benchmarks/results]
 
-For each teacher 424 samples, one for each core emoji with its label (20 steps of order 2, CFG 2): Frechet distance of
-classifier features to the core emoji, beside the distance between two halves of the emoji themselves (the floor);
+For each teacher one sample for each core emoji of the offered labels, with that label (20 steps of order 2, CFG 2): Frechet
+distance of classifier features to the core emoji, beside the distance between two halves of the emoji themselves (the floor);
 nearest-neighbour distance (RMSE of pixels in 0..1) to the training emoji, beside the one among the emoji; and how often the
 classifier finds the label. Writes demo_teachers.json and samples_<kind>.png (64 samples).
 """
@@ -32,15 +32,21 @@ def nearest(pixels, reference, skip_self=False):
     return float(distance.min(1).values.mean())
 
 
+def offered(split, numbers):
+    """(pixels, places) of the core emoji of `split` whose label users are offered."""
+    emoji, places, _ = data.load(split)
+    keep = torch.isin(places, torch.tensor(numbers))
+    return data.to_pixels(emoji[keep]), places[keep]
+
+
 def measure(kind, seed=0):
     """(figures, pixels, labels) of a teacher."""
     teacher = DemoTeacher(kind)
-    emoji, places, _ = data.load("all")
-    train = data.to_pixels(data.load("train")[0])
-    real = data.to_pixels(emoji)
     numbers = list(data.label_numbers().values())
+    real, places = offered("all", numbers)
+    train, _ = offered("train", numbers)
     condition = torch.tensor([numbers.index(p) for p in places.tolist()])
-    noise = torch.randn(len(emoji), *teacher.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(len(real), *teacher.shape, generator=torch.Generator().manual_seed(seed))
     sigmas = grid("uniform", 20, teacher.sigma_of, teacher.path)
     with torch.no_grad():
         pixels = data.to_pixels(in_chunks(teacher, noise, condition, 2.0, sigmas, order=2)).clamp(-1, 1)

@@ -1,7 +1,7 @@
 """Train a demo teacher from the packaged emoji; writes `<kind>.safetensors` (half precision).
 
     python -m fewstep.training.demo.make_teacher flow --steps 4200 --core-after 2600
-    python -m fewstep.training.demo.make_teacher epsilon --steps 900 --init flow.safetensors
+    python -m fewstep.training.demo.make_teacher epsilon --steps 500 --lr 4e-4 --init flow.safetensors
 
 Loss: E |v - v_theta|^2 with v = alpha eps - sigma x_0 on the normalised path, which is the flow-matching loss up to
 the weight (alpha + sigma)^2 and the epsilon loss up to 1/alpha^2. Hidden matrices by Muon (Jordan et al. 2024), the
