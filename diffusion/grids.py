@@ -72,13 +72,6 @@ def discrete_sigma(sigmas):
     return sigma_of
 
 
-def phase_ends(steps, phases):
-    """For each of a grid's `steps` entries, the entry at which its phase ends: int64 (steps,), for phased consistency.
-
-    Phase m covers the entries from floor(m steps / phases) on (Wang et al. 2024, arXiv:2405.18407, sec. 3.1); one phase
-    ends at `steps`, the data, everywhere. Raises ValueError if phases is not in 1..steps.
-    """
-    if not 1 <= phases <= steps:
-        raise ValueError(f"phases must be between 1 and the grid's {steps} steps, got {phases}.")
-    edges = torch.tensor([m * steps // phases for m in range(phases + 1)])
-    return edges[torch.searchsorted(edges, torch.arange(steps), right=True)]
+def shifted(sigma_of, shift):
+    """`sigma_of` with more of its time near the noise: t -> shift t / (1 + (shift - 1) t), as `flow_sigma` does it."""
+    return lambda t: sigma_of(shift * t / (1 + (shift - 1) * t))

@@ -15,10 +15,13 @@ class DistilConfig:
     updates      optimiser updates
     batch        samples an update
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
-    image_steps  solver steps for each of them (second order); a multiple of `intervals`
+    image_steps  solver steps for each of them (second order), a multiple of `phases`
+    shift        of the grid that teacher and student step along: above 1 more of it lies near the noise, where it is decided
+                 what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
-    intervals    anchors kept of each trajectory, from noise to data
-    phases       1: consistency all the way; more: within that many parts of the trajectory (PCM), for as many steps
+    phases       parts of the trajectory within which the student is consistent (PCM), None for as many as steps; 1:
+                 consistency all the way
+    between      points kept inside each phase, from which the student learns too; 0: only the phases' starts
     one_step     share of each batch that learns the whole way from pure noise, whatever the phases: for sampling in 1 step
     rollout      share of the phase starts that are reached by the student's own step through the phase before, not read from
                  the teacher's trajectory, so that each step learns to mend what the step before it got wrong
@@ -31,36 +34,42 @@ class DistilConfig:
 
     method: str = "consistency"
     steps: int = 4
-    updates: int = 400
-    batch: int = 32
-    images: int = 256
-    image_steps: int = 16
+    updates: int = 420
+    batch: int = 24
+    images: int = 320
+    image_steps: int = 8
+    shift: float = 3.0
     cfg: float = 2.0
-    intervals: int = 8
-    phases: int = 4
+    phases: int | None = None
+    between: int = 0
     one_step: float = 0.15
-    rollout: float = 0.75
+    rollout: float = 0.5
     target: str = "stop-gradient"
     metric: str = "l2"
-    ema: float = 0.98
-    rank: int = 16
+    ema: float = 0.985
+    rank: int = 32
     alpha: float | None = None
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "updates", "batch", "images", "image_steps", "intervals", "phases", "rank"):
+        for name in ("steps", "updates", "batch", "images", "image_steps", "rank"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
         for name, choices in (("method", METHODS), ("target", TARGETS), ("metric", ("l2", "pseudo-huber"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        for name, low, high in (("cfg", -math.inf, math.inf), ("ema", 0, 1), ("lr", 0, 1), ("one_step", 0, 1), ("rollout", 0, 1)):
+        for name, low, high in (("cfg", -math.inf, math.inf), ("ema", 0, 1), ("lr", 0, 1), ("shift", 0.1, 100),
+                                ("one_step", 0, 1), ("rollout", 0, 1)):
             value = getattr(self, name)
             if not math.isfinite(value) or not low <= value <= high:
                 raise ValueError(f"{name} must be a finite number from {low} to {high}, got {value!r}.")
-        if self.intervals % self.phases:
-            raise ValueError(f"phases must divide intervals ({self.intervals}), got {self.phases}.")
-        if self.image_steps % self.intervals:
-            raise ValueError(f"image_steps must be a multiple of intervals ({self.intervals}), got {self.image_steps}.")
+        if self.phases is None:
+            object.__setattr__(self, "phases", self.steps)
+        if isinstance(self.phases, bool) or not isinstance(self.phases, int) or self.phases < 1:
+            raise ValueError(f"phases must be a whole number of 1 or more, got {self.phases!r}.")
+        if self.image_steps % self.phases:
+            raise ValueError(f"image_steps must be a multiple of phases ({self.phases}), got {self.image_steps}.")
+        if isinstance(self.between, bool) or not isinstance(self.between, int) or self.between < 0:
+            raise ValueError(f"between must be a whole number of 0 or more, got {self.between!r}.")

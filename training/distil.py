@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from ..diffusion.grids import grid, phase_ends
+from ..diffusion.grids import grid, shifted
 from ..diffusion.samplers import batch_noise, sample, solve
 from ..diffusion.step import step
 from .denoiser import bound
@@ -47,8 +47,8 @@ class Distillation:
         if denoiser.conditions < 1:
             raise ValueError("The run needs at least one conditioning (a prompt or a label), got none.")
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sigmas = grid("uniform", config.intervals, denoiser.sigma_of, denoiser.path)
-        self.sample_sigmas = grid("uniform", config.steps, denoiser.sigma_of, denoiser.path)
+        self.fine = grid("uniform", config.image_steps, shifted(denoiser.sigma_of, config.shift), denoiser.path)
+        self._lay_phases()
         self.lora = Lora(denoiser.module, config.rank, config.alpha, seed=config.seed)
         self.averaged = [p.detach().clone() for p in self.lora.parameters()]
         self.optimiser = torch.optim.AdamW(self.lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
@@ -81,29 +81,42 @@ class Distillation:
         count = config.images + PROBES
         noise = torch.randn(count, *denoiser.shape, generator=self.generator)
         condition = torch.arange(count) % denoiser.conditions
-        every = config.image_steps // config.intervals
-        sigmas = grid("uniform", config.image_steps, denoiser.sigma_of, denoiser.path)
-        anchors = []
+        parts = []
         for i in range(0, count, CHUNK):
             call = bound(denoiser, condition[i:i + CHUNK], config.cfg)
-            x = start(denoiser, noise[i:i + CHUNK], sigmas)
+            x = start(denoiser, noise[i:i + CHUNK], self.fine)
             with self.lora.off():
-                states = [x] + [state.x for state in sample(call, x, sigmas, denoiser.path, order=2)]
-            anchors.append(torch.stack(states[::every], 1))
+                points = [x] + [state.x for state in sample(call, x, self.fine, denoiser.path, order=2)]
+            parts.append(torch.stack([points[k] for k in self.kept], 1))
             yield
-        anchors = torch.cat(anchors)        # (N, intervals + 1, ...), from noise to picture
+        anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
         self.anchors, self.condition = anchors[:config.images], condition[:config.images]
         self.probe = noise[config.images:], condition[config.images:], anchors[config.images:, -1]
+
+    def _lay_phases(self):
+        """Which points of a trajectory are kept: the phases' edges and `between` points inside each."""
+        length = self.config.image_steps // self.config.phases
+        edges = range(0, self.config.image_steps + 1, length)
+        inside = torch.linspace(0, length, self.config.between + 2).round().int().tolist()
+        self.kept = sorted({a + k for a in edges[:-1] for k in inside})
+        self.levels = self.fine[self.kept].float()                                  # sigma of every kept point
+        self.edges = torch.tensor([self.kept.index(e) for e in edges])              # which of them are edges
+        places = torch.arange(len(self.kept) - 1)
+        self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]  # the edge that ends each one's phase
+
+    def sigmas_for(self, steps):
+        """The grid for sampling in that many steps; with as many steps as phases, the phases' edges."""
+        return grid("uniform", steps, shifted(self.denoiser.sigma_of, self.config.shift), self.denoiser.path)
 
     def update(self):
         """One optimiser update; returns the loss."""
         config, g = self.config, self.generator
-        levels = self.sigmas.float()
+        levels, last = self.levels, len(self.levels) - 1
         pick = torch.randint(config.images, (config.batch,), generator=g)
-        index = torch.randint(config.intervals, (config.batch,), generator=g)
-        after, end = index + 1, phase_ends(config.intervals, config.phases)[index]
+        index = torch.randint(last, (config.batch,), generator=g)
+        after, end = index + 1, self.ends[index]
         whole = torch.arange(config.batch) < round(config.one_step * config.batch)
-        index[whole], after[whole], end[whole] = 0, config.intervals, config.intervals
+        index[whole], after[whole], end[whole] = 0, last, last
         condition = self.condition[pick]
 
         rolled = torch.rand(config.batch, generator=g) < config.rollout
@@ -160,12 +173,12 @@ class Distillation:
     @torch.no_grad()
     def _roll(self, student, pick, index, levels, wanted):
         """x_t from the trajectories; where `wanted`, phase starts are reached by the student's step from the last one."""
-        config, path = self.config, self.denoiser.path
+        path = self.denoiser.path
         x_t = self.anchors[pick, index]
-        length = config.intervals // config.phases
-        rows = wanted & (index >= length) & (index % length == 0)
+        place = torch.searchsorted(self.edges, index)
+        rows = wanted & (index > 0) & (self.edges[place] == index)
         if rows.any():
-            before = index[rows] - length
+            before = self.edges[place[rows] - 1]
             x, t, s = self.anchors[pick[rows], before], levels[before], levels[index[rows]]
             x_t[rows] = step(x, student(x, t, rows), path, t, s)
         return x_t
@@ -178,7 +191,7 @@ class Distillation:
     def _measure(self):
         """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, without churn."""
         noise, condition, reference = self.probe
-        x = self.student_samples(noise, condition, self.sample_sigmas)
+        x = self.student_samples(noise, condition, self.sigmas_for(self.config.steps))
         value = float((x - reference).square().mean().sqrt())
         self.fidelity.append((self.done, value))
         return value
@@ -199,10 +212,10 @@ class Distillation:
         """How to sample with it."""
         config = self.config
         trained = {"updates": self.done, "batch": config.batch, "teacher_cfg": config.cfg, "phases": config.phases,
-                   "intervals": config.intervals, "rank": config.rank, "seed": config.seed}
+                   "rank": config.rank, "seed": config.seed}
         if self.fidelity:
             trained["fidelity"] = self.fidelity[-1][1]
-        return Recipe(method=config.method, path=self.denoiser.path.name, sigmas=tuple(self.sample_sigmas.tolist()),
+        return Recipe(method=config.method, path=self.denoiser.path.name, sigmas=tuple(self.sigmas_for(config.steps).tolist()),
                       churn=0.0, cfg=1.0, base=self.denoiser.base, trained=trained)
 
     def save(self, path):
@@ -234,7 +247,7 @@ def in_chunks(denoiser, noise, condition, cfg, sigmas, *, churn=0.0, seed=0, ord
 
 @torch.no_grad()
 def teacher_samples(lora, denoiser, noise, condition, cfg, steps, order=2):
-    """Images of the base model, adapter off, by the deterministic solver of that order on uniform times."""
-    sigmas = grid("uniform", steps, denoiser.sigma_of, denoiser.path)
+    """Images of the base model, adapter off, by the deterministic solver of that order; steps: uniform times, or a grid."""
+    sigmas = grid("uniform", steps, denoiser.sigma_of, denoiser.path) if isinstance(steps, int) else steps
     with lora.off():
         return in_chunks(denoiser, noise, condition, cfg, sigmas, order=order)

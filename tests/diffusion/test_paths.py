@@ -89,10 +89,7 @@ def test_sigmas_that_are_no_grid_are_refused(bad, why):
         check_sigmas(bad, FLOW)
 
 
-def test_phase_ends():
-    assert grids.phase_ends(8, 1).tolist() == [8] * 8
-    assert grids.phase_ends(8, 4).tolist() == [2, 2, 4, 4, 6, 6, 8, 8]
-    assert grids.phase_ends(4, 4).tolist() == [1, 2, 3, 4]
-    assert grids.phase_ends(5, 2).tolist() == [2, 2, 5, 5, 5]
-    with pytest.raises(ValueError, match="phases must be between 1 and the grid's 4 steps, got 5"):
-        grids.phase_ends(4, 5)
+def test_shifted_time_is_the_flow_models_shift():
+    plain = grids.grid("uniform", 4, grids.shifted(grids.flow_sigma(), 3.0), FLOW)
+    assert torch.equal(plain, grids.grid("uniform", 4, grids.flow_sigma(3.0), FLOW))
+    assert torch.allclose(plain, torch.tensor([1, 0.9, 0.75, 0.5, 0]).double())

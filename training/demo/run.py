@@ -7,7 +7,6 @@ import time
 import torch
 from tqdm import tqdm
 
-from ...diffusion.grids import grid
 from .. import pictures
 from ..config import DistilConfig
 from ..distil import Distillation, teacher_samples
@@ -81,9 +80,10 @@ def _evaluate(run, seed, bar):
     condition = torch.tensor(labels)
     jobs = {"teacher-50": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 50, order=2),
             "base-4": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=1),
-            "base-4-order-2": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=2)}
+            "base-4-order-2": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=2),
+            "base-4-same-grid": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, run.sigmas_for(4), order=1)}
     for steps, churn in ((1, 0.0), (2, 0.0), (4, 0.0), (2, math.inf), (4, math.inf)):
-        sigmas = grid("uniform", steps, teacher.sigma_of, teacher.path)
+        sigmas = run.sigmas_for(steps)
         name = f"distilled-{steps}" if churn == 0 else f"distilled-{steps}-consistency"
         jobs[name] = lambda sigmas=sigmas, churn=churn: run.student_samples(noise, condition, sigmas, churn, seed)
     bar = _bar(bar, "measuring", len(jobs))
