@@ -2,11 +2,11 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import demo_teacher, distil, sampling
+from . import demo_teacher, distil, load_lora, sampling
 
 
 class FewstepExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def get_node_list(self):
-        return [*demo_teacher.NODES, *sampling.NODES, *distil.NODES]
+        return [*demo_teacher.NODES, *sampling.NODES, *distil.NODES, *load_lora.NODES]

@@ -11,7 +11,6 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..diffusion.grids import grid
 from ..training import pictures
 from ..training.config import DistilConfig
 from ..training.distil import Distillation, teacher_samples
@@ -19,7 +18,7 @@ from ..training.files import check_folder, free_name
 from . import host
 
 # quality: (updates, teacher samples, rank)
-QUALITY = {"quick": (100, 64, 16), "standard": (400, 256, 32), "best": (1600, 768, 64)}
+QUALITY = {"quick": (100, 64, 16), "standard": (420, 320, 32), "best": (1600, 960, 64)}
 SHOWN = 4       # pictures in the preview
 
 
@@ -58,7 +57,8 @@ class Distil(io.ComfyNode):
                              tooltip="Samples an update. Lower it when memory runs out."),
             ],
             outputs=[io.LoraModel.Output(display_name="LORA_MODEL"), io.LossMap.Output(display_name="LOSS_MAP"),
-                     io.Image.Output(display_name="preview")],
+                     io.Image.Output(display_name="preview"),
+                     io.Sigmas.Output(display_name="SIGMAS", tooltip="The grid the LoRA is made for.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -79,11 +79,12 @@ class Distil(io.ComfyNode):
             try:
                 path = _train(run, folder, stem, cls.hidden.unique_id)
                 preview = _preview(run, model, vae)
-                tensors = run.lora_tensors()
+                tensors, sigmas = run.lora_tensors(), run.sigmas_for(steps).float()
             finally:
                 run.close()
         _say(cls.hidden.unique_id, f"Saved {path.name}")
-        return io.NodeOutput(tensors, {"loss": [value for _, value in run.loss]}, preview, ui={"text": (f"Saved {path.name}",)})
+        return io.NodeOutput(tensors, {"loss": [value for _, value in run.loss]}, preview, sigmas,
+                             ui={"text": (f"Saved {path.name}",)})
 
 
 def _train(run, folder, stem, node):
@@ -109,9 +110,8 @@ def _preview(run, model, vae):
     if vae is not None:
         denoiser, config = run.denoiser, run.config
         noise, condition, reference = (v[:SHOWN] for v in run.probe)
-        sigmas = grid("uniform", config.steps, denoiser.sigma_of, denoiser.path)
         before = teacher_samples(run.lora, denoiser, noise, condition, config.cfg, config.steps, order=1)
-        now = run.student_samples(noise, condition, sigmas)
+        now = run.student_samples(noise, condition, run.sigmas_for(config.steps))
         heads = ("teacher", f"before\n{config.steps} steps", f"now\n{config.steps} steps")
         columns = {head: _decode(vae, denoiser.model, x) for head, x in zip(heads, (reference, before, now))}
         scale = max(1, 128 // next(iter(columns.values())).shape[-1])

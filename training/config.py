@@ -15,7 +15,7 @@ class DistilConfig:
     updates      optimiser updates
     batch        samples an update
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
-    image_steps  solver steps for each of them (second order), a multiple of `phases`
+    image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8
     shift        of the grid that teacher and student step along: above 1 more of it lies near the noise, where it is decided
                  what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
@@ -37,7 +37,7 @@ class DistilConfig:
     updates: int = 420
     batch: int = 24
     images: int = 320
-    image_steps: int = 8
+    image_steps: int | None = None
     shift: float = 3.0
     cfg: float = 2.0
     phases: int | None = None
@@ -53,7 +53,7 @@ class DistilConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "updates", "batch", "images", "image_steps", "rank"):
+        for name in ("steps", "updates", "batch", "images", "rank"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
@@ -69,7 +69,9 @@ class DistilConfig:
             object.__setattr__(self, "phases", self.steps)
         if isinstance(self.phases, bool) or not isinstance(self.phases, int) or self.phases < 1:
             raise ValueError(f"phases must be a whole number of 1 or more, got {self.phases!r}.")
-        if self.image_steps % self.phases:
+        if self.image_steps is None:
+            object.__setattr__(self, "image_steps", self.phases * math.ceil(8 / self.phases))
+        if self.image_steps < 1 or self.image_steps % self.phases:
             raise ValueError(f"image_steps must be a multiple of phases ({self.phases}), got {self.image_steps}.")
         if isinstance(self.between, bool) or not isinstance(self.between, int) or self.between < 0:
             raise ValueError(f"between must be a whole number of 0 or more, got {self.between!r}.")

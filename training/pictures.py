@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK, FAINT, PAPER = (40, 42, 48), (205, 208, 214), (255, 255, 255)
+INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
+NOISY = "each update"      # a line drawn thin and grey, behind the others
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 
 
@@ -71,17 +72,17 @@ def _panel(draw, box, title, x_label, lines):
         draw.line((x0, y, x1, y), FAINT)
         draw.text((x0 - 6, y), f"{value:.3g}", INK, small, anchor="rm")
     for value in np.linspace(xa, xb, 5):
-        draw.text((x0 + (value - xa) / (xb - xa) * (x1 - x0), y1 + 6), f"{value:g}" if value == int(value) else f"{value:.2g}",
-                  INK, small, anchor="mt")
+        text = f"{value:.0f}" if abs(value) >= 10 else f"{value:.3g}"
+        draw.text((x0 + (value - xa) / (xb - xa) * (x1 - x0), y1 + 6), text, INK, small, anchor="mt")
     draw.text(((x0 + x1) / 2, y1 + 22), x_label, INK, small, anchor="mt")
     for n, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[n % len(COLOURS)]
+        colour = COLOURS[n % len(COLOURS)] if name != NOISY else FAINT
         path = [at(x, y) for x, y in line if np.isfinite(y)]
         if len(path) > 1:
-            draw.line(path, colour, 2, joint="curve")
+            draw.line(path, colour, 1 if name == NOISY else 2, joint="curve")
         for x, y in path if len(path) < 30 else ():
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-        draw.text((x1 - 4, y0 + 4 + 15 * n), name, colour, small, anchor="rt")
+        draw.text((x1 - 4, y0 + 4 + 15 * n), name, colour if name != NOISY else MUTED, small, anchor="rt")
 
 
 def run_curves(loss, fidelity):
@@ -90,7 +91,7 @@ def run_curves(loss, fidelity):
     for x, y in loss:
         value = y if value is None else 0.95 * value + 0.05 * y
         smooth.append((x, value))
-    return curves([("Loss", "update", {"each update": loss, "smoothed": smooth}),
+    return curves([("Loss", "update", {NOISY: loss, "smoothed": smooth}),
                    ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})])
 
 

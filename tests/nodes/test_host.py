@@ -86,7 +86,7 @@ def test_the_node_and_the_headless_teacher_are_one_model(host, kind):
 
 @pytest.mark.parametrize("churn, order", [(0.0, "1"), (0.0, "2"), (0.5, "1"), (1.0, "2")])
 def test_sampler_node(host, teacher, churn, order):
-    sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=6, denoise=1.0)[0]
+    sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=6, shift=1.0, denoise=1.0)[0]
     sampler = run(host, "FewstepSampler", churn=churn, order=order)[0]
     out = sample_custom(host, teacher[0], 2.0, teacher, sampler, sigmas)
     assert out.shape == (2, 3, 32, 32) and torch.isfinite(out).all()
@@ -97,7 +97,7 @@ def test_sampler_node(host, teacher, churn, order):
 def test_churn_0_equals_cores_euler_and_order_2_nears_the_same_picture(host, teacher):
     import comfy.samplers
 
-    sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=8, denoise=1.0)[0]
+    sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=8, shift=1.0, denoise=1.0)[0]
     ours = sample_custom(host, teacher[0], 2.0, teacher, run(host, "FewstepSampler", churn=0.0, order="1")[0], sigmas)
     core = sample_custom(host, teacher[0], 2.0, teacher, comfy.samplers.sampler_object("euler"), sigmas)
     assert (ours - core).abs().max() < 1e-3
@@ -110,7 +110,7 @@ def test_consistency_sampler_equals_cores_lcm_at_equal_noise(host, teacher):
     node = run(host, "FewstepConsistencySampler", fresh_noise=1.0)[0]
     lcm = comfy.samplers.sampler_object("lcm")
     for steps, count in ((1, 2), (2, 32)):
-        sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=steps, denoise=1.0)[0]
+        sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=steps, shift=1.0, denoise=1.0)[0]
         a, b = (sample_custom(host, teacher[0], 2.0, teacher, s, sigmas, count=count) for s in (node, lcm))
         if steps == 1:
             assert (a - b).abs().max() < 1e-4
@@ -120,11 +120,11 @@ def test_consistency_sampler_equals_cores_lcm_at_equal_noise(host, teacher):
 
 def test_image_to_image_keeps_the_picture_and_mask_keeps_its_part(host, teacher):
     latent = host.EmptyLatentImage().generate(32, 32, 1)[0]
-    full = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=8, denoise=1.0)[0]
+    full = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=8, shift=1.0, denoise=1.0)[0]
     sampler = run(host, "FewstepSampler", churn=0.0, order="2")[0]
     picture = sample_custom(host, teacher[0], 2.0, teacher, sampler, full, latent=latent)
     for denoise in (0.1, 0.5):
-        part = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=4, denoise=denoise)[0]
+        part = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=4, shift=1.0, denoise=denoise)[0]
         assert len(part) == 5 and part[0] < full[0]
         again = sample_custom(host, teacher[0], 2.0, teacher, sampler, part, seed=9, latent={"samples": picture})
         distance = (again - picture).square().mean().sqrt() / picture.std()
@@ -153,7 +153,7 @@ def test_unknown_label_and_steps_below_1_are_refused(host, teacher):
     with pytest.raises(ValueError, match="label must be one of: smiling face, .*; got 'unicorn'"):
         run(host, "FewstepLoadDemoTeacher", teacher="flow", label="unicorn")
     with pytest.raises(ValueError, match="steps must be a whole number of 1 or more, got 0"):
-        run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=0, denoise=1.0)
+        run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=0, shift=1.0, denoise=1.0)
 
 
 @pytest.mark.parametrize("kind", ["IMG_TO_IMG", "FLOW_COSMOS", "STABLE_CASCADE", "IMG_TO_IMG_FLOW"])
@@ -183,14 +183,14 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
 
     def watch(self):
         noise, condition, _ = self.probe
-        seen["noise"], seen["sigmas"] = noise, self.sample_sigmas
-        seen["student"] = self.student_samples(noise, condition, self.sample_sigmas)
+        seen["noise"], seen["sigmas"] = noise, self.sigmas_for(4)
+        seen["student"] = self.student_samples(noise, condition, seen["sigmas"])
         with self.lora.off():
-            seen["base"] = module.in_chunks(self.denoiser, noise, condition, 1.0, self.sample_sigmas)
+            seen["base"] = module.in_chunks(self.denoiser, noise, condition, 1.0, seen["sigmas"])
         close(self)
 
     monkeypatch.setattr(module.Distillation, "close", watch)
-    tensors, losses, preview = distil(host, teacher)
+    tensors, losses, preview, sigmas = distil(host, teacher)
     assert len(losses["loss"]) == 12 and preview.ndim == 4 and preview.shape[-1] == 3
     names = folder_paths.get_filename_list("loras")
     newest = max((Path(folder_paths.get_full_path("loras", n)) for n in names), key=lambda p: p.stat().st_mtime)
@@ -214,6 +214,11 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
         out = SamplerCustomAdvanced.execute(Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}).result[0]
     image = teacher[0].model.process_latent_in(out["samples"])
     assert (image - seen["student"]).abs().max() < 1e-3
+    with torch.inference_mode():
+        loaded, sampler, sigmas, cfg = run(host, "FewstepLoadLora", model=teacher[0], lora_name=newest.name, strength=1.0)
+        guider = CFGGuider.execute(loaded, teacher[2], teacher[3], cfg).result[0]
+        again = SamplerCustomAdvanced.execute(Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}).result[0]
+    assert torch.equal(again["samples"], out["samples"])
     assert (seen["student"] - seen["base"]).abs().max() > 1e-2       # and it does something
 
 

@@ -20,7 +20,7 @@ def loras(server, pattern="*.safetensors"):
 
 def test_the_pack_and_its_templates_are_served(server):
     ours = {name for name in server.get("/object_info") if name.startswith("Fewstep")}
-    assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "Sampler", "ConsistencySampler", "Distil")}
+    assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "Sampler", "ConsistencySampler", "Distil", "LoadLora")}
     assert "IMPORT FAILED" not in server.text()
     assert len(server.get("/workflow_templates")["fewstep"]) == 2
 
