@@ -63,7 +63,7 @@ def check_sigmas(sigmas, path=None, name="sigmas"):
     path's range. It need not end at 0 (a run may be split).
     Raises ValueError that names the first fault.
     """
-    grid = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
+    grid = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"{name} must hold at least two noise levels (steps + 1) in one row, got shape "
                          f"{tuple(grid.shape)}. Make it with a schedule node of 1 step or more.")

@@ -74,10 +74,11 @@ def test_every_option_learns_and_a_seed_decides_all(options):
 
 
 def test_the_global_generator_is_left_alone():
+    teacher = DemoTeacher("flow")
     torch.manual_seed(3)
     wanted = torch.randn(4)
     torch.manual_seed(3)
-    run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "updates": 1, "images": 8}))
+    run = Distillation(teacher, DistilConfig(**{**SMALL, "updates": 1, "images": 8}))
     list(run.progress())
     run.close()
     assert torch.equal(torch.randn(4), wanted)
@@ -166,7 +167,8 @@ def test_frechet_distance_is_exact_for_shifted_and_scaled_sets(generator):
 def test_data_splits_share_nothing_and_every_label_has_its_core():
     train, held_out = data.load("train"), data.load("held-out")
     assert not set(train[2]) & set(held_out[2]) and len(held_out[2]) >= 15
-    assert set(data.load("all")[1].tolist()) == set(data.label_numbers().values())
+    core = set(data.load("all")[1].tolist())
+    assert set(data.label_numbers().values()) < core and len(core) - len(data.label_numbers()) == len(data.WEAK)
     assert abs(float(data.load("all")[0].mean())) < 0.3
 
 
