@@ -135,7 +135,7 @@ def _check_conditioning(name, value):
 def _file_stem(name):
     """A plain file name from what the user typed."""
     stem = re.sub(r"[^\w\- ]+", "_", name).strip()
-    if not stem:
+    if not any(c.isalnum() for c in stem):
         raise ValueError(f"name must hold a letter or a digit, got {name!r}.")
     return stem
 
