@@ -18,7 +18,7 @@ def sigmas_for(p, steps):
     """A grid that is smooth in the path's own sigma and alpha."""
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     if p is VARIANCE_PRESERVING:
-        return (t * math.pi / 2).sin()
+        return (t**2 * math.pi / 2).sin()
     return START[p.name] * t ** (4 if p is VARIANCE_EXPLODING else 1)
 
 
