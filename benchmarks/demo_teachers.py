@@ -40,7 +40,7 @@ def offered(split, numbers):
 
 
 def measure(kind, seed=0):
-    """(figures, pixels, labels) of a teacher."""
+    """(figures, pixels) of a teacher."""
     teacher = DemoTeacher(kind)
     numbers = list(data.label_numbers().values())
     real, places = offered("all", numbers)
@@ -60,7 +60,7 @@ def measure(kind, seed=0):
         "nearest_neighbour_of_data": nearest(train, train, skip_self=True),
         "label_found": float((classify(pixels) == places).float().mean()),
         "label_found_of_data": float((classify(real) == places).float().mean()),
-    }, pixels, condition, teacher.labels
+    }, pixels
 
 
 def main():
@@ -70,7 +70,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     result = {}
     for kind in ("flow", "epsilon"):
-        result[kind], pixels, condition, labels = measure(kind)
+        result[kind], pixels = measure(kind)
         pick = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))[:SHOWN_ROWS * SHOWN_COLUMNS]
         tiles = pixels[pick].unflatten(0, (SHOWN_ROWS, SHOWN_COLUMNS))
         columns = {f" {c + 1}": tiles[:, c] for c in range(SHOWN_COLUMNS)}
