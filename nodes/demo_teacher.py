@@ -41,10 +41,10 @@ class EmojiConfig(comfy.supported_models_base.BASE):
 def build(kind, disable_dynamic=False):
     """A ModelPatcher over the packaged weights; also how ComfyUI reloads them for a deep copy."""
     config = EmojiConfig({"kind": kind, "labels": data.label_width()})
-    if kind == "epsilon":
-        config.sampling_settings = dict(net.BETAS)
     config.set_inference_dtype(torch.float32, None)
     model = comfy.model_base.BaseModel(config, model_type=TYPES[kind], unet_model=net.EmojiNet)
+    if kind == "epsilon":
+        model.model_sampling.set_sigmas(net.discrete_sigmas().float())
     management = comfy.model_management
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())

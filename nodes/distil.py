@@ -18,7 +18,7 @@ from ..training.files import check_folder, free_name
 from . import host
 
 # quality: (updates, teacher samples, rank)
-QUALITY = {"quick": (100, 64, 16), "standard": (420, 320, 32), "best": (1600, 960, 64)}
+QUALITY = {"quick": (100, 64, 16), "standard": (600, 480, 32), "best": (1600, 960, 64)}
 SHOWN = 4       # pictures in the preview
 
 

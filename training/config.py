@@ -15,7 +15,8 @@ class DistilConfig:
     updates      optimiser updates
     batch        samples an update
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
-    image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8
+    image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8. The first is split
+                 into three
     shift        of the grid that teacher and student step along: above 1 more of it lies near the noise, where it is decided
                  what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
@@ -23,8 +24,6 @@ class DistilConfig:
                  consistency all the way
     between      points kept inside each phase, from which the student learns too; 0: only the phases' starts
     one_step     share of each batch that learns the whole way from pure noise, whatever the phases: for sampling in 1 step
-    rollout      share of the phase starts that are reached by the student's own step through the phase before, not read from
-                 the teacher's trajectory, so that each step learns to mend what the step before it got wrong
     target       whose prediction is learnt: the student's own without gradient, or its EMA's
     metric       "l2" or "pseudo-huber"
     ema          decay an update of the averaged adapter, which is the one saved
@@ -34,22 +33,21 @@ class DistilConfig:
 
     method: str = "consistency"
     steps: int = 4
-    updates: int = 420
-    batch: int = 24
-    images: int = 320
+    updates: int = 720
+    batch: int = 16
+    images: int = 1200
     image_steps: int | None = None
     shift: float = 3.0
     cfg: float = 2.0
     phases: int | None = None
     between: int = 0
-    one_step: float = 0.15
-    rollout: float = 0.5
+    one_step: float = 0.2
     target: str = "stop-gradient"
     metric: str = "l2"
     ema: float = 0.985
-    rank: int = 32
+    rank: int = 16
     alpha: float | None = None
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     seed: int = 0
 
     def __post_init__(self):
@@ -61,7 +59,7 @@ class DistilConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         for name, low, high in (("cfg", -math.inf, math.inf), ("ema", 0, 1), ("lr", 0, 1), ("shift", 0.1, 100),
-                                ("one_step", 0, 1), ("rollout", 0, 1)):
+                                ("one_step", 0, 1)):
             value = getattr(self, name)
             if not math.isfinite(value) or not low <= value <= high:
                 raise ValueError(f"{name} must be a finite number from {low} to {high}, got {value!r}.")

@@ -15,8 +15,7 @@ import time
 import torch
 
 from ..diffusion.grids import grid, shifted
-from ..diffusion.samplers import batch_noise, sample, solve
-from ..diffusion.step import step
+from ..diffusion.samplers import batch_noise, sample
 from .denoiser import bound
 from .files import save_lora
 from .lora import Lora
@@ -47,7 +46,6 @@ class Distillation:
         if denoiser.conditions < 1:
             raise ValueError("The run needs at least one conditioning (a prompt or a label), got none.")
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.fine = grid("uniform", config.image_steps, shifted(denoiser.sigma_of, config.shift), denoiser.path)
         self._lay_phases()
         self.lora = Lora(denoiser.module, config.rank, config.alpha, seed=config.seed)
         self.averaged = [p.detach().clone() for p in self.lora.parameters()]
@@ -82,27 +80,33 @@ class Distillation:
         noise = torch.randn(count, *denoiser.shape, generator=self.generator)
         condition = torch.arange(count) % denoiser.conditions
         parts = []
-        for i in range(0, count, CHUNK):
-            call = bound(denoiser, condition[i:i + CHUNK], config.cfg)
-            x = start(denoiser, noise[i:i + CHUNK], self.fine)
-            with self.lora.off():
-                points = [x] + [state.x for state in sample(call, x, self.fine, denoiser.path, order=2)]
-            parts.append(torch.stack([points[k] for k in self.kept], 1))
-            yield
+        with self.lora.off():
+            for part in trajectories(denoiser, noise, condition, config.cfg, self.fine, self.kept, order=2):
+                parts.append(part)
+                yield
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
         self.anchors, self.condition = anchors[:config.images], condition[:config.images]
         self.probe = noise[config.images:], condition[config.images:], anchors[config.images:, -1]
 
     def _lay_phases(self):
-        """Which points of a trajectory are kept: the phases' edges and `between` points inside each."""
-        length = self.config.image_steps // self.config.phases
-        edges = range(0, self.config.image_steps + 1, length)
-        inside = torch.linspace(0, length, self.config.between + 2).round().int().tolist()
-        self.kept = sorted({a + k for a in edges[:-1] for k in inside})
-        self.levels = self.fine[self.kept].float()                                  # sigma of every kept point
-        self.edges = torch.tensor([self.kept.index(e) for e in edges])              # which of them are edges
-        places = torch.arange(len(self.kept) - 1)
+        """The grid on which the teacher is solved, and which of its points are kept.
+
+        Kept are the phases' edges and `between` points inside each. The first step, where most of the error of a solver
+        arises, is halved twice more.
+        """
+        config = self.config
+        length = config.image_steps // config.phases
+        edges = range(0, config.image_steps + 1, length)
+        inside = torch.linspace(0, length, config.between + 2).round().int().tolist()
+        kept = sorted({a + k for a in edges[:-1] for k in inside})
+        self.edges = torch.tensor([kept.index(e) for e in edges])                   # which of the kept are edges
+        places = torch.arange(len(kept) - 1)
         self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]  # the edge that ends each one's phase
+        halved = 1 - torch.tensor([0.25, 0.5], dtype=torch.float64) / config.image_steps
+        sigmas = self.sigmas_for(config.image_steps)
+        self.fine = torch.cat([sigmas[:1], shifted(self.denoiser.sigma_of, config.shift)(halved), sigmas[1:]])
+        self.kept = [k + len(halved) if k else 0 for k in kept]
+        self.levels = self.fine[self.kept].float()                                  # sigma of every kept point
 
     def sigmas_for(self, steps):
         """The grid for sampling in that many steps; with as many steps as phases, the phases' edges."""
@@ -119,8 +123,6 @@ class Distillation:
         index[whole], after[whole], end[whole] = 0, last, last
         condition = self.condition[pick]
 
-        rolled = torch.rand(config.batch, generator=g) < config.rollout
-
         def student(x, sigma, rows):
             return self.denoiser(x, sigma, condition if rows is None else condition[rows])
 
@@ -131,10 +133,9 @@ class Distillation:
                 return student(x, sigma, rows)
 
         def compute():
-            return consistency(student, target, self.denoiser.path, x_t, self.anchors[pick, after], levels[index], levels[after],
-                               levels[end], metric=METRICS[config.metric])
+            return consistency(student, target, self.denoiser.path, self.anchors[pick, index], self.anchors[pick, after],
+                               levels[index], levels[after], levels[end], metric=METRICS[config.metric])
 
-        x_t = self._roll(student, pick, index, levels, rolled)
         loss = self._backward(compute)
         torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         self.optimiser.param_groups[0]["lr"] = config.lr * self._lr_factor()
@@ -169,19 +170,6 @@ class Distillation:
             loss = compute()
             loss.backward()
         return loss
-
-    @torch.no_grad()
-    def _roll(self, student, pick, index, levels, wanted):
-        """x_t from the trajectories; where `wanted`, phase starts are reached by the student's step from the last one."""
-        path = self.denoiser.path
-        x_t = self.anchors[pick, index]
-        place = torch.searchsorted(self.edges, index)
-        rows = wanted & (index > 0) & (self.edges[place] == index)
-        if rows.any():
-            before = self.edges[place[rows] - 1]
-            x, t, s = self.anchors[pick[rows], before], levels[before], levels[index[rows]]
-            x_t[rows] = step(x, student(x, t, rows), path, t, s)
-        return x_t
 
     def _lr_factor(self):
         share = self.done / self.config.updates
@@ -234,15 +222,26 @@ def start(denoiser, noise, sigmas):
     return noise * (float(level) * denoiser.noise_scale)
 
 
-def in_chunks(denoiser, noise, condition, cfg, sigmas, *, churn=0.0, seed=0, order=1):
-    """Sample from unit noise (B, ...) along `sigmas`, CHUNK at a time; model space, float32."""
-    parts = []
+def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, order=1):
+    """Sample from unit noise (B, ...) along `sigmas`; yield CHUNK samples at a time (b, len(kept), ...), model space.
+
+    kept: which of the len(sigmas) states of each trajectory, rising; 0 is the first, of noise, -1 the image alone.
+    """
+    kept = [k % len(sigmas) for k in kept]
     for i in range(0, len(noise), CHUNK):
         fresh = batch_noise(seed + i)
         x = start(denoiser, noise[i:i + CHUNK], sigmas)
-        parts.append(solve(bound(denoiser, condition[i:i + CHUNK], cfg), x, sigmas, denoiser.path, churn=churn, order=order,
-                           noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x)))
-    return torch.cat(parts)
+        states = [x] if 0 in kept else []
+        for state in sample(bound(denoiser, condition[i:i + CHUNK], cfg), x, sigmas, denoiser.path, churn=churn, order=order,
+                            noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x)):
+            if state.index + 1 in kept:
+                states.append(state.x)
+        yield torch.stack(states, 1)
+
+
+def in_chunks(denoiser, noise, condition, cfg, sigmas, **options):
+    """The images at the end of `trajectories`, (B, ...), float32."""
+    return torch.cat(list(trajectories(denoiser, noise, condition, cfg, sigmas, **options)))[:, 0]
 
 
 @torch.no_grad()

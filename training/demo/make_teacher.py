@@ -1,7 +1,7 @@
 """Train a demo teacher from the packaged emoji; writes `<kind>.safetensors` (half precision).
 
     python -m fewstep.training.demo.make_teacher flow --steps 4200 --core-after 2600
-    python -m fewstep.training.demo.make_teacher epsilon --steps 500 --lr 4e-4 --init flow.safetensors
+    python -m fewstep.training.demo.make_teacher epsilon --steps 300 --lr 1e-4 --init flow.safetensors
 
 Loss: E |v - v_theta|^2 with v = alpha eps - sigma x_0 on the normalised path, which is the flow-matching loss up to
 the weight (alpha + sigma)^2 and the epsilon loss up to 1/alpha^2. Hidden matrices by Muon (Jordan et al. 2024), the
@@ -18,20 +18,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import data
-from .net import EmojiNet, discrete_sigmas, initialise
+from .net import EmojiNet, initialise
 
 HERE = Path(__file__).parent
 
 
-def draw_angles(kind, count, g, device):
-    """theta of random training times: logit-normal t with a uniform fifth (flow), uniform index (epsilon)."""
-    if kind == "flow":
-        t = torch.sigmoid(torch.randn(count, generator=g) * 1.0)
-        uniform = torch.rand(count, generator=g)
-        t = torch.where(torch.rand(count, generator=g) < 0.2, uniform, t)
-        return torch.atan2(t, 1 - t).to(device)
-    index = torch.randint(1000, (count,), generator=g)
-    return discrete_sigmas().float()[index].atan().to(device)
+def draw_angles(count, g, device):
+    """theta of random training times, for both kinds: logit-normal t (Esser et al. 2024, arXiv:2403.03206), a fifth uniform."""
+    t = torch.sigmoid(torch.randn(count, generator=g))
+    uniform = torch.rand(count, generator=g)
+    t = torch.where(torch.rand(count, generator=g) < 0.2, uniform, t)
+    return torch.atan2(t, 1 - t).to(device)
 
 
 class Muon(torch.optim.Optimizer):
@@ -115,7 +112,7 @@ def train(kind, *, steps, core_after=0, batch=64, lr=1e-3, seed=0, init=None, de
         pick = order[cursor:cursor + batch]
         cursor += batch
         context = eye[labels[pick]] * (torch.rand(batch, 1, generator=g) > 0.15)
-        theta = draw_angles(kind, batch, g, device)
+        theta = draw_angles(batch, g, device)
         eps = torch.randn(images[pick].shape, generator=g).to(device)
         x0 = images[pick].to(device)
         cos, sin = theta.cos().view(-1, 1, 1, 1), theta.sin().view(-1, 1, 1, 1)

@@ -78,7 +78,7 @@ def _evaluate(run, seed, bar):
     labels = [teacher.labels.index(name) for name in SHOWN]
     labels += [(labels + rest)[i % len(teacher.labels)] for i in range(EVALUATED - len(labels))]
     condition = torch.tensor(labels)
-    jobs = {"teacher-50": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 50, order=2),
+    jobs = {"teacher-50": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, run.sigmas_for(50), order=2),
             "base-4": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=1),
             "base-4-order-2": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=2),
             "base-4-same-grid": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, run.sigmas_for(4), order=1)}
