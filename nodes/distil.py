@@ -66,17 +66,19 @@ class Distil(io.ComfyNode):
     def execute(cls, model, positive, negative, latent, steps, cfg, quality, name, seed, updates, batch, vae=None):
         default_updates, images, rank = QUALITY[quality]
         config = DistilConfig(steps=steps, cfg=cfg, updates=updates or default_updates, images=images, rank=rank, batch=batch,
-                              seed=seed)
+                              seed=seed, chunk=batch)
+        host.check_supported(model, {"positive": positive, "negative": negative})
         host.path_of(model.get_model_object("model_sampling"))
         _check_conditioning("positive", positive)
         _check_conditioning("negative", negative)
         stem = _file_stem(name)
-        folder = check_folder(folder_paths.get_folder_paths("loras")[0], 64 << 20)
+        folder = check_folder(folder_paths.get_folder_paths("loras")[0])
         empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
         with host.training_session(model) as patcher:
             denoiser = host.ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
             run = Distillation(denoiser, config)
             try:
+                check_folder(folder, sum(4 * p.numel() for p in run.averaged) + (1 << 20))
                 path = _train(run, folder, stem, cls.hidden.unique_id)
                 preview = _preview(run, model, vae)
                 tensors, sigmas = run.lora_tensors(), run.sigmas_for(steps).float()
@@ -88,7 +90,7 @@ class Distil(io.ComfyNode):
 
 
 def _train(run, folder, stem, node):
-    """Run to the end, or until the user cancels: either way what has been learnt is saved."""
+    """Run to the end, or until the user cancels or something fails: either way what has been learnt is saved."""
     bar = None
     try:
         for progress in run.progress():
@@ -97,9 +99,9 @@ def _train(run, folder, stem, node):
             if progress.step % 10 == 0 and progress.seconds_left is not None:
                 _say(node, f"{progress.stage}: loss {progress.loss:.4f}, {progress.seconds_left / 60:.1f} min left")
             comfy.model_management.throw_exception_if_processing_interrupted()
-    except comfy.model_management.InterruptProcessingException:
+    except Exception:       # the user's cancel, or memory that ran out: hours may be in it
         if run.done:
-            _say(node, f"Cancelled after {run.done} updates. Saved {run.save(free_name(folder, stem, '.safetensors')).name}")
+            _say(node, f"Stopped after {run.done} updates. Saved {run.save(free_name(folder, stem, '.safetensors')).name}")
         raise
     return run.save(free_name(folder, stem, ".safetensors"))
 
@@ -110,7 +112,8 @@ def _preview(run, model, vae):
     if vae is not None:
         denoiser, config = run.denoiser, run.config
         noise, condition, reference = (v[:SHOWN] for v in run.probe)
-        before = teacher_samples(run.lora, denoiser, noise, condition, config.cfg, config.steps, order=1)
+        before = teacher_samples(run.lora, denoiser, noise, condition, config.cfg, config.steps, order=1,
+                                 chunk=config.chunk)
         now = run.student_samples(noise, condition, run.sigmas_for(config.steps))
         heads = ("teacher", f"before\n{config.steps} steps", f"now\n{config.steps} steps")
         columns = {head: _decode(vae, denoiser.model, x) for head, x in zip(heads, (reference, before, now))}
@@ -122,7 +125,8 @@ def _preview(run, model, vae):
 
 def _decode(vae, model, x):
     """Model space to pixels (N, 3, H, W) in [-1, 1]; the first frame of a video."""
-    image = vae.decode(model.process_latent_out(x.cpu()))
+    with torch.inference_mode():
+        image = vae.decode(model.process_latent_out(x.cpu()))
     image = image[:, 0] if image.ndim == 5 else image
     return image[..., :3].movedim(-1, 1) * 2 - 1
 

@@ -17,6 +17,8 @@ from ..diffusion.paths import FLOW, VARIANCE_EXPLODING
 from ..training.lora import fingerprint
 
 SAMPLING = comfy.model_sampling
+LEFT_OUT = ("control", "area", "mask", "hooks", "gligen", "start_percent", "end_percent")       # of a conditioning entry
+CFG_PATCHES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function", "model_function_wrapper")
 
 
 def path_of(model_sampling, name="model"):
@@ -44,6 +46,22 @@ def sigma_of(model_sampling):
     return flow
 
 
+def check_supported(model, conditionings):
+    """Raise ValueError for parts of the graph that training would leave out without a word, naming them.
+
+    conditionings: {input name: CONDITIONING}
+    """
+    for name, entries in conditionings.items():
+        odd = sorted({key for _, options in entries for key in LEFT_OUT if options.get(key) is not None})
+        if odd:
+            raise ValueError(f"{name} must be a plain prompt to distil from; it carries {', '.join(odd)}. Wire the conditioning "
+                             "from before that node.")
+    odd = sorted(key for key in CFG_PATCHES if model.model_options.get(key))
+    if odd:
+        raise ValueError(f"model must be without changes to guidance to distil from; it has {', '.join(odd)}. Wire the model "
+                         "from before that node.")
+
+
 class ComfyDenoiser:
     """A `training.denoiser.Denoiser` over a loaded ModelPatcher. Every call looks for the user's cancel first.
 
@@ -64,14 +82,14 @@ class ComfyDenoiser:
 
     def __call__(self, x, sigma, condition):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        x, sigma = x.to(self.device), sigma.to(self.device)
+        home, x, sigma = x.device, x.to(self.device), sigma.to(self.device)
         out = torch.empty_like(x)
         for number in condition.unique().tolist():      # conditions of one prompt share a call; shapes may differ
             rows = (condition == number).to(self.device)
             kwargs = {k: c.process_cond(batch_size=int(rows.sum()), area=None).cond for k, c in self._conds[number].items()}
             x0 = self.model.apply_model(x[rows], sigma[rows], transformer_options=self.options.copy(), **kwargs)
             out = out.index_put((rows.nonzero()[:, 0],), x0.to(out))
-        return out
+        return out.to(home)
 
 
 def _differentiable_attention(function, *args, **kwargs):

@@ -14,6 +14,7 @@ class DistilConfig:
     steps        sampling steps the LoRA is made for
     updates      optimiser updates
     batch        samples an update
+    chunk        samples of one call of the model where nothing is trained; lower it when memory runs out
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
     image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8. The first is split
                  into three
@@ -35,6 +36,7 @@ class DistilConfig:
     steps: int = 4
     updates: int = 720
     batch: int = 16
+    chunk: int = 32
     images: int = 1200
     image_steps: int | None = None
     shift: float = 3.0
@@ -51,7 +53,7 @@ class DistilConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "updates", "batch", "images", "rank"):
+        for name in ("steps", "updates", "batch", "chunk", "images", "rank"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")

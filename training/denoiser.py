@@ -29,7 +29,10 @@ class Denoiser(Protocol):
     def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64; float32 in and out."""
+        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64; float32 in and out.
+
+        The result is where x is, whatever device the module runs on: the backend's own tensors stay on the CPU.
+        """
         ...
 
 

@@ -23,7 +23,7 @@ from .objectives.consistency import METRICS, consistency
 from .recipe import Recipe
 
 PROBES = 8              # held-out noises on which fidelity is measured
-CHUNK = 32              # samples of one forward call outside training
+CHUNK = 32              # samples of one forward call, where nobody says
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Distillation:
         self.averaged = [p.detach().clone() for p in self.lora.parameters()]
         self.optimiser = torch.optim.AdamW(self.lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
         self.anchors, self.condition, self.probe, self.done = None, None, None, 0
+        self.scale = 2.0 ** math.floor(math.log2(config.batch * math.prod(denoiser.shape)))    # of the loss, see _descend
         self.overwrites = False                 # the model was seen to write over saved activations
         self.loss, self.fidelity = [], []       # [(update, value)]
 
@@ -59,7 +60,7 @@ class Distillation:
     def progress(self):
         """Yield `Progress`; leaves the adapter attached until `close`."""
         config = self.config
-        chunks = math.ceil((config.images + PROBES) / CHUNK)
+        chunks = math.ceil((config.images + PROBES) / config.chunk)
         total = chunks + config.updates
         for i, _ in enumerate(self._sample_data()):
             yield Progress(stage="sampling the teacher", step=i + 1, total=total)
@@ -81,7 +82,8 @@ class Distillation:
         condition = torch.arange(count) % denoiser.conditions
         parts = []
         with self.lora.off():
-            for part in trajectories(denoiser, noise, condition, config.cfg, self.fine, self.kept, order=2):
+            for part in trajectories(denoiser, noise, condition, config.cfg, self.fine, self.kept, order=2,
+                                     chunk=config.chunk):
                 parts.append(part)
                 yield
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
@@ -136,11 +138,8 @@ class Distillation:
             return consistency(student, target, self.denoiser.path, self.anchors[pick, index], self.anchors[pick, after],
                                levels[index], levels[after], levels[end], metric=METRICS[config.metric])
 
-        loss = self._backward(compute)
-        torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
-        self.optimiser.param_groups[0]["lr"] = config.lr * self._lr_factor()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._backward(lambda: compute() * self.scale) / self.scale
+        self._descend()
         self.done += 1
         decay = min(config.ema, (1 + self.done) / (10 + self.done))
         with torch.no_grad():
@@ -149,6 +148,25 @@ class Distillation:
         value = float(loss.detach())
         self.loss.append((self.done, value))
         return value
+
+    def _descend(self):
+        """One step of the optimiser. The gradient carries `scale`, a power of 2 that keeps it within half precision.
+
+        Where it overflowed the step is left out and the scale lowered; raises ArithmeticError when there is none left to lower.
+        """
+        for p in self.lora.parameters():
+            if p.grad is not None:
+                p.grad.div_(self.scale)
+        norm = torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
+        if norm.isfinite():
+            self.optimiser.param_groups[0]["lr"] = self.config.lr * self._lr_factor()
+            self.optimiser.step()
+        elif self.scale > 1:
+            self.scale = max(1.0, self.scale / 16)
+        else:
+            raise ArithmeticError(f"The gradient must be finite; it is not at update {self.done + 1}. Lower lr "
+                                  f"({self.config.lr:g}), or run the model in float32 or bfloat16.")
+        self.optimiser.zero_grad(set_to_none=True)
 
     def _backward(self, compute):
         """The loss with its gradient in the adapter, also for models that write over activations which autograd has saved.
@@ -190,7 +208,7 @@ class Distillation:
     def student_samples(self, noise, condition, sigmas, churn=0.0, seed=0):
         """Images (model space) of the averaged adapter from starting noise (B, ...)."""
         with self.lora.using(self.averaged):
-            return in_chunks(self.denoiser, noise, condition, 1.0, sigmas, churn=churn, seed=seed)
+            return in_chunks(self.denoiser, noise, condition, 1.0, sigmas, churn=churn, seed=seed, chunk=self.config.chunk)
 
     def lora_tensors(self):
         """The averaged adapter in ComfyUI's native keys."""
@@ -222,17 +240,17 @@ def start(denoiser, noise, sigmas):
     return noise * (float(level) * denoiser.noise_scale)
 
 
-def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, order=1):
-    """Sample from unit noise (B, ...) along `sigmas`; yield CHUNK samples at a time (b, len(kept), ...), model space.
+def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, order=1, chunk=CHUNK):
+    """Sample from unit noise (B, ...) along `sigmas`; yield `chunk` samples at a time (b, len(kept), ...), model space.
 
     kept: which of the len(sigmas) states of each trajectory, rising; 0 is the first, of noise, -1 the image alone.
     """
     kept = [k % len(sigmas) for k in kept]
-    for i in range(0, len(noise), CHUNK):
+    for i in range(0, len(noise), chunk):
         fresh = batch_noise(seed + i)
-        x = start(denoiser, noise[i:i + CHUNK], sigmas)
+        x = start(denoiser, noise[i:i + chunk], sigmas)
         states = [x] if 0 in kept else []
-        for state in sample(bound(denoiser, condition[i:i + CHUNK], cfg), x, sigmas, denoiser.path, churn=churn, order=order,
+        for state in sample(bound(denoiser, condition[i:i + chunk], cfg), x, sigmas, denoiser.path, churn=churn, order=order,
                             noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x)):
             if state.index + 1 in kept:
                 states.append(state.x)
@@ -245,8 +263,8 @@ def in_chunks(denoiser, noise, condition, cfg, sigmas, **options):
 
 
 @torch.no_grad()
-def teacher_samples(lora, denoiser, noise, condition, cfg, steps, order=2):
+def teacher_samples(lora, denoiser, noise, condition, cfg, steps, order=2, chunk=CHUNK):
     """Images of the base model, adapter off, by the deterministic solver of that order; steps: uniform times, or a grid."""
     sigmas = grid("uniform", steps, denoiser.sigma_of, denoiser.path) if isinstance(steps, int) else steps
     with lora.off():
-        return in_chunks(denoiser, noise, condition, cfg, sigmas, order=order)
+        return in_chunks(denoiser, noise, condition, cfg, sigmas, order=order, chunk=chunk)

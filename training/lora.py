@@ -42,7 +42,7 @@ class Lora:
             if not self.enabled:
                 return output
             x = inputs[0]
-            down, up = pair["down"].to(x.dtype), pair["up"].to(x.dtype)
+            down, up = pair["down"].to(x), pair["up"].to(x)
             if isinstance(layer, nn.Linear):
                 delta = F.linear(F.linear(x, down), up)
             else:
@@ -117,8 +117,8 @@ class Lora:
 
 
 def target_layers(module, include=("*",), exclude=()):
-    """{name: layer} of the Linear and convolution layers whose name matches; raises ValueError when none does."""
-    found = {name: m for name, m in module.named_modules() if isinstance(m, LAYERS)
+    """{name: layer} of the Linear and ungrouped convolution layers whose name matches; raises ValueError when none does."""
+    found = {name: m for name, m in module.named_modules() if isinstance(m, LAYERS) and getattr(m, "groups", 1) == 1
              and any(fnmatch.fnmatch(name, p) for p in include) and not any(fnmatch.fnmatch(name, p) for p in exclude)}
     if not found:
         raise ValueError(f"include must match at least one Linear or convolution layer of the model, got {list(include)} "

@@ -173,6 +173,33 @@ def distil(host, teacher, updates=12, **changes):
     return run(host, "FewstepDistil", **{**inputs, **changes})
 
 
+def test_what_training_would_leave_out_is_refused_by_name(host, teacher):
+    masked = [[entry[0], {**entry[1], "mask": "any"}] for entry in teacher[2]]
+    with pytest.raises(ValueError, match="positive must be a plain prompt to distil from; it carries mask"):
+        distil(host, teacher, positive=masked)
+    patched = teacher[0].clone()
+    patched.set_model_sampler_cfg_function(lambda args: args["cond"])
+    with pytest.raises(ValueError, match="model must be without changes to guidance .* it has sampler_cfg_function"):
+        distil(host, [patched, *teacher[1:]])
+
+
+def test_a_failure_keeps_what_was_learnt(host, teacher, monkeypatch):
+    import folder_paths
+
+    module = pack(host, "training.distil")
+    update = module.Distillation.update
+
+    def failing(self):
+        if self.done == 3:
+            raise MemoryError("no memory left")
+        return update(self)
+
+    monkeypatch.setattr(module.Distillation, "update", failing)
+    with pytest.raises(MemoryError, match="no memory left"):
+        distil(host, teacher, name="kept after failure")
+    assert [name for name in folder_paths.get_filename_list("loras") if name.startswith("kept after failure")]
+
+
 def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeypatch):
     """0 unmatched keys, and the loaded LoRA samples what the student sampled at training time, within 1e-3."""
     import folder_paths

@@ -119,6 +119,30 @@ def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():
         assert torch.allclose(gradients[0][key], value, atol=1e-6), key
 
 
+def test_overflowing_gradients_are_left_out_until_none_is_finite():
+    """The loss's scale falls while the gradient overflows, the adapter stays as it was, and at scale 1 the run says why it ends."""
+    run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "images": 8}))
+    for _ in run._sample_data():
+        pass
+    before = [p.detach().clone() for p in run.lora.parameters()]
+    assert run.scale == 2**15
+    run._backward = lambda compute: _overflow(run, compute)
+    for scale in (2**11, 2**7, 2**3, 1):
+        run.update()
+        assert run.scale == scale
+        assert all(torch.equal(a, b) for a, b in zip(before, run.lora.parameters()))
+    with pytest.raises(ArithmeticError, match="The gradient must be finite; it is not at update 5. Lower lr"):
+        run.update()
+    run.close()
+
+
+def _overflow(run, compute):
+    loss = compute()
+    loss.backward()
+    run.lora.parameters()[1].grad.fill_(float("inf"))
+    return loss
+
+
 @pytest.mark.parametrize("bad, why", [
     ({"steps": 0}, "steps must be a whole number of 1 or more, got 0"), ({"rank": -1}, "rank must be a whole number"),
     ({"phases": 3, "image_steps": 8}, "image_steps must be a multiple of phases"), ({"metric": "l7"}, "metric must be one of"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fewstep.training.files import check_folder, free_name, load_lora, save_lora, write
-from fewstep.training.lora import Lora, fingerprint
+from fewstep.training.lora import Lora, fingerprint, target_layers
 from fewstep.training.recipe import Recipe
 from torch import nn
 
@@ -156,3 +156,8 @@ def test_a_full_disk_leaves_no_half_file_and_keeps_the_old_one(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert out.count("refused:") == 2 and "Free some space" in out
     assert "['lora.safetensors'] b'old'" in out
+
+
+def test_grouped_convolutions_are_left_alone():
+    module = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=4), torch.nn.Conv2d(8, 8, 1))
+    assert list(target_layers(module)) == ["1"]

@@ -55,13 +55,14 @@ class DemoTeacher:
         self._labels = torch.stack([label_vector(label) for label in [*self.labels, None]]).to(self.device)
 
     def __call__(self, x, sigma, condition):
-        x, sigma, condition = x.to(self.device), sigma.to(self.device, torch.float32), condition.to(self.device)
+        home, x = x.device, x.to(self.device)
+        sigma, condition = sigma.to(self.device, torch.float32), condition.to(self.device)
         context = self._labels[condition][:, None]
         level = expand(sigma, x)
         if self.kind == "flow":
-            return to_x0(self.module(x, 1000 * sigma, context), "velocity", x, 1 - level, level)
+            return to_x0(self.module(x, 1000 * sigma, context), "velocity", x, 1 - level, level).to(home)
         # the nearest index, as ComfyUI's discrete sampling does
         log = self.table.log().to(sigma.device, torch.float32)
         index = (sigma.log()[:, None] - log).abs().argmin(1).float()
         scale = (level.square() + 1).rsqrt()
-        return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level)
+        return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level).to(home)
