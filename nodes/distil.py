@@ -99,7 +99,7 @@ def _train(run, folder, stem, node):
             if progress.step % 10 == 0 and progress.seconds_left is not None:
                 _say(node, f"{progress.stage}: loss {progress.loss:.4f}, {progress.seconds_left / 60:.1f} min left")
             comfy.model_management.throw_exception_if_processing_interrupted()
-    except Exception:       # the user's cancel, or memory that ran out: hours may be in it
+    except (Exception, comfy.model_management.InterruptProcessingException):      # the cancel is no Exception in newer hosts
         if run.done:
             _say(node, f"Stopped after {run.done} updates. Saved {run.save(free_name(folder, stem, '.safetensors')).name}")
         raise
