@@ -27,6 +27,14 @@ class Path:
             return (1 - sigma.square()).clamp_min(0).sqrt()
         return torch.ones_like(sigma)
 
+    def tau(self, sigma):
+        """The noise level in the coordinate of multistep solvers, rising with sigma, 0 at data.
+
+        `x_s / sigma_s = x_t / sigma_t + integral of x0 d(1/tau)` on every path: tau = sigma where alpha is 1 or 1 - sigma,
+        and sigma / (alpha + sigma), the flow time of the same lambda, where variance is preserved.
+        """
+        return sigma / (self.alpha(sigma) + sigma) if self.name == "variance preserving" else sigma
+
     def log_snr(self, sigma):
         """lambda = log(alpha / sigma); -inf at pure noise, +inf at data."""
         return self.alpha(sigma).log() - sigma.log()

@@ -1,20 +1,28 @@
-"""Samplers as generators: the caller owns progress, previews and cancellation.
+"""The kernel: every sampler here is one loop over a plan of steps that are linear in the predictions.
 
-    for state in sample(denoiser, x, sigmas, path): ...
+    for state in sample(denoiser, x, sigmas, path): ...         # a generator: the caller owns progress and cancellation
     image = state.x
+
+A step is  x_s = a x_t + sum_j b_j x0_j + k z  with coefficients from `step.py` (churn) and `multistep.py` (order). They are
+worked out for the whole run beforehand, in float64; a step itself is a few operations on x in its own dtype.
 """
 
 import dataclasses
+import math
 
 import torch
 
+from .multistep import ORDERS, target_weights
 from .paths import check_sigmas
-from .step import check_churn, fresh_share, step
+from .step import check_churn, fresh_share, weights
+
+HEUN = "heun"
+MODES = ("each step", "raise first", "restart")
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a sampler knows after step `index`: the state x at `sigma_next`, and the prediction that led to it."""
+    """What a sampler knows after step `index`: the state x at `sigma_next`, and the prediction x0 made at `sigma`."""
 
     index: int
     sigma: float
@@ -23,42 +31,171 @@ class State:
     x: torch.Tensor
 
 
-def sample(denoiser, x, sigmas, path, *, churn=0.0, kappa=None, order=1, noise=None):
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One step of a plan: noise x from `sigma_from` up to `sigma` where that is higher, predict, go to `sigma_next`.
+
+    kappa is the share of fresh noise at the end; `keeps` says whether earlier predictions still serve (not after a restart).
+    """
+
+    sigma_from: float
+    sigma: float
+    sigma_next: float
+    kappa: float = 0.0
+    keeps: bool = True
+
+
+def plan(sigmas, path, *, churn=0.0, kappa=None, mode="each step", start=0.0, end=1.0):
+    """The moves of a run, a list of `Move`; the arguments are those of `sample`.
+
+    each step     every step over-shoots by `churn` of its lambda-length and is noised back (`step.py`)
+    raise first   the same share of noise is added before the step: lambda falls by churn times the step's lambda-length, but
+                  not below that of sigmas[0] (EDM, Karras et al. 2022, arXiv:2206.00364, algorithm 2, gamma = e^(c h) - 1)
+    restart       the steps in [start, end) are run, noised back up and run again, `churn` times (a whole number): each
+                  repetition costs its steps' model calls (Xu et al. 2023, arXiv:2306.14878, algorithm 1)
+    """
+    grid = check_sigmas(sigmas, path)
+    churn = check_churn(churn)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"start and end must be shares of the run with 0 <= start <= end <= 1, got {start} and {end}.")
+    steps = len(grid) - 1
+    inside = [start <= i / steps < end for i in range(steps)]
+    levels = grid.tolist()
+    if kappa is not None or mode == "each step":
+        shares = _shares(grid, path, churn, kappa)
+        return [Move(t, t, s, k if on else 0.0) for t, s, k, on in zip(levels, levels[1:], shares, inside)]
+    if mode == "raise first":
+        return [Move(t, raised(path, t, s, churn, levels[0]) if on else t, s) for t, s, on in zip(levels, levels[1:], inside)]
+    if not churn.is_integer():
+        raise ValueError(f"churn must be a whole number in mode restart, where it counts the repetitions; got {churn:g}.")
+    return _restarts(levels, inside, int(churn))
+
+
+def _shares(grid, path, churn, kappa):
+    """The share of fresh noise of every step."""
+    if kappa is None:
+        return fresh_share(churn, path, grid[:-1], grid[1:]).tolist()
+    pairs = zip(grid[:-1].tolist(), grid[1:].tolist())
+    shares = [float(kappa(t, s) if callable(kappa) else kappa) * (s > 0) for t, s in pairs]
+    if not all(0 <= k <= 1 for k in shares):
+        raise ValueError(f"kappa must be between 0 and 1, got {min(shares)} to {max(shares)}.")
+    return shares
+
+
+def raised(path, sigma, sigma_next, churn, highest):
+    """The noise level whose lambda is below that of `sigma` by churn times the step's lambda-length, at most `highest`."""
+    t, s = torch.tensor([sigma, sigma_next], dtype=torch.float64)
+    if s == 0 or path.alpha(t) == 0 or churn == 0:
+        return sigma
+    up = path.log_snr(t) - churn * (path.log_snr(s) - path.log_snr(t))
+    return min(float(path.sigma(up)), highest)
+
+
+def _restarts(levels, inside, repeats):
+    moves = [Move(t, t, s) for t, s in zip(levels, levels[1:])]
+    chosen = [i for i, on in enumerate(inside) if on and levels[i + 1] > 0]
+    if not chosen:
+        return moves
+    first, last = chosen[0], chosen[-1] + 1
+    again = [dataclasses.replace(moves[first], sigma_from=levels[last], keeps=False), *moves[first + 1:last]]
+    return moves[:last] + again * repeats + moves[last:]
+
+
+def sample(denoiser, x, sigmas, path, *, order=1, churn=0.0, kappa=None, mode="each step", start=0.0, end=1.0, s_noise=1.0,
+           noise=None):
     """Yield a `State` a step, from x (B, ...) at sigmas[0] to the last entry.
 
-    denoiser(x, sigma) -> x0 with sigma a float; `noise(x) -> z` draws fresh noise and is called only where it is needed.
-    `churn` sets the share of fresh noise as `step.py` says; `kappa` in [0, 1] sets it directly instead, the same for every
-    step (1: the multistep consistency sampler); the last step adds none. order 1 is the step of `step.py`; order 2 replaces
-    x0 by the two-point extrapolation to the middle of the step in log(sigma), so with churn 0 it is DPM-Solver++(2M)
-    (Lu et al. 2022, arXiv:2211.01095) with log sigma for lambda. NFE = steps.
-    Raises ValueError for a grid that is no grid, churn or kappa out of range, or either without `noise`.
+    denoiser(x, sigma) -> x0 with sigma a float; `noise(x) -> z` draws fresh unit noise and is called only where it is needed.
+    order     1, 2, 3: multistep in log sigma, one model call a step; "heun": two stages, two calls a step but the last
+    churn     0 and more, inf for all noise fresh; `mode` says where it is added, see `plan`
+    kappa     the share of fresh noise itself, a number in [0, 1] or a function (sigma, sigma_next) -> number, for churn
+    start, end  shares of the run between which noise is added
+    s_noise   standard deviation of the fresh noise; other than 1 it leaves the path on purpose
+    Raises ValueError, before the model is called, for a grid that is no grid, an option out of range, or noise that is
+    wanted and not given.
     """
-    grid = check_sigmas(sigmas, path).tolist()
-    churn = check_churn(churn)
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2, got {order}.")
-    if kappa is not None and not 0 <= kappa <= 1:
-        raise ValueError(f"kappa must be between 0 and 1, got {kappa}.")
-    if (churn > 0 or kappa) and noise is None:
+    if order != HEUN and order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(map(str, ORDERS))} or {HEUN}, got {order!r}.")
+    if not math.isfinite(s_noise) or s_noise < 0:
+        raise ValueError(f"s_noise must be 0 or more, got {s_noise}.")
+    moves = plan(sigmas, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
+    if noise is None and (churn > 0 or callable(kappa) or kappa):
         raise ValueError("churn or kappa above 0 needs fresh noise: pass noise, a function that draws it.")
-    previous = None
-    for i, (sigma, sigma_next) in enumerate(zip(grid, grid[1:])):
-        x0 = denoiser(x, sigma)
-        share = fresh_share(churn, path, sigma, sigma_next) if kappa is None else float(kappa) * (sigma_next > 0)
-        target = _extrapolate(x0, previous, sigma, sigma_next) if order == 2 and sigma_next > 0 else x0
-        x = step(x, target, path, sigma, sigma_next, share, noise(x) if share > 0 else None)
-        previous = (x0, sigma)
-        yield State(i, sigma, sigma_next, x0, x)
+    return _run(denoiser, x, moves, path, order, s_noise, noise)
 
 
-def _extrapolate(x0, previous, sigma, sigma_next):
-    """x0 at the middle of the step, on the line through this and the last prediction in log sigma."""
-    if previous is None:
-        return x0
-    last, sigma_last = previous
-    log = torch.tensor([sigma_last, sigma, sigma_next], dtype=torch.float64).log()
-    r = min(1.0, float((log[1] - log[2]) / (log[0] - log[1])) / 2)      # never further than the last step was long
-    return x0 + r * (x0 - last)
+def _run(denoiser, x, moves, path, order, s_noise, noise):
+    coefficients = _coefficients(moves, path, order)
+    held = []
+    for i, (move, (up, out)) in enumerate(zip(moves, coefficients)):
+        if up is not None:
+            x = combine(x, up[0], [], up[1] * s_noise, noise)
+        if not move.keeps:
+            held = []
+        x0 = denoiser(x, move.sigma)
+        held = [x0, *held[:2]]
+        a, b, k = out
+        if order == HEUN and move.sigma_next > 0:
+            x = _heun(denoiser, x, x0, path, move, k * s_noise, noise)
+        else:
+            x = combine(x, a, list(zip(b, held)), k * s_noise, noise)
+        yield State(i, move.sigma, move.sigma_next, x0, x)
+
+
+def _coefficients(moves, path, order):
+    """For every move: (scale, fresh) of its noising up or None, and (a, [b_0, b_1, b_2], k) of its step."""
+    level = torch.tensor([[m.sigma_from, m.sigma, m.sigma_next, m.kappa] for m in moves], dtype=torch.float64).unbind(1)
+    a, b, k = (v.tolist() for v in weights(path, *level[1:]))
+    scale = torch.where(level[1] > level[0], path.alpha(level[1]) / path.alpha(level[0]), 1.0)
+    fresh = (level[1].square() - (scale * level[0]).square()).clamp_min(0).sqrt()
+    u, u_next = (-path.tau(v).log() for v in level[1:3])
+    u, u_next, scale, fresh, past, out = u.tolist(), u_next.tolist(), scale.tolist(), fresh.tolist(), [], []
+    for i, move in enumerate(moves):
+        past = [u[i], *(past[:2] if move.keeps else [])]
+        shares = target_weights(1 if order == HEUN else order, u_next[i], past)
+        up = (scale[i], fresh[i]) if move.sigma > move.sigma_from else None
+        out.append((up, (a[i], [b[i] * w for w in shares], k[i])))
+    return out
+
+
+def combine(x, a, terms, k, noise):
+    """a x + sum of b x0 over `terms` [(b, x0)] + k z; noise(x) -> z is called only where k > 0. a = 0 leaves x out."""
+    if a == 0 and terms:
+        (b, x0), *terms = terms
+        out = x0.clone() if b == 1 else x0 * b
+    else:
+        out = x * a
+    for b, x0 in terms:
+        out.add_(x0, alpha=b)
+    return out.add_(noise(x), alpha=k) if k > 0 else out
+
+
+def _heun(denoiser, x, x0, path, move, k, noise):
+    """The two-stage step (Karras et al. 2022, algorithm 2, lines 6 to 8), in the path's own sigma.
+
+    It leads to the level that the churn over-shoots to, where the second prediction is made, and is noised back from there.
+    w = x / c, tau = sigma / c with c = alpha + sigma where variance is preserved, else 1:  dw/dtau = (w - x0) / tau.
+    """
+    t, s, kappa = (torch.tensor(v, dtype=torch.float64) for v in (move.sigma, move.sigma_next, move.kappa))
+    d = s
+    if 0 < kappa < 1:
+        d = path.sigma(path.log_snr(s) - 0.5 * torch.log1p(-kappa * kappa))
+    elif kappa == 1:        # all noise fresh: nothing of x_t is left, and Heun's second stage would be at data
+        a, b, _ = weights(path, t, s, 1.0)
+        return combine(x, float(a), [(float(b), x0)], k, noise)
+    a, b, _ = (float(v) for v in weights(path, t, d))
+    ahead = combine(x, a, [(b, x0)], 0.0, noise)
+    second = denoiser(ahead, float(d))
+    scale = [path.alpha(v) + v if path.name == "variance preserving" else torch.ones_like(v) for v in (t, d)]
+    tau_t, tau_d = path.tau(t), path.tau(d)
+    half = (tau_d - tau_t) / 2
+    # w_d = w_t + half ((w_t - x0)/tau_t + (w_ahead - second)/tau_d)
+    back = path.alpha(s) / path.alpha(d) * scale[1]
+    out = combine(x, float(back / scale[0] * (1 + half / tau_t)), [(float(-back * half / tau_t), x0),
+                  (float(back * half / tau_d / scale[1]), ahead), (float(-back * half / tau_d), second)], k, noise)
+    return out
 
 
 def solve(denoiser, x, sigmas, path, **options):
@@ -68,7 +205,7 @@ def solve(denoiser, x, sigmas, path, **options):
     return x
 
 
-def batch_noise(seed, count=None):
+def batch_noise(seed):
     """`noise(x)` from generators of its own, seeded from `seed`; the batch can be split without changing a sample.
 
     Sample b draws from generator number b, on the CPU, so results do not depend on device or batch size, and never equal

@@ -26,18 +26,17 @@ def check_churn(churn):
 
 
 def fresh_share(churn, path, sigma_t, sigma_s):
-    """kappa, the share of fresh noise of the step sigma_t -> sigma_s; float64, in [0, 1].
+    """kappa, the share of fresh noise of the step sigma_t -> sigma_s (numbers or tensors of one shape); float64, in [0, 1].
 
-    A finite churn adds none on the pure-noise step (alpha_t = 0), whose lambda-step is infinite, nor on the last step.
+    A finite churn adds none on the pure-noise step (alpha_t = 0), whose lambda-step is infinite; none is added on a last step.
     """
     t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_t, sigma_s))
-    if churn == 0 or s == 0:
-        return torch.zeros((), dtype=torch.float64)
-    if math.isinf(churn):
-        return torch.ones((), dtype=torch.float64)
-    if path.alpha(t) == 0:
-        return torch.zeros((), dtype=torch.float64)
-    return (-torch.expm1(-2 * churn * (path.log_snr(s) - path.log_snr(t)))).clamp(0, 1).sqrt()
+    inner = s > 0
+    if churn == 0 or math.isinf(churn):
+        return inner * float(churn > 0)
+    inner = inner & (path.alpha(t) > 0)
+    squared = -torch.expm1(-2 * churn * (path.log_snr(s) - path.log_snr(t)))
+    return torch.where(inner, squared, 0.0).clamp(0, 1).sqrt()
 
 
 def weights(path, sigma_t, sigma_s, kappa=0.0):

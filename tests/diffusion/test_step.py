@@ -180,7 +180,7 @@ def test_batch_noise_is_a_samples_own_whatever_the_batch():
     assert (first[0] - first[1]).abs().mean() > 0.5
 
 
-@pytest.mark.parametrize("options, why", [({"order": 3}, "order"), ({"churn": 1.0}, "noise"), ({"kappa": 2.0}, "kappa"),
+@pytest.mark.parametrize("options, why", [({"order": 4}, "order"), ({"churn": 1.0}, "noise"), ({"kappa": 2.0}, "kappa"),
                                           ({"churn": -1.0}, "churn")])
 def test_bad_options_are_refused_before_the_model_is_called(options, why):
     def model(x, sigma):
