@@ -7,6 +7,8 @@ its first interval is infinite on a path that starts at pure noise. A step repla
 order 1   the prediction itself
 order 2   the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095)
 order 3   the parabola through the last three, at its e^u-weighted mean: exact to third order
+heun      the line through this prediction and one made at the step's end, so that the step is Heun's in the path's own sigma
+          (in tau where variance is preserved), algorithm 2 of Karras et al. 2022 (arXiv:2206.00364)
 """
 
 import math
@@ -27,6 +29,15 @@ def target_weights(order, u_next, u):
         r = h / (u[0] - u[1]) / 2
         return [1 + r, -r]
     return _parabola(h, u[0] - u[1], u[0] - u[2])
+
+
+def heun_weights(u_next, u):
+    """Weights of the predictions at u and at the step's end u_next (finite).
+
+    w + (tau' - tau)(d + d')/2 with d = (w - x0)/tau is the first-order step to the target x0 + tau/(2 tau') (x0' - x0).
+    """
+    r = math.exp(u_next - u) / 2
+    return [1 - r, r]
 
 
 def _parabola(h, back, further):

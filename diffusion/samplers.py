@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from .multistep import ORDERS, target_weights
+from .multistep import ORDERS, heun_weights, target_weights
 from .paths import check_sigmas
 from .step import check_churn, fresh_share, weights
 
@@ -78,7 +78,7 @@ def _shares(grid, path, churn, kappa):
     if kappa is None:
         return fresh_share(churn, path, grid[:-1], grid[1:]).tolist()
     pairs = zip(grid[:-1].tolist(), grid[1:].tolist())
-    shares = [float(kappa(t, s) if callable(kappa) else kappa) * (s > 0) for t, s in pairs]
+    shares = [float(kappa(t, s) if callable(kappa) else kappa) if s > 0 else 0.0 for t, s in pairs]
     if not all(0 <= k <= 1 for k in shares):
         raise ValueError(f"kappa must be between 0 and 1, got {min(shares)} to {max(shares)}.")
     return shares
@@ -116,47 +116,55 @@ def sample(denoiser, x, sigmas, path, *, order=1, churn=0.0, kappa=None, mode="e
     Raises ValueError, before the model is called, for a grid that is no grid, an option out of range, or noise that is
     wanted and not given.
     """
+    check_order(order, s_noise)
+    moves = plan(sigmas, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
+    if noise is None and (churn > 0 or callable(kappa) or kappa):
+        raise ValueError("churn or kappa above 0 needs fresh noise: pass noise, a function that draws it.")
+    return follow(denoiser, x, moves, path, order=order, s_noise=s_noise, noise=noise)
+
+
+def check_order(order, s_noise=1.0):
+    """Raise ValueError for an order or a noise strength that the kernel does not have."""
     if order != HEUN and order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(map(str, ORDERS))} or {HEUN}, got {order!r}.")
     if not math.isfinite(s_noise) or s_noise < 0:
         raise ValueError(f"s_noise must be 0 or more, got {s_noise}.")
-    moves = plan(sigmas, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
-    if noise is None and (churn > 0 or callable(kappa) or kappa):
-        raise ValueError("churn or kappa above 0 needs fresh noise: pass noise, a function that draws it.")
-    return _run(denoiser, x, moves, path, order, s_noise, noise)
 
 
-def _run(denoiser, x, moves, path, order, s_noise, noise):
+def follow(denoiser, x, moves, path, *, order=1, s_noise=1.0, noise=None):
+    """`sample` along the moves of a `plan`, whose number is the number of states."""
     coefficients = _coefficients(moves, path, order)
     held = []
     for i, (move, (up, out)) in enumerate(zip(moves, coefficients)):
         if up is not None:
             x = combine(x, up[0], [], up[1] * s_noise, noise)
-        if not move.keeps:
-            held = []
         x0 = denoiser(x, move.sigma)
-        held = [x0, *held[:2]]
-        a, b, k = out
-        if order == HEUN and move.sigma_next > 0:
-            x = _heun(denoiser, x, x0, path, move, k * s_noise, noise)
-        else:
-            x = combine(x, a, list(zip(b, held)), k * s_noise, noise)
+        held = [x0, *held[:2]]      # no more of them than the step has weights for are used
+        a, b, k, ahead = out
+        if ahead is not None:
+            held.insert(1, denoiser(combine(x, ahead[0], [(ahead[1], x0)], 0.0, noise), move.sigma_next))
+        x = combine(x, a, list(zip(b, held)), k * s_noise, noise)
         yield State(i, move.sigma, move.sigma_next, x0, x)
 
 
 def _coefficients(moves, path, order):
-    """For every move: (scale, fresh) of its noising up or None, and (a, [b_0, b_1, b_2], k) of its step."""
+    """For every move: (scale, fresh) of its noising up or None, and (a, [b_0, b_1, b_2], k, ahead) of its step.
+
+    ahead is (a, b) of the step without noise to where a second stage predicts, None where there is none.
+    """
     level = torch.tensor([[m.sigma_from, m.sigma, m.sigma_next, m.kappa] for m in moves], dtype=torch.float64).unbind(1)
     a, b, k = (v.tolist() for v in weights(path, *level[1:]))
+    straight = list(zip(*(v.tolist() for v in weights(path, *level[1:3])[:2])))
     scale = torch.where(level[1] > level[0], path.alpha(level[1]) / path.alpha(level[0]), 1.0)
     fresh = (level[1].square() - (scale * level[0]).square()).clamp_min(0).sqrt()
     u, u_next = (-path.tau(v).log() for v in level[1:3])
     u, u_next, scale, fresh, past, out = u.tolist(), u_next.tolist(), scale.tolist(), fresh.tolist(), [], []
     for i, move in enumerate(moves):
         past = [u[i], *(past[:2] if move.keeps else [])]
-        shares = target_weights(1 if order == HEUN else order, u_next[i], past)
+        two_stage = order == HEUN and move.sigma_next > 0
+        shares = heun_weights(u_next[i], u[i]) if two_stage else target_weights(1 if order == HEUN else order, u_next[i], past)
         up = (scale[i], fresh[i]) if move.sigma > move.sigma_from else None
-        out.append((up, (a[i], [b[i] * w for w in shares], k[i])))
+        out.append((up, (a[i], [b[i] * w for w in shares], k[i], straight[i] if two_stage else None)))
     return out
 
 
@@ -170,32 +178,6 @@ def combine(x, a, terms, k, noise):
     for b, x0 in terms:
         out.add_(x0, alpha=b)
     return out.add_(noise(x), alpha=k) if k > 0 else out
-
-
-def _heun(denoiser, x, x0, path, move, k, noise):
-    """The two-stage step (Karras et al. 2022, algorithm 2, lines 6 to 8), in the path's own sigma.
-
-    It leads to the level that the churn over-shoots to, where the second prediction is made, and is noised back from there.
-    w = x / c, tau = sigma / c with c = alpha + sigma where variance is preserved, else 1:  dw/dtau = (w - x0) / tau.
-    """
-    t, s, kappa = (torch.tensor(v, dtype=torch.float64) for v in (move.sigma, move.sigma_next, move.kappa))
-    d = s
-    if 0 < kappa < 1:
-        d = path.sigma(path.log_snr(s) - 0.5 * torch.log1p(-kappa * kappa))
-    elif kappa == 1:        # all noise fresh: nothing of x_t is left, and Heun's second stage would be at data
-        a, b, _ = weights(path, t, s, 1.0)
-        return combine(x, float(a), [(float(b), x0)], k, noise)
-    a, b, _ = (float(v) for v in weights(path, t, d))
-    ahead = combine(x, a, [(b, x0)], 0.0, noise)
-    second = denoiser(ahead, float(d))
-    scale = [path.alpha(v) + v if path.name == "variance preserving" else torch.ones_like(v) for v in (t, d)]
-    tau_t, tau_d = path.tau(t), path.tau(d)
-    half = (tau_d - tau_t) / 2
-    # w_d = w_t + half ((w_t - x0)/tau_t + (w_ahead - second)/tau_d)
-    back = path.alpha(s) / path.alpha(d) * scale[1]
-    out = combine(x, float(back / scale[0] * (1 + half / tau_t)), [(float(-back * half / tau_t), x0),
-                  (float(back * half / tau_d / scale[1]), ahead), (float(-back * half / tau_d), second)], k, noise)
-    return out
 
 
 def solve(denoiser, x, sigmas, path, **options):

@@ -39,6 +39,16 @@ def fresh_share(churn, path, sigma_t, sigma_s):
     return torch.where(inner, squared, 0.0).clamp(0, 1).sqrt()
 
 
+def share_of(path, sigma_reached, sigma_s):
+    """kappa of a step that goes down to `sigma_reached` and is noised back up to sigma_s > 0; a float.
+
+    kappa^2 = 1 - (alpha_s sigma_d / (alpha_d sigma_s))^2 with d the level reached; 0 where d = s, 1 where d is data.
+    """
+    d, s = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_reached, sigma_s))
+    kept = path.alpha(s) * d / (path.alpha(d) * s)
+    return float((1 - kept * kept).clamp(0, 1).sqrt())
+
+
 def weights(path, sigma_t, sigma_s, kappa=0.0):
     """Coefficients (x_t, x0, z) of the step, as float64 tensors: x_s = a x_t + b x0 + k z.
 

@@ -2,11 +2,12 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import demo_teacher, distil, load_lora, sampling
+from . import compare, demo_teacher, distil, inspect_sampler, load_lora, sampling, schedules
 
 
 class FewstepExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def get_node_list(self):
-        return [*demo_teacher.NODES, *sampling.NODES, *distil.NODES, *load_lora.NODES]
+        files = (demo_teacher, schedules, sampling, inspect_sampler, compare, distil, load_lora)
+        return [node for file in files for node in file.NODES]

@@ -6,8 +6,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import folder_paths
-import numpy as np
-import torch
 from comfy_api.latest import io
 from server import PromptServer
 
@@ -15,7 +13,8 @@ from ..training import pictures
 from ..training.config import DistilConfig
 from ..training.distil import Distillation, teacher_samples
 from ..training.files import check_folder, free_name
-from . import host
+from . import host, show
+from .decode import decode
 
 # quality: (updates, teacher samples, rank)
 QUALITY = {"quick": (100, 64, 16), "standard": (600, 480, 32), "best": (1600, 960, 64)}
@@ -116,19 +115,12 @@ def _preview(run, model, vae):
                                  chunk=config.chunk)
         now = run.student_samples(noise, condition, run.sigmas_for(config.steps))
         heads = ("teacher", f"before\n{config.steps} steps", f"now\n{config.steps} steps")
-        columns = {head: _decode(vae, denoiser.model, x) for head, x in zip(heads, (reference, before, now))}
+        columns = {head: decode(vae, denoiser.model.process_latent_out(x.cpu()))
+                   for head, x in zip(heads, (reference, before, now))}
         scale = max(1, 128 // next(iter(columns.values())).shape[-1])
         grid_picture = pictures.grid(columns, [str(i + 1) for i in range(len(noise))], "Same starting noise", scale)
         curves = pictures.stack(grid_picture, curves)
-    return torch.from_numpy(np.asarray(curves, dtype=np.float32) / 255)[None]
-
-
-def _decode(vae, model, x):
-    """Model space to pixels (N, 3, H, W) in [-1, 1]; the first frame of a video."""
-    with torch.inference_mode():
-        image = vae.decode(model.process_latent_out(x.cpu()))
-    image = image[:, 0] if image.ndim == 5 else image
-    return image[..., :3].movedim(-1, 1) * 2 - 1
+    return show.image(curves)
 
 
 def _check_conditioning(name, value):

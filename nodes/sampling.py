@@ -1,62 +1,37 @@
-"""Schedules and samplers as nodes: SIGMAS and SAMPLER for the host's own sampling nodes."""
+"""Samplers as nodes: SAMPLER for the host's own sampling nodes, all on the kernel of `diffusion.samplers`."""
 
 import comfy.samplers
+import torch
 from comfy_api.latest import io
 from tqdm.auto import trange
 
-from ..diffusion import grids, samplers
+from ..diffusion import auto, grids, samplers
 from ..diffusion.paths import check_sigmas
-from ..diffusion.step import check_churn
+from ..diffusion.step import check_churn, share_of
 from . import host
 
-
-class Schedule(io.ComfyNode):
-    """FewstepSchedule."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="FewstepSchedule",
-            display_name="Few-Step Schedule",
-            category="Fewstep",
-            description="Where between noise and picture the model is asked, for the wired model's own range and shift. Always "
-                        "exactly `steps` steps, from the model's largest noise level to 0.",
-            search_aliases=["sigmas", "scheduler", "fewstep"],
-            inputs=[
-                io.Model.Input("model", tooltip="The model that will be sampled."),
-                io.Combo.Input("schedule", options=list(grids.NAMES), default="uniform",
-                               tooltip="uniform: equal time steps, what distilled LoRAs are made on. log-SNR: equal steps of the "
-                                       "signal-to-noise ratio. karras: more steps near the picture."),
-                io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Model calls for one picture."),
-                io.Float.Input("shift", default=1.0, min=0.1, max=100.0, step=0.1,
-                               tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. Few steps "
-                                       "gain from it; 3 is what Distil Few-Step LoRA uses."),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
-                               tooltip="Image to image: the share of the way that is run. 1 starts from pure noise."),
-            ],
-            outputs=[io.Sigmas.Output(display_name="SIGMAS")],
-        )
-
-    @classmethod
-    def execute(cls, model, schedule, steps, shift, denoise):
-        sampling = model.get_model_object("model_sampling")
-        sigma_of = grids.shifted(host.sigma_of(sampling), shift)
-        sigmas = grids.grid(schedule, steps, sigma_of, host.path_of(sampling), denoise)
-        return io.NodeOutput(sigmas.float())
+ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
 
 
-def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, churn=0.0, kappa=None, order=1):
-    """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions.
+def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order=1, kappa=None, gamma=None, s_noise=1.0,
+           **noising):
+    """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions; `noising` goes to its `plan`.
 
-    Noise comes from generators of its own, seeded from the host's seed, one for each picture of the batch.
+    order "auto": what `diffusion.auto` chooses. gamma: TCD's, in the model's own time. Noise comes from generators of its own,
+    seeded from the host's seed, one for each picture of the batch.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     path = host.path_of(sampling)
-    check_sigmas(sigmas, path, "sigmas")
-    if float(sigmas[0]) > float(sampling.sigma_max) * (1 + 1e-4):
+    grid = check_sigmas(sigmas, path, "sigmas")
+    if float(grid[0]) > float(sampling.sigma_max) * (1 + 1e-4):
         raise ValueError(f"sigmas must start at this model's largest noise level {float(sampling.sigma_max):g} or below, got "
-                         f"{float(sigmas[0]):g}. Use a schedule made for this model.")
+                         f"{float(grid[0]):g}. Use a schedule made for this model.")
+    _check_mask(extra_args.get("denoise_mask"), x)
+    if order == "auto":
+        order = auto.order(path, len(grid) - 1)
+    if gamma is not None:
+        kappa = tcd_share(gamma, path, host.sigma_of(sampling))
     fresh = samplers.batch_noise(extra_args.get("seed") or 0)
     scale = float(getattr(sampling, "noise_scale", 1.0))
     ones = x.new_ones(x.shape[0])
@@ -64,14 +39,42 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, churn
     def denoiser(x, sigma):
         return model(x, sigma * ones, **extra_args)
 
-    run = samplers.sample(denoiser, x, sigmas, path, churn=churn, kappa=kappa, order=order,
-                          noise=lambda x: scale * fresh(x))
-    for _ in trange(len(sigmas) - 1, disable=disable):
+    samplers.check_order(order, s_noise)
+    moves = samplers.plan(grid, path, kappa=kappa, **noising)
+    run = samplers.follow(denoiser, x, moves, path, order=order, s_noise=s_noise, noise=lambda x: scale * fresh(x))
+    last = len(grid) - 2
+    for _ in trange(len(moves), disable=disable):
         before, state = x, next(run)
         if callback is not None:
-            callback({"x": before, "i": state.index, "sigma": state.sigma, "sigma_hat": state.sigma, "denoised": state.x0})
+            callback({"x": before, "i": min(state.index, last), "sigma": state.sigma, "sigma_hat": state.sigma,
+                      "denoised": state.x0})
         x = state.x
     return x
+
+
+def _check_mask(mask, x):
+    """Raise ValueError for an inpainting mask that does not fit the latent."""
+    if mask is None:
+        return
+    try:
+        fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"mask must fit the latent, whose shape is {tuple(x.shape)}, got {tuple(mask.shape)}. Make it with Set "
+                         "Latent Noise Mask from a mask of the picture.")
+
+
+def tcd_share(gamma, path, sigma_of):
+    """The share of fresh noise (sigma, sigma_next) -> kappa of TCD: it steps to (1 - gamma) of the next time and noises back."""
+    def share(sigma, sigma_next):
+        if sigma_next == 0 or gamma == 0:
+            return 0.0
+        time = grids.time_of(sigma_of, [sigma_next])
+        reached = float(sigma_of((1 - gamma) * time)) if gamma < 1 else 0.0
+        return share_of(path, reached, sigma_next)
+
+    return share
 
 
 class Sampler(io.ComfyNode):
@@ -83,24 +86,41 @@ class Sampler(io.ComfyNode):
             node_id="FewstepSampler",
             display_name="Few-Step Sampler",
             category="Fewstep",
-            description="Flow matching (Euler), DDIM and DDPM in one sampler: they differ only in churn, which means the same on "
-                        "every model and for every step count.",
-            search_aliases=["ddim", "euler", "flow", "churn", "fewstep"],
+            description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their kin in one sampler: order says how it steps, churn "
+                        "how much noise is renewed. Both mean the same on every model and for every step count.",
+            search_aliases=["ddim", "euler", "flow", "heun", "dpm++", "restart", "edm", "churn", "fewstep"],
             inputs=[
                 io.Float.Input("churn", default=0.0, min=0.0, max=100.0, step=0.05, round=False,
                                tooltip="How much of each step is noised afresh. 0: none, the same picture from the same seed at "
                                        "any step count (DDIM, flow Euler). 1: as much as DDPM. More: towards the consistency "
                                        "sampler. Fewer steps want less."),
-                io.Combo.Input("order", options=["1", "2"], default="1",
-                               tooltip="2 uses the last prediction too: better for a model that is not distilled. Distilled LoRAs "
-                                       "want 1."),
+                io.Combo.Input("order", options=list(ORDERS), default="auto",
+                               tooltip="How many predictions a step uses. auto: what measures best for this kind of model and step "
+                                       "count. 1: the plain step, which distilled LoRAs want. 2 and 3: earlier predictions too. "
+                                       "heun: two model calls a step."),
+                io.Combo.Input("mode", options=list(samplers.MODES), default=samplers.MODES[0], advanced=True,
+                               tooltip="Where churn adds its noise. each step: after each step. raise first: before it (EDM). "
+                                       "restart: the steps between start and end are run again, churn times."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                               tooltip="Noise is added from this share of the run on. 0: from the first step."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                               tooltip="Noise is added up to this share of the run. 1: to the end; the last step never adds any."),
+                io.Float.Input("s_noise", default=1.0, min=0.0, max=2.0, step=0.01, advanced=True, round=False,
+                               tooltip="Strength of the added noise. 1 is right for an exact model; a little more can bring back "
+                                       "detail that a model smooths away."),
             ],
             outputs=[io.Sampler.Output(display_name="SAMPLER")],
         )
 
     @classmethod
-    def execute(cls, churn, order):
-        return io.NodeOutput(comfy.samplers.KSAMPLER(sample, {"churn": check_churn(churn), "order": int(order)}))
+    def execute(cls, churn, order, mode=samplers.MODES[0], start=0.0, end=1.0, s_noise=1.0):
+        if start > end:
+            raise ValueError(f"start must not be above end, got {start} and {end}.")
+        if mode == "restart" and not float(churn).is_integer():
+            raise ValueError(f"churn must be a whole number in mode restart, where it counts the repetitions; got {churn:g}.")
+        order = order if order in ("auto", samplers.HEUN) else int(order)
+        options = {"order": order, "churn": check_churn(churn), "mode": mode, "start": start, "end": end, "s_noise": s_noise}
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
 
 class ConsistencySampler(io.ComfyNode):
@@ -108,23 +128,37 @@ class ConsistencySampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
+        noise = io.Float.Input("fresh_noise", default=1.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="Share of new noise in each step. 1: all of it (LCM). 0: none, the same as deterministic.")
+        gamma = io.Float.Input("gamma", default=0.3, min=0.0, max=1.0, step=0.05,
+                               tooltip="TCD's stochasticity: each step goes on to (1 - gamma) of the next time and is noised back. "
+                                       "0: none; 1: all noise is new; TCD's authors use 0.2 to 0.3.")
         return io.Schema(
             node_id="FewstepConsistencySampler",
             display_name="Consistency Sampler",
             category="Fewstep",
-            description="Multistep consistency sampling (LCM): predict the picture, add fresh noise, predict again. For "
-                        "consistency LoRAs that blur or drift without fresh noise, on epsilon, v and flow models alike.",
-            search_aliases=["lcm", "consistency", "fewstep"],
+            description="For consistency-distilled models and LoRAs (LCM, TCD, PCM, Hyper): predict the picture, renew noise, "
+                        "predict again. On epsilon, v and flow models alike.",
+            search_aliases=["lcm", "tcd", "pcm", "hyper", "consistency", "fewstep"],
             inputs=[
-                io.Float.Input("fresh_noise", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of new noise in each step. 1: all of it (LCM). 0: none, the same as churn 0."),
+                io.DynamicCombo.Input("method", tooltip="consistency: multistep consistency sampling, which is LCM. TCD: renews "
+                                      "only a part, by gamma. deterministic: no new noise, the same picture from the same seed.",
+                                      options=[io.DynamicCombo.Option("consistency", [noise]),
+                                               io.DynamicCombo.Option("TCD", [gamma]),
+                                               io.DynamicCombo.Option("deterministic", [])]),
             ],
             outputs=[io.Sampler.Output(display_name="SAMPLER")],
         )
 
     @classmethod
-    def execute(cls, fresh_noise):
-        return io.NodeOutput(comfy.samplers.KSAMPLER(sample, {"kappa": fresh_noise}))
+    def execute(cls, method):
+        name = method["method"]
+        options = {}
+        if name == "consistency":
+            options["kappa"] = method["fresh_noise"]
+        elif name == "TCD":
+            options["gamma"] = method["gamma"]
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
 
-NODES = [Schedule, Sampler, ConsistencySampler]
+NODES = [Sampler, ConsistencySampler]

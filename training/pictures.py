@@ -5,6 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
 NOISY = "each update"      # a line drawn thin and grey, behind the others
+BARS = "bars"              # a line drawn as bars
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 
 
@@ -13,16 +14,22 @@ def to_tiles(pixels):
     return ((pixels.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def grid(columns, rows, title="", scale=1, gap=6):
-    """A labelled grid: `columns` {heading: pixels (R, 3, H, W)}, `rows` R labels; headings may hold newlines."""
+def grid(columns, rows, title="", scale=1, gap=6, notes=None):
+    """A labelled grid: `columns` {heading: pixels (R, 3, H, W)}, `rows` R labels; headings may hold newlines.
+
+    notes: {heading: R short texts}, each written under its tile.
+    """
+    notes = notes or {}
     tiles = {heading: to_tiles(pixels) for heading, pixels in columns.items()}
     height, width = (scale * s for s in next(iter(tiles.values())).shape[1:3])
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     left = 18 + max((int(probe.textlength(r, small)) for r in rows), default=0)
-    cell = max(width, *(int(probe.multiline_textbbox((0, 0), h, small)[2]) for h in tiles)) + gap
+    texts = [*tiles, *(t for column in notes.values() for t in column)]
+    cell = max(width, *(int(probe.multiline_textbbox((0, 0), t, small)[2]) for t in texts)) + gap
+    below = 18 if notes else 0
     top = (30 if title else 8) + 17 * max(h.count("\n") + 1 for h in tiles) + 8
-    picture = Image.new("RGB", (left + cell * len(tiles) + gap, top + (height + gap) * len(rows) + gap), PAPER)
+    picture = Image.new("RGB", (left + cell * len(tiles) + gap, top + (height + below + gap) * len(rows) + gap), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((10, 8), title, INK, font)
     for c, (heading, images) in enumerate(tiles.items()):
@@ -30,9 +37,12 @@ def grid(columns, rows, title="", scale=1, gap=6):
         draw.multiline_text((x + cell // 2 - gap // 2, top - 8), heading, INK, small, anchor="md", align="center")
         for r, image in enumerate(images[:len(rows)]):
             tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
-            picture.paste(tile, (x + (cell - gap - width) // 2, top + r * (height + gap)))
+            y = top + r * (height + below + gap)
+            picture.paste(tile, (x + (cell - gap - width) // 2, y))
+            if heading in notes:
+                draw.text((x + cell // 2 - gap // 2, y + height + 2), notes[heading][r], MUTED, small, anchor="mt")
     for r, label in enumerate(rows):
-        draw.text((left - 10, top + r * (height + gap) + height // 2), label, INK, small, anchor="rm")
+        draw.text((left - 10, top + r * (height + below + gap) + height // 2), label, INK, small, anchor="rm")
     return picture
 
 
@@ -48,6 +58,7 @@ def curves(panels, size=(860, 300)):
 
 
 def _panel(draw, box, title, x_label, lines):
+    """One plot in the box: `lines` {name: [(x, y), ...]}; a line called BARS is drawn as bars from 0."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     x0, y0, x1, y1 = box
     draw.text((x0, 10), title, INK, font)
@@ -56,10 +67,12 @@ def _panel(draw, box, title, x_label, lines):
     if not len(points):
         draw.text((x0 + 8, y0 + 8), "no data yet", INK, small)
         return
-    log = bool((points[:, 1] > 0).all())
+    bars = BARS in lines
+    log = bool((points[:, 1] > 0).all()) and not bars
     change = np.log10 if log else np.asarray
     xs, ys = points[:, 0], change(points[:, 1])
-    xa, xb = xs.min(), max(xs.max(), xs.min() + 1e-9)
+    ys = np.append(ys, 0.0) if bars else ys
+    xa, xb = xs.min() - bars * 0.6, max(xs.max() + bars * 0.6, xs.min() + 1e-9)
     pad = max(1e-9, 0.06 * (ys.max() - ys.min()))
     ya, yb = ys.min() - pad, ys.max() + pad
 
@@ -70,14 +83,22 @@ def _panel(draw, box, title, x_label, lines):
         value = 10**level if log else level
         y = y1 - (level - ya) / (yb - ya) * (y1 - y0)
         draw.line((x0, y, x1, y), FAINT)
-        draw.text((x0 - 6, y), f"{value:.3g}", INK, small, anchor="rm")
-    for value in np.linspace(xa, xb, 5):
-        text = f"{value:.0f}" if abs(value) >= 10 else f"{value:.3g}"
+        draw.text((x0 - 6, y), f"{0.0 if abs(value) < 1e-9 else value:.3g}", INK, small, anchor="rm")
+    ticks = np.linspace(xa, xb, 5) if xs.max() > 12 or (xs != xs.round()).any() else sorted(set(xs))
+    for value in ticks:
+        text = f"{value:.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.3g}"
         draw.text((x0 + (value - xa) / (xb - xa) * (x1 - x0), y1 + 6), text, INK, small, anchor="mt")
     draw.text(((x0 + x1) / 2, y1 + 22), x_label, INK, small, anchor="mt")
-    for n, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[n % len(COLOURS)] if name != NOISY else FAINT
+    shown = [name for name in lines if name != BARS]
+    for name, line in lines.items():
         path = [at(x, y) for x, y in line if np.isfinite(y)]
+        if name == BARS:
+            half = max(1, 0.38 * (x1 - x0) / (xb - xa))
+            for x, y in path:
+                draw.rectangle((x - half, min(y, at(0, 0)[1]), x + half, max(y, at(0, 0)[1])), COLOURS[0])
+            continue
+        n = shown.index(name)
+        colour = COLOURS[n % len(COLOURS)] if name != NOISY else FAINT
         if len(path) > 1:
             draw.line(path, colour, 1 if name == NOISY else 2, joint="curve")
         for x, y in path if len(path) < 30 else ():
@@ -93,6 +114,26 @@ def run_curves(loss, fidelity):
         smooth.append((x, value))
     return curves([("Loss", "update", {NOISY: loss, "smoothed": smooth}),
                    ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})])
+
+
+def schedules(data):
+    """Step grids over their steps: `data` {name: {"time": [...], "log_snr": [... or None at either end]}}."""
+    def lines(key):
+        return {name: [(i, v) for i, v in enumerate(values[key]) if v is not None] for name, values in data.items()}
+
+    return curves([("log signal-to-noise (lambda)", "step", lines("log_snr")),
+                   ("model time (1 noise, 0 picture)", "step", lines("time"))])
+
+
+def sampler(data):
+    """A sampler's weights as bars, and its lambda and churn over the calls; `data` as `nodes.inspect_sampler` makes it."""
+    calls = range(1, len(data["weights"]) + 1)
+    churn = [(i, v) for i, v in zip(calls, data["churn"]) if v is not None]
+    return curves([(f"weight of each prediction in the picture (seed survival {data['survival']:.2f})", "call",
+                    {BARS: list(zip(calls, data["weights"]))}),
+                   ("lambda and churn", "call", {"lambda": [(i, v) for i, v in zip(calls, data["log_snr"]) if v is not None],
+                                                 "churn": churn}),
+                   ("sigma", "call", {"sigma": list(zip(calls, data["sigmas"]))})], size=(1180, 300))
 
 
 def stack(*images):

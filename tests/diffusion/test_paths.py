@@ -1,6 +1,5 @@
-"""Paths, predictions and step grids."""
+"""Paths and predictions."""
 
-import math
 
 import pytest
 import torch
@@ -33,7 +32,8 @@ def test_predictions_convert_there_and_back(p, kind, generator):
     sigma = torch.tensor([0.01, 0.3, 0.5, 0.8, 0.99], dtype=torch.float64)
     a, s = expand(p.alpha(sigma), x0), expand(sigma, x0)
     x = a * x0 + s * eps
-    truth = {"x0": x0, "epsilon": eps, "v": a * eps - s * x0, "velocity": eps - x0}[kind]
+    edm = (x0 - 0.25 / ((s / a) ** 2 + 0.25) * x / a) / (0.5 * s / a / ((s / a) ** 2 + 0.25).sqrt())
+    truth = {"x0": x0, "epsilon": eps, "v": a * eps - s * x0, "velocity": eps - x0, "score": -eps / s, "edm": edm}[kind]
     assert torch.allclose(from_x0(x0, kind, x, a, s), truth, atol=1e-12)
     assert torch.allclose(to_x0(truth, kind, x, a, s), x0, atol=1e-10)
 
@@ -45,40 +45,40 @@ def test_velocity_and_v_are_defined_on_pure_noise(generator):
     assert torch.allclose(to_x0(-x0, "v", eps, zero, one), x0)
 
 
-@pytest.mark.parametrize("name", grids.NAMES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 20, 50])
-@pytest.mark.parametrize("model", ["flow 1", "flow 3", "discrete"])
-@pytest.mark.parametrize("denoise", [1.0, 0.5, 0.01])
-def test_grids_have_their_steps_and_descend_from_the_largest_level_to_0(name, steps, model, denoise):
-    sigma_of, p = {"flow 1": (grids.flow_sigma(), FLOW), "flow 3": (grids.flow_sigma(3.0), FLOW),
-                   "discrete": (DISCRETE, VARIANCE_EXPLODING)}[model]
-    sigmas = grids.grid(name, steps, sigma_of, p, denoise)
-    assert sigmas.shape == (steps + 1,) and sigmas[-1] == 0
-    assert torch.equal(sigmas, check_sigmas(sigmas.float().double() * 0 + sigmas, p))
-    assert math.isclose(sigmas[0], float(sigma_of(torch.tensor([denoise], dtype=torch.float64))), rel_tol=1e-12)
-    assert (sigmas.float().diff() < 0).all()
+def test_edm_is_that_of_diffusers_and_finite_on_pure_noise(generator):
+    from diffusers import EDMEulerScheduler
+
+    x, output = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    one = torch.ones((), dtype=torch.float64)
+    for sigma in (0.01, 1.0, 80.0):
+        theirs = EDMEulerScheduler(sigma_data=0.3).precondition_outputs(x, output, torch.tensor(sigma, dtype=torch.float64))
+        ours = to_x0(output, "edm", x, one, sigma * one, sigma_data=0.3)
+        assert torch.allclose(ours, theirs, rtol=1e-12)
+        assert torch.allclose(from_x0(ours, "edm", x, one, sigma * one, sigma_data=0.3), output, atol=1e-9)
+    assert torch.equal(to_x0(output, "edm", x, 0 * one, one), 0.5 * output)
 
 
-def test_uniform_grid_is_the_trailing_one():
-    assert torch.allclose(grids.grid("uniform", 4, grids.flow_sigma(), FLOW), torch.tensor([1, 0.75, 0.5, 0.25, 0.0]).double())
-    shifted = grids.grid("uniform", 4, grids.flow_sigma(3.0), FLOW)
-    assert torch.allclose(shifted[1], torch.tensor(3 * 0.75 / (1 + 2 * 0.75)).double())
+def test_edm_with_unit_data_is_minus_v_where_variance_is_preserved(generator):
+    x, v = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    a, s = torch.tensor([0.8, 0.6], dtype=torch.float64)
+    assert torch.allclose(to_x0(-v, "edm", x, a, s, sigma_data=1.0), to_x0(v, "v", x, a, s), rtol=1e-12)
 
 
-def test_karras_grid_is_karras():
-    from diffusers import EulerDiscreteScheduler
+@pytest.mark.parametrize("p", PATHS.values(), ids=str)
+def test_score_is_the_gradient_of_the_log_density(p, generator):
+    x0, x = (torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(2))
+    s = torch.tensor(0.4, dtype=torch.float64)
+    x.requires_grad_()
+    log = torch.distributions.Normal(p.alpha(s) * x0, s).log_prob(x)
+    score, = torch.autograd.grad(log.sum(), x)
+    assert torch.allclose(from_x0(x0, "score", x, p.alpha(s), s), score, rtol=1e-12)
+    assert torch.allclose(to_x0(score, "score", x, p.alpha(s), s), x0, rtol=1e-10)
 
-    sigmas = grids.grid("karras", 8, DISCRETE, VARIANCE_EXPLODING)
-    theirs = EulerDiscreteScheduler()._convert_to_karras(in_sigmas=torch.tensor([sigmas[0], sigmas[-2]]), num_inference_steps=8)
-    assert torch.allclose(sigmas[:-1], torch.as_tensor(theirs).double(), rtol=1e-5)
 
-
-@pytest.mark.parametrize("steps, denoise, name", [(0, 1, "uniform"), (-1, 1, "uniform"), (2.5, 1, "uniform"), (4, 0, "uniform"),
-                                                  (4, 1.5, "uniform"), (4, 1, "nope")])
-def test_bad_grids_are_refused_by_name(steps, denoise, name):
-    wrong = "schedule" if name == "nope" else "denoise" if denoise not in (1,) else "steps"
-    with pytest.raises(ValueError, match=f"^{wrong} must"):
-        grids.grid(name, steps, DISCRETE, VARIANCE_EXPLODING, denoise)
+def test_unknown_kinds_are_refused():
+    for convert in (to_x0, from_x0):
+        with pytest.raises(ValueError, match="kind must be one of x0, .*edm, got 'flow'"):
+            convert(torch.zeros(1), "flow", torch.zeros(1), torch.ones(()), torch.ones(()))
 
 
 @pytest.mark.parametrize("bad, why", [
@@ -87,9 +87,3 @@ def test_bad_grids_are_refused_by_name(steps, denoise, name):
 def test_sigmas_that_are_no_grid_are_refused(bad, why):
     with pytest.raises(ValueError, match=f"sigmas must .*{why}"):
         check_sigmas(bad, FLOW)
-
-
-def test_shifted_time_is_the_flow_models_shift():
-    plain = grids.grid("uniform", 4, grids.shifted(grids.flow_sigma(), 3.0), FLOW)
-    assert torch.equal(plain, grids.grid("uniform", 4, grids.flow_sigma(3.0), FLOW))
-    assert torch.allclose(plain, torch.tensor([1, 0.9, 0.75, 0.5, 0]).double())

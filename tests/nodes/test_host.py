@@ -33,6 +33,11 @@ def teacher(host, request):
     return run(host, "FewstepLoadDemoTeacher", teacher=request.param, label="cat")
 
 
+def uniform(host, teacher, steps, denoise=1.0):
+    return run(host, "FewstepSchedule", model=teacher[0], schedule={"schedule": "uniform"}, steps=steps, shift=1.0,
+               denoise=denoise)[0]
+
+
 def sample_custom(host, model, cfg, teacher, sampler, sigmas, seed=3, latent=None, count=2):
     from comfy_extras.nodes_custom_sampler import SamplerCustom
 
@@ -86,7 +91,7 @@ def test_the_node_and_the_headless_teacher_are_one_model(host, kind):
 
 @pytest.mark.parametrize("churn, order", [(0.0, "1"), (0.0, "2"), (0.5, "1"), (1.0, "2")])
 def test_sampler_node(host, teacher, churn, order):
-    sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=6, shift=1.0, denoise=1.0)[0]
+    sigmas = uniform(host, teacher, 6)
     sampler = run(host, "FewstepSampler", churn=churn, order=order)[0]
     out = sample_custom(host, teacher[0], 2.0, teacher, sampler, sigmas)
     assert out.shape == (2, 3, 32, 32) and torch.isfinite(out).all()
@@ -97,7 +102,7 @@ def test_sampler_node(host, teacher, churn, order):
 def test_churn_0_equals_cores_euler_and_order_2_nears_the_same_picture(host, teacher):
     import comfy.samplers
 
-    sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=8, shift=1.0, denoise=1.0)[0]
+    sigmas = uniform(host, teacher, 8)
     ours = sample_custom(host, teacher[0], 2.0, teacher, run(host, "FewstepSampler", churn=0.0, order="1")[0], sigmas)
     core = sample_custom(host, teacher[0], 2.0, teacher, comfy.samplers.sampler_object("euler"), sigmas)
     assert (ours - core).abs().max() < 1e-3
@@ -107,10 +112,10 @@ def test_consistency_sampler_equals_cores_lcm_at_equal_noise(host, teacher):
     """One step has no fresh noise; at two the noises differ, so means over a batch are compared."""
     import comfy.samplers
 
-    node = run(host, "FewstepConsistencySampler", fresh_noise=1.0)[0]
+    node = run(host, "FewstepConsistencySampler", method={"method": "consistency", "fresh_noise": 1.0})[0]
     lcm = comfy.samplers.sampler_object("lcm")
     for steps, count in ((1, 2), (2, 32)):
-        sigmas = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=steps, shift=1.0, denoise=1.0)[0]
+        sigmas = uniform(host, teacher, steps)
         a, b = (sample_custom(host, teacher[0], 2.0, teacher, s, sigmas, count=count) for s in (node, lcm))
         if steps == 1:
             assert (a - b).abs().max() < 1e-4
@@ -120,11 +125,11 @@ def test_consistency_sampler_equals_cores_lcm_at_equal_noise(host, teacher):
 
 def test_image_to_image_keeps_the_picture_and_mask_keeps_its_part(host, teacher):
     latent = host.EmptyLatentImage().generate(32, 32, 1)[0]
-    full = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=8, shift=1.0, denoise=1.0)[0]
+    full = uniform(host, teacher, 8)
     sampler = run(host, "FewstepSampler", churn=0.0, order="2")[0]
     picture = sample_custom(host, teacher[0], 2.0, teacher, sampler, full, latent=latent)
     for denoise in (0.1, 0.5):
-        part = run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=4, shift=1.0, denoise=denoise)[0]
+        part = uniform(host, teacher, 4, denoise)
         assert len(part) == 5 and part[0] < full[0]
         again = sample_custom(host, teacher[0], 2.0, teacher, sampler, part, seed=9, latent={"samples": picture})
         distance = (again - picture).square().mean().sqrt() / picture.std()
@@ -153,7 +158,7 @@ def test_unknown_label_and_steps_below_1_are_refused(host, teacher):
     with pytest.raises(ValueError, match="label must be one of: smiling face, .*; got 'unicorn'"):
         run(host, "FewstepLoadDemoTeacher", teacher="flow", label="unicorn")
     with pytest.raises(ValueError, match="steps must be a whole number of 1 or more, got 0"):
-        run(host, "FewstepSchedule", model=teacher[0], schedule="uniform", steps=0, shift=1.0, denoise=1.0)
+        run(host, "FewstepSchedule", model=teacher[0], schedule={"schedule": "uniform"}, steps=0, shift=1.0, denoise=1.0)
 
 
 @pytest.mark.parametrize("kind", ["IMG_TO_IMG", "FLOW_COSMOS", "STABLE_CASCADE", "IMG_TO_IMG_FLOW"])

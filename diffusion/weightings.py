@@ -1,0 +1,170 @@
+"""Loss weightings of the literature, all as functions of lambda.
+
+    lambda = log(alpha / sigma) is HALF the log signal-to-noise ratio, here as everywhere in this package.
+    Kingma & Gao and much of the literature write l = log(alpha^2 / sigma^2) = 2 lambda: their e^-l is e^(-2 lambda) here,
+    and a density over l is half the density over lambda.
+
+Every loss on every prediction kind, under any noise of training, is one total weighting of the squared error of eps:
+
+    loss = integral of w(lambda) E |eps - eps^|^2 dlambda,      w = mse_factor(kind) x density x weight of the loss itself
+
+w is invariant; how the noise is drawn only changes its variance (Kingma & Gao 2023, arXiv:2303.00848, sec. 3).
+
+weighting              prediction kind   density over lambda       w(lambda) up to a constant
+eps-MSE                epsilon           cosine                    sech(lambda)
+x0-MSE                 x0                cosine                    e^(-2 lambda) sech(lambda)
+v-MSE + cosine         v                 cosine                    e^-lambda
+flow matching          velocity          uniform flow time         e^-lambda at shift 1
+EDM                    edm               log-normal sigma/alpha    N(lambda; 1.2, 1.2^2) (e^(-2 lambda) + d^2)
+SD3 logit-normal       velocity          logit-normal flow time    N(lambda; -m - log shift, s^2) (1 + e^-lambda)^2
+min-SNR                x0, clipped       cosine                    min(1, gamma e^(-2 lambda)) sech(lambda)
+sigmoid                epsilon           none: w itself            sigmoid(b - 2 lambda)
+
+`shift` multiplies sigma/alpha, the flow models' time shift: it moves a density by -log(shift). float64 throughout.
+"""
+
+import math
+
+import torch
+
+from .paths import VARIANCE_PRESERVING
+from .predictions import KINDS
+
+
+def mse_factor(kind, lam, path=VARIANCE_PRESERVING, sigma_data=0.5):
+    """Squared error of a prediction kind over that of eps, for one error of x_0; lam any shape.
+
+    x0        e^(-2 lambda)
+    epsilon   1
+    v         alpha^2 (e^(-2 lambda) + 1)^2, which is e^(-2 lambda) + 1 where variance is preserved
+    velocity  (e^-lambda + 1)^2
+    score     1 / sigma^2
+    edm       e^(-2 lambda) / d^2 + 1
+    v and score alone depend on the path. Raises ValueError for a kind that is not one of `predictions.KINDS`.
+    Source: Kingma & Gao 2023 (arXiv:2303.00848, table 1) for x0, v and EDM; Gao et al. 2024 (diffusionflow.github.io).
+    """
+    lam = _float64(lam)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind == "epsilon":
+        return torch.ones_like(lam)
+    if kind == "x0":
+        return torch.exp(-2 * lam)
+    if kind == "velocity":
+        return (torch.exp(-lam) + 1).square()
+    if kind == "edm":
+        return torch.exp(-2 * lam) / sigma_data**2 + 1
+    sigma = path.sigma(lam)
+    if kind == "score":
+        return 1 / sigma.square()
+    return (sigma * (torch.exp(-lam) + torch.exp(lam))).square()        # alpha = sigma e^lambda
+
+
+def cosine_density(lam, shift=1.0):
+    """p(lambda) of alpha = cos(pi t/2), t uniform in (0, 1): sech(lambda) / pi (Kingma & Gao 2023).
+
+    `shift` is that of Hoogeboom et al. 2023 (arXiv:2301.11093), resolution over the reference resolution.
+    """
+    return 1 / (math.pi * torch.cosh(_shifted(lam, shift)))
+
+
+def uniform_flow_density(lam, shift=1.0):
+    """p(lambda) of flow time uniform in (0, 1): sigmoid(lambda) sigmoid(-lambda), the logistic density."""
+    lam = _shifted(lam, shift)
+    return torch.sigmoid(lam) * torch.sigmoid(-lam)
+
+
+def logit_normal_density(lam, mean=0.0, std=1.0, shift=1.0):
+    """p(lambda) of logit(t) ~ N(mean, std^2), t the flow time: N(lambda; -mean, std^2) (Esser et al. 2024,
+    arXiv:2403.03206, eq. 19). std > 0, else ValueError."""
+    return _normal(_shifted(lam, shift), -mean, std, "std")
+
+
+def edm_density(lam, p_mean=-1.2, p_std=1.2, shift=1.0):
+    """p(lambda) of log(sigma/alpha) ~ N(p_mean, p_std^2): N(lambda; -p_mean, p_std^2) (Karras et al. 2022,
+    arXiv:2206.00364, table 1). p_std > 0, else ValueError."""
+    return _normal(_shifted(lam, shift), -p_mean, p_std, "p_std")
+
+
+DENSITIES = {"cosine": cosine_density, "uniform flow": uniform_flow_density, "logit-normal": logit_normal_density,
+             "EDM": edm_density}
+
+
+def eps_mse(lam, shift=1.0):
+    """eps-MSE under cosine noise (Nichol & Dhariwal 2021, arXiv:2102.09672, without the variational term)."""
+    return mse_factor("epsilon", lam) * cosine_density(lam, shift)
+
+
+def x0_mse(lam, shift=1.0):
+    """x0-MSE under cosine noise."""
+    return mse_factor("x0", lam) * cosine_density(lam, shift)
+
+
+def v_mse_cosine(lam, shift=1.0):
+    """v-MSE under cosine noise, variance preserved (Salimans & Ho 2022, arXiv:2202.00512): 2/pi e^-lambda at shift 1."""
+    return mse_factor("v", lam) * cosine_density(lam, shift)
+
+
+def flow_matching(lam, shift=1.0):
+    """Velocity MSE, flow time uniform (Lipman et al. 2022, arXiv:2210.02747, eq. 23): e^-lambda at shift 1."""
+    return mse_factor("velocity", lam) * uniform_flow_density(lam, shift)
+
+
+def edm(lam, p_mean=-1.2, p_std=1.2, sigma_data=0.5, shift=1.0):
+    """MSE of EDM's F under its log-normal noise (Karras et al. 2022, table 1; its loss weight is 1/c_out^2)."""
+    return mse_factor("edm", lam, sigma_data=sigma_data) * edm_density(lam, p_mean, p_std, shift)
+
+
+def sd3_logit_normal(lam, mean=0.0, std=1.0, shift=1.0):
+    """Velocity MSE under logit-normal flow time (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
+    return mse_factor("velocity", lam) * logit_normal_density(lam, mean, std, shift)
+
+
+def sigmoid(lam, bias=0.0):
+    """sigmoid(bias - 2 lambda), whatever noise is drawn (Kingma & Gao 2023; Hoogeboom et al. 2024, arXiv:2410.19324).
+
+    `bias` is in units of l = 2 lambda, as in the papers: the weight is one half at l = bias.
+    """
+    return torch.sigmoid(bias - 2 * _float64(lam))
+
+
+def min_snr(lam, gamma=5.0, shift=1.0):
+    """min(SNR, gamma) on the x0-MSE under cosine noise, SNR = e^(2 lambda) (Hang et al. 2023, arXiv:2303.09556).
+
+    Raises ValueError unless gamma > 0.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, got {gamma}. 5 is the paper's; inf leaves the eps-MSE.")
+    clipped = (gamma * mse_factor("x0", lam)).clamp_max(1)      # min(SNR, gamma) e^(-2 lambda)
+    return clipped * cosine_density(lam, shift)
+
+
+WEIGHTINGS = {"eps-MSE": eps_mse, "x0-MSE": x0_mse, "v-MSE + cosine": v_mse_cosine, "flow matching": flow_matching, "EDM": edm,
+              "SD3 logit-normal": sd3_logit_normal, "sigmoid": sigmoid, "min-SNR": min_snr}
+
+
+def weighting(name, lam, **options):
+    """w(lambda), the total weighting of that name on the squared error of eps per unit of lambda; lam any shape.
+
+    `options` are those of the function in `WEIGHTINGS`. Raises ValueError for a name that is not one of them.
+    """
+    if name not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {name!r}.")
+    return WEIGHTINGS[name](lam, **options)
+
+
+def _float64(lam):
+    return torch.as_tensor(lam, dtype=torch.float64)
+
+
+def _shifted(lam, shift):
+    """lambda as it was before the shift."""
+    if not shift > 0:
+        raise ValueError(f"shift must be above 0, got {shift}. 1 moves nothing.")
+    return _float64(lam) + math.log(shift)
+
+
+def _normal(lam, mean, std, name):
+    if not std > 0:
+        raise ValueError(f"{name} must be above 0, got {std}. It is a standard deviation.")
+    return torch.exp(-0.5 * ((lam - mean) / std).square()) / (std * math.sqrt(2 * math.pi))

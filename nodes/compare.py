@@ -1,0 +1,213 @@
+"""How many steps does this model need? Samplers and step counts from the same noise, measured against a converged reference."""
+
+import dataclasses
+import time
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..diffusion import grids, samplers
+from ..training import pictures
+from . import host, show
+from .decode import decode
+from .sampling import sample
+
+OURS = {"auto": {"order": "auto"}, "order 1": {"order": 1}, "order 2": {"order": 2}, "order 3": {"order": 3},
+        "heun": {"order": samplers.HEUN}, "consistency": {"kappa": 1.0}}
+REFERENCE_STEPS = (30, 60, 120)
+LONGEST = 200            # steps that may be asked for
+TILE = 128               # pixels of a picture in the grid, at least where the picture itself is smaller
+
+
+@dataclasses.dataclass
+class Result:
+    """One setting that was run: its name, steps, model calls, seconds, distance to the reference, and latents."""
+
+    name: str
+    steps: int
+    sampler: object
+    sigmas: torch.Tensor
+    calls: int = 0
+    seconds: float = 0.0
+    distance: float = 0.0
+    latents: torch.Tensor | None = None
+
+
+class Compare(io.ComfyNode):
+    """FewstepCompare."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepCompare",
+            display_name="Compare Few-Step",
+            category="Fewstep",
+            description="How many steps do I need? Draws the same noise with several samplers and step counts, measures how far "
+                        "each is from the converged picture, and hands on the cheapest that is near enough.",
+            search_aliases=["sampler grid", "xy plot", "how many steps", "fewstep"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                io.Latent.Input("latent", tooltip="Its size is sampled; distances are means over its batch."),
+                io.Vae.Input("vae", tooltip="Makes pictures of the latents."),
+                io.String.Input("samplers", default="auto, order 1, euler, dpmpp_2m/karras",
+                                tooltip="Names between commas, each with /schedule if you like. Ours: auto, order 1, order 2, "
+                                        "order 3, heun, consistency. ComfyUI's by their names in KSampler."),
+                io.String.Input("steps", default="2, 4, 8", tooltip="Step counts between commas."),
+                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance, as in KSampler."),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                             tooltip="Of the starting noise."),
+                io.Float.Input("tolerance", default=0.1, min=0.001, max=1.0, step=0.005, round=False,
+                               tooltip="How far from the converged picture is near enough, as a share of the latents' own spread. "
+                                       "0.1 is hard to see."),
+            ],
+            outputs=[io.Image.Output(display_name="grid"), io.Sampler.Output(display_name="SAMPLER"),
+                     io.Sigmas.Output(display_name="SIGMAS"), io.String.Output(display_name="report")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, vae, samplers, steps, cfg, seed, tolerance):
+        counts = step_counts(steps)
+        settings = [r for name in names(samplers) for r in (setting(model, name, n) for n in counts)]
+        run = _Runner(model, positive, negative, latent, cfg, seed, sum(counts) * len(names(samplers)) + sum(REFERENCE_STEPS[:2]))
+        reference, drift = converged(model, run, tolerance)
+        spread = float(reference.latents.std())
+        for result in settings:
+            run(result)
+            result.distance = _distance(result.latents, reference.latents) / spread
+        best, enough = cheapest(settings, tolerance)
+        data = {"reference": {"steps": reference.steps, "drift": drift}, "tolerance": tolerance,
+                "rows": [{"name": r.name, "steps": r.steps, "nfe": r.calls, "seconds": round(r.seconds, 3),
+                          "distance": round(r.distance, 5)} for r in settings], "chosen": f"{best.name}, {best.steps} steps"}
+        text = report(data, best, enough, drift)
+        return show.output(cls, _picture(vae, model, reference, settings, counts), {**data, "report": text}, best.sampler,
+                           best.sigmas, text)
+
+
+def step_counts(text):
+    """The whole numbers in "2, 4, 8", rising; raises ValueError for anything else."""
+    try:
+        counts = sorted({int(part) for part in text.replace(",", " ").split()})
+    except ValueError:
+        counts = []
+    if not counts or counts[0] < 1 or counts[-1] > LONGEST:
+        raise ValueError(f"steps must be whole numbers from 1 to {LONGEST} between commas, such as 2, 4, 8; got {text!r}.")
+    return counts
+
+
+def names(text):
+    """The settings in "auto, euler/simple", each once; raises ValueError when there is none."""
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise ValueError(f"samplers must name at least one sampler, such as auto, euler; got {text!r}.")
+    return found
+
+
+def setting(model, name, steps):
+    """A `Result` to be run; raises ValueError for a sampler or schedule that there is not, naming it."""
+    sampler_name, _, schedule = (part.strip() for part in name.partition("/"))
+    sampling = model.get_model_object("model_sampling")
+    if sampler_name in OURS:
+        sampler = comfy.samplers.KSAMPLER(sample, OURS[sampler_name])
+        schedule = schedule or ("auto" if sampler_name == "auto" else "uniform")
+    elif sampler_name in comfy.samplers.KSampler.SAMPLERS:
+        sampler, schedule = comfy.samplers.sampler_object(sampler_name), schedule or "simple"
+    else:
+        raise ValueError(f"samplers must be among {', '.join(OURS)} or ComfyUI's own "
+                         f"({', '.join(comfy.samplers.KSampler.SAMPLERS)}), got {sampler_name!r}.")
+    if schedule in comfy.samplers.KSampler.SCHEDULERS and sampler_name not in OURS:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, schedule, steps)
+    elif schedule in grids.NAMES:
+        sigmas = grids.grid(schedule, steps, host.sigma_of(sampling), host.path_of(sampling)).float()
+    else:
+        raise ValueError(f"the schedule of {name!r} must be among {', '.join(grids.NAMES)}, or for ComfyUI's samplers "
+                         f"{', '.join(comfy.samplers.KSampler.SCHEDULERS)}; got {schedule!r}.")
+    return Result(name, steps, sampler, sigmas)
+
+
+class _Runner:
+    """Runs settings from one starting noise, counting model calls; one progress bar for all of them."""
+
+    def __init__(self, model, positive, negative, latent, cfg, seed, total):
+        self.model, self.calls = model.clone(), 0
+        key = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+        comfy.patcher_extension.add_wrapper_with_key(key, "fewstep compare", self._count, self.model.model_options, True)
+        self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
+        self.latent = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], latent.get("downscale_ratio_spacial"))
+        self.mask = latent.get("noise_mask")
+        self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
+        self.bar = comfy.utils.ProgressBar(total)
+
+    def _count(self, executor, *args, **kwargs):
+        self.calls += 1
+        return executor(*args, **kwargs)
+
+    def __call__(self, result):
+        """Fill in latents, calls and seconds of a result."""
+        self.calls, begun = 0, time.perf_counter()
+        positive, negative = self.conditioning
+        result.latents = comfy.sample.sample_custom(self.model, self.noise, self.cfg, result.sampler, result.sigmas, positive,
+                                                    negative, self.latent, noise_mask=self.mask, disable_pbar=True, seed=self.seed)
+        result.seconds, result.calls = time.perf_counter() - begun, self.calls
+        self.bar.update(result.steps)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return result
+
+
+def converged(model, run, tolerance):
+    """The reference, and how far its last doubling of steps still moved it, as a share of the spread."""
+    before, drift = None, 1.0
+    for steps in REFERENCE_STEPS:
+        result = run(setting(model, "order 2", steps))
+        if before is not None:
+            drift = _distance(result.latents, before.latents) / float(result.latents.std())
+            if drift < tolerance / 4:
+                break
+        before = result
+    return result, drift
+
+
+def _distance(a, b):
+    return float((a.float() - b.float()).square().mean().sqrt())
+
+
+def cheapest(results, tolerance):
+    """(the result with the fewest calls among those near enough, True), or (the nearest one, False)."""
+    near = [r for r in results if r.distance <= tolerance]
+    if near:
+        return min(near, key=lambda r: (r.calls, r.distance)), True
+    return min(results, key=lambda r: r.distance), False
+
+
+def report(data, best, enough, drift):
+    """The table in words, and the answer."""
+    lines = [f"Reference: order 2, {data['reference']['steps']} steps; its last doubling moved it by {drift:.3f}."]
+    lines += [f"{r['name']}, {r['steps']} steps: distance {r['distance']:.3f}, {r['nfe']} model calls, {r['seconds']:.2f} s"
+              for r in data["rows"]]
+    answer = f"{best.name}, {best.steps} steps ({best.calls} model calls), distance {best.distance:.3f}"
+    lines.append(f"Cheapest within {data['tolerance']:g}: {answer}." if enough else
+                 f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps.")
+    return "\n".join(lines)
+
+
+def _picture(vae, model, reference, results, counts):
+    """Rows of samplers, columns of step counts, the first picture of the batch; the reference on the left."""
+    rows = list(dict.fromkeys(r.name for r in results))
+    tiles = {f"reference\n{reference.steps} steps": [reference] * len(rows)}
+    for count in counts:
+        tiles[f"\n{count} steps"] = [next(r for r in results if r.name == name and r.steps == count) for name in rows]
+    pixels = {head: torch.cat([decode(vae, r.latents[:1]) for r in column]) for head, column in tiles.items()}
+    notes = {head: ["" if r is reference else f"{r.distance:.3f} · {r.calls} calls · {r.seconds:.1f} s" for r in column]
+             for head, column in tiles.items()}
+    scale = max(1, TILE // next(iter(pixels.values())).shape[-1])
+    return pictures.grid(pixels, rows, "Same starting noise: distance to the reference", scale, notes=notes)
+
+
+NODES = [Compare]

@@ -1,0 +1,81 @@
+"""What a SAMPLER does with a schedule on this model's path: found in a second, with no model call."""
+
+import torch
+from comfy_api.latest import io
+
+from ..diffusion import probe
+from ..diffusion.paths import check_sigmas
+from ..training import pictures
+from . import probing, show
+
+STATE, CROWD = (1, 4, 16, 16), (1, 4, 128, 128)      # of the one-hot probe, and of the oracle whose statistics are taken
+
+
+class InspectSampler(io.ComfyNode):
+    """FewstepInspectSampler."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepInspectSampler",
+            display_name="Inspect Sampler",
+            category="Fewstep",
+            description="Any sampler, ours, ComfyUI's or another pack's: how much each prediction weighs in the picture, how much "
+                        "of the seed's noise survives, and whether it is right on this kind of model. No model call.",
+            search_aliases=["sampler weights", "seed survival", "debug sampler", "fewstep"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will be sampled. It is not run."),
+                io.Sampler.Input("sampler", tooltip="The sampler to look into."),
+                io.Sigmas.Input("sigmas", tooltip="The schedule to look at it with."),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Of the sampler's own noise, where it draws any."),
+            ],
+            outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, sampler, sigmas, seed):
+        data = inspect(model, sampler, sigmas, seed)
+        return show.output(cls, picture(data), data, data["report"])
+
+
+def inspect(model, sampler, sigmas, seed=0):
+    """Weights, survival, churn and verdict of a SAMPLER on that MODEL's path, as a dict that JSON can hold."""
+    path, _ = probing.path_and_range(model)
+    check_sigmas(sigmas, path)
+    run = probing.runner(model, sampler, sigmas, seed)
+    verdict = probe.marginals(run, path, CROWD, seed)
+    weights = probe.prediction_weights(run, path, STATE)
+    levels = [v if abs(v) < 8 else None for v in path.log_snr(torch.tensor(weights.sigmas, dtype=torch.float64)).tolist()]
+    data = {"path": path.name, "steps": len(sigmas) - 1, "calls": len(weights.sigmas), "sigmas": weights.sigmas, "log_snr": levels,
+            "linear": weights.linear, "weights": [round(w, 6) for w in weights.predictions] if weights.linear else [],
+            "survival": round(weights.survival, 6) if weights.linear else None,
+            "churn": probe.churn_between_calls(run, path, STATE) if weights.linear else [],
+            "verdict": verdict.text, "right": verdict.right,
+            "signal": [round(v, 4) for v in verdict.signal], "noise": [round(v, 4) for v in verdict.noise]}
+    return {**data, "report": report(data)}
+
+
+def report(data):
+    """What was found, in words."""
+    lines = [f"{data['calls']} model calls for {data['steps']} steps on the {data['path']} path.", f"Oracle: {data['verdict']}."]
+    if not data["linear"]:
+        return "\n".join([*lines, "This sampler is not linear in its predictions (it adapts to them), so their weights mean "
+                                  "nothing and are not shown."])
+    weights = data["weights"]
+    late = sum(weights[len(weights) // 2:]) / sum(weights)
+    lines.append(f"Seed survival {data['survival']:.3f}: the share of the starting noise that outlives the run.")
+    lines.append(f"The later half of the calls has {late:.0%} of the weight.")
+    return "\n".join([*lines, "Weights: " + " ".join(f"{w:.3f}" for w in weights)])
+
+
+def picture(data):
+    """The plot of an inspection; signal and noise alone for a sampler that is not linear."""
+    if data["linear"]:
+        return pictures.sampler(data)
+    calls = range(1, len(data["signal"]) + 1)
+    return pictures.curves([("not linear: share of the expected signal and noise", "call",
+                             {"signal": list(zip(calls, data["signal"])), "noise": list(zip(calls, data["noise"]))})])
+
+
+NODES = [InspectSampler]
