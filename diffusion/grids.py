@@ -16,7 +16,7 @@ cosine             equal steps of the angle atan(sigma/alpha) (Nichol & Dhariwal
 trailing anchors   times among `anchors` equal ones, as evenly as they allow (LCM, Luo et al. 2023, arXiv:2310.04378)
 phase edges        the edges of `phases` equal phases; more steps divide the phases (PCM, Wang et al. 2024, arXiv:2405.18407)
 AYS SD1, SDXL, SVD the published tables of Sabour et al. 2024 (arXiv:2404.14507), moved to this model by equal lambda
-auto               what `auto.py` chooses for this path and number of steps
+auto               what `auto.py` chooses; option `dimension`, the numbers in a sample, where they are few
 
 Where a scale is infinite at the start (alpha = 0) that entry is kept and the others are spaced from lambda = -4.6, 1 % signal.
 """
@@ -49,9 +49,6 @@ def grid(name, steps, sigma_of, path, denoise=1.0, shift=1.0, **options):
         raise ValueError(f"shift must be above 0, got {shift}. 1 leaves the model's own.")
     if name not in NAMES:
         raise ValueError(f"schedule must be one of {', '.join(NAMES)}, got {name!r}.")
-    if name == "auto":
-        chosen = auto.schedule(path, int(steps))
-        return grid(chosen.name, steps, sigma_of, path, denoise, shift * chosen.shift, **chosen.options)
     options = _checked(name, options)
     if name in TIMED:
         times = TIMED[name](torch.arange(int(steps), dtype=torch.float64) / int(steps), **options)
@@ -70,6 +67,8 @@ def check_steps(steps):
 
 def _checked(name, options):
     """The options of that grid with their defaults; refuses others, and values out of range."""
+    if name == "auto" and set(options) <= {"dimension"}:
+        return options
     known = OPTIONS.get(name, {})
     for key, value in options.items():
         if key not in known:
@@ -96,7 +95,7 @@ def beta_quantile(q, a, b):
     By x = sin^2(angle) the density becomes 2 sin^(2a-1) cos^(2b-1), whose integral is tabulated by the midpoint rule.
     """
     # equal steps of w with angle = pi/2 w^2(3-2w): denser at both ends, where a or b below 1/2 leave a pole
-    w = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    w = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     edges = math.pi / 2 * w * w * (3 - 2 * w)
     middle, width = (edges[1:] + edges[:-1]) / 2, edges.diff()
     mass = middle.sin() ** (2 * a - 1) * middle.cos() ** (2 * b - 1) * width
@@ -121,6 +120,10 @@ def _spaced(name, steps, sigma_of, path, denoise, **options):
     """`steps` noise levels from the time `denoise` down to nearly data; the first may be left to the caller."""
     share = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
     ends = sigma_of(torch.tensor([denoise, min(NEARLY_DATA, denoise / 2)], dtype=torch.float64)).to(torch.float64)
+    if name == "auto":
+        half = sigma_of(torch.tensor([0.5], dtype=torch.float64))[0]
+        own = float(half / path.alpha(half)) if path.name == "flow" else 1.0        # the shift of a flow model
+        return auto.sigmas(path, steps, ends[0], options.get("dimension"), own)
     if name.startswith("AYS"):
         return _published(AYS[name.removeprefix("AYS ")], steps, ends[0], path)
     if name == "log sigma":

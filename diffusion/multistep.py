@@ -1,34 +1,53 @@
-"""Multistep extrapolation: what stands in for the predicted x_0 over a whole step, from this prediction and earlier ones.
+"""Multistep extrapolation: what stands in for the predicted x_0 over a whole step, from this prediction and others.
 
 On every path  x_s / sigma_s = x_t / sigma_t + integral from u_t to u_s of x0(u) e^u du,  u = -log tau  (`paths.Path.tau`),
 the exponential integrator of Lu et al. 2022 (arXiv:2206.00927, eq. 3.4) in log sigma. Log-SNR would do as well in theory, but
 its first interval is infinite on a path that starts at pure noise. A step replaces x0(u) by a constant target:
 
-order 1   the prediction itself
-order 2   the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095)
-order 3   the parabola through the last three, at its e^u-weighted mean: exact to third order
-heun      the line through this prediction and one made at the step's end, so that the step is Heun's in the path's own sigma
-          (in tau where variance is preserved), algorithm 2 of Karras et al. 2022 (arXiv:2206.00364)
+order 1     the prediction itself
+order 2     the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095)
+order 3     the parabola through the last three, at its e^u-weighted mean: exact to third order
+heun        the line through this prediction and one made at the step's end, so that the step is Heun's in the path's own sigma
+            (in tau where variance is preserved), algorithm 2 of Karras et al. 2022 (arXiv:2206.00364)
+corrector   once the prediction at a step's end is known, the step's target could have used it: the line (order 3: the parabola)
+            through it and the earlier ones. The difference is made good in the next step, at no model call (UniC, Zhao et al.
+            2023, arXiv:2302.04867)
 """
 
 import math
 
 ORDERS = (1, 2, 3)
+SAME = 1e-6         # levels nearer than this in u are one
 
 
 def target_weights(order, u_next, u):
     """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1; a list of floats.
 
-    u descends into the past, u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone.
+    u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone; so does one whose level was reached before,
+    and no prediction serves beyond one that was not made at a higher level than the one after it.
     """
-    used = min(order, len(u))
+    used = _usable(u, order)
     if used == 1 or math.isinf(u_next):
         return [1.0]
     h = u_next - u[0]
     if used == 2:
         r = h / (u[0] - u[1]) / 2
         return [1 + r, -r]
-    return _parabola(h, u[0] - u[1], u[0] - u[2])
+    return _mean_weights(h, [v - u[0] for v in u[:used]])
+
+
+def correction_weights(order, u):
+    """What the step from u[1] to u[0] should have weighed the predictions at u (the one at its end first) more than it did.
+
+    Sums to 0; [] where there is nothing to correct. u must hold one level more than `order` for the step's own weights.
+    """
+    used = _usable(u, 3 if order == 3 else 2)
+    if used < 2:
+        return []
+    done = target_weights(order, u[0], u[1:])
+    wanted = _mean_weights(u[0] - u[1], [v - u[1] for v in u[:used]])
+    length = max(len(wanted), len(done) + 1)
+    return [w - d for w, d in zip(wanted + [0.0] * (length - len(wanted)), [0.0, *done] + [0.0] * (length - len(done) - 1))]
 
 
 def heun_weights(u_next, u):
@@ -40,12 +59,22 @@ def heun_weights(u_next, u):
     return [1 - r, r]
 
 
-def _parabola(h, back, further):
-    """Weights of the parabola through p_0 at 0, p_1 at -back, p_2 at -further, in the mean over (0, h) weighted by e^u."""
+def _usable(u, most):
+    """How many of the levels u, each to be higher than the one before, serve together."""
+    for i in range(1, min(most, len(u))):
+        if u[i - 1] - u[i] < SAME:
+            return i
+    return min(most, len(u))
+
+
+def _mean_weights(h, places):
+    """Weights of values at two or three `places` in the mean over (0, h), weighted by e^u, of the polynomial through them."""
     m1, m2 = _moments(h)
-    p1 = (m2 + m1 * further) / (back * (back - further))
-    p2 = (m2 + m1 * back) / (further * (further - back))
-    return [1 - p1 - p2, p1, p2]
+    if len(places) == 2:
+        p, q = places
+        return [(m1 - q) / (p - q), (m1 - p) / (q - p)]
+    p, q, r = places
+    return [(m2 - m1 * (y + z) + y * z) / ((x - y) * (x - z)) for x, y, z in ((p, q, r), (q, r, p), (r, p, q))]
 
 
 def _moments(h):

@@ -75,18 +75,16 @@ def check_sigmas(sigmas, path=None, name="sigmas"):
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"{name} must hold at least two noise levels (steps + 1) in one row, got shape "
                          f"{tuple(grid.shape)}. Make it with a schedule node of 1 step or more.")
-    if not torch.isfinite(grid).all():
-        i = int((~torch.isfinite(grid)).nonzero()[0])
-        raise ValueError(f"{name} must be finite, got {grid[i]} at position {i}. Check the node that made it.")
-    if (grid < 0).any():
-        i = int((grid < 0).nonzero()[0])
-        raise ValueError(f"{name} must not be negative, got {grid[i]:g} at position {i}.")
-    rises = (grid[1:] >= grid[:-1]).nonzero()
-    if len(rises):
-        i = int(rises[0])
-        raise ValueError(f"{name} must descend, got {grid[i]:g} then {grid[i + 1]:g} at position {i + 1}. "
-                         "Flip it or remove repeated entries.")
-    if path is not None and grid[0] > path.sigma_max * (1 + 1e-6):
+    levels = grid.tolist()
+    for i, level in enumerate(levels):
+        if not math.isfinite(level):
+            raise ValueError(f"{name} must be finite, got {level} at position {i}. Check the node that made it.")
+        if level < 0:
+            raise ValueError(f"{name} must not be negative, got {level:g} at position {i}.")
+        if i and level >= levels[i - 1]:
+            raise ValueError(f"{name} must descend, got {levels[i - 1]:g} then {level:g} at position {i}. "
+                             "Flip it or remove repeated entries.")
+    if path is not None and levels[0] > path.sigma_max * (1 + 1e-6):
         raise ValueError(f"{name} must start at {path.sigma_max:g} or below on the {path.name} path, got "
-                         f"{grid[0]:g}. Use a schedule made for this model.")
+                         f"{levels[0]:g}. Use a schedule made for this model.")
     return grid

@@ -9,10 +9,11 @@ worked out for the whole run beforehand, in float64; a step itself is a few oper
 
 import dataclasses
 import math
+import typing
 
 import torch
 
-from .multistep import ORDERS, heun_weights, target_weights
+from .multistep import ORDERS, correction_weights, heun_weights, target_weights
 from .paths import check_sigmas
 from .step import check_churn, fresh_share, weights
 
@@ -20,8 +21,7 @@ HEUN = "heun"
 MODES = ("each step", "raise first", "restart")
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
+class State(typing.NamedTuple):
     """What a sampler knows after step `index`: the state x at `sigma_next`, and the prediction x0 made at `sigma`."""
 
     index: int
@@ -76,7 +76,7 @@ def plan(sigmas, path, *, churn=0.0, kappa=None, mode="each step", start=0.0, en
 def _shares(grid, path, churn, kappa):
     """The share of fresh noise of every step."""
     if kappa is None:
-        return fresh_share(churn, path, grid[:-1], grid[1:]).tolist()
+        return fresh_share(churn, path, grid[:-1], grid[1:]).tolist() if churn else [0.0] * (len(grid) - 1)
     pairs = zip(grid[:-1].tolist(), grid[1:].tolist())
     shares = [float(kappa(t, s) if callable(kappa) else kappa) if s > 0 else 0.0 for t, s in pairs]
     if not all(0 <= k <= 1 for k in shares):
@@ -103,12 +103,13 @@ def _restarts(levels, inside, repeats):
     return moves[:last] + again * repeats + moves[last:]
 
 
-def sample(denoiser, x, sigmas, path, *, order=1, churn=0.0, kappa=None, mode="each step", start=0.0, end=1.0, s_noise=1.0,
-           noise=None):
+def sample(denoiser, x, sigmas, path, *, order=1, corrector=False, churn=0.0, kappa=None, mode="each step", start=0.0, end=1.0,
+           s_noise=1.0, noise=None):
     """Yield a `State` a step, from x (B, ...) at sigmas[0] to the last entry.
 
     denoiser(x, sigma) -> x0 with sigma a float; `noise(x) -> z` draws fresh unit noise and is called only where it is needed.
     order     1, 2, 3: multistep in log sigma, one model call a step; "heun": two stages, two calls a step but the last
+    corrector  whether each step makes good what the last one would have done better; not with "heun"
     churn     0 and more, inf for all noise fresh; `mode` says where it is added, see `plan`
     kappa     the share of fresh noise itself, a number in [0, 1] or a function (sigma, sigma_next) -> number, for churn
     start, end  shares of the run between which noise is added
@@ -120,7 +121,7 @@ def sample(denoiser, x, sigmas, path, *, order=1, churn=0.0, kappa=None, mode="e
     moves = plan(sigmas, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
     if noise is None and (churn > 0 or callable(kappa) or kappa):
         raise ValueError("churn or kappa above 0 needs fresh noise: pass noise, a function that draws it.")
-    return follow(denoiser, x, moves, path, order=order, s_noise=s_noise, noise=noise)
+    return follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise)
 
 
 def check_order(order, s_noise=1.0):
@@ -131,15 +132,15 @@ def check_order(order, s_noise=1.0):
         raise ValueError(f"s_noise must be 0 or more, got {s_noise}.")
 
 
-def follow(denoiser, x, moves, path, *, order=1, s_noise=1.0, noise=None):
+def follow(denoiser, x, moves, path, *, order=1, corrector=False, s_noise=1.0, noise=None):
     """`sample` along the moves of a `plan`, whose number is the number of states."""
-    coefficients = _coefficients(moves, path, order)
+    coefficients = _coefficients(moves, path, order, corrector and order != HEUN)
     held = []
     for i, (move, (up, out)) in enumerate(zip(moves, coefficients)):
         if up is not None:
             x = combine(x, up[0], [], up[1] * s_noise, noise)
         x0 = denoiser(x, move.sigma)
-        held = [x0, *held[:2]]      # no more of them than the step has weights for are used
+        held = [x0, *held[:3]]      # no more of them than the step has weights for are used
         a, b, k, ahead = out
         if ahead is not None:
             held.insert(1, denoiser(combine(x, ahead[0], [(ahead[1], x0)], 0.0, noise), move.sigma_next))
@@ -147,35 +148,44 @@ def follow(denoiser, x, moves, path, *, order=1, s_noise=1.0, noise=None):
         yield State(i, move.sigma, move.sigma_next, x0, x)
 
 
-def _coefficients(moves, path, order):
-    """For every move: (scale, fresh) of its noising up or None, and (a, [b_0, b_1, b_2], k, ahead) of its step.
+def _coefficients(moves, path, order, corrector):
+    """For every move: (scale, fresh) of its noising up or None, and (a, [b_0, b_1, ...], k, ahead) of its step.
 
     ahead is (a, b) of the step without noise to where a second stage predicts, None where there is none.
     """
     level = torch.tensor([[m.sigma_from, m.sigma, m.sigma_next, m.kappa] for m in moves], dtype=torch.float64).unbind(1)
     a, b, k = (v.tolist() for v in weights(path, *level[1:]))
-    straight = list(zip(*(v.tolist() for v in weights(path, *level[1:3])[:2])))
-    scale = torch.where(level[1] > level[0], path.alpha(level[1]) / path.alpha(level[0]), 1.0)
-    fresh = (level[1].square() - (scale * level[0]).square()).clamp_min(0).sqrt()
-    u, u_next = (-path.tau(v).log() for v in level[1:3])
-    u, u_next, scale, fresh, past, out = u.tolist(), u_next.tolist(), scale.tolist(), fresh.tolist(), [], []
+    straight = list(zip(*(v.tolist() for v in weights(path, *level[1:3])[:2]))) if order == HEUN else [None] * len(moves)
+    scale, fresh = _noising(path, *level[:2])
+    u, u_next, past, out = (-path.tau(level[1]).log()).tolist(), (-path.tau(level[2]).log()).tolist(), [], []
     for i, move in enumerate(moves):
-        past = [u[i], *(past[:2] if move.keeps else [])]
+        raises = move.sigma > move.sigma_from
+        past = [u[i], *(past[:3] if move.keeps else [])]
         two_stage = order == HEUN and move.sigma_next > 0
         shares = heun_weights(u_next[i], u[i]) if two_stage else target_weights(1 if order == HEUN else order, u_next[i], past)
-        up = (scale[i], fresh[i]) if move.sigma > move.sigma_from else None
-        out.append((up, (a[i], [b[i] * w for w in shares], k[i], straight[i] if two_stage else None)))
+        terms = [b[i] * w for w in shares]
+        if corrector and i and not raises:
+            late = [a[i] * b[i - 1] * w for w in correction_weights(order, past)]
+            length = max(len(late), len(terms))
+            terms = [x + y for x, y in zip(terms + [0.0] * (length - len(terms)), late + [0.0] * (length - len(late)))]
+        out.append(((scale[i], fresh[i]) if raises else None, (a[i], terms, k[i], straight[i] if two_stage else None)))
     return out
+
+
+def _noising(path, sigma, raised):
+    """Lists (scale, fresh): noising from `sigma` up to `raised` >= sigma is scale x + fresh z."""
+    scale = torch.where(raised > sigma, path.alpha(raised) / path.alpha(sigma), 1.0)
+    return scale.tolist(), (raised.square() - (scale * sigma).square()).clamp_min(0).sqrt().tolist()
 
 
 def combine(x, a, terms, k, noise):
     """a x + sum of b x0 over `terms` [(b, x0)] + k z; noise(x) -> z is called only where k > 0. a = 0 leaves x out."""
-    if a == 0 and terms:
-        (b, x0), *terms = terms
-        out = x0.clone() if b == 1 else x0 * b
+    (b, x0), *more = terms or [(0.0, x)]
+    if abs(a + b - 1) < 1e-14:          # a step of order 1 without noise on most paths: one pass over x
+        out = torch.lerp(x0, x, a) if a else x0.clone()
     else:
-        out = x * a
-    for b, x0 in terms:
+        out = (x * a).add_(x0, alpha=b) if a else x0 * b
+    for b, x0 in more:
         out.add_(x0, alpha=b)
     return out.add_(noise(x), alpha=k) if k > 0 else out
 

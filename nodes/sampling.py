@@ -28,8 +28,9 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order
         raise ValueError(f"sigmas must start at this model's largest noise level {float(sampling.sigma_max):g} or below, got "
                          f"{float(grid[0]):g}. Use a schedule made for this model.")
     _check_mask(extra_args.get("denoise_mask"), x)
+    corrector = False
     if order == "auto":
-        order = auto.order(path, len(grid) - 1)
+        order, corrector = (auto.solver(len(grid) - 1)[key] for key in ("order", "corrector"))
     if gamma is not None:
         kappa = tcd_share(gamma, path, host.sigma_of(sampling))
     fresh = samplers.batch_noise(extra_args.get("seed") or 0)
@@ -41,7 +42,8 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order
 
     samplers.check_order(order, s_noise)
     moves = samplers.plan(grid, path, kappa=kappa, **noising)
-    run = samplers.follow(denoiser, x, moves, path, order=order, s_noise=s_noise, noise=lambda x: scale * fresh(x))
+    run = samplers.follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise,
+                          noise=lambda x: scale * fresh(x))
     last = len(grid) - 2
     for _ in trange(len(moves), disable=disable):
         before, state = x, next(run)

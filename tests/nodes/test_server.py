@@ -20,9 +20,10 @@ def loras(server, pattern="*.safetensors"):
 
 def test_the_pack_and_its_templates_are_served(server):
     ours = {name for name in server.get("/object_info") if name.startswith("Fewstep")}
-    assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "Sampler", "ConsistencySampler", "Distil", "LoadLora")}
+    assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "EditSchedule", "TranslateSchedule", "ShowSchedule",
+                                              "Sampler", "ConsistencySampler", "InspectSampler", "Compare", "Distil", "LoadLora")}
     assert "IMPORT FAILED" not in server.text()
-    assert len(server.get("/workflow_templates")["fewstep"]) == 2
+    assert len(server.get("/workflow_templates")["fewstep"]) == 3
 
 
 def test_sample_in_4_steps(server, workflow):
@@ -30,6 +31,71 @@ def test_sample_in_4_steps(server, workflow):
     assert entry["status"]["status_str"] == "success", entry["status"]
     paths = images(server, entry)
     assert len(paths) == 4 and all(p.stat().st_size > 500 for p in paths)
+
+
+def pixels(paths):
+    """Saved pictures as floats (N, H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(p).convert("RGB"), dtype=float) / 255 for p in paths])
+
+
+def test_how_many_steps(server, workflow):
+    entry = server.result(server.queue(workflow("how_many_steps")))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    compared, inspected = (entry["outputs"][n]["fewstep"][0] for n in ("3", "4"))
+    assert compared["chosen"] in compared["report"] and len(compared["rows"]) == 9
+    assert inspected["right"] and inspected["calls"] >= 2
+    assert len(images(server, entry)) == 6 and all(p.stat().st_size > 500 for p in images(server, entry))
+
+
+@pytest.mark.parametrize("changes", [{}, {"n8__method": "deterministic"},
+                                     {"n8__method": "consistency", "n8__method.fresh_noise": 0.8},
+                                     {"n3__schedule": "phase edges", "n3__schedule.phases": 4}], ids=str)
+def test_every_schedule_node(server, workflow, changes):
+    entry = server.result(server.queue(workflow("every_schedule_node", **changes)))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    drawn = entry["outputs"]["7"]["fewstep"][0]["schedules"]
+    assert {len(v["sigmas"]) for v in drawn.values()} == {7, 9} and entry["outputs"]["9"]["fewstep"][0]["calls"] == 6
+    assert len(images(server, entry)) == 4
+
+
+def test_image_to_image_with_a_mask_and_a_batch(server, workflow):
+    """Four pictures from four noises; half of each is drawn anew from the middle of the way, the other half stays."""
+    entry = server.result(server.queue(workflow("image_to_image")))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    before, after = (pixels([server.base / i["type"] / i["filename"] for i in entry["outputs"][n]["images"]]) for n in ("13", "15"))
+    assert len(before) == 4 and min(abs(before[i] - before[j]).mean() for i in range(4) for j in range(i)) > 0.01
+    change = abs(after - before).mean((0, 1, 3))
+    assert change[17:].max() < 0.01 < change[:14].mean()
+
+
+async def cancel_while_sampling(server, prompt, node, after):
+    """Queue, wait for that step of the node, interrupt; steps that it still made, and seconds until it stopped."""
+    base = f"http://127.0.0.1:{server.port}"
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{base}/ws?clientId=cancel") as socket:
+        async with session.post(f"{base}/prompt", json={"prompt": prompt, "client_id": "cancel"}) as reply:
+            queued = (await reply.json())["prompt_id"]
+        asked, last = None, 0
+        async for message in socket:
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            event = message.json()
+            if event["type"] == "progress" and event["data"]["node"] == node:
+                last = event["data"]["value"]
+                if asked is None and last >= after:
+                    asked = time.monotonic()
+                    await session.post(f"{base}/interrupt", json={"prompt_id": queued})
+            if event["type"] == "execution_interrupted":
+                return last, time.monotonic() - asked
+            assert event["type"] not in ("execution_error", "execution_success"), event
+
+
+def test_cancel_in_the_middle_of_a_run(server, workflow):
+    prompt = workflow("sample_in_4_steps", n2__steps=400, n4__batch_size=16, n5__noise_seed=5)
+    last, seconds = asyncio.run(asyncio.wait_for(cancel_while_sampling(server, prompt, "5", 5), 120))
+    assert last < 100 and seconds < 3
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon"])

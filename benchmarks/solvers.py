@@ -1,0 +1,219 @@
+"""How near a few steps come to the converged ODE, or to the data: our automatic choice beside every pair of the host's own.
+
+    python benchmarks/solvers.py [--json FILE] [--noises N] [--cases a,b] [--nfe 3,4,...] [--no-sde]
+
+ode     same noise, samplers that draw none: RMSE to the converged ODE in units of the data's standard deviation
+sde     samplers that draw noise, on mixtures: sliced Wasserstein-2 distance to data in the same units (64 directions, 8000 samples)
+Every pair may use up to NFE model calls. The host's pair is the best in hindsight, ours is chosen beforehand. With --json, rows
+that the file already holds for a case, NFE and kind are kept, and each new one is saved as soon as it is known.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import core
+import exact
+import torch
+from fewstep.diffusion import grids
+from fewstep.diffusion.auto import choose
+from fewstep.diffusion.paths import Path as DiffusionPath
+from fewstep.diffusion.samplers import batch_noise, solve
+from fewstep.training.demo import data
+from fewstep.training.demo.teacher import DemoTeacher
+from fewstep.training.denoiser import bound
+
+TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
+CASES = (*exact.CASES, *TEACHERS)
+NFE = (3, 4, 5, 6, 8, 10, 16)
+NOISES = {"mixture": 64, "emoji": 16, "teacher": 8}
+SAMPLES, DIRECTIONS, CFG = 8000, 64, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A denoiser (x, sigma) -> x0 with its model in the host, unit noise (N, C, H, W), and the converged images from it."""
+
+    name: str
+    type: str
+    path: DiffusionPath
+    sigma_of: Callable
+    denoise: Callable
+    noise: torch.Tensor
+    deviation: float
+    reference: torch.Tensor
+    accuracy: float
+    cloud: exact.Cloud | None
+
+
+def task(name, noises=None):
+    """The task of a case, its reference solved."""
+    family = "teacher" if name in TEACHERS else "emoji" if name.startswith("emoji") else "mixture"
+    count, generator = noises or NOISES[family], torch.Generator().manual_seed(1)
+    if family == "teacher":
+        teacher = DemoTeacher(TEACHERS[name])
+        guided = bound(teacher, torch.arange(count) % teacher.conditions, CFG)
+        kind, path, sigma_of, shape, cloud = f"teacher {TEACHERS[name]}", teacher.path, teacher.sigma_of, teacher.shape, None
+        denoise = lambda x, sigma: guided(x.float(), sigma).to(x.dtype)
+        low, deviation = float(sigma_of(torch.tensor([1e-3]))), float(data.load("train")[0].std())
+        limits = {"tolerance": 1e-3, "steps": 100, "most": 400}
+    else:
+        case = exact.case(name)
+        kind, path, sigma_of, shape, denoise = case.type, case.path, case.sigma_of, case.cloud.shape, case.denoise
+        cloud, low, deviation = case.cloud, case.low, case.deviation
+        limits = {"most": 2000} if family == "emoji" else {}
+    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    top = float(sigma_of(torch.ones(1, dtype=torch.float64)))
+    with torch.no_grad():
+        reference, accuracy = exact.converged(denoise, start(noise, top, top, path), path, top, low, deviation, **limits)
+    return Task(name, kind, path, sigma_of, denoise, noise, deviation, reference, accuracy, cloud)
+
+
+def start(noise, sigma, sigma_max, path):
+    """What the host makes of unit noise over an empty latent (`noise_scaling` of comfy.model_sampling)."""
+    if path.sigma_max < math.inf:
+        return sigma * noise
+    return noise * (math.hypot(1, sigma) if math.isclose(sigma, sigma_max, rel_tol=1e-5) else sigma)
+
+
+def ours(task, noise, grid_name, options, nfe, seed=0, grid_options=None):
+    """(images, model calls) of our kernel on that grid, on the host's starting state."""
+    calls = 0
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += 1
+        return task.denoise(x, sigma)
+
+    sigmas = grids.grid(grid_name, nfe, task.sigma_of, task.path, **(grid_options or {}))
+    top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
+    with torch.no_grad():
+        images = solve(counted, start(noise, float(sigmas[0]), top, task.path), sigmas, task.path, noise=batch_noise(seed),
+                       **options)
+    return images, calls
+
+
+def judge_ode(task):
+    """images -> error, for the task's own noises."""
+    return lambda images: exact.rmse(images, task.reference) / task.deviation
+
+
+def judge_sde(task):
+    """images -> distance to data, and the distance between two sets of data."""
+    generator = torch.Generator().manual_seed(2)
+    truth, again = (task.cloud.sample(SAMPLES, generator) for _ in range(2))
+    directions = exact.unit_directions(DIRECTIONS, math.prod(task.cloud.shape))
+    judge = lambda images: exact.sliced_wasserstein(images, truth, directions) / task.deviation
+    return judge, judge(again)
+
+
+def compare(task, nfe, kind, judge, noise, report):
+    """One row: our automatic choice, our fixed settings, and the host's pairs, all at `nfe` model calls."""
+    stochastic = kind == "sde"
+    name, grid_options, options = choose(task.path, nfe, stochastic=stochastic, dimension=task.noise[0].numel())
+    images, calls = ours(task, noise, name, options, nfe, grid_options=grid_options)
+    row = {"case": task.name, "nfe": nfe, "kind": kind, "ours": judge(images), "ours_name": f"{name} {grid_options | options}",
+           "ours_calls": calls}
+    row["fixed"] = {} if stochastic else fixed(task, noise, nfe, judge)
+    model, scores = core.model(task.type), {}
+    for pair in core.core_pairs(model, nfe, report):
+        if core.draws_noise(model, pair.sampler) == stochastic:
+            images, calls = core.run(model, core.sampler(pair.sampler), pair.sigmas, noise.float(), task.denoise)
+            score = judge(images)
+            if calls != pair.calls:
+                report(f"left out: {pair.name}, {calls} model calls here and {pair.calls} when counted")
+            elif math.isfinite(score):
+                scores[pair.name] = score
+    best = sorted(scores.items(), key=lambda item: item[1])
+    row |= {"core_best": best[0][1], "core_name": best[0][0], "core_next": best[1:5], "core_pairs": len(best)}
+    return row | {"ratio": row["ours"] / best[0][1]}
+
+
+def fixed(task, noise, nfe, judge):
+    """{"grid, order": error} of our settings that choose nothing; a grid that has no such step count is left out."""
+    scores = {}
+    for name in grids.NAMES:
+        for order in (1, 2, 3):
+            try:
+                scores[f"{name}, order {order}"] = judge(ours(task, noise, name, {"order": order}, nfe)[0])
+            except ValueError:
+                continue
+    return scores
+
+
+def show(row):
+    """One line."""
+    line = (f"{row['case']:16} {row['kind']} {row['nfe']:3}  ours {row['ours']:6.4f}  core {row['core_best']:6.4f} "
+            f"{row['core_name']:40} {row['ratio']:5.2f}")
+    if row["fixed"]:
+        name, value = min(row["fixed"].items(), key=lambda item: item[1])
+        line += f"  our best fixed {value:6.4f} {name}"
+    print(line, flush=True)
+
+
+def save(path, rows):
+    """Write all rows at once, so that a stopped run leaves a whole file."""
+    if path:
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        part.replace(path)
+
+
+def numbers(text):
+    return [int(v) for v in text.split(",")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="keep the rows there; rows already in it are not worked out again")
+    parser.add_argument("--noises", type=int, help=f"starting noises of a case; by default {NOISES}")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"some of {','.join(CASES)}")
+    parser.add_argument("--nfe", type=numbers, default=NFE, help="model calls, such as 3,4,8")
+    parser.add_argument("--no-sde", action="store_true", help="leave out samplers that draw noise")
+    args = parser.parse_args()
+    unknown = set(args.cases.split(",")) - set(CASES)
+    if unknown:
+        parser.error(f"--cases must be some of {', '.join(CASES)}; got {', '.join(sorted(unknown))}")
+    rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    core.start()
+    said = set()
+
+    def report(line):
+        if line not in said:
+            said.add(line)
+            print(line, file=sys.stderr)
+
+    for name in args.cases.split(","):
+        kinds = ["ode", "sde"] if name in exact.CASES and not name.startswith("emoji") and not args.no_sde else ["ode"]
+        have = {(r["nfe"], r["kind"]) for r in rows if r["case"] == name}
+        wanted = [(n, kind) for kind in kinds for n in args.nfe if (n, kind) not in have]
+        if not wanted:
+            continue
+        began, work = time.monotonic(), task(name, args.noises)
+        print(f"{name}: reference converged to {work.accuracy:.1e} in {time.monotonic() - began:.0f} s", flush=True)
+        for nfe, kind in wanted:
+            judge, noise, extra = judge_ode(work), work.noise, {"accuracy": work.accuracy}
+            if kind == "sde":
+                judge, floor = judge_sde(work)
+                generator = torch.Generator().manual_seed(3)
+                noise = torch.randn(SAMPLES, *work.cloud.shape, generator=generator, dtype=torch.float64)
+                extra = {"floor": floor}
+            rows.append(compare(work, nfe, kind, judge, noise, report) | extra)
+            show(rows[-1])
+            save(args.json, rows)
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    for kind in ("ode", "sde"):
+        ratios = [row["ratio"] for row in rows if row["kind"] == kind]
+        if ratios:
+            middle = sorted(ratios)[len(ratios) // 2]
+            won = sum(ratio <= 1 for ratio in ratios)
+            print(f"{kind}: ours is at most core's best in {won} of {len(ratios)}, median ratio {middle:.2f}")
+
+
+if __name__ == "__main__":
+    main()
