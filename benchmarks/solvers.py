@@ -3,7 +3,7 @@
     python benchmarks/solvers.py [--json FILE] [--noises N] [--cases a,b] [--nfe 3,4,...] [--no-sde]
 
 ode     same noise, samplers that draw none: RMSE to the converged ODE in units of the data's standard deviation
-sde     samplers that draw noise, on mixtures: sliced Wasserstein-2 distance to data in the same units (64 directions, 8000 samples)
+sde     samplers that draw noise, on mixtures: sliced Wasserstein-2 distance to data in the same units (64 directions, 4000 samples)
 Every pair may use up to NFE model calls. The host's pair is the best in hindsight, ours is chosen beforehand. With --json, rows
 that the file already holds for a case, NFE and kind are kept, and each new one is saved as soon as it is known.
 """
@@ -32,7 +32,7 @@ TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
 CASES = (*exact.CASES, *TEACHERS)
 NFE = (3, 4, 5, 6, 8, 10, 16)
 NOISES = {"mixture": 64, "emoji": 16, "teacher": 8}
-SAMPLES, DIRECTIONS, CFG = 8000, 64, 2.0
+SAMPLES, DIRECTIONS, CFG = 4000, 64, 2.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Distillation:
         parts = []
         with self.lora.off():
             for part in trajectories(denoiser, noise, condition, config.cfg, self.fine, self.kept, order=2,
-                                     chunk=config.chunk):
+                                     corrector=True, chunk=config.chunk):
                 parts.append(part)
                 yield
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
@@ -93,8 +93,8 @@ class Distillation:
     def _lay_phases(self):
         """The grid on which the teacher is solved, and which of its points are kept.
 
-        Kept are the phases' edges and `between` points inside each. The first step, where most of the error of a solver
-        arises, is halved twice more.
+        Kept are the phases' edges and `between` points inside each. The first two steps, where most of the error of a solver
+        arises, are halved.
         """
         config = self.config
         length = config.image_steps // config.phases
@@ -104,10 +104,11 @@ class Distillation:
         self.edges = torch.tensor([kept.index(e) for e in edges])                   # which of the kept are edges
         places = torch.arange(len(kept) - 1)
         self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]  # the edge that ends each one's phase
-        halved = 1 - torch.tensor([0.25, 0.5], dtype=torch.float64) / config.image_steps
-        sigmas = self.sigmas_for(config.image_steps)
-        self.fine = torch.cat([sigmas[:1], shifted(self.denoiser.sigma_of, config.shift)(halved), sigmas[1:]])
-        self.kept = [k + len(halved) if k else 0 for k in kept]
+        halved = torch.tensor([0.5, 1.5][:config.image_steps], dtype=torch.float64) / config.image_steps
+        times = torch.cat([torch.arange(config.image_steps, dtype=torch.float64) / config.image_steps, halved]).sort().values
+        self.fine = torch.cat([shifted(self.denoiser.sigma_of, config.shift)(1 - times).to(torch.float64), torch.zeros(1)])
+        coarse = self.sigmas_for(config.image_steps)
+        self.kept = [int((self.fine - coarse[k]).abs().argmin()) for k in kept]
         self.levels = self.fine[self.kept].float()                                  # sigma of every kept point
 
     def sigmas_for(self, steps):
@@ -240,17 +241,18 @@ def start(denoiser, noise, sigmas):
     return noise * (float(level) * denoiser.noise_scale)
 
 
-def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, order=1, chunk=CHUNK):
+def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, chunk=CHUNK, **solver):
     """Sample from unit noise (B, ...) along `sigmas`; yield `chunk` samples at a time (b, len(kept), ...), model space.
 
     kept: which of the len(sigmas) states of each trajectory, rising; 0 is the first, of noise, -1 the image alone.
+    solver: order and corrector of `samplers.sample`.
     """
     kept = [k % len(sigmas) for k in kept]
     for i in range(0, len(noise), chunk):
         fresh = batch_noise(seed + i)
         x = start(denoiser, noise[i:i + chunk], sigmas)
         states = [x] if 0 in kept else []
-        for state in sample(bound(denoiser, condition[i:i + chunk], cfg), x, sigmas, denoiser.path, churn=churn, order=order,
+        for state in sample(bound(denoiser, condition[i:i + chunk], cfg), x, sigmas, denoiser.path, churn=churn, **solver,
                             noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x)):
             if state.index + 1 in kept:
                 states.append(state.x)

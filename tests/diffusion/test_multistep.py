@@ -101,5 +101,7 @@ def test_auto_grid_is_one_in_the_flow_time_of_every_path():
 
 def test_auto_shift_grows_with_the_dimension_and_takes_a_larger_own():
     assert auto.shift(2) < auto.shift(32) < auto.shift(3000) == auto.shift() == auto.LARGEST and auto.shift(own=8.0) == 8.0
+    few, many = (auto.sigmas(FLOW, n, 1.0, dimension=8) for n in (4, 20))
+    assert few[-1] == pytest.approx(auto.shift(8) / (4 + auto.shift(8) - 1)) and many[-1] < auto.shift(8) / (20 + auto.shift(8) - 1)
     wide = grids.grid("auto", 4, grids.flow_sigma(8.0), FLOW)
     assert torch.allclose(wide, grids.grid("uniform", 4, grids.flow_sigma(8.0), FLOW))
