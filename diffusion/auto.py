@@ -3,9 +3,9 @@
 The grid is uniform in the flow time of the same signal-to-noise ratio, tau = sigma/(alpha + sigma), moved towards the noise by
 t -> s t / (1 + (s - 1) t). All paths are one in that coordinate (`paths.py`), so one rule serves them all. The more numbers a
 sample has, the higher the noise level at which it is decided what it will be (Hoogeboom et al. 2023, arXiv:2301.11093; Esser et
-al. 2024, arXiv:2403.03206, sec. 5.3.2), hence a shift s that grows with them. Where steps are many, t^p with p above 1 spends more of
-them near the picture. The constants were fitted once, on Gaussian mixtures in 2 to 32 dimensions and on clouds of small pictures of
-other size or choice than those of `benchmarks/solvers.py`, which holds the choice against every pair of ComfyUI's own.
+al. 2024, arXiv:2403.03206, sec. 5.3.2), hence a shift s that grows with them. Where steps are many, t^p with p above 1 spends
+more of them near the picture. The constants were fitted once, on Gaussian mixtures in 2 to 32 dimensions and on clouds of small
+pictures of other size or choice than those of `benchmarks/solvers.py`, which holds the choice against every pair of ComfyUI's own.
 """
 
 import math

@@ -21,7 +21,7 @@ SMALL = dict(updates=30, images=24, batch=16, image_steps=8)
 @pytest.fixture(scope="module", params=KINDS)
 def finished(request):
     """A finished small run and the progress it reported."""
-    run = Distillation(DemoTeacher(request.param), DistilConfig(**{**SMALL, "updates": 60}))
+    run = Distillation(DemoTeacher(request.param), DistilConfig(**{**SMALL, "updates": 60, "images": 96}))
     reports = list(run.progress())
     yield run, reports
     run.close()
