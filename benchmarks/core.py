@@ -5,7 +5,8 @@
     for pair in core.core_pairs(model, nfe=6): ...
 
 ComfyUI runs in this process on the CPU (COMFYUI_PATH, or ~/ComfyUI). Its samplers meet a real CFGGuider and a real MODEL (the
-demo teacher's, with the noise levels of the wanted type), of which only the prediction is replaced, so no weights are used.
+demo teacher's, with the noise levels of the wanted type), of which only the prediction is replaced, so no weights are used; that is
+what the pack's own *Inspect Sampler* does, whose code runs them.
 """
 
 import asyncio
@@ -75,33 +76,6 @@ def _sampling(kind):
     return sampling
 
 
-@functools.cache
-def _guider_class():
-    from comfy.samplers import CFGGuider
-
-    class Guider(CFGGuider):
-        """A guider that predicts by a function (x, sigma) -> x0 and counts its calls."""
-
-        def __init__(self, patcher, denoiser):
-            super().__init__(patcher)
-            self.inner_model, self.denoiser, self.calls = patcher.model, denoiser, 0
-
-        def predict_noise(self, x, timestep, model_options=None, seed=None):
-            self.calls += 1
-            x0 = self.denoiser(x, float(timestep.flatten()[0]))
-            for function in (model_options or {}).get("sampler_post_cfg_function", []):     # how cfg_pp asks for the uncond
-                x0 = function({"denoised": x0, "cond": x0, "uncond": x0, "cond_denoised": x0, "uncond_denoised": x0, "input": x,
-                               "model": self.inner_model, "sigma": timestep, "cond_scale": 1.0, "model_options": model_options})
-            return x0
-
-    return Guider
-
-
-def guider(model, denoiser):
-    """A real CFGGuider over `model` whose prediction is `denoiser`."""
-    return _guider_class()(model, denoiser)
-
-
 def sampler(name):
     """The host's SAMPLER of that name."""
     start()
@@ -125,22 +99,20 @@ def sigmas(model, sampler_name, scheduler, steps):
     return KSampler(model, steps, torch.device("cpu"), sampler_name, scheduler).sigmas
 
 
-def run(model, sampler, sigmas, noise, denoiser, seed=0, latent=None):
-    """(samples, model calls) of a SAMPLER from unit `noise` (B, C, H, W), over `latent` or an empty one.
+def run(model, sampler, sigmas, noise, denoiser, seed=0):
+    """(samples, model calls) of a SAMPLER from unit `noise` (B, C, H, W), over an empty latent.
 
     denoiser(x, sigma) -> x0 with sigma a float. The global generator, which some samplers use, is seeded and put back.
     """
-    guide = guider(model, denoiser)
-    latent = torch.zeros_like(noise) if latent is None else latent
-    extra = {"model_options": {"transformer_options": {"sample_sigmas": sigmas}}, "seed": seed}
-    state = torch.random.get_rng_state()
-    try:
-        torch.manual_seed(seed)
-        with torch.no_grad():       # a copy of sigmas, since uni_pc writes into them
-            samples = sampler.sample(guide, sigmas.clone(), extra, None, noise.clone(), latent, None, True)
-    finally:
-        torch.random.set_rng_state(state)
-    return samples, guide.calls
+    calls = 0
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += 1
+        return denoiser(x, sigma)
+
+    probing = pack_module("FewstepInspectSampler").probing
+    return probing.run(model, sampler, sigmas, counted, noise, torch.zeros_like(noise), seed), calls
 
 
 def twin(name):

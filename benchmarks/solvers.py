@@ -156,6 +156,22 @@ def show(row):
     print(line, flush=True)
 
 
+def summary(rows):
+    """The README's table: our error as a share of the best pair's in hindsight, and how often it is no worse."""
+    counts = sorted({row["nfe"] for row in rows})
+    for kind, title in (("ode", "error to the converged ODE"), ("sde", "distance to the data, with fresh noise")):
+        table = {}
+        for row in (r for r in rows if r["kind"] == kind):
+            table.setdefault(row["case"], {})[row["nfe"]] = row["ratio"]
+        print(f"\n| {title} | " + " | ".join(f"{n} calls" for n in counts) + " |\n|---|" + "---|" * len(counts))
+        for name, cells in table.items():
+            print(f"| {name} | " + " | ".join(f"{cells[n]:.2f}" if n in cells else "" for n in counts) + " |")
+        ratios = sorted(ratio for cells in table.values() for ratio in cells.values())
+        if ratios:
+            middle = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            print(f"no worse in {sum(r <= 1 for r in ratios)} of {len(ratios)}, geometric mean {middle:.2f}, worst {ratios[-1]:.2f}")
+
+
 def save(path, rows):
     """Write all rows at once, so that a stopped run leaves a whole file."""
     if path:
@@ -207,12 +223,7 @@ def main():
             show(rows[-1])
             save(args.json, rows)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    for kind in ("ode", "sde"):
-        ratios = [row["ratio"] for row in rows if row["kind"] == kind]
-        if ratios:
-            middle = sorted(ratios)[len(ratios) // 2]
-            won = sum(ratio <= 1 for ratio in ratios)
-            print(f"{kind}: ours is at most core's best in {won} of {len(ratios)}, median ratio {middle:.2f}")
+    summary(rows)
 
 
 if __name__ == "__main__":

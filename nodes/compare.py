@@ -153,7 +153,8 @@ class _Runner:
         """Fill in latents, calls and seconds of a result."""
         self.calls, begun = 0, time.perf_counter()
         positive, negative = self.conditioning
-        result.latents = comfy.sample.sample_custom(self.model, self.noise, self.cfg, result.sampler, result.sigmas, positive,
+        sigmas = result.sigmas.clone()      # uni_pc writes into them
+        result.latents = comfy.sample.sample_custom(self.model, self.noise, self.cfg, result.sampler, sigmas, positive,
                                                     negative, self.latent, noise_mask=self.mask, disable_pbar=True, seed=self.seed)
         result.seconds, result.calls = time.perf_counter() - begun, self.calls
         self.bar.update(result.steps)

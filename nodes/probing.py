@@ -29,6 +29,7 @@ def run(patcher, sampler, sigmas, denoiser, noise, latent, seed=0):
     options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     for key in ("wrappers", "callbacks"):       # of other packs: there is no model for them to work on
         options.get("transformer_options", {}).pop(key, None)
+    sigmas = sigmas.cpu().clone()       # uni_pc writes into them
     options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
     noise, latent = noise.float(), latent.float()       # what the host samples in, and all that some samplers accept
     options.pop("sampler_post_cfg_function", None)
@@ -53,7 +54,7 @@ class _sampling_of:
 
 def runner(patcher, sampler, sigmas, seed=0):
     """`run(respond, noise, latent)` of `diffusion.probe` for a SAMPLER on this model's path."""
-    return lambda respond, noise, latent: run(patcher, sampler, sigmas.cpu(), respond, noise, latent, seed)
+    return lambda respond, noise, latent: run(patcher, sampler, sigmas, respond, noise, latent, seed)
 
 
 def path_and_range(patcher):

@@ -126,14 +126,16 @@ def schedules(data):
 
 
 def sampler(data):
-    """A sampler's weights as bars, and its lambda and churn over the calls; `data` as `nodes.inspect_sampler` makes it."""
+    """A sampler's weights as bars, and its lambda, churn and sigma over the calls; `data` as `nodes.inspect_sampler` makes it."""
     calls = range(1, len(data["weights"]) + 1)
-    churn = [(i, v) for i, v in zip(calls, data["churn"]) if v is not None]
-    return curves([(f"weight of each prediction in the picture (seed survival {data['survival']:.2f})", "call",
-                    {BARS: list(zip(calls, data["weights"]))}),
-                   ("lambda and churn", "call", {"lambda": [(i, v) for i, v in zip(calls, data["log_snr"]) if v is not None],
-                                                 "churn": churn}),
-                   ("sigma", "call", {"sigma": list(zip(calls, data["sigmas"]))})], size=(1180, 300))
+
+    def line(key):
+        return [(i, v) for i, v in zip(calls, data[key]) if v is not None]
+
+    return stack(curves([(f"weight of each prediction in the picture (seed survival {data['survival']:.2f})", "call",
+                          {BARS: line("weights")})], (760, 280)),
+                 curves([("lambda and churn", "call", {"lambda": line("log_snr"), "churn": line("churn")}),
+                         ("noise level sigma", "call", {"sigma": line("sigmas")})], (760, 260)))
 
 
 def stack(*images):

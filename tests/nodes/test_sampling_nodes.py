@@ -207,6 +207,14 @@ def test_cfg_pp_samplers_can_be_inspected(host, flow):
     assert inspect(host, flow[0], core("euler_cfg_pp"), uniform(host, flow, 4))["calls"] == 4
 
 
+def test_inspecting_uni_pc_leaves_the_schedule_as_it_was(host, teacher):
+    """It writes into its sigmas."""
+    sigmas = uniform(host, teacher, 5)
+    before = sigmas.clone()
+    inspect(host, teacher[0], core("uni_pc"), sigmas)
+    assert torch.equal(sigmas, before)
+
+
 def test_inspection_of_20_steps_takes_less_than_a_second(host, teacher):
     sampler, sigmas = run(host, "FewstepSampler", churn=0.5, order="2")[0], uniform(host, teacher, 20)
     inspect(host, teacher[0], sampler, sigmas)
