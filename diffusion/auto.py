@@ -34,11 +34,11 @@ def sigmas(path, steps, top, dimension=None, own=1.0):
     return out
 
 
-def solver(steps, stochastic=False):
-    """Options of `samplers.sample` for that many steps: order, corrector and churn."""
+def solver(stochastic=False):
+    """Options of `samplers.sample`: order, corrector and churn."""
     return {"order": 2, "corrector": True, "churn": CHURN if stochastic else 0.0}
 
 
 def choose(path, steps, stochastic=False, dimension=None):
     """(grid name, its options, options of `samplers.sample`) for that many steps on this path."""
-    return "auto", {"dimension": dimension} if dimension else {}, solver(steps, stochastic)
+    return "auto", {"dimension": dimension} if dimension else {}, solver(stochastic)

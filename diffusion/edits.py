@@ -18,12 +18,15 @@ def _positive(name, value, neutral):
 
 
 def shift(sigmas, sigma_of, amount):
-    """Time moved towards the noise: t -> amount t / (1 + (amount - 1) t) for the model's time t; the ends stay."""
+    """Time moved towards the noise, t -> amount t / (1 + (amount - 1) t) for the share t of the model's time between both ends."""
     _positive("shift", amount, 1)
     if amount == 1:
         return sigmas
-    moved = shifted(sigma_of, amount)(time_of(sigma_of, sigmas)).to(torch.float64)
-    return descending(torch.where(sigmas > 0, moved, 0.0))
+    times = time_of(sigma_of, sigmas)
+    high, low = times[0], times[-1]
+    moved = shifted(lambda t: sigma_of(low + t * (high - low)), amount)((times - low) / (high - low)).to(torch.float64)
+    moved[0], moved[-1] = sigmas[0], sigmas[-1]
+    return descending(moved)
 
 
 def scale(sigmas, path, amount, highest):
@@ -32,8 +35,19 @@ def scale(sigmas, path, amount, highest):
     if amount == 1:
         return sigmas
     moved = path.sigma(path.log_snr(sigmas) - math.log(amount))
-    moved = torch.where(sigmas > 0, moved, 0.0).clamp_max(highest)
-    return descending(moved)
+    return _below(torch.where(sigmas > 0, moved, 0.0), path, highest)
+
+
+def _below(sigmas, path, highest):
+    """`sigmas` with those above `highest` spread evenly in flow time sigma/(alpha + sigma) from there to the first below it."""
+    above = int((sigmas >= highest).sum())
+    if above < 2:
+        return descending(sigmas.clamp_max(highest))
+    below = sigmas[above] if above < len(sigmas) else sigmas.new_zeros(())
+    ends = torch.stack([torch.as_tensor(highest, dtype=torch.float64), below])
+    tau = ends / (path.alpha(ends) + ends)
+    spread = torch.lerp(tau[0], tau[1], torch.arange(above, dtype=torch.float64) / above)
+    return descending(torch.cat([ends[:1], path.sigma((1 - spread).log() - spread.log())[1:], sigmas[above:]]))
 
 
 def blend(sigmas, other, sigma_of, share):
@@ -79,10 +93,10 @@ def split(sigmas, step):
 def translate(sigmas, path, sigma_max, other, other_max):
     """A grid for another model with the same signal-to-noise ratios: sigma' with lambda'(sigma') = lambda(sigma).
 
-    An entry at the first model's largest level goes to the other's largest; entries beyond that are compressed to just below.
+    An entry at the first model's largest level goes to the other's largest; entries beyond that are spread below it.
     """
     grid = check_sigmas(sigmas, path)
-    moved = torch.where(grid > 0, other.sigma(path.log_snr(grid)), 0.0).clamp_max(other_max)
+    moved = torch.where(grid > 0, other.sigma(path.log_snr(grid)), 0.0)
     if grid[0] >= sigma_max * (1 - 1e-4):
         moved[0] = other_max
-    return descending(moved)
+    return _below(moved, other, other_max)

@@ -17,19 +17,21 @@ corrector   once the prediction at a step's end is known, the step's target coul
 import math
 
 ORDERS = (1, 2, 3)
-SAME = 1e-6         # levels nearer than this in u are one
+FARTHEST = 3.0      # times the last step's length in u: no prediction is extrapolated further than that
 
 
 def target_weights(order, u_next, u):
     """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1; a list of floats.
 
-    u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone; so does one whose level was reached before,
-    and no prediction serves beyond one that was not made at a higher level than the one after it.
+    u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone. Where the step is more than `FARTHEST` times
+    as long as the one before, the prediction before serves no more: extrapolation would multiply its error.
     """
-    used = _usable(u, order)
-    if used == 1 or math.isinf(u_next):
+    if math.isinf(u_next):
         return [1.0]
     h = u_next - u[0]
+    used = _usable([h, *(a - b for a, b in zip(u, u[1:]))], order)
+    if used == 1:
+        return [1.0]
     if used == 2:
         r = h / (u[0] - u[1]) / 2
         return [1 + r, -r]
@@ -41,9 +43,10 @@ def correction_weights(order, u):
 
     Sums to 0; [] where there is nothing to correct. u must hold one level more than `order` for the step's own weights.
     """
-    used = _usable(u, 3 if order == 3 else 2)
-    if used < 2:
+    if len(u) < 2 or u[0] <= u[1]:
         return []
+    steps = [a - b for a, b in zip(u, u[1:])]
+    used = 1 + _usable(steps, 2 if order == 3 else 1)
     done = target_weights(order, u[0], u[1:])
     wanted = _mean_weights(u[0] - u[1], [v - u[1] for v in u[:used]])
     length = max(len(wanted), len(done) + 1)
@@ -59,12 +62,12 @@ def heun_weights(u_next, u):
     return [1 - r, r]
 
 
-def _usable(u, most):
-    """How many of the levels u, each to be higher than the one before, serve together."""
-    for i in range(1, min(most, len(u))):
-        if u[i - 1] - u[i] < SAME:
+def _usable(steps, most):
+    """How many predictions serve together, given the lengths of steps: the coming one, the one before, and so on."""
+    for i in range(1, min(most, len(steps))):
+        if steps[i] <= 0 or max(steps[:i]) > FARTHEST * steps[i]:
             return i
-    return min(most, len(u))
+    return min(most, len(steps))
 
 
 def _mean_weights(h, places):

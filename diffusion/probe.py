@@ -4,10 +4,11 @@
 `respond(x, sigma) -> x0` where the model would be called, and returns the result. Its own noise must be the same in every run.
 In the velocity basis
 
-    x0 = (x - sigma u) / (alpha + sigma),      result = survival * tau_1 * eps - tau_1 * sum_n h_n u_n,     sum_n h_n = 1,
+    x0 = (x - sigma u) / (alpha + sigma),      result = survival * tau_1 * eps - tau_1 * sum_n h_n u_n,
 
 where u_n is the n-th prediction, eps the starting noise and tau_1 = sigma_1/(alpha_1 + sigma_1) the noise level of the first
-call: h_n is the weight of each prediction in the picture, and `survival` how much of the starting noise outlives the run
+call: h_n is the weight of each prediction in the picture (they sum to 1 on a path that starts at pure noise, and wherever no noise
+is added), and `survival` how much of the starting noise outlives the run
 (Euler 1, the consistency sampler nearly 0). The oracle is another run in which the data is one point, so that x at every call
 must be alpha x_0 + sigma eps: it shows whether the sampler keeps the path's signal and noise.
 """
@@ -88,13 +89,16 @@ def prediction_weights(run, path, shape):
     weights = (still - answered)[1:count + 1] / tau
     mixed = torch.randn(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     both, heard = result(mixed.expand(count, zero.numel()).reshape(count, *shape), start)
-    wrong = float((begun - both)[1:].sub(tau * (weights * mixed[:, 0]).sum()).abs().max() / tau)
+    wrong = float((begun - both)[1:].sub(tau * (weights * mixed[:, 0]).sum()).abs().max() / tau / weights.abs().max().clamp_min(1))
     return Weights([s for s, _ in calls], weights.tolist(), float((begun - still)[0]) / begin,
                    wrong if len(heard) == len(quiet) == count else math.inf)
 
 
-def marginals(run, path, shape, seed=0, x0=1.0):
-    """`Verdict` of a sampler on this path; shape (1, ...) with some ten thousand elements, x0 the single point of the data."""
+def marginals(run, path, shape, seed=0, x0=1.0, unit=1.0):
+    """`Verdict` of a sampler on this path; shape (1, ...) with some ten thousand elements, x0 the single point of the data.
+
+    unit: standard deviation of the noise eps that the model was trained on.
+    """
     sigmas, signal, noise = [], [], []
 
     def respond(x, sigma):
@@ -104,7 +108,7 @@ def marginals(run, path, shape, seed=0, x0=1.0):
         mean, std = float(x.double().mean()), float(x.double().std())
         # at alpha near 0 the share is read off the noise instead, where a lost signal cannot be told from none
         signal.append(1 + (mean - alpha * x0) / max(alpha * abs(x0), level))
-        noise.append(std / level if level > 0 else 1.0)
+        noise.append(std / (level * unit) if level > 0 else 1.0)
         return torch.full_like(x, x0)
 
     g = torch.Generator().manual_seed(seed)
@@ -144,12 +148,15 @@ def churn_between_calls(run, path, shape):
 def _verdict(signal, noise, end):
     faults = []
     for name, shares in (("signal", signal), ("noise", noise)):
+        lost = next((i for i, s in enumerate(shares) if not math.isfinite(s)), None)
+        if lost is not None:
+            return f"not finite at call {lost + 1}"
         wrong = [i for i, s in enumerate(shares) if abs(s - 1) > TOLERANCE]
         if wrong:
             worst = max(wrong, key=lambda i: abs(shares[i] - 1))
             amount = abs(shares[worst] - 1) * 100
             faults.append(f"{name} {amount:.0f} % too {'strong' if shares[worst] > 1 else 'weak'} at call {worst + 1} "
                           f"(wrong from call {wrong[0] + 1})")
-    if end > TOLERANCE:
+    if not end <= TOLERANCE:
         faults.append(f"the result is {end * 100:.0f} % away from a picture that every prediction agreed on")
     return "; ".join(faults) or "right: signal and noise are what the model expects at every call"

@@ -8,6 +8,7 @@ worked out for the whole run beforehand, in float64; a step itself is a few oper
 """
 
 import dataclasses
+import hashlib
 import math
 import typing
 
@@ -96,8 +97,11 @@ def raised(path, sigma, sigma_next, churn, highest):
 def _restarts(levels, inside, repeats):
     moves = [Move(t, t, s) for t, s in zip(levels, levels[1:])]
     chosen = [i for i, on in enumerate(inside) if on and levels[i + 1] > 0]
-    if not chosen:
+    if not repeats:
         return moves
+    if not chosen:
+        raise ValueError(f"start and end must leave a step before the last of {len(moves)} for mode restart to repeat. Widen "
+                         "them, or use more steps.")
     first, last = chosen[0], chosen[-1] + 1
     again = [dataclasses.replace(moves[first], sigma_from=levels[last], keeps=False), *moves[first + 1:last]]
     return moves[:last] + again * repeats + moves[last:]
@@ -160,7 +164,7 @@ def _coefficients(moves, path, order, corrector):
     u, u_next, past, out = (-path.tau(level[1]).log()).tolist(), (-path.tau(level[2]).log()).tolist(), [], []
     for i, move in enumerate(moves):
         raises = move.sigma > move.sigma_from
-        past = [u[i], *(past[:3] if move.keeps else [])]
+        past = [u[i], *(past[:3] if move.keeps and not raises else [])]     # noise came in between: earlier predictions are stale
         two_stage = order == HEUN and move.sigma_next > 0
         shares = heun_weights(u_next[i], u[i]) if two_stage else target_weights(1 if order == HEUN else order, u_next[i], past)
         terms = [b[i] * w for w in shares]
@@ -197,19 +201,19 @@ def solve(denoiser, x, sigmas, path, **options):
     return x
 
 
-def batch_noise(seed):
+def batch_noise(seed, begin=0.0):
     """`noise(x)` from generators of its own, seeded from `seed`; the batch can be split without changing a sample.
 
-    Sample b draws from generator number b, on the CPU, so results do not depend on device or batch size, and never equal
-    the starting noise that a host draws from `seed` itself.
+    Sample b draws from a generator whose seed is a hash of (seed, b, begin), on the CPU: results do not depend on device or
+    batch size, and repeat neither the starting noise that a host draws from `seed` nor, with the run's first sigma as `begin`,
+    the noise of the other part of a run that was split.
     """
     generators = []
 
     def noise(x):
         while len(generators) < x.shape[0]:
-            g = torch.Generator()
-            g.manual_seed((int(seed) * 1_000_003 + 7_919 * len(generators) + 104_729) % 2**63)
-            generators.append(g)
+            name = f"{int(seed)} {len(generators)} {float(begin):.6g}".encode()
+            generators.append(torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")))
         return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators[:x.shape[0]]]).to(x)
 
     return noise

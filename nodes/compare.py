@@ -1,11 +1,13 @@
 """How many steps does this model need? Samplers and step counts from the same noise, measured against a converged reference."""
 
 import dataclasses
+import math
 import time
 
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import torch
@@ -74,18 +76,20 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, vae, samplers, steps, cfg, seed, tolerance):
+        if getattr(latent["samples"], "is_nested", False):
+            raise ValueError("latent must be one picture or video; this one holds several parts (audio and video), which can't be "
+                             "compared. Wire the latent of one of them.")
         counts = step_counts(steps)
         settings = [r for name in names(samplers) for r in (setting(model, name, n) for n in counts)]
         run = _Runner(model, positive, negative, latent, cfg, seed, sum(counts) * len(names(samplers)) + sum(REFERENCE_STEPS[:2]))
         reference, drift = converged(model, run, tolerance)
-        spread = float(reference.latents.std())
         for result in settings:
-            run(result)
-            result.distance = _distance(result.latents, reference.latents) / spread
+            result.distance = run.distance(run(result), reference)
         best, enough = cheapest(settings, tolerance)
         data = {"reference": {"steps": reference.steps, "drift": drift}, "tolerance": tolerance,
                 "rows": [{"name": r.name, "steps": r.steps, "nfe": r.calls, "seconds": round(r.seconds, 3),
-                          "distance": round(r.distance, 5)} for r in settings], "chosen": f"{best.name}, {best.steps} steps"}
+                          "distance": round(r.distance, 5) if math.isfinite(r.distance) else None} for r in settings],
+                "chosen": f"{best.name}, {best.steps} steps"}
         text = report(data, best, enough, drift)
         return show.output(cls, _picture(vae, model, reference, settings, counts), {**data, "report": text}, best.sampler,
                            best.sigmas, text)
@@ -123,12 +127,13 @@ def setting(model, name, steps):
         raise ValueError(f"samplers must be among {', '.join(OURS)} or ComfyUI's own "
                          f"({', '.join(comfy.samplers.KSampler.SAMPLERS)}), got {sampler_name!r}.")
     if schedule in comfy.samplers.KSampler.SCHEDULERS and sampler_name not in OURS:
-        sigmas = comfy.samplers.calculate_sigmas(sampling, schedule, steps)
+        sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, schedule).sigmas.cpu()
     elif schedule in grids.NAMES:
         sigmas = grids.grid(schedule, steps, host.sigma_of(sampling), host.path_of(sampling)).float()
     else:
         raise ValueError(f"the schedule of {name!r} must be among {', '.join(grids.NAMES)}, or for ComfyUI's samplers "
                          f"{', '.join(comfy.samplers.KSampler.SCHEDULERS)}; got {schedule!r}.")
+    host.check_range(sigmas, sampling, f"the schedule of {name!r} with {steps} steps")
     return Result(name, steps, sampler, sigmas)
 
 
@@ -142,6 +147,8 @@ class _Runner:
         self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
         self.latent = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], latent.get("downscale_ratio_spacial"))
         self.mask = latent.get("noise_mask")
+        self.weight = torch.ones_like(self.latent[:, :1]) if self.mask is None else comfy.sampler_helpers.prepare_mask(
+            self.mask, self.latent.shape, torch.device("cpu")).float()
         self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
         self.bar = comfy.utils.ProgressBar(total)
 
@@ -162,21 +169,27 @@ class _Runner:
         return result
 
 
+    def distance(self, a, b):
+        """RMSE between two results' latents as a share of the second's spread, where the mask lets anything change."""
+        a, b, weight = a.latents.float(), b.latents.float(), self.weight.expand(a.latents.shape)
+        total = weight.sum().clamp_min(1e-6)
+        mean = (weight * b).sum() / total
+        error, spread = (weight * (a - b).square()).sum() / total, (weight * (b - mean).square()).sum() / total
+        value = float((error / spread).sqrt())
+        return value if math.isfinite(value) else math.inf
+
+
 def converged(model, run, tolerance):
     """The reference, and how far its last doubling of steps still moved it, as a share of the spread."""
     before, drift = None, 1.0
     for steps in REFERENCE_STEPS:
         result = run(setting(model, "order 2", steps))
         if before is not None:
-            drift = _distance(result.latents, before.latents) / float(result.latents.std())
+            drift = run.distance(before, result)
             if drift < tolerance / 4:
                 break
         before = result
     return result, drift
-
-
-def _distance(a, b):
-    return float((a.float() - b.float()).square().mean().sqrt())
 
 
 def cheapest(results, tolerance):
@@ -190,8 +203,10 @@ def cheapest(results, tolerance):
 def report(data, best, enough, drift):
     """The table in words, and the answer."""
     lines = [f"Reference: order 2, {data['reference']['steps']} steps; its last doubling moved it by {drift:.3f}."]
-    lines += [f"{r['name']}, {r['steps']} steps: distance {r['distance']:.3f}, {r['nfe']} model calls, {r['seconds']:.2f} s"
-              for r in data["rows"]]
+    if drift > data["tolerance"] / 4:
+        lines.append("It has not converged: distances near that figure mean nothing. Allow a larger tolerance or less guidance.")
+    lines += [f"{r['name']}, {r['steps']} steps: distance " + ("not finite" if r["distance"] is None else f"{r['distance']:.3f}")
+              + f", {r['nfe']} model calls, {r['seconds']:.2f} s" for r in data["rows"]]
     answer = f"{best.name}, {best.steps} steps ({best.calls} model calls), distance {best.distance:.3f}"
     lines.append(f"Cheapest within {data['tolerance']:g}: {answer}." if enough else
                  f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps.")

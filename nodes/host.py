@@ -13,7 +13,7 @@ import comfy.samplers
 import torch
 
 from ..diffusion.grids import discrete_sigma
-from ..diffusion.paths import FLOW, VARIANCE_EXPLODING
+from ..diffusion.paths import FLOW, VARIANCE_EXPLODING, check_sigmas
 from ..training.lora import fingerprint
 
 SAMPLING = comfy.model_sampling
@@ -31,6 +31,18 @@ def path_of(model_sampling, name="model"):
     kinds = [base.__name__ for base in type(model_sampling).__mro__ if base.__module__ == SAMPLING.__name__]
     raise ValueError(f"{name} must be an epsilon, v-prediction, EDM or flow model; this one's type is "
                      f"{' + '.join(kinds) or type(model_sampling).__name__}, which Fewstep can't sample or distil.")
+
+
+def check_range(sigmas, model_sampling, name="sigmas"):
+    """`sigmas` as a float64 grid that this model can be sampled along.
+
+    Raises ValueError naming the fault: no grid, or a first level beyond the model's largest.
+    """
+    grid = check_sigmas(sigmas, path_of(model_sampling), name)
+    if float(grid[0]) > float(model_sampling.sigma_max) * (1 + 1e-4):
+        raise ValueError(f"{name} must start at this model's largest noise level {float(model_sampling.sigma_max):g} or below, got "
+                         f"{float(grid[0]):g}. Use a schedule made for this model, or Translate Schedule.")
+    return grid
 
 
 def sigma_of(model_sampling):

@@ -1,12 +1,13 @@
 """What a SAMPLER does with a schedule on this model's path: found in a second, with no model call."""
 
+import math
+
 import torch
 from comfy_api.latest import io
 
 from ..diffusion import probe
-from ..diffusion.paths import check_sigmas
 from ..training import pictures
-from . import probing, show
+from . import host, probing, show
 
 STATE, CROWD = (1, 4, 16, 16), (1, 4, 128, 128)      # of the one-hot probe, and of the oracle whose statistics are taken
 
@@ -41,19 +42,31 @@ class InspectSampler(io.ComfyNode):
 
 def inspect(model, sampler, sigmas, seed=0):
     """Weights, survival, churn and verdict of a SAMPLER on that MODEL's path, as a dict that JSON can hold."""
-    path, _ = probing.path_and_range(model)
-    check_sigmas(sigmas, path)
+    sampling = model.get_model_object("model_sampling")
+    path, grid = host.path_of(sampling), host.check_range(sigmas, sampling)
+    if grid[-1] > 0:
+        raise ValueError(f"sigmas must end at 0 to be inspected, got {grid[-1]:g}. Wire the whole schedule, from before it "
+                         "is split.")
     run = probing.runner(model, sampler, sigmas, seed)
-    verdict = probe.marginals(run, path, CROWD, seed)
-    weights = probe.prediction_weights(run, path, STATE)
+    try:
+        verdict = probe.marginals(run, path, CROWD, seed, unit=float(getattr(sampling, "noise_scale", 1.0)))
+        weights = probe.prediction_weights(run, path, STATE)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"sampler can't be inspected: it fails on this schedule of {len(grid) - 1} steps with "
+                         f"{type(error).__name__}: {error}. Use more steps, or another sampler.") from error
+    one_call = len(weights.sigmas) == len(grid) - 1         # a step; what a step of several calls renews is not seen between them
     levels = [v if abs(v) < 8 else None for v in path.log_snr(torch.tensor(weights.sigmas, dtype=torch.float64)).tolist()]
     data = {"path": path.name, "steps": len(sigmas) - 1, "calls": len(weights.sigmas), "sigmas": weights.sigmas, "log_snr": levels,
             "linear": weights.linear, "weights": [round(w, 6) for w in weights.predictions] if weights.linear else [],
             "survival": round(weights.survival, 6) if weights.linear else None,
-            "churn": probe.churn_between_calls(run, path, STATE) if weights.linear else [],
+            "churn": probe.churn_between_calls(run, path, STATE) if weights.linear and one_call else [],
             "verdict": verdict.text, "right": verdict.right,
-            "signal": [round(v, 4) for v in verdict.signal], "noise": [round(v, 4) for v in verdict.noise]}
+            "signal": _finite(verdict.signal), "noise": _finite(verdict.noise)}
     return {**data, "report": report(data)}
+
+
+def _finite(values):
+    return [round(v, 4) if math.isfinite(v) else None for v in values]
 
 
 def report(data):
@@ -75,7 +88,7 @@ def picture(data):
         return pictures.sampler(data)
     calls = range(1, len(data["signal"]) + 1)
     return pictures.curves([("not linear: share of the expected signal and noise", "call",
-                             {"signal": list(zip(calls, data["signal"])), "noise": list(zip(calls, data["noise"]))})])
+                             {name: [(i, v) for i, v in zip(calls, data[name]) if v is not None] for name in ("signal", "noise")})])
 
 
 NODES = [InspectSampler]

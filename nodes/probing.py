@@ -4,8 +4,6 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 
-from . import host
-
 
 class DenoiserGuider(comfy.samplers.CFGGuider):
     """The host's guider with `denoiser(x, sigma) -> x0` in the place of the model; sigma a number, x in model space."""
@@ -55,9 +53,3 @@ class _sampling_of:
 def runner(patcher, sampler, sigmas, seed=0):
     """`run(respond, noise, latent)` of `diffusion.probe` for a SAMPLER on this model's path."""
     return lambda respond, noise, latent: run(patcher, sampler, sigmas, respond, noise, latent, seed)
-
-
-def path_and_range(patcher):
-    """(path, largest noise level) of a MODEL."""
-    sampling = patcher.get_model_object("model_sampling")
-    return host.path_of(sampling), float(sampling.sigma_max)

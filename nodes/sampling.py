@@ -6,7 +6,6 @@ from comfy_api.latest import io
 from tqdm.auto import trange
 
 from ..diffusion import auto, grids, samplers
-from ..diffusion.paths import check_sigmas
 from ..diffusion.step import check_churn, share_of
 from . import host
 
@@ -23,17 +22,14 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     path = host.path_of(sampling)
-    grid = check_sigmas(sigmas, path, "sigmas")
-    if float(grid[0]) > float(sampling.sigma_max) * (1 + 1e-4):
-        raise ValueError(f"sigmas must start at this model's largest noise level {float(sampling.sigma_max):g} or below, got "
-                         f"{float(grid[0]):g}. Use a schedule made for this model.")
+    grid = host.check_range(sigmas, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
     corrector = False
     if order == "auto":
-        order, corrector = (auto.solver(len(grid) - 1)[key] for key in ("order", "corrector"))
+        order, corrector = (auto.solver()[key] for key in ("order", "corrector"))
     if gamma is not None:
         kappa = tcd_share(gamma, path, host.sigma_of(sampling))
-    fresh = samplers.batch_noise(extra_args.get("seed") or 0)
+    fresh = samplers.batch_noise(extra_args.get("seed") or 0, grid[0])
     scale = float(getattr(sampling, "noise_scale", 1.0))
     ones = x.new_ones(x.shape[0])
 
@@ -93,16 +89,17 @@ class Sampler(io.ComfyNode):
             search_aliases=["ddim", "euler", "flow", "heun", "dpm++", "restart", "edm", "churn", "fewstep"],
             inputs=[
                 io.Float.Input("churn", default=0.0, min=0.0, max=100.0, step=0.05, round=False,
-                               tooltip="How much of each step is noised afresh. 0: none, the same picture from the same seed at "
-                                       "any step count (DDIM, flow Euler). 1: as much as DDPM. More: towards the consistency "
-                                       "sampler. Fewer steps want less."),
+                               tooltip="How much of each step is noised afresh. 0: none, the seed alone decides the picture (DDIM, "
+                                       "flow Euler). 1: as much as DDPM. More: towards the consistency sampler. Fewer steps want "
+                                       "less. A step from pure noise, the first on flow models, and the last never add any."),
                 io.Combo.Input("order", options=list(ORDERS), default="auto",
-                               tooltip="How many predictions a step uses. auto: what measures best for this kind of model and step "
-                                       "count. 1: the plain step, which distilled LoRAs want. 2 and 3: earlier predictions too. "
-                                       "heun: two model calls a step."),
+                               tooltip="How many predictions a step uses. auto: 2 with a corrector that costs no model "
+                                       "call, the most accurate here. 1: the plain step, which distilled LoRAs want. 2 and 3: "
+                                       "earlier predictions too. heun: two model calls a step."),
                 io.Combo.Input("mode", options=list(samplers.MODES), default=samplers.MODES[0], advanced=True,
                                tooltip="Where churn adds its noise. each step: after each step. raise first: before it (EDM). "
-                                       "restart: the steps between start and end are run again, churn times."),
+                                       "restart: the steps between start and end are run again, churn times "
+                                       "(a whole number)."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
                                tooltip="Noise is added from this share of the run on. 0: from the first step."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
@@ -144,7 +141,7 @@ class ConsistencySampler(io.ComfyNode):
             search_aliases=["lcm", "tcd", "pcm", "hyper", "consistency", "fewstep"],
             inputs=[
                 io.DynamicCombo.Input("method", tooltip="consistency: multistep consistency sampling, which is LCM. TCD: renews "
-                                      "only a part, by gamma. deterministic: no new noise, the same picture from the same seed.",
+                                      "only a part, by gamma. deterministic: no new noise.",
                                       options=[io.DynamicCombo.Option("consistency", [noise]),
                                                io.DynamicCombo.Option("TCD", [gamma]),
                                                io.DynamicCombo.Option("deterministic", [])]),
@@ -157,9 +154,9 @@ class ConsistencySampler(io.ComfyNode):
         name = method["method"]
         options = {}
         if name == "consistency":
-            options["kappa"] = method["fresh_noise"]
+            options["kappa"] = method.get("fresh_noise", 1.0)
         elif name == "TCD":
-            options["gamma"] = method["gamma"]
+            options["gamma"] = method.get("gamma", 0.3)
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
 

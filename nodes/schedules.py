@@ -3,7 +3,6 @@
 from comfy_api.latest import io
 
 from ..diffusion import edits, grids
-from ..diffusion.paths import check_sigmas
 from ..training import pictures
 from . import host, show
 
@@ -108,10 +107,10 @@ class EditSchedule(io.ComfyNode):
     def execute(cls, model, sigmas, shift, scale, blend, snap, split, blend_with=None):
         sampling = model.get_model_object("model_sampling")
         path, sigma_of = host.path_of(sampling), host.sigma_of(sampling)
-        grid = edits.shift(check_sigmas(sigmas, path), sigma_of, shift)
+        grid = edits.shift(host.check_range(sigmas, sampling), sigma_of, shift)
         grid = edits.scale(grid, path, scale, float(sampling.sigma_max))
         if blend_with is not None:
-            grid = edits.blend(grid, check_sigmas(blend_with, path, "blend_with"), sigma_of, blend)
+            grid = edits.blend(grid, host.check_range(blend_with, sampling, "blend_with"), sigma_of, blend)
         if snap:
             grid = edits.snap(grid, sigma_of, snap)
         high, low = edits.split(grid, split) if split else (grid, grid[-2:])
@@ -169,7 +168,7 @@ class ShowSchedule(io.ComfyNode):
         sampling = model.get_model_object("model_sampling")
         path, sigma_of = host.path_of(sampling), host.sigma_of(sampling)
         given = {"sigmas": sigmas, "sigmas_2": sigmas_2, "sigmas_3": sigmas_3, "sigmas_4": sigmas_4}
-        drawn = {name: check_sigmas(s, path, name) for name, s in given.items() if s is not None}
+        drawn = {name: host.check_range(s, sampling, name) for name, s in given.items() if s is not None}
         data = {name: {"sigmas": g.tolist(), "time": grids.time_of(sigma_of, g).tolist(),
                        "log_snr": [v if abs(v) < 8 else None for v in path.log_snr(g).tolist()]} for name, g in drawn.items()}
         return show.output(cls, pictures.schedules(data), {"schedules": data})

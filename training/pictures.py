@@ -134,7 +134,8 @@ def sampler(data):
 
     return stack(curves([(f"weight of each prediction in the picture (seed survival {data['survival']:.2f})", "call",
                           {BARS: line("weights")})], (760, 280)),
-                 curves([("lambda and churn", "call", {"lambda": line("log_snr"), "churn": line("churn")}),
+                 curves([("lambda and churn" if data["churn"] else "lambda", "call",
+                          {"lambda": line("log_snr"), **({"churn": line("churn")} if data["churn"] else {})}),
                          ("noise level sigma", "call", {"sigma": line("sigmas")})], (760, 260)))
 
 

@@ -153,6 +153,21 @@ def test_scale_moves_lambda_and_stays_in_range(model):
     assert more[0] == sigmas[0] and (more.diff() < 0).all() and more[-1] == 0
 
 
+def test_levels_beyond_the_largest_are_spread_not_stacked():
+    sigma_of, path = MODELS["stable diffusion"]
+    top = float(sigma_of(torch.tensor(1.0, dtype=F64)))
+    wide = torch.tensor([700.0, 200, 60, 20, 5, 1, 0], dtype=F64)
+    for moved in (edits.translate(wide, path, 700.0, path, top), edits.scale(wide / 40, path, 40.0, top)):
+        assert moved[0] == pytest.approx(top) and (moved[:5] / moved[1:6]).min() > 1.2 and (moved.diff() < 0).all()
+
+
+def test_shift_of_a_part_keeps_its_ends(model):
+    sigma_of, path = model
+    part = grids.grid("uniform", 8, sigma_of, path)[2:6]
+    moved = edits.shift(part, sigma_of, 3.0)
+    assert moved[0] == part[0] and moved[-1] == part[-1] and (moved[1:-1] > part[1:-1]).all()
+
+
 def test_blend_ends_are_the_schedules_and_lengths_may_differ(model):
     sigma_of, path = model
     a, b = grids.grid("uniform", 6, sigma_of, path), grids.grid("karras", 6, sigma_of, path)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fewstep.diffusion import auto, grids
+from fewstep.diffusion import auto, grids, samplers
 from fewstep.diffusion.mixture import line_mixture
 from fewstep.diffusion.multistep import correction_weights, heun_weights, target_weights
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING
@@ -24,7 +24,7 @@ def mean_of_polynomial(values, places, h):
     return float((np.polyval(np.polyfit(places, values, len(places) - 1), x) * w).sum() / w.sum())
 
 
-@pytest.mark.parametrize("h", [0.005, 0.3, 2.0])
+@pytest.mark.parametrize("h", [0.005, 0.3, 1.6])
 def test_order_3_and_corrections_are_means_of_polynomials(h):
     u, values = [1.0, 0.4, -0.9], np.array([0.7, -1.3, 2.1])
     wanted = mean_of_polynomial(values, [v - u[0] for v in u], h)
@@ -49,6 +49,24 @@ def test_weights_sum_to_1_and_corrections_to_0():
 def test_a_level_met_again_serves_once():
     assert target_weights(3, 1.0, [0.5, 0.5, 0.1]) == [1.0] and correction_weights(2, [0.5, 0.5, 0.1]) == []
     assert len(target_weights(3, 1.0, [0.5, 0.1, 0.1])) == 2
+
+
+@pytest.mark.parametrize("order, corrector, most", [(2, False, 4.0), (2, True, 7.0), (3, False, 16.0), (3, True, 30.0)])
+def test_no_setting_multiplies_the_error_of_a_prediction_beyond_bounds(order, corrector, most):
+    """Sum of the absolute weights of predictions over the weight of the target, on every grid, step count, churn and mode."""
+    discrete = grids.discrete_sigma(torch.linspace(-3.5, 3.7, 1000, dtype=F64).exp())
+    models = [(grids.flow_sigma(), FLOW), (discrete, VARIANCE_EXPLODING)]
+    worst = 0.0
+    for sigma_of, path in models:
+        for name in grids.NAMES:
+            for steps in (2, 3, 4, 8, 20):
+                sigmas = grids.grid(name, steps, sigma_of, path)
+                for options in ({}, {"mode": "raise first", "churn": 0.3}, {"mode": "raise first", "churn": 1.0},
+                                {"mode": "raise first", "churn": 4.0}):
+                    moves = samplers.plan(sigmas, path, **options)
+                    for _, (_, terms, _, _) in samplers._coefficients(moves, path, order, corrector):
+                        worst = max(worst, sum(abs(b) for b in terms))
+    assert worst < most
 
 
 @pytest.mark.parametrize("churn", [0.0, 0.6])

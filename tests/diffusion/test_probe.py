@@ -77,6 +77,15 @@ def test_the_oracle_finds_wrong_churn():
     assert not verdict.right and "signal" in verdict.text and "too strong at call" in verdict.text
 
 
+def test_a_sampler_that_fails_is_not_right():
+    def failing(respond, noise, latent):
+        respond(noise, 1.0)
+        return respond(noise * math.nan, 0.5) * math.nan
+
+    verdict = probe.marginals(failing, FLOW, CROWD)
+    assert not verdict.right and verdict.text == "not finite at call 2"
+
+
 def test_a_sampler_that_adapts_is_said_to_be_non_linear():
     def adapting(respond, noise, latent):
         x = noise

@@ -173,6 +173,8 @@ def test_batch_noise_is_a_samples_own_whatever_the_batch():
     x = torch.zeros(4, 3, 8, 8)
     four, one = batch_noise(7), batch_noise(7)
     assert torch.equal(four(x)[:1], one(x[:1])) and torch.equal(four(x)[:1], one(x[:1]))
+    for a, b in ((batch_noise(7, 0.5), batch_noise(7, 1.0)), (batch_noise(5), batch_noise(5 + 2**32))):
+        assert not torch.equal(a(x), b(x))
     first = batch_noise(7)(x)
     assert first.flatten(1).std(1).sub(1).abs().max() < 0.2
     start = torch.randn(x.shape, generator=torch.manual_seed(7))

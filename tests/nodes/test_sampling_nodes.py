@@ -24,7 +24,7 @@ def flow(host):
 def core(name, **options):
     import comfy.samplers
 
-    return comfy.samplers.ksampler(name, options)
+    return comfy.samplers.ksampler(name, options) if options else comfy.samplers.sampler_object(name)
 
 
 def schedule(host, model, name, steps, denoise=1.0, **options):
@@ -203,6 +203,31 @@ def test_churn_is_found_and_the_model_stays_untouched(host, teacher):
     assert teacher[0].model.model_sampling is sampling and found["right"]
 
 
+def test_a_part_of_a_schedule_and_a_sampler_that_fails_are_named(host, flow):
+    with pytest.raises(ValueError, match="sigmas must end at 0 to be inspected, got 0.5"):
+        inspect(host, flow[0], core("euler"), torch.tensor([1.0, 0.75, 0.5]))
+    with pytest.raises(ValueError, match="sampler can't be inspected: it fails on this schedule of 1 steps with ZeroDivisionError"):
+        inspect(host, flow[0], core("uni_pc"), torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="sigmas must start at"):
+        inspect(host, flow[0], core("euler"), torch.tensor([9.0, 0.5, 0.0]))
+
+
+def test_a_split_run_keeps_the_noise_right(host, teacher):
+    """Both parts of a run with one seed draw different noise: the spread of the result is that of the whole run."""
+    sampler, sigmas = run(host, "FewstepSampler", churn=1.0, order="1")[0], uniform(host, teacher, 8)
+    probing = pack(host, "nodes.probing")
+    noise, latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 4, 64, 64)
+    seen = []
+
+    def model(x, sigma):
+        seen.append(float(x.std()) / sigma)
+        return torch.zeros_like(x)
+
+    high = probing.run(teacher[0], sampler, sigmas[:5], model, noise, latent, 3)
+    probing.run(teacher[0], sampler, sigmas[4:], model, torch.zeros_like(noise), high, 3)
+    assert max(abs(s - 1) for s in seen) < 0.03
+
+
 def test_cfg_pp_samplers_can_be_inspected(host, flow):
     assert inspect(host, flow[0], core("euler_cfg_pp"), uniform(host, flow, 4))["calls"] == 4
 
@@ -251,11 +276,20 @@ def test_compare_measures_and_hands_on_the_cheapest_that_is_near_enough(host, te
     assert torch.isfinite(again).all() and len(sigmas) == best["steps"] + 1
 
 
+def test_compare_measures_inside_the_mask(host, flow):
+    mask = torch.nn.functional.pad(torch.ones(1, 8, 8), (0, 24, 0, 24))
+    latent = {**host.EmptyLatentImage().generate(32, 32, 1)[0], "noise_mask": mask}
+    row = compare(host, flow, samplers="order 1", steps="1", latent=latent).ui["fewstep"][0]["rows"][0]
+    assert row["distance"] > 0.15
+
+
 @pytest.mark.parametrize("changes, why", [({"steps": "two"}, "steps must be whole numbers from 1 to 200"),
                                           ({"steps": "0, 4"}, "steps must be whole numbers"),
                                           ({"samplers": " , "}, "samplers must name at least one"),
                                           ({"samplers": "best"}, "samplers must be among auto, .* got 'best'"),
-                                          ({"samplers": "euler/nice"}, "schedule of 'euler/nice' must be among")])
+                                          ({"samplers": "euler/nice"}, "schedule of 'euler/nice' must be among"),
+                                          ({"samplers": "euler/kl_optimal", "steps": "1"},
+                                           "schedule of 'euler/kl_optimal' with 1 steps must be finite")])
 def test_bad_comparisons_are_refused_before_the_model_is_called(host, flow, changes, why, monkeypatch):
     import comfy.sample
 
