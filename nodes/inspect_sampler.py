@@ -76,9 +76,10 @@ def report(data):
         return "\n".join([*lines, "This sampler is not linear in its predictions (it adapts to them), so their weights mean "
                                   "nothing and are not shown."])
     weights = data["weights"]
-    late = sum(weights[len(weights) // 2:]) / sum(weights)
+    total = sum(weights)
     lines.append(f"Seed survival {data['survival']:.3f}: the share of the starting noise that outlives the run.")
-    lines.append(f"The later half of the calls has {late:.0%} of the weight.")
+    lines.append(f"The later half of the calls has {sum(weights[len(weights) // 2:]) / total:.0%} of the weight."
+                 if abs(total) > 1e-3 else "It makes nothing of its predictions on this schedule.")
     return "\n".join([*lines, "Weights: " + " ".join(f"{w:.3f}" for w in weights)])
 
 
