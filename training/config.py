@@ -16,8 +16,8 @@ class DistilConfig:
     batch        samples an update
     chunk        samples of one call of the model where nothing is trained; lower it when memory runs out
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
-    image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8. The first is split
-                 into three
+    image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8. The first is
+                 halved
     shift        of the grid that teacher and student step along: above 1 more of it lies near the noise, where it is decided
                  what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
@@ -37,7 +37,7 @@ class DistilConfig:
     updates: int = 720
     batch: int = 16
     chunk: int = 32
-    images: int = 1200
+    images: int = 1400
     image_steps: int | None = None
     shift: float = 3.0
     cfg: float = 2.0

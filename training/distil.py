@@ -93,8 +93,8 @@ class Distillation:
     def _lay_phases(self):
         """The grid on which the teacher is solved, and which of its points are kept.
 
-        Kept are the phases' edges and `between` points inside each. The first two steps, where most of the error of a solver
-        arises, are halved.
+        Kept are the phases' edges and `between` points inside each. The first step, where most of the error of a solver
+        arises, is halved.
         """
         config = self.config
         length = config.image_steps // config.phases
@@ -104,8 +104,7 @@ class Distillation:
         self.edges = torch.tensor([kept.index(e) for e in edges])                   # which of the kept are edges
         places = torch.arange(len(kept) - 1)
         self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]  # the edge that ends each one's phase
-        halved = torch.tensor([0.5, 1.5][:config.image_steps], dtype=torch.float64) / config.image_steps
-        times = torch.cat([torch.arange(config.image_steps, dtype=torch.float64) / config.image_steps, halved]).sort().values
+        times = torch.tensor([0, 0.5, *range(1, config.image_steps)], dtype=torch.float64) / config.image_steps
         self.fine = torch.cat([shifted(self.denoiser.sigma_of, config.shift)(1 - times).to(torch.float64), torch.zeros(1)])
         coarse = self.sigmas_for(config.image_steps)
         self.kept = [int((self.fine - coarse[k]).abs().argmin()) for k in kept]

@@ -46,13 +46,14 @@ def sample_custom(host, model, cfg, teacher, sampler, sigmas, seed=3, latent=Non
         return SamplerCustom.execute(model, True, seed, cfg, teacher[2], teacher[3], sampler, sigmas, latent).result[0]["samples"]
 
 
-def test_every_node_has_a_name_a_description_and_tooltips(host):
+def test_every_node_has_a_name_a_description_tooltips_and_a_help_page(host):
     nodes = {k: v for k, v in host.NODE_CLASS_MAPPINGS.items() if k.startswith("Fewstep")}
-    assert len(nodes) >= 5
+    assert len(nodes) == 11
     for node_id, node in nodes.items():
         schema = node.GET_SCHEMA()
         assert schema.display_name and schema.description and schema.category == "Fewstep", node_id
-        assert all(i.tooltip for i in schema.inputs), node_id
+        assert all(i.tooltip for part in schema.inputs for i in part.get_all()), node_id
+        assert (Path(__file__).parent.parent.parent / "js" / "docs" / f"{node_id}.md").stat().st_size > 200, node_id
         widgets = [i for i in schema.inputs if hasattr(i, "default") and not getattr(i, "advanced", False)]
         assert len(widgets) <= 8, node_id
 
