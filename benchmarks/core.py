@@ -99,8 +99,8 @@ def sigmas(model, sampler_name, scheduler, steps):
     return KSampler(model, steps, torch.device("cpu"), sampler_name, scheduler).sigmas
 
 
-def run(model, sampler, sigmas, noise, denoiser, seed=0):
-    """(samples, model calls) of a SAMPLER from unit `noise` (B, C, H, W), over an empty latent.
+def run(model, sampler, sigmas, noise, denoiser, seed=0, latent=None):
+    """(samples, model calls) of a SAMPLER from unit `noise` (B, C, H, W), over `latent` or an empty one.
 
     denoiser(x, sigma) -> x0 with sigma a float. The global generator, which some samplers use, is seeded and put back.
     """
@@ -112,7 +112,7 @@ def run(model, sampler, sigmas, noise, denoiser, seed=0):
         return denoiser(x, sigma)
 
     probing = pack_module("FewstepInspectSampler").probing
-    return probing.run(model, sampler, sigmas, counted, noise, torch.zeros_like(noise), seed), calls
+    return probing.run(model, sampler, sigmas, counted, noise, torch.zeros_like(noise) if latent is None else latent, seed), calls
 
 
 def twin(name):

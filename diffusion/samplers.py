@@ -97,7 +97,7 @@ def raised(path, sigma, sigma_next, churn, highest):
 def _restarts(levels, inside, repeats):
     moves = [Move(t, t, s) for t, s in zip(levels, levels[1:])]
     chosen = [i for i, on in enumerate(inside) if on and levels[i + 1] > 0]
-    if not repeats:
+    if not repeats or len(moves) == 1:
         return moves
     if not chosen:
         raise ValueError(f"start and end must leave a step before the last of {len(moves)} for mode restart to repeat. Widen "
