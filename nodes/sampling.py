@@ -96,15 +96,15 @@ class Sampler(io.ComfyNode):
                                tooltip="How many predictions a step uses. auto: 2 with a corrector that costs no model "
                                        "call, the most accurate here. 1: the plain step, which distilled LoRAs want. 2 and 3: "
                                        "earlier predictions too. heun: two model calls a step."),
-                io.Combo.Input("mode", options=list(samplers.MODES), default=samplers.MODES[0], advanced=True,
+                io.Combo.Input("mode", options=list(samplers.MODES), default=samplers.MODES[0], advanced=True, optional=True,
                                tooltip="Where churn adds its noise. each step: after each step. raise first: before it (EDM). "
                                        "restart: the steps between start and end are run again, churn times "
                                        "(a whole number)."),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
                                tooltip="Noise is added from this share of the run on. 0: from the first step."),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
                                tooltip="Noise is added up to this share of the run. 1: to the end; the last step never adds any."),
-                io.Float.Input("s_noise", default=1.0, min=0.0, max=2.0, step=0.01, advanced=True, round=False,
+                io.Float.Input("s_noise", default=1.0, min=0.0, max=2.0, step=0.01, advanced=True, optional=True, round=False,
                                tooltip="Strength of the added noise. 1 is right for an exact model; a little more can bring back "
                                        "detail that a model smooths away."),
             ],

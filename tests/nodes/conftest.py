@@ -93,7 +93,7 @@ class Server:
 
     def queue(self, prompt):
         reply = self.post("/prompt", {"prompt": prompt})
-        assert "prompt_id" in reply, reply
+        assert "prompt_id" in reply and not reply.get("node_errors"), reply
         return reply["prompt_id"]
 
     def result(self, prompt_id, seconds=500):
