@@ -19,7 +19,7 @@ from fewstep.diffusion import grids
 from fewstep.diffusion.samplers import sample
 
 POINT, STEPS, LIMIT, CORE_STEPS = 1.3, (1, 2, 4, 8, 20), 0.01, 8
-ORDERS = (1, 2, 3, "heun")
+SOLVERS = [{"order": order, "corrector": corrected} for order in (1, 2, 3) for corrected in (False, True)] + [{"order": "heun"}]
 NOISES = [{"churn": c, "mode": mode} for mode in ("each step", "raise first") for c in (0.0, 0.5, 1.0, math.inf)]
 NOISES += [{"churn": 1.0, "mode": "restart"}, {"kappa": 0.5}, {"kappa": 1.0}]
 
@@ -74,14 +74,15 @@ def ours(elements, seed=0):
     shape = (1, elements)
     for kind in exact.TYPES:
         path, sigma_of = exact.model_type(kind)
-        for order in ORDERS:
+        for solver in SOLVERS:
             for options in NOISES:
-                name = f"order {order}, " + ", ".join(f"{k} {v}" if k != "mode" else v for k, v in options.items())
+                how = ", ".join(f"{k} {v}" if k != "mode" else v for k, v in options.items())
+                name = f"order {solver['order']}{' corrected' * solver.get('corrector', False)}, {how}"
                 for steps in STEPS:
                     sigmas = grids.grid("uniform", steps, sigma_of, path)
                     start = path.alpha(sigmas[0]) * POINT + sigmas[0] * unit_noise(shape, generator)
                     row = {"who": "fewstep", "sampler": name, "model": kind, "steps": steps}
-                    yield row | attempt(path, own_run, start, sigmas, path, order=order, **options,
+                    yield row | attempt(path, own_run, start, sigmas, path, **solver, **options,
                                         noise=lambda x: unit_noise(x.shape, generator))
 
 
