@@ -20,8 +20,7 @@ from pathlib import Path
 import core
 import exact
 import torch
-from fewstep.diffusion import grids
-from fewstep.diffusion.auto import choose
+from fewstep.diffusion import auto, grids
 from fewstep.diffusion.paths import Path as DiffusionPath
 from fewstep.diffusion.samplers import batch_noise, solve
 from fewstep.training.demo import data
@@ -115,7 +114,7 @@ def judge_sde(task):
 def compare(task, nfe, kind, judge, noise, report):
     """One row: our automatic choice, our fixed settings, and the host's pairs, all at `nfe` model calls."""
     stochastic = kind == "sde"
-    name, grid_options, options = choose(task.path, nfe, stochastic=stochastic, dimension=task.noise[0].numel())
+    name, grid_options, options = "auto", {"dimension": task.noise[0].numel()}, auto.solver(stochastic)
     images, calls = ours(task, noise, name, options, nfe, grid_options=grid_options)
     row = {"case": task.name, "nfe": nfe, "kind": kind, "ours": judge(images), "ours_name": f"{name} {grid_options | options}",
            "ours_calls": calls}

@@ -28,8 +28,7 @@ def sigmas(path, steps, top, dimension=None, own=1.0):
     s = shift(dimension, own)
     t = (1 - torch.arange(steps, dtype=torch.float64) / steps) ** next(p for most, p in POWERS if steps <= most)
     top = torch.as_tensor(top, dtype=torch.float64)
-    tau = s * t / (1 + (s - 1) * t) * top / (path.alpha(top) + top)
-    out = path.sigma((1 - tau).log() - tau.log())
+    out = path.at_flow_time(s * t / (1 + (s - 1) * t) * path.flow_time(top))
     out[0] = top
     return out
 
@@ -37,8 +36,3 @@ def sigmas(path, steps, top, dimension=None, own=1.0):
 def solver(stochastic=False):
     """Options of `samplers.sample`: order, corrector and churn."""
     return {"order": 2, "corrector": True, "churn": CHURN if stochastic else 0.0}
-
-
-def choose(path, steps, stochastic=False, dimension=None):
-    """(grid name, its options, options of `samplers.sample`) for that many steps on this path."""
-    return "auto", {"dimension": dimension} if dimension else {}, solver(stochastic)

@@ -45,9 +45,8 @@ def _below(sigmas, path, highest):
         return descending(sigmas.clamp_max(highest))
     below = sigmas[above] if above < len(sigmas) else sigmas.new_zeros(())
     ends = torch.stack([torch.as_tensor(highest, dtype=torch.float64), below])
-    tau = ends / (path.alpha(ends) + ends)
-    spread = torch.lerp(tau[0], tau[1], torch.arange(above, dtype=torch.float64) / above)
-    return descending(torch.cat([ends[:1], path.sigma((1 - spread).log() - spread.log())[1:], sigmas[above:]]))
+    spread = torch.lerp(*path.flow_time(ends), torch.arange(above, dtype=torch.float64) / above)
+    return descending(torch.cat([ends[:1], path.at_flow_time(spread)[1:], sigmas[above:]]))
 
 
 def blend(sigmas, other, sigma_of, share):

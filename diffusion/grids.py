@@ -51,11 +51,13 @@ def grid(name, steps, sigma_of, path, denoise=1.0, shift=1.0, **options):
         raise ValueError(f"schedule must be one of {', '.join(NAMES)}, got {name!r}.")
     options = _checked(name, options)
     if name in TIMED:
-        times = TIMED[name](torch.arange(int(steps), dtype=torch.float64) / int(steps), **options)
+        times = denoise * TIMED[name](torch.arange(int(steps), dtype=torch.float64) / int(steps), **options)
+        sigmas = shifted(sigma_of, shift, denoise)(times).to(torch.float64)
     else:
-        times = time_of(sigma_of, _spaced(name, int(steps), sigma_of, path, denoise, **options)) / denoise
-    times[0] = 1.0
-    sigmas = shifted(sigma_of, shift, denoise)(times * denoise).to(torch.float64)
+        sigmas = _spaced(name, int(steps), sigma_of, path, denoise, **options)
+        if shift != 1:
+            sigmas = shifted(sigma_of, shift, denoise)(time_of(sigma_of, sigmas)).to(torch.float64)
+    sigmas[0] = sigma_of(torch.tensor([denoise], dtype=torch.float64)).to(torch.float64)[0]
     return descending(torch.cat([sigmas, sigmas.new_zeros(1)]))
 
 

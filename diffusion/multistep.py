@@ -15,6 +15,7 @@ corrector   once the prediction at a step's end is known, the step's target coul
 """
 
 import math
+from itertools import zip_longest
 
 ORDERS = (1, 2, 3)
 FARTHEST = 3.0      # times the last step's length in u: no prediction is extrapolated further than that
@@ -49,8 +50,7 @@ def correction_weights(order, u):
     used = 1 + _usable(steps, 2 if order == 3 else 1)
     done = target_weights(order, u[0], u[1:])
     wanted = _mean_weights(u[0] - u[1], [v - u[1] for v in u[:used]])
-    length = max(len(wanted), len(done) + 1)
-    return [w - d for w, d in zip(wanted + [0.0] * (length - len(wanted)), [0.0, *done] + [0.0] * (length - len(done) - 1))]
+    return [w - d for w, d in zip_longest(wanted, [0.0, *done], fillvalue=0.0)]
 
 
 def heun_weights(u_next, u):

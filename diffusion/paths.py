@@ -33,7 +33,15 @@ class Path:
         `x_s / sigma_s = x_t / sigma_t + integral of x0 d(1/tau)` on every path: tau = sigma where alpha is 1 or 1 - sigma,
         and sigma / (alpha + sigma), the flow time of the same lambda, where variance is preserved.
         """
-        return sigma / (self.alpha(sigma) + sigma) if self.name == "variance preserving" else sigma
+        return self.flow_time(sigma) if self.name == "variance preserving" else sigma
+
+    def flow_time(self, sigma):
+        """sigma / (alpha + sigma), the time of the flow path (shift 1) at the same lambda: 1 at pure noise, 0 at data."""
+        return sigma / (self.alpha(sigma) + sigma)
+
+    def at_flow_time(self, time):
+        """The noise level at a flow time: inverse of `flow_time`."""
+        return self.sigma((1 - time).log() - time.log())
 
     def log_snr(self, sigma):
         """lambda = log(alpha / sigma); -inf at pure noise, +inf at data."""

@@ -84,7 +84,7 @@ def prediction_weights(run, path, shape):
     one_hot[torch.arange(count), torch.arange(count) + 1] = 1.0
     answered, _ = result(one_hot.view(count, *shape), zero)
     sigma = torch.tensor(calls[0][0], dtype=torch.float64)
-    tau = float(sigma / (path.alpha(sigma) + sigma))
+    tau = float(path.flow_time(sigma))
     begin = (calls[0][1] - quiet[0][1]) / float(path.alpha(sigma) + sigma)
     weights = (still - answered)[1:count + 1] / tau
     mixed = torch.randn(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

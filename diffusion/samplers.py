@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 import typing
+from itertools import zip_longest
 
 import torch
 
@@ -36,14 +37,13 @@ class State(typing.NamedTuple):
 class Move:
     """One step of a plan: noise x from `sigma_from` up to `sigma` where that is higher, predict, go to `sigma_next`.
 
-    kappa is the share of fresh noise at the end; `keeps` says whether earlier predictions still serve (not after a restart).
+    kappa is the share of fresh noise at the end. Where noise is added first, earlier predictions serve no more.
     """
 
     sigma_from: float
     sigma: float
     sigma_next: float
     kappa: float = 0.0
-    keeps: bool = True
 
 
 def plan(sigmas, path, *, churn=0.0, kappa=None, mode="each step", start=0.0, end=1.0):
@@ -56,11 +56,7 @@ def plan(sigmas, path, *, churn=0.0, kappa=None, mode="each step", start=0.0, en
                   repetition costs its steps' model calls (Xu et al. 2023, arXiv:2306.14878, algorithm 1)
     """
     grid = check_sigmas(sigmas, path)
-    churn = check_churn(churn)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"start and end must be shares of the run with 0 <= start <= end <= 1, got {start} and {end}.")
+    churn = check_noising(churn, mode, start, end)
     steps = len(grid) - 1
     inside = [start <= i / steps < end for i in range(steps)]
     levels = grid.tolist()
@@ -69,9 +65,21 @@ def plan(sigmas, path, *, churn=0.0, kappa=None, mode="each step", start=0.0, en
         return [Move(t, t, s, k if on else 0.0) for t, s, k, on in zip(levels, levels[1:], shares, inside)]
     if mode == "raise first":
         return [Move(t, raised(path, t, s, churn, levels[0]) if on else t, s) for t, s, on in zip(levels, levels[1:], inside)]
-    if not churn.is_integer():
-        raise ValueError(f"churn must be a whole number in mode restart, where it counts the repetitions; got {churn:g}.")
     return _restarts(levels, inside, int(churn))
+
+
+def check_noising(churn, mode="each step", start=0.0, end=1.0):
+    """`churn` as a float; raises ValueError naming what of these `plan` can't take, before there is a grid."""
+    churn = check_churn(churn)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    if start > end:
+        raise ValueError(f"start must not be above end, got {start} and {end}.")
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"start and end must be shares of the run with 0 <= start <= end <= 1, got {start} and {end}.")
+    if mode == "restart" and not churn.is_integer():
+        raise ValueError(f"churn must be a whole number in mode restart, where it counts the repetitions; got {churn:g}.")
+    return churn
 
 
 def _shares(grid, path, churn, kappa):
@@ -103,7 +111,7 @@ def _restarts(levels, inside, repeats):
         raise ValueError(f"start and end must leave a step before the last of {len(moves)} for mode restart to repeat. Widen "
                          "them, or use more steps.")
     first, last = chosen[0], chosen[-1] + 1
-    again = [dataclasses.replace(moves[first], sigma_from=levels[last], keeps=False), *moves[first + 1:last]]
+    again = [dataclasses.replace(moves[first], sigma_from=levels[last]), *moves[first + 1:last]]
     return moves[:last] + again * repeats + moves[last:]
 
 
@@ -164,14 +172,13 @@ def _coefficients(moves, path, order, corrector):
     u, u_next, past, out = (-path.tau(level[1]).log()).tolist(), (-path.tau(level[2]).log()).tolist(), [], []
     for i, move in enumerate(moves):
         raises = move.sigma > move.sigma_from
-        past = [u[i], *(past[:3] if move.keeps and not raises else [])]     # noise came in between: earlier predictions are stale
+        past = [u[i]] if raises else [u[i], *past[:3]]      # noise came in between: earlier predictions are stale
         two_stage = order == HEUN and move.sigma_next > 0
         shares = heun_weights(u_next[i], u[i]) if two_stage else target_weights(1 if order == HEUN else order, u_next[i], past)
         terms = [b[i] * w for w in shares]
         if corrector and i and not raises:
             late = [a[i] * b[i - 1] * w for w in correction_weights(order, past)]
-            length = max(len(late), len(terms))
-            terms = [x + y for x, y in zip(terms + [0.0] * (length - len(terms)), late + [0.0] * (length - len(late)))]
+            terms = [x + y for x, y in zip_longest(terms, late, fillvalue=0.0)]
         out.append(((scale[i], fresh[i]) if raises else None, (a[i], terms, k[i], straight[i] if two_stage else None)))
     return out
 

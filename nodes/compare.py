@@ -91,7 +91,7 @@ class Compare(io.ComfyNode):
                           "distance": round(r.distance, 5) if math.isfinite(r.distance) else None} for r in settings],
                 "chosen": f"{best.name}, {best.steps} steps"}
         text = report(data, best, enough, drift)
-        return show.output(cls, _picture(vae, model, reference, settings, counts), {**data, "report": text}, best.sampler,
+        return show.output(cls, _picture(vae, reference, settings, counts), {**data, "report": text}, best.sampler,
                            best.sigmas, text)
 
 
@@ -168,7 +168,6 @@ class _Runner:
         comfy.model_management.throw_exception_if_processing_interrupted()
         return result
 
-
     def distance(self, a, b):
         """RMSE between two results' latents as a share of the second's spread, where the mask lets anything change."""
         a, b, weight = a.latents.float(), b.latents.float(), self.weight.expand(a.latents.shape)
@@ -213,7 +212,7 @@ def report(data, best, enough, drift):
     return "\n".join(lines)
 
 
-def _picture(vae, model, reference, results, counts):
+def _picture(vae, reference, results, counts):
     """Rows of samplers, columns of step counts, the first picture of the batch; the reference on the left."""
     rows = list(dict.fromkeys(r.name for r in results))
     tiles = {f"reference\n{reference.steps} steps": [reference] * len(rows)}

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from tqdm.auto import trange
 
 from ..diffusion import auto, grids, samplers
-from ..diffusion.step import check_churn, share_of
+from ..diffusion.step import share_of
 from . import host
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
@@ -113,12 +113,9 @@ class Sampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, churn, order, mode=samplers.MODES[0], start=0.0, end=1.0, s_noise=1.0):
-        if start > end:
-            raise ValueError(f"start must not be above end, got {start} and {end}.")
-        if mode == "restart" and not float(churn).is_integer():
-            raise ValueError(f"churn must be a whole number in mode restart, where it counts the repetitions; got {churn:g}.")
+        churn = samplers.check_noising(churn, mode, start, end)
         order = order if order in ("auto", samplers.HEUN) else int(order)
-        options = {"order": order, "churn": check_churn(churn), "mode": mode, "start": start, "end": end, "s_noise": s_noise}
+        options = {"order": order, "churn": churn, "mode": mode, "start": start, "end": end, "s_noise": s_noise}
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
 
