@@ -183,6 +183,12 @@ def _coefficients(moves, path, order, corrector):
     return out
 
 
+def rows(sigmas, path, order, corrector=False):
+    """The steps of a run without noise as rows (state, this prediction, earlier ones), a list of lists; not for "heun"."""
+    coefficients = _coefficients(plan(sigmas, path), path, order, corrector)
+    return [[a, *terms[:i + 1]] for i, (_, (a, terms, _, _)) in enumerate(coefficients)]
+
+
 def _noising(path, sigma, raised):
     """Lists (scale, fresh): noising from `sigma` up to `raised` >= sigma is scale x + fresh z."""
     scale = torch.where(raised > sigma, path.alpha(raised) / path.alpha(sigma), 1.0)

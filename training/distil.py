@@ -16,6 +16,7 @@ import torch
 
 from ..diffusion.grids import grid, shifted
 from ..diffusion.samplers import batch_noise, sample
+from .cache import recorded, start
 from .denoiser import bound
 from .files import save_lora
 from .lora import Lora
@@ -233,13 +234,6 @@ class Distillation:
         self.lora.remove()
 
 
-def start(denoiser, noise, sigmas):
-    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where alpha is 1."""
-    first, path = sigmas[0], denoiser.path
-    level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
-    return noise * (float(level) * denoiser.noise_scale)
-
-
 def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, chunk=CHUNK, **solver):
     """Sample from unit noise (B, ...) along `sigmas`; yield `chunk` samples at a time (b, len(kept), ...), model space.
 
@@ -249,12 +243,12 @@ def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0
     kept = [k % len(sigmas) for k in kept]
     for i in range(0, len(noise), chunk):
         fresh = batch_noise(seed + i)
-        x = start(denoiser, noise[i:i + chunk], sigmas)
+        x = start(noise[i:i + chunk], sigmas, denoiser.path, denoiser.noise_scale)
         states = [x] if 0 in kept else []
-        for state in sample(bound(denoiser, condition[i:i + chunk], cfg), x, sigmas, denoiser.path, churn=churn, **solver,
-                            noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x)):
-            if state.index + 1 in kept:
-                states.append(state.x)
+        run = sample(bound(denoiser, condition[i:i + chunk], cfg), x, sigmas, denoiser.path, churn=churn, **solver,
+                     noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x))
+        for _ in recorded(run, kept, states, []):
+            pass
         yield torch.stack(states, 1)
 
 

@@ -70,3 +70,16 @@ def load_lora(path):
     with safe_open(str(path), framework="pt") as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
         return {k: file.get_tensor(k) for k in file.keys()}, Recipe.from_json(text) if text else None
+
+
+def save_recipe(path, recipe):
+    """Write a recipe as a file of its own."""
+    return write_json(path, json.loads(recipe.to_json()))
+
+
+def load_recipe(path):
+    """The recipe of a JSON file; raises ValueError that names the file and what is wrong with it."""
+    try:
+        return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{Path(path).name}: {error}") from error

@@ -1,0 +1,88 @@
+"""Derivatives of a run in its solver's weights and levels, as differences of runs, and the steps that are taken by them."""
+
+import torch
+
+from .linear import LinearSolver
+
+LEVEL_STEP = 0.05       # least change of lambda that is tried: discrete models know no finer noise levels
+FARTHEST = 0.4          # share of the gap to a neighbour by which a level may move at once
+
+
+def differences(solver, path, denoiser, x, step):
+    """(columns, names, end): the change of the run's end (B, ...) with each parameter, what each is, and the end itself.
+
+    A name is (step, place) for a weight and (step, None) for the lambda of that step's level. `step` is the size of the
+    perturbation, as a share of the state that it is added to.
+    """
+    states, held = [x], []
+    for sigma, row in zip(solver.sigmas, solver.rows):
+        held.append(denoiser(states[-1], sigma))
+        states.append(_next(states[-1], row, held))
+    columns, names = [], []
+    for i, sigma in enumerate(solver.sigmas[:-1]):
+        changes = [(term, None) for term in (states[i], *reversed(held[:i + 1]))]
+        label = [(i, place) for place in range(len(changes))]
+        if i:
+            shift = max(step, LEVEL_STEP)       # towards the picture, where there always is room
+            slope = (denoiser(states[i], _shifted(path, sigma, shift)) - held[i]) / shift
+            changes.append((solver.rows[i][1] * slope, slope))
+            label.append((i, None))
+        columns += _carried(solver, denoiser, i, states[i + 1], held[:i + 1], changes, step, states[-1])
+        names += label
+    return columns, names, states[-1]
+
+
+def _next(x, row, held):
+    """The state after a step; `held` has the predictions in the order in which they were made."""
+    return row[0] * x + sum(w * p for w, p in zip(row[1:], reversed(held)))
+
+
+def _carried(solver, denoiser, i, x, held, changes, step, end):
+    """What becomes of changes to the state after step i (and to its prediction), at the end of the run; all in one batch."""
+    if i == solver.steps - 1:
+        return [change for change, _ in changes]
+    size = [step * float(x.float().square().mean().sqrt() / c.float().square().mean().sqrt().clamp_min(1e-20))
+            for c, _ in changes]
+    many = torch.cat([x + h * c for h, (c, _) in zip(size, changes)])
+    past = [p.repeat(len(changes), *[1] * (p.ndim - 1)) for p in held]
+    past[-1] = torch.cat([held[-1] if p is None else held[-1] + h * p for h, (_, p) in zip(size, changes)])
+    for sigma, row in list(zip(solver.sigmas, solver.rows))[i + 1:]:
+        past.append(denoiser(many, sigma))
+        many = _next(many, row, past)
+    return [(part - end) / h for part, h in zip(many.split(len(x)), size)]
+
+
+def _shifted(path, sigma, change):
+    """The level whose lambda is that of `sigma` plus `change`."""
+    return float(path.sigma(path.log_snr(torch.tensor(sigma, dtype=torch.float64)) + change))
+
+
+def moved(solver, names, change, path):
+    """The solver with its parameters changed, or None where its levels would no longer descend.
+
+    A level moves by at most a share of the way to its neighbours; rows are given all the places that they can have.
+    """
+    rows = [[*row, *[0.0] * (i + 2 - len(row))] for i, row in enumerate(solver.rows)]
+    sigmas = list(solver.sigmas)
+    for (i, place), value in zip(names, change.tolist()):
+        if place is None:
+            sigmas[i] = _bounded(path, solver.sigmas, i, value)
+        else:
+            rows[i][place] += value
+    if any(b >= a * (1 - 1e-4) for a, b in zip(sigmas, sigmas[1:])):
+        return None
+    try:
+        return LinearSolver(tuple(sigmas), tuple(rows))
+    except ValueError:      # not finite
+        return None
+
+
+def _bounded(path, sigmas, i, change):
+    wanted = _shifted(path, sigmas[i], change)
+    low = sigmas[i] + FARTHEST * (sigmas[i + 1] - sigmas[i])
+    return min(max(wanted, low), sigmas[i] + FARTHEST * (sigmas[i - 1] - sigmas[i]))
+
+
+def solve_damped(gram, slope, damping):
+    """The least-squares step for normal equations in unit-size terms; damping adds to their diagonal."""
+    return torch.linalg.solve(gram + damping * torch.eye(len(slope), dtype=gram.dtype), slope)

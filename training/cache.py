@@ -1,0 +1,262 @@
+"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by runs that ask the same.
+
+    cache = TrajectoryCache(folder, spec)
+    for done in cache.build(teacher, count): ...        # trajectories so far; what is there already is not worked out again
+    states, predictions = cache.read(count)             # (count, kept, ...), (count, kept - 1, ...)
+
+A cache is a folder named by a hash of its spec: `manifest.json` with the spec, and shards `00000.safetensors`, ... of `spec.shard`
+trajectories each. Starting noise is not stored: it is drawn from (seed, number). Shards do not depend on each other, are written whole
+or not at all and carry a checksum, so that what was begun, damaged or asked for in larger number is completed and nothing else.
+The ends of a trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn from.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from ..diffusion import samplers
+from ..diffusion.paths import check_sigmas, path
+from .files import write, write_json
+
+VERSION = 1
+LIMIT = 8 << 30         # bytes of all caches in a folder
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What makes two caches the same.
+
+    model         fingerprint of the base model
+    patches       of what is patched into it (LoRAs and the like), "" for nothing
+    conditioning  of the prompts, and `conditions`, how many: trajectory n is drawn for prompt n % conditions
+    guidance      CFG as text, or what else guides
+    path, shape   of the model, and of one sample
+    sigmas, kept  the teacher's step grid, and which of its levels are stored, the first (noise) and the last (image) among them
+    order, corrector    its solver
+    noise_scale   what unit noise is multiplied by beside sigma
+    seed          of the starting noises
+    dtype         of what is stored; shard: trajectories of one file, which are also solved in one batch
+    """
+
+    model: str
+    patches: str
+    conditioning: str
+    conditions: int
+    guidance: str
+    path: str
+    shape: tuple
+    sigmas: tuple
+    kept: tuple
+    order: int = 2
+    corrector: bool = True
+    noise_scale: float = 1.0
+    seed: int = 0
+    dtype: str = "float32"
+    shard: int = 8
+
+    def __post_init__(self):
+        grid = check_sigmas(self.sigmas, path(self.path))
+        object.__setattr__(self, "sigmas", tuple(grid.tolist()))
+        for name in ("shape", "kept"):
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        rising = all(b > a for a, b in zip(self.kept, self.kept[1:]))
+        if len(self.kept) < 2 or self.kept[0] != 0 or self.kept[-1] != len(grid) - 1 or not rising:
+            raise ValueError(f"kept must rise from 0 to the last of {len(grid)} levels, got {self.kept}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+
+    @property
+    def key(self):
+        """The name of the cache's folder."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+    @property
+    def bytes_each(self):
+        """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but the last."""
+        numbers = 2 * (len(self.kept) - 1)
+        for side in self.shape:
+            numbers *= side
+        return numbers * DTYPES[self.dtype].itemsize
+
+
+class TrajectoryCache:
+    """The cache of a spec below `folder`; `limit` bounds the bytes of all caches there, of which the longest unused give way."""
+
+    def __init__(self, folder, spec, limit=LIMIT):
+        self.root, self.spec, self.limit = Path(folder), spec, limit
+        self.folder = self.root / spec.key
+
+    def bytes(self, count):
+        """Size on disk of `count` trajectories, without the few kB of headers."""
+        return -(-count // self.spec.shard) * self.spec.shard * self.spec.bytes_each
+
+    def build(self, teacher, count):
+        """Work out what is missing of the first `count` trajectories; yields the share of the work that is done, after every step.
+
+        teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma a float, condition (B,) int64.
+        Raises ValueError when the size is above the limit, or when the folder holds the manifest of something else.
+        """
+        if count < 1:
+            raise ValueError(f"trajectories must be 1 or more, got {count}.")
+        self._open(count)
+        shards = -(-count // self.spec.shard)
+        for number in range(shards):
+            if self._load(number) is None:
+                for share in self._solve(teacher, number):
+                    yield (number + share) / shards
+            yield (number + 1) / shards
+
+    def read(self, count):
+        """(states (count, kept, *shape), predictions (count, kept - 1, *shape)), float32.
+
+        Raises ValueError naming the shard that is missing or damaged.
+        """
+        states, predictions = [], []
+        for number in range(-(-count // self.spec.shard)):
+            loaded = self._load(number)
+            if loaded is None:
+                raise ValueError(f"trajectory cache must be whole, {self._file(number)} is missing or damaged. Run again: it will be "
+                                 "rebuilt.")
+            start = self._start(number)
+            states.append(torch.cat([start[:, None], loaded["states"].float()], 1))
+            predictions.append(loaded["predictions"].float())
+        return torch.cat(states)[:count], torch.cat(predictions)[:count]
+
+    def conditions(self, count):
+        """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
+        return torch.arange(count) % self.spec.conditions
+
+    # ---- one shard -----------------------------------------------------------------------------
+
+    def _file(self, number):
+        return self.folder / f"{number:05d}.safetensors"
+
+    def _members(self, number):
+        return range(number * self.spec.shard, (number + 1) * self.spec.shard)
+
+    def _start(self, number):
+        """The shard's states at the first level: noise, from each trajectory's own seed."""
+        spec = self.spec
+        noise = torch.stack([noise_of(spec.seed, n, spec.shape) for n in self._members(number)])
+        return start(noise, spec.sigmas, path(spec.path), spec.noise_scale)
+
+    def _solve(self, teacher, number):
+        """Solve and write a shard; yields the share done."""
+        spec, x = self.spec, self._start(number)
+        condition = torch.tensor(self._members(number)) % spec.conditions
+        states, predictions = [], []
+        run = samplers.sample(lambda x, sigma: teacher(x, sigma, condition), x, spec.sigmas, path(spec.path), order=spec.order,
+                              corrector=spec.corrector)
+        for state in recorded(run, spec.kept, states, predictions):
+            yield (state.index + 1) / len(spec.sigmas)
+        dtype = DTYPES[spec.dtype]
+        tensors = {"states": torch.stack(states, 1).to(dtype), "predictions": torch.stack(predictions, 1).to(dtype)}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError("The teacher's trajectories must be finite, and some are not. Check the model at these settings with an "
+                             f"ordinary sampler{', or store them in float32' if spec.dtype == 'float16' else ''}.")
+        metadata = {"key": spec.key, "number": str(number), "checksum": _checksum(tensors)}
+        write(self._file(number), safetensors.torch.save(tensors, metadata=metadata))
+
+    def _load(self, number):
+        """The tensors of a shard, or None when it is missing or damaged, which is logged."""
+        file = self._file(number)
+        if not file.exists():
+            return None
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                metadata, tensors = opened.metadata() or {}, {k: opened.get_tensor(k) for k in opened.keys()}
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, error)
+            return None
+        if (metadata.get("key"), metadata.get("number")) != (self.spec.key, str(number)) or _checksum(tensors) != metadata.get("checksum"):
+            logging.warning("Fewstep: trajectory shard %s is damaged (checksum).", file)
+            return None
+        return tensors
+
+    # ---- the folder ----------------------------------------------------------------------------
+
+    def _open(self, count):
+        """Make the folder and its manifest, or check that it is ours; make room."""
+        size = self.bytes(count)
+        if size > self.limit:
+            raise ValueError(f"trajectories must fit into {self.limit / 2**30:.2f} GiB, {count} of this size take "
+                             f"{size / 2**30:.2f}. Ask for fewer, or fewer kept levels, or store them in float16.")
+        wanted = {"version": VERSION, "key": self.spec.key, "spec": json.loads(json.dumps(dataclasses.asdict(self.spec)))}
+        manifest = self.folder / MANIFEST
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob(".*"):         # of a write that was killed
+            rest.unlink()
+        if manifest.exists():
+            _check_manifest(manifest, wanted)
+            os.utime(manifest)
+        else:
+            write_json(manifest, wanted)
+        self._make_room(size)
+
+    def _make_room(self, size):
+        """Remove the caches unused for longest until all fit into the limit."""
+        others = [f for f in self.root.iterdir() if f != self.folder and (f / MANIFEST).exists()]
+        for folder in sorted(others, key=lambda f: (f / MANIFEST).stat().st_mtime, reverse=True):
+            size += sum(file.stat().st_size for file in folder.iterdir())
+            if size > self.limit:
+                logging.info("Fewstep: removed the trajectory cache %s, unused for longest.", folder)
+                shutil.rmtree(folder)
+
+
+def _check_manifest(file, wanted):
+    """Raise ValueError when a manifest is not the one that is wanted, naming the first field that differs."""
+    try:
+        found = json.loads(file.read_text())
+        spec = found["spec"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} must be the manifest of a trajectory cache and can't be read ({error}). Delete its folder.") from error
+    if found.get("version") != VERSION:
+        raise ValueError(f"{file} must be of version {VERSION}, got {found.get('version')}. Delete its folder.")
+    if found != wanted:
+        odd = next((k for k, v in wanted["spec"].items() if spec.get(k) != v), "key")
+        raise ValueError(f"{file} must belong to this run, its {odd} is {spec.get(odd, found.get(odd))!r} and not "
+                         f"{wanted['spec'].get(odd, wanted.get(odd))!r}. Delete its folder.")
+
+
+def _checksum(tensors):
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def noise_of(seed, number, shape):
+    """The starting noise of trajectory `number`, float32 of that shape, from a generator of its own."""
+    digest = hashlib.blake2b(f"trajectory {int(seed)} {int(number)}".encode(), digest_size=7).digest()
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+
+def start(noise, sigmas, path, noise_scale=1.0):
+    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where alpha is 1."""
+    first = torch.as_tensor(sigmas[0], dtype=torch.float64)
+    level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
+    return noise * (float(level) * noise_scale)
+
+
+def recorded(run, kept, states, predictions):
+    """The states of a sampler's run, passed on; x at the levels in `kept` (but the first) and the predictions made at them (but
+    the last) are appended to the two lists."""
+    for state in run:
+        if state.index in kept:
+            predictions.append(state.x0)
+        if state.index + 1 in kept:
+            states.append(state.x)
+        yield state

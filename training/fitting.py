@@ -1,0 +1,215 @@
+"""Fitting solvers to a model: trajectories of the teacher first, then one solver for each step count.
+
+    run = SolverFit(teacher, config, folder)
+    for progress in run.progress(): ...         # stop at any time: the trajectories so far are kept in `folder`
+    run.recipe(4), run.rows, run.report()
+
+The teacher is guided: `Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No weight is changed and no gradient taken.
+"""
+
+import dataclasses
+import math
+import tempfile
+import time
+
+import torch
+
+from ..diffusion import grids
+from ..diffusion.fit import Trajectories, fit
+from ..diffusion.grids import discrete_sigma, flow_sigma
+from ..diffusion.linear import run as run_solver
+from ..diffusion.paths import path as path_of
+from .cache import LIMIT, CacheSpec, TrajectoryCache
+from .denoiser import guided
+from .distil import Progress
+from .recipe import Recipe
+
+MOST_STEPS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of a fit; raises ValueError for a value out of range, naming it.
+
+    steps            step counts to fit a solver for
+    trajectories     of the teacher; a quarter of them is held out
+    reference_steps  of its solver (second order with corrector), on the automatic grid
+    kept             levels of each trajectory that are stored, at most
+    effort           how often the model may be asked for each step count, as a multiple of the trajectories' own cost; inf: until
+                     nothing improves
+    starts           step grids that are run before the best is refined
+    dtype            of the stored trajectories, float32 or float16
+    """
+
+    steps: tuple = (4,)
+    trajectories: int = 32
+    reference_steps: int = 60
+    kept: int = 60
+    effort: float = 0.5
+    starts: int = 3
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        counts = tuple(sorted(set(self.steps)))
+        object.__setattr__(self, "steps", counts)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
+        if not counts or not whole or counts[0] < 1 or counts[-1] > MOST_STEPS:
+            raise ValueError(f"steps must be whole numbers from 1 to {MOST_STEPS}, got {self.steps!r}.")
+        for name, low in (("trajectories", 4), ("reference_steps", 2 * MOST_STEPS), ("kept", MOST_STEPS), ("starts", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number of {low} or more, got {value!r}.")
+        if not self.effort > 0:
+            raise ValueError(f"effort must be above 0, got {self.effort!r}.")
+
+
+class Guided:
+    """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a float.
+
+    identity: what of it a cache must tell apart.
+    """
+
+    def __init__(self, denoiser, cfg, conditioning=""):
+        self.denoiser, self.cfg = denoiser, float(cfg)
+        self.path, self.sigma_of, self.shape = denoiser.path, denoiser.sigma_of, denoiser.shape
+        self.conditions, self.noise_scale, self.base = denoiser.conditions, denoiser.noise_scale, denoiser.base
+        self.identity = {"model": self.base, "patches": "", "conditioning": conditioning, "guidance": f"CFG {self.cfg:g}"}
+
+    def __call__(self, x, sigma, condition):
+        return guided(self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg)
+
+
+class SolverFit:
+    """One fit. Its state: the cache, and for each step count what was found.
+
+    teacher  has path, sigma_of, shape, conditions, noise_scale, base, cfg, identity, and is called (x, sigma, condition) -> x0
+    folder   of trajectory caches; seconds: the time after which no step count is refined further
+    stop     () -> whether to leave refining now and go on with what was found
+    """
+
+    def __init__(self, teacher, config, folder, limit=LIMIT, seconds=math.inf):
+        self.teacher, self.config, self.seconds = teacher, config, seconds
+        if teacher.conditions < 1:
+            raise ValueError("The fit needs at least one conditioning (a prompt or a label), got none.")
+        fine = self.grid("auto", config.reference_steps)
+        kept = torch.linspace(0, config.reference_steps, min(config.kept, config.reference_steps) + 1).round().int().tolist()
+        spec = CacheSpec(**teacher.identity, conditions=teacher.conditions, path=teacher.path.name, shape=tuple(teacher.shape),
+                         sigmas=tuple(fine.tolist()), kept=tuple(sorted(set(kept))), noise_scale=teacher.noise_scale,
+                         seed=config.seed, dtype=config.dtype)
+        self.cache = TrajectoryCache(folder, spec, limit)
+        self.found, self.data = {}, None        # {steps: diffusion.fit.Fitted}
+
+    def grid(self, name, steps):
+        """The grid of that name for the teacher's model; auto by the size of a sample."""
+        options = {"dimension": math.prod(self.teacher.shape)} if name == "auto" else {}
+        return grids.grid(name, steps, self.teacher.sigma_of, self.teacher.path, **options)
+
+    @torch.no_grad()
+    def progress(self):
+        """Yield `Progress`: "sampling the teacher" in hundredths, then "fitting N steps", each a hundred more."""
+        config, begun = self.config, time.monotonic()
+        total = 100 * (1 + len(config.steps))
+        for share in self.cache.build(self.teacher, config.trajectories):
+            yield Progress(stage="sampling the teacher", step=int(100 * share), total=total)
+        self.data = self._trajectories()
+        each = config.effort * config.trajectories * config.reference_steps
+        for n, steps in enumerate(config.steps):
+            done, part = 100 * (n + 1), (self.seconds - (time.monotonic() - begun)) / (len(config.steps) - n)
+            for fitted in self._fit(steps, each, time.monotonic() + part):
+                self.found[steps] = fitted
+                share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
+                yield Progress(stage=f"fitting {steps} steps", step=done + int(99 * share), total=total, fidelity=fitted.error)
+            yield Progress(stage=f"fitting {steps} steps", step=done + 100, total=total, fidelity=self.found[steps].error)
+
+    def _fit(self, steps, evaluations, deadline):
+        names = [name for name in grids.NAMES if name != "auto"]
+        starts = [self.grid(name, steps) for name in ("auto", *names)]
+        for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed):
+            yield fitted
+            if time.monotonic() > deadline:
+                return
+
+    def _trajectories(self):
+        count, spec = self.config.trajectories, self.cache.spec
+        states, predictions = self.cache.read(count)
+        condition = self.cache.conditions(count)
+        levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
+        return Trajectories(self.teacher.path, levels, states, predictions,
+                            lambda x, sigma, which: self.teacher(x, sigma, condition[which]))
+
+    # ---- results -------------------------------------------------------------------------------
+
+    def gained(self, steps):
+        """Whether the fitted solver is better than the best classical one on held-out noise by more than chance."""
+        fitted = self.found[steps]
+        return fitted.gain > 1 and fitted.error < fitted.classical
+
+    def recipe(self, steps):
+        """The recipe for that step count: the fitted solver, or the best classical one where there was no gain."""
+        fitted, config = self.found[steps], self.config
+        gained = self.gained(steps)
+        solver = fitted.solver if gained else fitted.base
+        return Recipe(method="fitted" if gained else "classical", path=self.teacher.path.name, sigmas=solver.sigmas,
+                      coefficients=solver.rows, cfg=self.teacher.cfg, base=self.teacher.base,
+                      errors={"held_out": fitted.error if gained else fitted.classical, "classical": fitted.classical},
+                      trained={"trajectories": config.trajectories, "reference_steps": config.reference_steps, "seed": config.seed,
+                               "evaluations": fitted.evaluations})
+
+    @property
+    def rows(self):
+        """[{steps, fitted, classical, start, gain, evaluations}], errors in units of the pictures' deviation."""
+        return [{"steps": n, "fitted": f.error if self.gained(n) else f.classical, "classical": f.classical, "auto": f.auto,
+                 "gain": f.gain, "gained": self.gained(n), "evaluations": f.evaluations} for n, f in sorted(self.found.items())]
+
+    def report(self):
+        """The table in words."""
+        spec, count = self.cache.spec, self.config.trajectories
+        lines = [f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; "
+                 f"{self.cache.bytes(count) / 2**20:.1f} MiB. Errors: RMSE to the converged picture, share of the pictures' spread.",
+                 f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}"]
+        for row in self.rows:
+            word = "" if row["gained"] else "  no gain: the classical solver is returned"
+            lines.append(f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}")
+        return "\n".join(lines) if spec else ""
+
+
+def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, base="", **settings):
+    """The `Recipe` of a solver fitted to a Python denoiser (x, sigma) -> x0, x (B, *shape), sigma a float.
+
+    path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level the denoiser knows,
+    needed on all but flow. folder keeps the trajectories for another call (a `base` name tells denoisers apart); settings as in `FitConfig`.
+    """
+    teacher = _Plain(denoise, shape, path, sigma_range, base)
+    with tempfile.TemporaryDirectory() as temporary:
+        run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)
+        for _ in run.progress():
+            pass
+    return run.recipe(steps)
+
+
+class _Plain:
+    """A teacher over a denoiser without prompts."""
+
+    conditions, noise_scale, cfg = 1, 1.0, 1.0
+
+    def __init__(self, denoise, shape, path, sigma_range, base):
+        self.denoise, self.shape, self.path, self.base = denoise, tuple(shape), path_of(path), base
+        if self.path.name == "flow":
+            self.sigma_of = flow_sigma()
+        else:
+            low, high = sigma_range or (0, 0)
+            if not 0 < low < high < math.inf or high > self.path.sigma_max:
+                raise ValueError(f"sigma_range must be (lowest, highest) noise level on the {path} path, got {sigma_range!r}.")
+            self.sigma_of = discrete_sigma(torch.linspace(math.log(low), math.log(high), 1000, dtype=torch.float64).exp())
+        self.identity = {"model": base, "patches": "", "conditioning": "", "guidance": "none"}
+
+    def __call__(self, x, sigma, condition):
+        return self.denoise(x, sigma)
+
+
+def sample_recipe(recipe, denoise, x):
+    """The picture by a recipe's own solver, from the state x (B, ...) at its first level; denoise(x, sigma) -> x0."""
+    for state in run_solver(recipe.solver, denoise, x):
+        x = state.x
+    return x
