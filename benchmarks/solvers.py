@@ -1,11 +1,12 @@
 """How near a few steps come to the converged ODE, or to the data: our automatic choice beside every pair of the host's own.
 
-    python benchmarks/solvers.py [--json FILE] [--noises N] [--cases a,b] [--nfe 3,4,...] [--no-sde]
+    python benchmarks/solvers.py [--json FILE] [--noises N] [--cases a,b] [--nfe 3,4,...] [--no-sde] [--no-fit]
 
 ode     same noise, samplers that draw none: RMSE to the converged ODE in units of the data's standard deviation
 sde     samplers that draw noise, on mixtures: sliced Wasserstein-2 distance to data in the same units (64 directions, 4000 samples)
-Every pair may use up to NFE model calls. The host's pair is the best in hindsight, ours is chosen beforehand. With --json, rows
-that the file already holds for a case, NFE and kind are kept, and each new one is saved as soon as it is known.
+Every pair may use up to NFE model calls. The host's pair is the best in hindsight, ours is chosen beforehand; "fitted" is a solver
+fitted on other noises (and, for the teachers, other labels), up to 12 calls. With --json, rows that the file already holds for a
+case, NFE and kind are kept, and each new one is saved as soon as it is known.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +28,16 @@ from fewstep.diffusion.samplers import batch_noise, solve
 from fewstep.training.demo import data
 from fewstep.training.demo.teacher import DemoTeacher
 from fewstep.training.denoiser import bound
+from fewstep.training.fitting import MOST_STEPS, FitConfig, SolverFit, sample_recipe
 
 TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
 CASES = (*exact.CASES, *TEACHERS)
 NFE = (3, 4, 5, 6, 8, 10, 16)
 NOISES = {"mixture": 64, "emoji": 64, "teacher": 12}
 HELD_OUT = 4        # labels of the teachers that are measured here, and never fitted on
+FITS = {"mixture": {"trajectories": 1024, "reference_steps": 120, "effort": math.inf, "starts": 6},
+        "emoji": {"trajectories": 256, "reference_steps": 120, "effort": math.inf, "starts": 3},
+        "teacher": {"trajectories": 64, "effort": 1.0}}
 SAMPLES, DIRECTIONS, CFG = 4000, 64, 2.0
 
 
@@ -51,11 +57,51 @@ class Task:
     cloud: exact.Cloud | None
 
 
+class FitTeacher:
+    """What a solver is fitted on: the task's denoiser, or the teacher with the labels that are not measured."""
+
+    noise_scale, cfg, base = 1.0, 1.0, ""
+
+    def __init__(self, task):
+        self.task, self.path, self.sigma_of, self.shape = task, task.path, task.sigma_of, tuple(task.noise.shape[1:])
+        self.teacher = DemoTeacher(TEACHERS[task.name]) if task.name in TEACHERS else None
+        self.conditions = self.teacher.conditions - HELD_OUT if self.teacher else 1
+        self.identity = {"model": task.name, "patches": "", "conditioning": "", "guidance": ""}
+
+    def __call__(self, x, sigma, condition):
+        if self.teacher is None:
+            return self.task.denoise(x, sigma)
+        return bound(self.teacher, condition + HELD_OUT, CFG)(x, sigma)
+
+
+def family(name):
+    """What decides about a case's settings."""
+    return "teacher" if name in TEACHERS else "emoji" if name.startswith("emoji") else "mixture"
+
+
+def add_fitted(task, rows, keep):
+    """Put "fitted" into those rows, one by one: the error of the solver fitted for that many calls; `keep()` after each."""
+    config = FitConfig(steps=tuple(row["nfe"] for row in rows), **FITS[family(task.name)])
+    top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        run, left = SolverFit(FitTeacher(task), config, folder), {row["nfe"]: row for row in rows}
+        for progress in run.progress():
+            for nfe in [n for n in left if progress.stage == f"fitting {n} steps" and progress.step % 100 == 0]:
+                recipe, row = run.recipe(nfe), left.pop(nfe)
+                images = sample_recipe(recipe, task.denoise, start(task.noise, top, top, task.path))
+                row["fitted"] = judge_ode(task)(images)
+                row["fitted_ratio"] = row["fitted"] / row["core_best"]
+                row["fitted_by"] = {"method": recipe.method, **recipe.trained, **recipe.errors}
+                by = f"{recipe.method}, held out {recipe.errors['held_out']:.4f}, {recipe.trained['evaluations']} evaluations"
+                print(f"{task.name:16} fitted {nfe:3}  {row['fitted']:6.4f}  core {row['core_best']:6.4f}  {row['fitted_ratio']:5.2f} "
+                      f" ({by})", flush=True)
+                keep()
+
+
 def task(name, noises=None):
     """The task of a case, its reference solved."""
-    family = "teacher" if name in TEACHERS else "emoji" if name.startswith("emoji") else "mixture"
-    count, generator = noises or NOISES[family], torch.Generator().manual_seed(1)
-    if family == "teacher":
+    count, generator = noises or NOISES[family(name)], torch.Generator().manual_seed(1)
+    if name in TEACHERS:
         teacher = DemoTeacher(TEACHERS[name])
         guided = bound(teacher, torch.arange(count) % HELD_OUT, CFG)
         kind, path, sigma_of, shape, cloud = f"teacher {TEACHERS[name]}", teacher.path, teacher.sigma_of, teacher.shape, None
@@ -66,7 +112,7 @@ def task(name, noises=None):
         case = exact.case(name)
         kind, path, sigma_of, shape, denoise = case.type, case.path, case.sigma_of, case.cloud.shape, case.denoise
         cloud, low, deviation = case.cloud, case.low, case.deviation
-        limits = {"most": 2000} if family == "emoji" else {}
+        limits = {"most": 2000} if family(name) == "emoji" else {}
     noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
     top = float(sigma_of(torch.ones(1, dtype=torch.float64)))
     with torch.no_grad():
@@ -171,6 +217,18 @@ def summary(rows):
             middle = math.exp(sum(map(math.log, ratios)) / len(ratios))
             print(f"no worse in {sum(r <= 1 for r in ratios)} of {len(ratios)}, geometric mean {middle:.2f}, "
                   f"worst {ratios[-1]:.2f}")
+    fitted = [row for row in rows if "fitted" in row]
+    if fitted:
+        counts = sorted({row["nfe"] for row in fitted})
+        print("\n| fitted solver | " + " | ".join(f"{n} calls" for n in counts) + " |\n|---|" + "---|" * len(counts))
+        for name in dict.fromkeys(row["case"] for row in fitted):
+            cells = {row["nfe"]: row["fitted_ratio"] for row in fitted if row["case"] == name}
+            print(f"| {name} | " + " | ".join(f"{cells[n]:.2f}" if n in cells else "" for n in counts) + " |")
+    for low, high in ((3, 6), (8, 10)):
+        ratios = [row["fitted_ratio"] for row in fitted if low <= row["nfe"] <= high]
+        if ratios:
+            print(f"fitted, {low} to {high} calls: geometric mean {math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f}, worst "
+                  f"{max(ratios):.2f}, {len(ratios)} cells")
 
 
 def save(path, rows):
@@ -192,6 +250,7 @@ def main():
     parser.add_argument("--cases", default=",".join(CASES), help=f"some of {','.join(CASES)}")
     parser.add_argument("--nfe", type=numbers, default=NFE, help="model calls, such as 3,4,8")
     parser.add_argument("--no-sde", action="store_true", help="leave out samplers that draw noise")
+    parser.add_argument("--no-fit", action="store_true", help="leave out the fitted solvers")
     args = parser.parse_args()
     unknown = set(args.cases.split(",")) - set(CASES)
     if unknown:
@@ -209,7 +268,9 @@ def main():
         kinds = ["ode", "sde"] if name in exact.CASES and not name.startswith("emoji") and not args.no_sde else ["ode"]
         have = {(r["nfe"], r["kind"]) for r in rows if r["case"] == name}
         wanted = [(n, kind) for kind in kinds for n in args.nfe if (n, kind) not in have]
-        if not wanted:
+        unfitted = [] if args.no_fit else [n for n in args.nfe if n <= MOST_STEPS and not any(
+            "fitted" in r for r in rows if (r["case"], r["nfe"], r["kind"]) == (name, n, "ode"))]
+        if not wanted and not unfitted:
             continue
         began, work = time.monotonic(), task(name, args.noises)
         print(f"{name}: reference converged to {work.accuracy:.1e} in {time.monotonic() - began:.0f} s", flush=True)
@@ -223,6 +284,9 @@ def main():
             rows.append(compare(work, nfe, kind, judge, noise, report) | extra)
             show(rows[-1])
             save(args.json, rows)
+        if unfitted:
+            add_fitted(work, [r for r in rows if r["case"] == name and r["kind"] == "ode" and r["nfe"] in unfitted],
+                       lambda: save(args.json, rows))
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     summary(rows)
 

@@ -9,7 +9,7 @@ FARTHEST = 0.4          # share of the gap to a neighbour by which a level may m
 
 
 def differences(solver, path, denoiser, x, step):
-    """(columns, names, end): the change of the run's end (B, ...) with each parameter, what each is, and the end itself.
+    """(columns, names, end): the change of the run's end with each parameter (P, B, ...), what each is, and the end itself.
 
     A name is (step, place) for a weight and (step, None) for the lambda of that step's level. `step` is the size of the
     perturbation, as a share of the state that it is added to.
@@ -29,7 +29,7 @@ def differences(solver, path, denoiser, x, step):
             label.append((i, None))
         columns += _carried(solver, denoiser, i, states[i + 1], held[:i + 1], changes, step, states[-1])
         names += label
-    return columns, names, states[-1]
+    return torch.stack(columns), names, states[-1]
 
 
 def _next(x, row, held):
@@ -55,6 +55,13 @@ def _carried(solver, denoiser, i, x, held, changes, step, end):
 def _shifted(path, sigma, change):
     """The level whose lambda is that of `sigma` plus `change`."""
     return float(path.sigma(path.log_snr(torch.tensor(sigma, dtype=torch.float64)) + change))
+
+
+def parameters(solver, names, path):
+    """The values of the parameters of those names, float64 (P,)."""
+    level = path.log_snr(torch.tensor(solver.sigmas, dtype=torch.float64)).tolist()
+    return torch.tensor([level[i] if place is None else (solver.rows[i] + (0.0,) * i)[place] for i, place in names],
+                        dtype=torch.float64)
 
 
 def moved(solver, names, change, path):

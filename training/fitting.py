@@ -4,7 +4,7 @@
     for progress in run.progress(): ...         # stop at any time: the trajectories so far are kept in `folder`
     run.recipe(4), run.rows, run.report()
 
-The teacher is guided: `Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No weight is changed and no gradient taken.
+The teacher is guided: `Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No weight changes, no gradient.
 """
 
 import dataclasses
@@ -15,16 +15,18 @@ import time
 import torch
 
 from ..diffusion import grids
-from ..diffusion.fit import Trajectories, fit
+from ..diffusion.fit import fit
 from ..diffusion.grids import discrete_sigma, flow_sigma
 from ..diffusion.linear import run as run_solver
 from ..diffusion.paths import path as path_of
+from ..diffusion.trajectories import Trajectories
 from .cache import LIMIT, CacheSpec, TrajectoryCache
 from .denoiser import guided
 from .distil import Progress
 from .recipe import Recipe
 
 MOST_STEPS = 12
+REAL = 2.0              # standard errors of a gain that is taken for real
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,8 @@ class SolverFit:
     """One fit. Its state: the cache, and for each step count what was found.
 
     teacher  has path, sigma_of, shape, conditions, noise_scale, base, cfg, identity, and is called (x, sigma, condition) -> x0
-    folder   of trajectory caches; seconds: the time after which no step count is refined further
-    stop     () -> whether to leave refining now and go on with what was found
+    folder   of trajectory caches, which together take up to `limit` bytes
+    seconds  for trajectories and all step counts together; when they are over, what was found so far is the result
     """
 
     def __init__(self, teacher, config, folder, limit=LIMIT, seconds=math.inf):
@@ -119,7 +121,7 @@ class SolverFit:
             for fitted in self._fit(steps, each, time.monotonic() + part):
                 self.found[steps] = fitted
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
-                yield Progress(stage=f"fitting {steps} steps", step=done + int(99 * share), total=total, fidelity=fitted.error)
+                yield Progress(stage=f"fitting {steps} steps", step=done + 1 + int(98 * share), total=total, fidelity=fitted.error)
             yield Progress(stage=f"fitting {steps} steps", step=done + 100, total=total, fidelity=self.found[steps].error)
 
     def _fit(self, steps, evaluations, deadline):
@@ -136,14 +138,14 @@ class SolverFit:
         condition = self.cache.conditions(count)
         levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
         return Trajectories(self.teacher.path, levels, states, predictions,
-                            lambda x, sigma, which: self.teacher(x, sigma, condition[which]))
+                            lambda x, sigma, which: self.teacher(x, sigma, condition[which]), condition)
 
     # ---- results -------------------------------------------------------------------------------
 
     def gained(self, steps):
         """Whether the fitted solver is better than the best classical one on held-out noise by more than chance."""
         fitted = self.found[steps]
-        return fitted.gain > 1 and fitted.error < fitted.classical
+        return fitted.gain > REAL and fitted.error < fitted.classical
 
     def recipe(self, steps):
         """The recipe for that step count: the fitted solver, or the best classical one where there was no gain."""
@@ -158,27 +160,27 @@ class SolverFit:
 
     @property
     def rows(self):
-        """[{steps, fitted, classical, start, gain, evaluations}], errors in units of the pictures' deviation."""
+        """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in units of the pictures' deviation."""
         return [{"steps": n, "fitted": f.error if self.gained(n) else f.classical, "classical": f.classical, "auto": f.auto,
                  "gain": f.gain, "gained": self.gained(n), "evaluations": f.evaluations} for n, f in sorted(self.found.items())]
 
     def report(self):
         """The table in words."""
-        spec, count = self.cache.spec, self.config.trajectories
-        lines = [f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; "
-                 f"{self.cache.bytes(count) / 2**20:.1f} MiB. Errors: RMSE to the converged picture, share of the pictures' spread.",
+        count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
+        lines = [f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; {size / 2**20:.1f} MiB."
+                 " Errors: RMSE to the converged picture, share of the pictures' spread.",
                  f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}"]
         for row in self.rows:
             word = "" if row["gained"] else "  no gain: the classical solver is returned"
             lines.append(f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}")
-        return "\n".join(lines) if spec else ""
+        return "\n".join(lines)
 
 
 def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, base="", **settings):
     """The `Recipe` of a solver fitted to a Python denoiser (x, sigma) -> x0, x (B, *shape), sigma a float.
 
     path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level the denoiser knows,
-    needed on all but flow. folder keeps the trajectories for another call (a `base` name tells denoisers apart); settings as in `FitConfig`.
+    needed on all but flow. folder keeps the trajectories for another call, `base` tells denoisers apart; settings: `FitConfig`.
     """
     teacher = _Plain(denoise, shape, path, sigma_range, base)
     with tempfile.TemporaryDirectory() as temporary:
