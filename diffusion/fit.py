@@ -54,30 +54,30 @@ class Fitted:
     stage: str
 
 
-def fit(data, grids, evaluations=math.inf, starts=3, seed=0):
+def fit(data, grids, evaluations=math.inf, starts=3, seed=0, others=()):
     """Yield `Fitted` solvers, better and better on the held-out part; the first is the best classical one.
 
     data         `Trajectories`
     grids        step grids (steps + 1,) of one length to start from, the first the automatic one
     evaluations  how many samples the model may be asked for, the first comparison of classical solvers apart
     starts       how many of the grids are run
+    others       solvers of as many steps to start from too, such as that of fewer steps, `linear.lengthened`
     Raises ValueError for too few trajectories.
     """
     bench = _Bench(data, evaluations, seed)
     steps = len(grids[0]) - 1
-    others = ranked(data, [*grids[1:], data.sigmas[by_dynamic_programming(data, steps)]], bench.train)[:starts - 1]
-    solvers = [classical(grid, data.path, order) for grid in [grids[0], *others] for order in ORDERS[:max(1, steps - 1)]]
+    more = ranked(data, [*grids[1:], data.sigmas[by_dynamic_programming(data, steps)]], bench.train)[:starts - 1]
+    solvers = [classical(grid, data.path, order) for grid in [grids[0], *more] for order in ORDERS[:max(1, steps - 1)]]
     scored = sorted(((bench.score(s), i, s) for i, s in enumerate(solvers)), key=lambda item: item[:2])
     bench.auto, bench.base = _rms(bench.held_out_distances(solvers[0])), scored[0][2]
     yield bench.fitted(scored[0][2], "classical")
     fresh = [bench.roll_out(solver) for _, _, solver in scored[:1 if bench.short(0.5) else starts]]
-    pool = [*scored, *((bench.score(s), len(scored) + i, s) for i, s in enumerate(fresh))]
+    pool = [*scored, *((bench.score(s), len(scored) + i, s) for i, s in enumerate([*fresh, *others]))]
     best = scored[0]
-    tried = sorted(pool, key=lambda item: item[:2])[:1 if bench.short(math.inf) else starts]
-    for start in tried:
+    for start in sorted(pool, key=lambda item: item[:2])[:starts]:
         if start[0] < best[0]:
             best = start
-            yield bench.fitted(best[2], "least squares")
+            yield bench.fitted(best[2], "start")
         for score, solver in bench.descend(start[2], start[0]):
             if score < best[0]:
                 best = (score, 0, solver)

@@ -51,6 +51,22 @@ def classical(sigmas, path, order=2, corrector=True):
     return LinearSolver(tuple(torch.as_tensor(sigmas).tolist()), tuple(rows(sigmas, path, order, corrector)))
 
 
+def lengthened(solver, path):
+    """The solver with one step more and the same results: its longest step, in flow time, is taken in two.
+
+    On the way lies the first-order step's state x' = a x + b x0, from which the old step goes on: x = (x' - b x0) / a. The new
+    prediction has no weight yet.
+    """
+    times = path.flow_time(torch.tensor(solver.sigmas, dtype=torch.float64))
+    at = int((times[:-1] - times[1:]).argmax())
+    middle = float(path.at_flow_time(times[at:at + 2].mean()))
+    (a, b), *_ = rows([solver.sigmas[at], middle, 0.0], path, 1)
+    state, prediction, *earlier = solver.rows[at]
+    new = [(a, b), (state / a, 0.0, prediction - state * b / a, *earlier)]
+    later = [(*row[:i + 1], 0.0, *row[i + 1:]) if len(row) > i + 1 else row for i, row in enumerate(solver.rows[at + 1:], 1)]
+    return LinearSolver((*solver.sigmas[:at + 1], middle, *solver.sigmas[at + 1:]), (*solver.rows[:at], *new, *later))
+
+
 def run(solver, denoiser, x):
     """Yield a `State` a step, from x (B, ...) at sigmas[0] to 0; denoiser(x, sigma) -> x0 with sigma a float."""
     held = []

@@ -2,12 +2,15 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import compare, demo_teacher, distil, inspect_sampler, load_lora, sampling, schedules
+from . import compare, demo_teacher, distil, fit, inspect_sampler, load_lora, recipes, sampling, schedules
 
 
 class FewstepExtension(ComfyExtension):
     """What ComfyUI loads."""
 
+    async def on_load(self):
+        recipes.register_folder()
+
     async def get_node_list(self):
-        files = (demo_teacher, schedules, sampling, inspect_sampler, compare, distil, load_lora)
+        files = (demo_teacher, schedules, sampling, inspect_sampler, compare, fit, distil, load_lora, recipes)
         return [node for file in files for node in file.NODES]

@@ -1,6 +1,7 @@
 """Distil Few-Step LoRA: a queued graph job over `training`, the very code that `fewstep demo` runs."""
 
 import re
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
@@ -15,6 +16,7 @@ from ..training.distil import Distillation, teacher_samples
 from ..training.files import check_folder, free_name
 from . import host, show
 from .decode import decode
+from .guiding import digest, patches_of
 
 # quality: (updates, teacher samples, rank)
 QUALITY = {"quick": (100, 64, 16), "standard": (600, 480, 32), "best": (1600, 960, 64)}
@@ -75,7 +77,7 @@ class Distil(io.ComfyNode):
         empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
         with host.training_session(model) as patcher:
             denoiser = host.ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
-            run = Distillation(denoiser, config)
+            run = Distillation(denoiser, config, _cache(model, positive, negative))
             try:
                 check_folder(folder, sum(4 * p.numel() for p in run.averaged) + (1 << 20))
                 path = _train(run, folder, stem, cls.hidden.unique_id)
@@ -121,6 +123,15 @@ def _preview(run, model, vae):
         grid_picture = pictures.grid(columns, [str(i + 1) for i in range(len(noise))], "Same starting noise", scale)
         curves = pictures.stack(grid_picture, curves)
     return show.image(curves)
+
+
+def _cache(model, positive, negative):
+    """Where the teacher's trajectories are kept, so that a run which was cancelled while they were sampled goes on there.
+
+    They are the same for all seeds: the widget changes its own after every run.
+    """
+    identity = {"patches": patches_of(model, model.model_options), "conditioning": digest([positive, negative[0]]), "seed": 0}
+    return Path(folder_paths.get_user_directory()) / "fewstep" / "trajectories", identity
 
 
 def _check_conditioning(name, value):

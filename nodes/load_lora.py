@@ -1,17 +1,11 @@
 """Load Few-Step LoRA: the file's recipe configures sampler, schedule and CFG, so that no one has to remember them."""
 
-import logging
-
-import comfy.samplers
 import comfy.sd
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..training.files import load_lora
-from ..training.lora import fingerprint
-from . import host
-from .sampling import sample
+from . import recipes
 
 
 class LoadFewStepLora(io.ComfyNode):
@@ -41,15 +35,9 @@ class LoadFewStepLora(io.ComfyNode):
         if recipe is None:
             raise ValueError(f"lora_name must be a LoRA with a Fewstep recipe inside, {lora_name} has none. Load it with "
                              "LoraLoaderModelOnly and choose sampler and schedule yourself.")
-        path = host.path_of(model.get_model_object("model_sampling"))
-        if path.name != recipe.path:
-            raise ValueError(f"lora_name must be a LoRA for a model on the {path.name} path, {lora_name} was made for "
-                             f"{recipe.path}. Wire the model that it was made from.")
-        if fingerprint(model.model.diffusion_model) != recipe.base:
-            logging.warning("Fewstep: %s was made from another base model than the wired one; results may differ.", lora_name)
+        warning = recipes.check_model(recipe, model, "lora_name", lora_name)
         loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)
-        sampler = comfy.samplers.KSAMPLER(sample, {"churn": recipe.churn, "order": recipe.order})
-        return io.NodeOutput(loaded, sampler, torch.tensor(recipe.sigmas), recipe.cfg)
+        return io.NodeOutput(loaded, *recipes.outputs(recipe), ui={"text": (warning,)} if warning else None)
 
 
 NODES = [LoadFewStepLora]

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 from tqdm.auto import trange
 
-from ..diffusion import auto, grids, samplers
+from ..diffusion import auto, grids, linear, samplers
 from ..diffusion.step import share_of
 from . import host
 
@@ -40,14 +40,52 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order
     moves = samplers.plan(grid, path, kappa=kappa, **noising)
     run = samplers.follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise,
                           noise=lambda x: scale * fresh(x))
-    last = len(grid) - 2
-    for _ in trange(len(moves), disable=disable):
+    return _last(run, x, len(moves), len(grid) - 2, callback, disable)
+
+
+def _last(run, x, moves, last, callback, disable):
+    """The end of a run of that many moves from x, told of move by move; `last` is the highest step to tell."""
+    for _ in trange(moves, disable=disable):
         before, state = x, next(run)
         if callback is not None:
             callback({"x": before, "i": min(state.index, last), "sigma": state.sigma, "sigma_hat": state.sigma,
                       "denoised": state.x0})
         x = state.x
     return x
+
+
+def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None, recipe=None):
+    """`diffusion.linear.run` of a recipe's own solver in the signature of ComfyUI's sampler functions.
+
+    Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no others.
+    """
+    extra_args = extra_args or {}
+    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    path, solver = host.path_of(sampling), recipe.solver
+    if path.name != recipe.path:
+        raise ValueError(f"model must be on the {recipe.path} path that the sampler's solver was fitted on, this one is on "
+                         f"{path.name}. Fit a solver to it, or wire Few-Step Sampler.")
+    own = torch.tensor(solver.sigmas)
+    if len(sigmas) != len(own) or not torch.allclose(sigmas.cpu().float(), own, rtol=1e-5, atol=0):
+        raise ValueError(f"sigmas must be those that the solver was fitted for, {_listed(own)}, got {_listed(sigmas)}. Wire SIGMAS "
+                         "of the same node as SAMPLER; image-to-image and split schedules need an unfitted sampler, such as "
+                         "Few-Step Sampler.")
+    host.check_range(own, sampling)
+    _check_mask(extra_args.get("denoise_mask"), x)
+    ones = x.new_ones(x.shape[0])
+    run = linear.run(solver, lambda x, sigma: model(x, sigma * ones, **extra_args), x)
+    return _last(run, x, solver.steps, solver.steps - 1, callback, disable)
+
+
+def _listed(sigmas):
+    return ", ".join(f"{v:.4g}" for v in sigmas.tolist())
+
+
+def recipe_sampler(recipe):
+    """A recipe's SAMPLER: its own solver, or the kernel's of that churn and order where it has none."""
+    if recipe.coefficients:
+        return comfy.samplers.KSAMPLER(sample_recipe, {"recipe": recipe})
+    return comfy.samplers.KSAMPLER(sample, {"churn": recipe.churn, "order": recipe.order})
 
 
 def _check_mask(mask, x):

@@ -1,12 +1,13 @@
-"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by runs that ask the same.
+"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by runs that ask alike.
 
     cache = TrajectoryCache(folder, spec)
     for done in cache.build(teacher, count): ...        # trajectories so far; what is there already is not worked out again
     states, predictions = cache.read(count)             # (count, kept, ...), (count, kept - 1, ...)
 
 A cache is a folder named by a hash of its spec: `manifest.json` with the spec, and shards `00000.safetensors`, ... of `spec.shard`
-trajectories each. Starting noise is not stored: it is drawn from (seed, number). Shards do not depend on each other, are written whole
-or not at all and carry a checksum, so that what was begun, damaged or asked for in larger number is completed and nothing else.
+trajectories each. Starting noise is not stored: it is drawn from (seed, number). Shards do not depend on each other, are written
+whole or not at all and carry a checksum, so that what was begun, damaged or asked for in larger number is completed and nothing
+else. Two runs at once write the same bytes, and neither removes for room what the other has open (`storage`).
 The ends of a trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn from.
 """
 
@@ -14,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -25,12 +27,13 @@ from safetensors import safe_open
 
 from ..diffusion import samplers
 from ..diffusion.paths import check_sigmas, path
-from .files import write, write_json
+from . import storage
+from .files import check_folder, write, write_json
+from .storage import MANIFEST
 
 VERSION = 1
 LIMIT = 8 << 30         # bytes of all caches in a folder
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class CacheSpec:
     noise_scale   what unit noise is multiplied by beside sigma
     seed          of the starting noises
     dtype         of what is stored; shard: trajectories of one file, which are also solved in one batch
+    predictions   whether the predictions are stored beside the states
     """
 
     model: str
@@ -64,30 +68,37 @@ class CacheSpec:
     seed: int = 0
     dtype: str = "float32"
     shard: int = 8
+    predictions: bool = True
 
     def __post_init__(self):
         grid = check_sigmas(self.sigmas, path(self.path))
+        if grid[-1] != 0:
+            raise ValueError(f"sigmas must end at 0, got {grid[-1]:g}.")
+        samplers.check_order(self.order)
         object.__setattr__(self, "sigmas", tuple(grid.tolist()))
+        object.__setattr__(self, "noise_scale", float(self.noise_scale))
         for name in ("shape", "kept"):
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         rising = all(b > a for a, b in zip(self.kept, self.kept[1:]))
         if len(self.kept) < 2 or self.kept[0] != 0 or self.kept[-1] != len(grid) - 1 or not rising:
             raise ValueError(f"kept must rise from 0 to the last of {len(grid)} levels, got {self.kept}.")
+        for name, least in (("conditions", self.conditions), ("shard", self.shard), ("shape", min(self.shape, default=1))):
+            if least < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}.")
+        if not 0 < self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale must be above 0, got {self.noise_scale}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
 
     @property
     def key(self):
         """The name of the cache's folder."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+        return storage.key(VERSION, dataclasses.asdict(self))
 
     @property
     def bytes_each(self):
         """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but the last."""
-        numbers = 2 * (len(self.kept) - 1)
-        for side in self.shape:
-            numbers *= side
-        return numbers * DTYPES[self.dtype].itemsize
+        return (1 + self.predictions) * (len(self.kept) - 1) * math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class TrajectoryCache:
@@ -95,22 +106,22 @@ class TrajectoryCache:
 
     def __init__(self, folder, spec, limit=LIMIT):
         self.root, self.spec, self.limit = Path(folder), spec, limit
-        self.folder = self.root / spec.key
+        self.folder, self._held = self.root / spec.key, None
 
     def bytes(self, count):
         """Size on disk of `count` trajectories, without the few kB of headers."""
-        return -(-count // self.spec.shard) * self.spec.shard * self.spec.bytes_each
+        return self._shards(count) * self.spec.shard * self.spec.bytes_each
 
+    @torch.no_grad()
     def build(self, teacher, count):
         """Work out what is missing of the first `count` trajectories; yields the share of the work that is done, after every step.
 
         teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma a float, condition (B,) int64.
-        Raises ValueError when the size is above the limit, or when the folder holds the manifest of something else.
+        Raises, before any call of the teacher, ValueError when the size is above the limit or the folder holds the manifest of
+        something else, and OSError when the disk can't take it; later ValueError when a trajectory is not finite.
         """
-        if count < 1:
-            raise ValueError(f"trajectories must be 1 or more, got {count}.")
+        shards = self._shards(count)
         self._open(count)
-        shards = -(-count // self.spec.shard)
         for number in range(shards):
             if self._load(number) is None:
                 for share in self._solve(teacher, number):
@@ -118,26 +129,35 @@ class TrajectoryCache:
             yield (number + 1) / shards
 
     def read(self, count):
-        """(states (count, kept, *shape), predictions (count, kept - 1, *shape)), float32.
+        """(states (count, kept, *shape), predictions (count, kept - 1, *shape) or None where not stored), float32.
 
         Raises ValueError naming the shard that is missing or damaged.
         """
         states, predictions = [], []
-        for number in range(-(-count // self.spec.shard)):
+        self._held = self._held or storage.lock(self.folder)
+        for number in range(self._shards(count)):
             loaded = self._load(number)
             if loaded is None:
-                raise ValueError(f"trajectory cache must be whole, {self._file(number)} is missing or damaged. Run again: it will be "
-                                 "rebuilt.")
-            start = self._start(number)
-            states.append(torch.cat([start[:, None], loaded["states"].float()], 1))
-            predictions.append(loaded["predictions"].float())
-        return torch.cat(states)[:count], torch.cat(predictions)[:count]
+                raise ValueError(f"trajectory cache must be whole, {self._file(number)} is missing or damaged. Run again: it will "
+                                 "be rebuilt.")
+            states.append(torch.cat([self._start(number)[:, None], loaded["states"].float()], 1))
+            predictions += [loaded["predictions"].float()] if self.spec.predictions else []
+        return torch.cat(states)[:count], torch.cat(predictions)[:count] if predictions else None
+
+    def noise(self, count):
+        """The unit noise that the first `count` trajectories start from, (count, *shape)."""
+        return torch.stack([noise_of(self.spec.seed, n, self.spec.shape) for n in range(count)])
 
     def conditions(self, count):
         """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
         return torch.arange(count) % self.spec.conditions
 
     # ---- one shard -----------------------------------------------------------------------------
+
+    def _shards(self, count):
+        if count < 1:
+            raise ValueError(f"trajectories must be 1 or more, got {count}.")
+        return -(-count // self.spec.shard)
 
     def _file(self, number):
         return self.folder / f"{number:05d}.safetensors"
@@ -155,19 +175,22 @@ class TrajectoryCache:
         """Solve and write a shard; yields the share done."""
         spec, x = self.spec, self._start(number)
         condition = torch.tensor(self._members(number)) % spec.conditions
-        states, predictions = [], []
+        states, predictions, dtype = [], [], DTYPES[spec.dtype]
         run = samplers.sample(lambda x, sigma: teacher(x, sigma, condition), x, spec.sigmas, path(spec.path), order=spec.order,
                               corrector=spec.corrector)
         for state in recorded(run, spec.kept, states, predictions):
+            if not all(bool(v.to(dtype).isfinite().all()) for v in (*states[-1:], *predictions[-1:])):
+                hint = ", or store them in float32" if spec.dtype == "float16" else ""
+                raise ValueError(f"The teacher's trajectories must be finite, and at sigma {state.sigma:g} one is not. Check the "
+                                 f"model at these settings with an ordinary sampler{hint}.")
             yield (state.index + 1) / len(spec.sigmas)
-        dtype = DTYPES[spec.dtype]
-        tensors = {"states": torch.stack(states, 1).to(dtype), "predictions": torch.stack(predictions, 1).to(dtype)}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise ValueError("The teacher's trajectories must be finite, and some are not. Check the model at these settings with an "
-                             f"ordinary sampler{', or store them in float32' if spec.dtype == 'float16' else ''}.")
-        metadata = {"key": spec.key, "number": str(number), "checksum": _checksum(tensors)}
-        write(self._file(number), safetensors.torch.save(tensors, metadata=metadata))
+        tensors = {"states": states, **({"predictions": predictions} if spec.predictions else {})}
+        tensors = {name: torch.stack(parts, 1).to(dtype).cpu().contiguous() for name, parts in tensors.items()}
+        try:
+            write(self._file(number), safetensors.torch.save(tensors, metadata={"shard": self._mark(number, tensors)}))
+        except OSError as error:
+            raise OSError(f"{self._file(number)} must be written, which gave \"{error.strerror or error}\". Free some space and "
+                          "run again: what was written before is kept.") from error
 
     def _load(self, number):
         """The tensors of a shard, or None when it is missing or damaged, which is logged."""
@@ -176,14 +199,22 @@ class TrajectoryCache:
             return None
         try:
             with safe_open(str(file), framework="pt") as opened:
-                metadata, tensors = opened.metadata() or {}, {k: opened.get_tensor(k) for k in opened.keys()}
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, error)
-            return None
-        if (metadata.get("key"), metadata.get("number")) != (self.spec.key, str(number)) or _checksum(tensors) != metadata.get("checksum"):
-            logging.warning("Fewstep: trajectory shard %s is damaged (checksum).", file)
-            return None
-        return tensors
+                found, tensors = opened.metadata()["shard"], {k: opened.get_tensor(k) for k in opened.keys()}
+            wanted = self._mark(number, tensors)
+            why = "" if found == wanted else f"its mark is {found} and not {wanted}"
+        except Exception as error:      # whatever a damaged header leads to
+            why = str(error) or type(error).__name__
+        if why:
+            logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, why)
+        return None if why else tensors
+
+    def _mark(self, number, tensors):
+        """Cache, place and checksum of a shard. One entry of metadata, as safetensors writes several in an order of chance."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        return f"{self.spec.key} {number} {digest.hexdigest()}"
 
     # ---- the folder ----------------------------------------------------------------------------
 
@@ -195,47 +226,43 @@ class TrajectoryCache:
                              f"{size / 2**30:.2f}. Ask for fewer, or fewer kept levels, or store them in float16.")
         wanted = {"version": VERSION, "key": self.spec.key, "spec": json.loads(json.dumps(dataclasses.asdict(self.spec)))}
         manifest = self.folder / MANIFEST
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for rest in self.folder.glob(".*"):         # of a write that was killed
-            rest.unlink()
         if manifest.exists():
             _check_manifest(manifest, wanted)
+        check_folder(self.folder)
+        self._hold()
+        if manifest.exists():
             os.utime(manifest)
         else:
             write_json(manifest, wanted)
-        self._make_room(size)
+        there = storage.size(self.folder)
+        storage.make_room(self.root, self.limit, self.folder, max(size, there))
+        free = shutil.disk_usage(self.folder).free
+        if size - there > free:
+            raise OSError(f"{self.folder} must have {(size - there) / 2**30:.2f} GiB free for {count} trajectories, got "
+                          f"{free / 2**30:.2f}. Free some space, or ask for fewer.")
 
-    def _make_room(self, size):
-        """Remove the caches unused for longest until all fit into the limit."""
-        others = [f for f in self.root.iterdir() if f != self.folder and (f / MANIFEST).exists()]
-        for folder in sorted(others, key=lambda f: (f / MANIFEST).stat().st_mtime, reverse=True):
-            size += sum(file.stat().st_size for file in folder.iterdir())
-            if size > self.limit:
-                logging.info("Fewstep: removed the trajectory cache %s, unused for longest.", folder)
-                shutil.rmtree(folder)
+    def _hold(self):
+        """Mark the folder as in use for as long as this object or its process lives."""
+        if self._held:
+            self._held.close()
+        storage.tidy(self.folder)
+        self._held = storage.lock(self.folder)
 
 
 def _check_manifest(file, wanted):
     """Raise ValueError when a manifest is not the one that is wanted, naming the first field that differs."""
     try:
-        found = json.loads(file.read_text())
-        spec = found["spec"]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        spec = dict(found["spec"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} must be the manifest of a trajectory cache and can't be read ({error}). Delete its folder.") from error
+        raise ValueError(f"{file} must be the manifest of a trajectory cache, and can't be read ({error}). Delete its "
+                         "folder.") from error
     if found.get("version") != VERSION:
         raise ValueError(f"{file} must be of version {VERSION}, got {found.get('version')}. Delete its folder.")
     if found != wanted:
         odd = next((k for k, v in wanted["spec"].items() if spec.get(k) != v), "key")
         raise ValueError(f"{file} must belong to this run, its {odd} is {spec.get(odd, found.get(odd))!r} and not "
                          f"{wanted['spec'].get(odd, wanted.get(odd))!r}. Delete its folder.")
-
-
-def _checksum(tensors):
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def noise_of(seed, number, shape):

@@ -9,6 +9,7 @@ at its guidance, of which a few anchors are kept: training needs no further teac
 """
 
 import dataclasses
+import logging
 import math
 import time
 
@@ -16,7 +17,7 @@ import torch
 
 from ..diffusion.grids import grid, shifted
 from ..diffusion.samplers import batch_noise, sample
-from .cache import recorded, start
+from .cache import CacheSpec, TrajectoryCache, recorded, start
 from .denoiser import bound
 from .files import save_lora
 from .lora import Lora
@@ -40,14 +41,19 @@ class Progress:
 
 
 class Distillation:
-    """One run. Its state: adapter, averaged adapter, optimiser, generator, data, history."""
+    """One run. Its state: adapter, averaged adapter, optimiser, generator, data, history.
 
-    def __init__(self, denoiser, config):
+    cache: (folder, identity), to keep the teacher's trajectories in a `cache.TrajectoryCache` there, for a run that was stopped and
+    for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else of it is not this run's (`seed`).
+    """
+
+    def __init__(self, denoiser, config, cache=None):
         self.denoiser, self.config = denoiser, config
         if denoiser.conditions < 1:
             raise ValueError("The run needs at least one conditioning (a prompt or a label), got none.")
         self.generator = torch.Generator().manual_seed(config.seed)
         self._lay_phases()
+        self.cache = self._cache(*cache) if cache else None
         self.lora = Lora(denoiser.module, config.rank, config.alpha, seed=config.seed)
         self.averaged = [p.detach().clone() for p in self.lora.parameters()]
         self.optimiser = torch.optim.AdamW(self.lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
@@ -63,8 +69,8 @@ class Distillation:
         config = self.config
         chunks = math.ceil((config.images + PROBES) / config.chunk)
         total = chunks + config.updates
-        for i, _ in enumerate(self._sample_data()):
-            yield Progress(stage="sampling the teacher", step=i + 1, total=total)
+        for share in self._sample_data():
+            yield Progress(stage="sampling the teacher", step=round(share * chunks), total=total)
         self._measure()
         started = time.perf_counter()
         while self.done < config.updates:
@@ -76,20 +82,38 @@ class Distillation:
 
     @torch.no_grad()
     def _sample_data(self):
-        """The teacher's trajectories, a chunk at a time: anchors for training, and the probes' references."""
+        """The teacher's trajectories: anchors for training, and the probes' references. Yields the share that is done."""
         config, denoiser = self.config, self.denoiser
         count = config.images + PROBES
-        noise = torch.randn(count, *denoiser.shape, generator=self.generator)
         condition = torch.arange(count) % denoiser.conditions
         parts = []
         with self.lora.off():
-            for part in trajectories(denoiser, noise, condition, config.cfg, self.fine, self.kept, order=2,
-                                     corrector=True, chunk=config.chunk):
-                parts.append(part)
-                yield
+            if self.cache:
+                yield from self.cache.build(lambda x, sigma, which: bound(denoiser, which, config.cfg)(x, sigma), count)
+                noise, parts = self.cache.noise(count), [self.cache.read(count)[0]]
+            else:
+                noise = torch.randn(count, *denoiser.shape, generator=self.generator)
+                for part in trajectories(denoiser, noise, condition, config.cfg, self.fine, self.kept, order=2,
+                                         corrector=True, chunk=config.chunk):
+                    parts.append(part)
+                    yield len(parts) / math.ceil(count / config.chunk)
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
         self.anchors, self.condition = anchors[:config.images], condition[:config.images]
         self.probe = noise[config.images:], condition[config.images:], anchors[config.images:, -1]
+
+    def _cache(self, folder, identity):
+        """The trajectory cache for this run's data; None where it would be larger than caches may be."""
+        config, denoiser = self.config, self.denoiser
+        own = dict(model=denoiser.base, conditions=denoiser.conditions, guidance=f"CFG {config.cfg:g}", path=denoiser.path.name,
+                   shape=tuple(denoiser.shape), sigmas=tuple(self.fine.tolist()), kept=tuple(self.kept), order=2, corrector=True,
+                   noise_scale=denoiser.noise_scale, seed=config.seed, shard=config.chunk, predictions=False)
+        cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}))
+        size = cache.bytes(config.images + PROBES)
+        if size <= cache.limit:
+            return cache
+        logging.warning("Fewstep: the teacher's trajectories take %.1f GiB, above the %.1f for such files, and are kept in memory "
+                        "alone.", size / 2**30, cache.limit / 2**30)
+        return None
 
     def _lay_phases(self):
         """The grid on which the teacher is solved, and which of its points are kept.

@@ -17,10 +17,11 @@ import torch
 from ..diffusion import grids
 from ..diffusion.fit import fit
 from ..diffusion.grids import discrete_sigma, flow_sigma
+from ..diffusion.linear import lengthened
 from ..diffusion.linear import run as run_solver
 from ..diffusion.paths import path as path_of
 from ..diffusion.trajectories import Trajectories
-from .cache import LIMIT, CacheSpec, TrajectoryCache
+from .cache import LIMIT, CacheSpec, TrajectoryCache, start
 from .denoiser import guided
 from .distil import Progress
 from .recipe import Recipe
@@ -127,7 +128,10 @@ class SolverFit:
     def _fit(self, steps, evaluations, deadline):
         names = [name for name in grids.NAMES if name != "auto"]
         starts = [self.grid(name, steps) for name in ("auto", *names)]
-        for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed):
+        others = [self.found[n].solver for n in sorted(self.found)[-1:]]        # that of fewer steps, so that more are no worse
+        while others and others[0].steps < steps:
+            others = [lengthened(others[0], self.teacher.path)]
+        for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed, others):
             yield fitted
             if time.monotonic() > deadline:
                 return
@@ -210,8 +214,9 @@ class _Plain:
         return self.denoise(x, sigma)
 
 
-def sample_recipe(recipe, denoise, x):
-    """The picture by a recipe's own solver, from the state x (B, ...) at its first level; denoise(x, sigma) -> x0."""
+def sample_recipe(recipe, denoise, noise):
+    """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
+    x = start(noise, recipe.sigmas, path_of(recipe.path))
     for state in run_solver(recipe.solver, denoise, x):
         x = state.x
     return x

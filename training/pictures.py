@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
 NOISY = "each update"      # a line drawn thin and grey, behind the others
 BARS = "bars"              # a line drawn as bars
+NO_GAIN = "no gain: the classical solver is kept"      # a line drawn as rings
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 
 
@@ -58,7 +59,7 @@ def curves(panels, size=(860, 300)):
 
 
 def _panel(draw, box, title, x_label, lines):
-    """One plot in the box: `lines` {name: [(x, y), ...]}; a line called BARS is drawn as bars from 0."""
+    """One plot in the box: `lines` {name: [(x, y), ...]}; BARS is drawn as bars from 0, NO_GAIN as rings around points."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     x0, y0, x1, y1 = box
     draw.text((x0, 10), title, INK, font)
@@ -72,8 +73,9 @@ def _panel(draw, box, title, x_label, lines):
     change = np.log10 if log else np.asarray
     xs, ys = points[:, 0], change(points[:, 1])
     ys = np.append(ys, 0.0) if bars else ys
-    xa, xb = xs.min() - bars * 0.6, max(xs.max() + bars * 0.6, xs.min() + 1e-9)
-    pad = max(1e-9, 0.06 * (ys.max() - ys.min()))
+    beside = 0.6 if bars else 0.5 * (xs.min() == xs.max())
+    xa, xb = xs.min() - beside, xs.max() + beside
+    pad = 0.06 * (ys.max() - ys.min()) or (0.1 if log else 0.1 * abs(ys[0]) or 1.0)
     ya, yb = ys.min() - pad, ys.max() + pad
 
     def at(x, y):
@@ -84,7 +86,9 @@ def _panel(draw, box, title, x_label, lines):
         y = y1 - (level - ya) / (yb - ya) * (y1 - y0)
         draw.line((x0, y, x1, y), FAINT)
         draw.text((x0 - 6, y), f"{0.0 if abs(value) < 1e-9 else value:.3g}", INK, small, anchor="rm")
-    ticks = np.linspace(xa, xb, 5) if xs.max() > 12 or (xs != xs.round()).any() else sorted(set(xs))
+    ticks = sorted(set(xs))
+    if len(ticks) > 1 and (xs.max() > 12 or (xs != xs.round()).any()):
+        ticks = np.linspace(xa, xb, 5)
     for value in ticks:
         text = f"{value:.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.3g}"
         draw.text((x0 + (value - xa) / (xb - xa) * (x1 - x0), y1 + 6), text, INK, small, anchor="mt")
@@ -98,12 +102,15 @@ def _panel(draw, box, title, x_label, lines):
                 draw.rectangle((x - half, min(y, at(0, 0)[1]), x + half, max(y, at(0, 0)[1])), COLOURS[0])
             continue
         n = shown.index(name)
-        colour = COLOURS[n % len(COLOURS)] if name != NOISY else FAINT
-        if len(path) > 1:
+        colour = {NOISY: FAINT, NO_GAIN: MUTED}.get(name, COLOURS[n % len(COLOURS)])
+        if name == NO_GAIN:
+            for x, y in path:
+                draw.ellipse((x - 7, y - 7, x + 7, y + 7), outline=colour, width=2)
+        elif len(path) > 1:
             draw.line(path, colour, 1 if name == NOISY else 2, joint="curve")
-        for x, y in path if len(path) < 30 else ():
+        for x, y in path if len(path) < 30 and name != NO_GAIN else ():
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-        draw.text((x1 - 4, y0 + 4 + 15 * n), name, colour if name != NOISY else MUTED, small, anchor="rt")
+        draw.text((x1 - 4, y0 + 4 + 15 * n), name, MUTED if name == NOISY else colour, small, anchor="rt")
 
 
 def run_curves(loss, fidelity):
@@ -114,6 +121,17 @@ def run_curves(loss, fidelity):
         smooth.append((x, value))
     return curves([("Loss", "update", {NOISY: loss, "smoothed": smooth}),
                    ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})])
+
+
+def fit_report(rows):
+    """A fit's error against step count, logarithmic: `rows` as `SolverFit.rows`; what no logarithm can show is left out."""
+    def line(key, rows=rows):
+        return [(row["steps"], row[key]) for row in rows if 0 < row[key] < float("inf")]
+
+    lines = {"fitted": line("fitted"), "auto, unfitted": line("auto"), "best classical": line("classical")}
+    if kept := line("fitted", [row for row in rows if not row["gained"]]):
+        lines[NO_GAIN] = kept
+    return curves([("Distance to the converged picture, held-out noise (RMSE / deviation)", "steps", lines)], (760, 340))
 
 
 def schedules(data):

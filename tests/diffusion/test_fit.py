@@ -6,7 +6,7 @@ import pytest
 import torch
 from fewstep.diffusion import grids, refine
 from fewstep.diffusion.fit import fit
-from fewstep.diffusion.linear import LinearSolver, classical, run
+from fewstep.diffusion.linear import LinearSolver, classical, lengthened, run
 from fewstep.diffusion.mixture import line_mixture
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING
 from fewstep.diffusion.refine import differences, moved, parameters
@@ -63,6 +63,15 @@ def test_a_solver_that_is_none_is_refused(change, word):
     assert LinearSolver(**good).steps == 2
     with pytest.raises(ValueError, match=word):
         LinearSolver(**{**good, **change})
+
+
+def test_a_lengthened_solver_gives_the_same(case, generator):
+    path, sigma_of, denoiser = case
+    x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    solver = classical(grids.grid("uniform", 3, sigma_of, path), path, 3)
+    longer = lengthened(lengthened(lengthened(solver, path), path), path)
+    assert longer.steps == 6 and set(solver.sigmas) < set(longer.sigmas)
+    assert torch.allclose(end(longer, denoiser, x), end(solver, denoiser, x), atol=1e-12)
 
 
 def test_differences_are_the_derivatives(case, generator, monkeypatch):

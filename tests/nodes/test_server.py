@@ -1,6 +1,7 @@
-"""Over HTTP, on a real ComfyUI server: both example workflows, and cancelling a run."""
+"""Over HTTP, on a real ComfyUI server: the example workflows, cancelling a run, and files that are loaded again."""
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -21,7 +22,8 @@ def loras(server, pattern="*.safetensors"):
 def test_the_pack_and_its_templates_are_served(server):
     ours = {name for name in server.get("/object_info") if name.startswith("Fewstep")}
     assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "EditSchedule", "TranslateSchedule", "ShowSchedule",
-                                              "Sampler", "ConsistencySampler", "InspectSampler", "Compare", "Distil", "LoadLora")}
+                                              "Sampler", "ConsistencySampler", "InspectSampler", "Compare", "Fit", "Distil",
+                                              "LoadLora", "SaveRecipe", "LoadRecipe")}
     assert "IMPORT FAILED" not in server.text()
     assert len(server.get("/workflow_templates")["fewstep"]) == 3
 
@@ -96,6 +98,63 @@ def test_cancel_in_the_middle_of_a_run(server, workflow):
     prompt = workflow("sample_in_4_steps", n2__steps=400, n4__batch_size=16, n5__noise_seed=5)
     last, seconds = asyncio.run(asyncio.wait_for(cancel_while_sampling(server, prompt, "5", 5), 120))
     assert last < 100 and seconds < 3
+
+
+def test_fit_save_and_load_draw_the_same_picture_to_the_bit(server, workflow):
+    entry = server.result(server.queue(workflow("fit_a_solver")))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    data, saved = entry["outputs"]["3"]["fewstep"][0], entry["outputs"]["4"]["text"][0].removeprefix("Saved ")
+    assert [row["steps"] for row in data["rows"]] == [2, 4] and data["chosen"] == 4
+    assert all(0 < row["fitted"] < 1 for row in data["rows"])
+    again = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name=saved)))
+    assert again["status"]["status_str"] == "success" and "4 steps, flow, cfg 2" in again["outputs"]["3"]["text"][0]
+    fitted, loaded = (pixels([server.base / i["type"] / i["filename"] for i in e["outputs"]["7"]["images"]])
+                      for e in (entry, again))
+    assert len(fitted) == 2 and (fitted == loaded).all() and fitted.std() > 0.1
+    listed = server.get("/object_info/FewstepLoadRecipe")["FewstepLoadRecipe"]["input"]["optional"]["recipe_name"]
+    assert saved in str(listed)
+
+
+def test_cancel_of_a_fit_keeps_its_trajectories(server, workflow):
+    prompt = workflow("fit_a_solver", n3__trajectories=32, n3__seed=5)
+    _, seconds = asyncio.run(asyncio.wait_for(cancel_while_sampling(server, prompt, "3", 30), 240))
+    kept = [sorted(m.parent.glob("0*")) for m in (server.base / "user" / "fewstep").rglob("manifest.json")
+            if json.loads(m.read_text())["spec"]["seed"] == 5]
+    assert seconds < 3 and [len(shards) for shards in kept] == [1]      # 30 of 100 are one shard of four, and some
+    written = kept[0][0].stat().st_mtime_ns
+    follow = server.result(server.queue(workflow("fit_a_solver", n3__trajectories=9, n3__seed=5, n3__steps="1")))
+    assert follow["status"]["status_str"] == "success" and kept[0][0].stat().st_mtime_ns == written
+    assert len(list(kept[0][0].parent.glob("0*"))) == 2
+
+
+RECIPE = {"version": 2, "method": "fitted", "path": "flow", "sigmas": [1.0, 0.5, 0.0],
+          "coefficients": [[0.5, 0.5], [0.0, 1.0, 0.0]], "churn": 0.0, "cfg": 2.0, "shift": 1.0,
+          "order": 1, "base": "", "errors": {}, "trained": {}}
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"sigmas": [1.0, float("nan"), 0.0]}, "bad.json: The recipe must hold finite numbers, got NaN"),
+    ({"sigmas": [0.5, 1.0, 0.0]}, "bad.json: recipe sigmas must descend"),
+    ({"coefficients": [[0.5, 0.5], [0.0, float("inf")]]}, "bad.json: The recipe must hold finite numbers, got Infinity"),
+    ({"version": 99}, "bad.json: The recipe must be of version 2"),
+    ({"method": None, "extra": 1}, "bad.json: The recipe must"),
+    ({"path": "variance exploding"}, "recipe_name must be for a model on the flow path, bad.json was made for variance exploding")],
+    ids=str)
+def test_a_bad_recipe_is_refused_by_its_files_name(server, workflow, changes, why):
+    folder = server.base / "models" / "fewstep"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bad.json").write_text(json.dumps({**RECIPE, **changes}))
+    entry = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name="bad.json")))
+    assert entry["status"]["status_str"] == "error" and why in str(entry["status"]["messages"])
+    (folder / "bad.json").write_text(json.dumps(RECIPE))        # the same name, and right
+    entry = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name="bad.json")))
+    assert entry["status"]["status_str"] == "success"
+
+
+def test_a_recipe_that_is_not_there_is_one_clear_error(server, workflow):
+    entry = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name="absent.json")))
+    message = str(entry["status"]["messages"])
+    assert entry["status"]["status_str"] == "error" and "recipe_name must be a file in models/fewstep, got" in message
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon"])

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from fewstep.training import pictures
+from fewstep.training.cache import TrajectoryCache
 from fewstep.training.config import DistilConfig
 from fewstep.training.demo import data
 from fewstep.training.demo.run import COLUMNS, demo
 from fewstep.training.demo.teacher import DemoTeacher, label_vector
-from fewstep.training.distil import Distillation
+from fewstep.training.distil import Distillation, trajectories
 from fewstep.training.files import load_lora
 from fewstep.training.metrics import frechet
 from PIL import Image
@@ -82,6 +83,80 @@ def test_the_global_generator_is_left_alone():
     list(run.progress())
     run.close()
     assert torch.equal(torch.randn(4), wanted)
+
+
+class Counting(DemoTeacher):
+    """The teacher, which counts its calls, and is cancelled at one of them."""
+
+    calls, last = 0, None
+
+    def __call__(self, x, sigma, condition):
+        if self.calls == self.last:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return super().__call__(x, sigma, condition)
+
+
+CACHED = {**SMALL, "updates": 2, "images": 8, "chunk": 4}
+
+
+def cached(folder, last=None, kind="flow", patches="", **changes):
+    """(run, model calls while the teacher was sampled) with trajectories in `folder`; cancelled at call `last`."""
+    teacher = Counting(kind)
+    teacher.last = last
+    run = Distillation(teacher, DistilConfig(**{**CACHED, **changes}), (folder, {"patches": patches, "conditioning": "all"}))
+    try:
+        shares = list(run._sample_data())
+        assert shares == sorted(shares) and shares[-1] == 1
+    except KeyboardInterrupt:
+        pass
+    run.close()
+    return run, teacher.calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path, kind):
+    first, calls = cached(tmp_path, kind=kind)
+    assert calls == 4 * 9       # 8 samples and 8 probes in chunks of 4, 8 steps of which the first is halved
+    second, calls = cached(tmp_path, kind=kind)
+    assert calls == 0 and torch.equal(first.anchors, second.anchors)
+    assert all(torch.equal(a, b) for a, b in zip(first.probe, second.probe))
+    teacher, noise = DemoTeacher(kind), first.cache.noise(16)
+    assert torch.equal(first.probe[0], noise[8:])
+    plain = torch.cat(list(trajectories(teacher, noise, torch.arange(16) % teacher.conditions, 2.0, first.fine, first.kept,
+                                        order=2, corrector=True, chunk=4)))
+    assert torch.equal(first.anchors, plain[:8]) and torch.equal(first.probe[2], plain[8:, -1])
+    sizes = [f.stat().st_size for f in first.cache.folder.glob("*.safetensors")]
+    assert sum(sizes) < 1.01 * first.cache.bytes(16) + 4000       # no predictions
+
+
+def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path):
+    assert cached(tmp_path, last=21)[1] == 21
+    assert cached(tmp_path)[1] == 2 * 9     # two of four chunks were whole
+    for changes in ({"cfg": 3.0}, {"seed": 1}, {"patches": "lora"}, {"steps": 2}):
+        assert cached(tmp_path, **changes)[1] > 0, changes
+    assert cached(tmp_path, updates=9, rank=4, images=4, batch=2)[1] == 0      # what the teacher has no part in
+
+
+def test_a_cached_run_learns_and_reports_as_another(tmp_path):
+    def train():
+        run = Distillation(DemoTeacher("flow"), DistilConfig(**CACHED), (tmp_path, {"patches": "", "conditioning": "all"}))
+        reports = list(run.progress())
+        run.close()
+        return run, reports
+
+    (first, reports), (second, again) = train(), train()
+    assert first.loss == second.loss and first.fidelity == second.fidelity
+    steps = [p.step for p in reports]
+    assert steps == sorted(steps) and set(steps) >= set(range(1, 7)) and steps[-1] == reports[0].total == 6
+    assert [p.step for p in again] == [1, 2, 3, 4, 5, 6]
+
+
+def test_trajectories_too_large_for_the_disk_stay_in_memory(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(TrajectoryCache.__init__, "__defaults__", (1000,))
+    run, calls = cached(tmp_path)
+    assert calls == 36 and run.cache is None and not list(tmp_path.iterdir())
+    assert "kept in memory alone" in caplog.text
 
 
 def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():

@@ -1,0 +1,132 @@
+"""Recipes in the graph: saved to files, loaded as SAMPLER, SIGMAS and cfg, and checked against the model that they are wired to."""
+
+import logging
+import os
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..training.files import check_folder, free_name, load_recipe, save_recipe
+from . import host
+from .distil import _file_stem
+from .guiding import base_of
+from .sampling import recipe_sampler
+
+FOLDER = "fewstep_recipes"      # the host's name for models/fewstep
+RECIPE = io.Custom("FEWSTEP_RECIPE")
+
+
+def register_folder():
+    """Tell the host where recipes are, so that it lists them as it lists models."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, "fewstep"), is_default=True)
+    folder_paths.folder_names_and_paths[FOLDER][1].add(".json")
+
+
+def outputs(recipe):
+    """(SAMPLER, SIGMAS, cfg) of a recipe."""
+    return recipe_sampler(recipe), torch.tensor(recipe.sigmas), recipe.cfg
+
+
+def check_model(recipe, model, name, label):
+    """A warning where a recipe was made from another base model, None otherwise; logged too.
+
+    name: of the input that the recipe came from, label: what it is called. Raises ValueError where it can't be used on this model.
+    """
+    sampling = model.get_model_object("model_sampling")
+    path = host.path_of(sampling)
+    if path.name != recipe.path:
+        raise ValueError(f"{name} must be for a model on the {path.name} path, {label} was made for {recipe.path}. Wire the model "
+                         "that it was made from.")
+    host.check_range(recipe.sigmas, sampling, f"{name}: the sigmas of {label}")
+    if recipe.base and base_of(model) != recipe.base:
+        warning = f"{label} was made from another base model than the wired one; results may differ."
+        logging.warning("Fewstep: %s", warning)
+        return warning
+    return None
+
+
+class SaveRecipe(io.ComfyNode):
+    """FewstepSaveRecipe."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepSaveRecipe",
+            display_name="Save Recipe",
+            category="Fewstep",
+            description="Saves a recipe as a small file in models/fewstep. Load Recipe sets up sampling from it.",
+            search_aliases=["recipe", "solver", "fewstep"],
+            inputs=[
+                RECIPE.Input("recipe", tooltip="The recipe, from Fit Few-Step Solver."),
+                io.String.Input("name", default="fewstep", tooltip="Name of the file; a number is added."),
+            ],
+            outputs=[RECIPE.Output(display_name="RECIPE", tooltip="The same recipe.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, recipe, name):
+        folder = check_folder(folder_paths.get_folder_paths(FOLDER)[0])
+        path = save_recipe(free_name(folder, _file_stem(name), ".json"), recipe)
+        return io.NodeOutput(recipe, ui={"text": (f"Saved {path.name}",)})
+
+
+class LoadRecipe(io.ComfyNode):
+    """FewstepLoadRecipe."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepLoadRecipe",
+            display_name="Load Recipe",
+            category="Fewstep",
+            description="Sets up sampling from a recipe: wire all three outputs to the sampling node.",
+            search_aliases=["recipe", "solver", "fewstep"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample: the one that the recipe was made from, or one like it."),
+                io.Combo.Input("recipe_name", options=folder_paths.get_filename_list(FOLDER), optional=True,
+                               tooltip="A recipe saved by Save Recipe."),
+                RECIPE.Input("recipe", optional=True, tooltip="Is used in the place of the file where it is wired."),
+            ],
+            outputs=[io.Sampler.Output(display_name="SAMPLER"), io.Sigmas.Output(display_name="SIGMAS"),
+                     io.Float.Output(display_name="cfg")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, recipe_name=None):
+        return True     # a name that is not listed does no harm where a recipe is wired; without one, execute refuses it
+
+    @classmethod
+    def fingerprint_inputs(cls, recipe_name=None, **others):
+        """Another file of the same name is read again."""
+        path = folder_paths.get_full_path(FOLDER, recipe_name) if recipe_name else None
+        return os.stat(path).st_mtime_ns if path else ""
+
+    @classmethod
+    def execute(cls, model, recipe_name=None, recipe=None):
+        name, label = "recipe", "the wired recipe"
+        if recipe is None:
+            name, label = "recipe_name", recipe_name
+            recipe = load_recipe(_file(recipe_name))
+        warning = check_model(recipe, model, name, label)
+        return io.NodeOutput(*outputs(recipe), ui={"text": (warning or summary(recipe),)})
+
+
+def _file(name):
+    """The path of a recipe; raises ValueError where there is none of that name."""
+    path = folder_paths.get_full_path(FOLDER, name) if name else None
+    if path is None:
+        raise ValueError(f"recipe_name must be a file in models/fewstep, got {name!r}, which is not there. Save one with Save "
+                         "Recipe, press R to list the files again, or wire a recipe.")
+    return path
+
+
+def summary(recipe):
+    """What a recipe is, in a line."""
+    error = recipe.errors.get("held_out")
+    figure = "" if error is None else f", {error:.3f} from the converged picture"
+    return f"{recipe.method}, {len(recipe.sigmas) - 1} steps, {recipe.path}, cfg {recipe.cfg:g}{figure}"
+
+
+NODES = [SaveRecipe, LoadRecipe]

@@ -1,0 +1,298 @@
+"""In the real ComfyUI, in process: fitting a solver through a guider, and the caches of it."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+SMALL = {"steps": "2, 4", "trajectories": 8, "reference_steps": 24, "cfg": 2.0}
+
+
+@pytest.fixture(autouse=True)
+def folders(host, tmp_path, monkeypatch):
+    """The host's user folder and the folder of recipes, both of this test alone."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"}))
+    return tmp_path
+
+
+@pytest.fixture(params=["flow", "epsilon"])
+def teacher(host, request):
+    return load(host, request.param)
+
+
+@pytest.fixture
+def flow(host):
+    return load(host, "flow")
+
+
+def load(host, kind, label="cat"):
+    return run(host, "FewstepLoadDemoTeacher", teacher=kind, label=label)
+
+
+def pack(host, name):
+    """A module of the pack as ComfyUI loaded it."""
+    return sys.modules[host.NODE_CLASS_MAPPINGS["FewstepFit"].__module__.removesuffix("nodes.fit") + name]
+
+
+def run(host, node_id, **inputs):
+    """Execute a V3 node as the host does, with its hidden inputs empty and inference mode on."""
+    node = host.NODE_CLASS_MAPPINGS[node_id]
+    node.hidden = type("Hidden", (), dict.fromkeys(("unique_id", "prompt", "extra_pnginfo")))
+    with torch.inference_mode():
+        return node.execute(**inputs).result
+
+
+def fit(host, teacher, **changes):
+    inputs = {"latent": latent(host), "model": teacher[0], "positive": teacher[2], "negative": teacher[3], **SMALL, **changes}
+    return run(host, "FewstepFit", **{k: v for k, v in inputs.items() if v is not None})
+
+
+def latent(host, count=1):
+    return host.EmptyLatentImage().generate(32, 32, count)[0]
+
+
+def cfg_guider(model, positive, negative, cfg=2.0):
+    from comfy_extras.nodes_custom_sampler import CFGGuider
+
+    with torch.inference_mode():
+        return CFGGuider.execute(model, positive, negative, cfg).result[0]
+
+
+def sampled(guider, noise, sampler, sigmas):
+    """The stock node's picture from that noise, in model space."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+
+    class Fixed:
+        seed = 0
+
+        def generate_noise(self, latent):
+            return noise
+
+    with torch.inference_mode():
+        out = SamplerCustomAdvanced.execute(Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}).result[0]
+        return guider.model_patcher.model.process_latent_in(out["samples"])
+
+
+def ends(host, folder, guider, steps):
+    """(noise, ends of the trajectories, their sigmas) of one shard that the fit's teacher draws."""
+    fitting, guiding, cache = (pack(host, n) for n in ("training.fitting", "nodes.guiding", "training.cache"))
+    with torch.inference_mode():
+        teacher = guiding.Teacher(guider, (3, 32, 32))
+        job = fitting.SolverFit(teacher, fitting.FitConfig(trajectories=8, reference_steps=steps), folder)
+        grid = job.grid("auto", steps)
+        teacher.run(lambda: list(job.cache.build(teacher, 8)), grid)
+        return torch.stack([cache.noise_of(0, n, (3, 32, 32)) for n in range(8)]), job.cache.read(8)[0][:, -1], grid
+
+
+def off(a, b):
+    return float((a - b).square().mean().sqrt())
+
+
+def caches(folder):
+    """{folder of a cache: how many shards it has}."""
+    return {f.parent.name: len(list(f.parent.glob("0*"))) for f in (folder / "user").rglob("manifest.json")}
+
+
+# ---- the teacher -----------------------------------------------------------------------------------
+
+def test_60_steps_of_the_teacher_are_what_stock_sampling_draws_each_prompt_for_itself(host, folders, teacher):
+    other = run(host, "FewstepLoadDemoTeacher", teacher="flow", label="heart")[2]
+    guider = pack(host, "nodes.fit").guider_of(None, teacher[0], [*teacher[2], *other], teacher[3], 2.0)
+    noise, drawn, grid = ends(host, folders, guider, 60)
+    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
+    for number, positive in enumerate((teacher[2], other)):
+        stock = sampled(cfg_guider(teacher[0], positive, teacher[3]), noise[number::2], sampler, grid.float())
+        assert off(drawn[number::2], stock) < 1e-3 and off(drawn[1 - number::2], stock) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["masks", "dual cfg", "no negative", "hook"])
+def test_any_guider_is_asked_as_it_samples(host, folders, flow, kind):
+    """Regional prompts in one guider, other guiders, and a LoRA that is hooked to a prompt."""
+    from comfy_extras import nodes_custom_sampler
+
+    other = load(host, "flow", "heart")[2]
+    half = torch.zeros(1, 32, 32)
+    half[..., :16] = 1
+    with torch.inference_mode():
+        if kind == "masks":
+            cut = host.ConditioningSetMask().append
+            guider = cfg_guider(flow[0], cut(flow[2], half, "default", 1.0)[0] + cut(other, 1 - half, "default", 1.0)[0], flow[3])
+        elif kind == "dual cfg":
+            guider = nodes_custom_sampler.DualCFGGuider.execute(flow[0], flow[2], other, flow[3], 2.0, 1.5, "regular").result[0]
+        elif kind == "no negative":
+            guider = nodes_custom_sampler.BasicGuider.execute(flow[0], flow[2]).result[0]
+        else:
+            import comfy.hooks
+
+            key, weight = "diffusion_model.out.weight", flow[0].model.diffusion_model.out.weight
+            hooks = comfy.hooks.create_hook_lora({"diffusion_model.out.diff": 0.3 * weight.clone()}, 1.0, 0.0)
+            assert key in flow[0].model_state_dict()
+            guider = cfg_guider(flow[0], comfy.hooks.set_hooks_for_conditioning(flow[2], hooks=hooks), flow[3])
+    noise, drawn, grid = ends(host, folders, guider, 24)
+    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
+    stock = sampled(guider, noise, sampler, grid.float())
+    plain = sampled(cfg_guider(*flow[:1], *flow[2:4]), noise, sampler, grid.float())
+    assert off(drawn, stock) < 1e-3 and off(stock, plain) > 0.01
+
+
+def test_a_large_latent_or_little_memory_means_fewer_samples_a_call(host, flow, monkeypatch):
+    import comfy.model_management
+
+    rows = pack(host, "nodes.guiding").rows_at_once
+    assert rows(flow[0], (3, 32, 32)) == 8
+    need = flow[0].model.memory_required([4, 3, 512, 512])
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: flow[0].model_size() + 1.2 * need)
+    assert rows(flow[0], (3, 512, 512)) == 2
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: 0.1 * need)
+    assert rows(flow[0], (3, 512, 512)) == 1
+
+
+# ---- fits ------------------------------------------------------------------------------------------
+
+def test_a_guider_and_its_model_and_prompts_give_one_fit_and_one_cache(host, folders, teacher):
+    first = fit(host, teacher, vae=teacher[1])
+    guider = cfg_guider(teacher[0], teacher[2], teacher[3])
+    second = fit(host, teacher, guider=guider, model=None, positive=None, negative=None, cfg=None)
+    assert first[0] == second[0] and list(caches(folders).values()) == [1]
+    recipe, _, sigmas, cfg, report, figures = first
+    assert 0 < recipe.errors["held_out"] < 0.5 and recipe.base and len(recipe.coefficients) == 4
+    assert len(sigmas) == 5 and cfg == 2.0 and "4 " in figures
+    assert report.shape[1] > second[4].shape[1] + 200       # pictures above the curve, with a VAE
+    assert len(fit(host, teacher, use_steps=1)[2]) == 3     # 2 is the nearest to 1
+
+
+def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
+    """Through the stock node, from the noise of the two trajectories that were held out."""
+    from safetensors.torch import load_file
+
+    recipe, sampler, sigmas, *_ = fit(host, teacher)
+    truth = load_file(next((folders / "user").rglob("00000.safetensors")))["states"][:, -1]
+    noise = torch.stack([pack(host, "training.cache").noise_of(0, n, (3, 32, 32)) for n in (6, 7)])
+    drawn = sampled(cfg_guider(teacher[0], teacher[2], teacher[3]), noise, sampler, sigmas)
+    assert off(drawn, truth[6:]) / float(truth.std()) == pytest.approx(recipe.errors["held_out"], rel=1e-2)
+
+
+def test_cancel_keeps_the_trajectories_and_the_next_fit_goes_on(host, folders, flow, monkeypatch):
+    import comfy.model_management
+
+    management, kind = comfy.model_management, pack(host, "nodes.guiding").Teacher
+    asked, calls = kind.__call__, []
+
+    def counting(self, *args):
+        calls.append(len(args[0]))
+        if len(calls) == 30:
+            management.interrupt_current_processing()
+        return asked(self, *args)
+
+    monkeypatch.setattr(kind, "__call__", counting)
+    with pytest.raises(management.InterruptProcessingException):
+        fit(host, flow, trajectories=16, steps="2")
+    assert list(caches(folders).values()) == [1] and len(calls) == 30
+    begun = len(calls)
+    fit(host, flow, trajectories=16, steps="2")
+    resumed, begun = len(calls) - begun, len(calls)
+    fit(host, flow, trajectories=16, steps="2")
+    assert resumed - (len(calls) - begun) == 24 and list(caches(folders).values()) == [2]
+
+
+def test_what_is_patched_into_the_model_has_a_cache_of_its_own(host, folders, flow):
+    guiding = pack(host, "nodes.guiding")
+
+    def patched(strength, size=1.0):
+        model = flow[0].clone()
+        weight = flow[0].model.diffusion_model.out.weight
+        model.add_patches({"diffusion_model.out.weight": ("diff", (size * torch.ones_like(weight),))}, strength)
+        return model
+
+    def identity(model):
+        return guiding.Teacher(cfg_guider(model, *flow[2:4]), (3, 32, 32)).identity
+
+    plain = identity(flow[0])
+    assert plain["patches"] == ""
+    seen = [identity(m)["patches"] for m in (flow[0], patched(0.5), patched(0.25), patched(0.5, 2.0))]
+    assert len(set(seen)) == 4 and identity(patched(0.5)) == identity(patched(0.5))
+    first, second = (fit(host, [m, *flow[1:]], steps="2")[0] for m in (flow[0], patched(0.05)))
+    assert len(caches(folders)) == 2 and first.base == second.base and first.errors != second.errors
+    assert identity(flow[0]) == plain       # with the other's weights still patched in
+
+
+def test_changes_to_guidance_and_conditioning_have_a_cache_of_their_own(host, flow):
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+
+    guiding, other = pack(host, "nodes.guiding"), load(host, "flow", "heart")[2]
+
+    def keys(guider):
+        return tuple(sorted(guiding.Teacher(guider, (3, 32, 32)).identity.items()))
+
+    def rescaled(multiplier):
+        return RescaleCFG().patch(flow[0], multiplier)[0] if hasattr(RescaleCFG, "patch") else RescaleCFG.execute(
+            flow[0], multiplier).result[0]
+
+    half = torch.zeros(1, 32, 32)
+    half[..., :16] = 1
+    masked = [host.ConditioningSetMask().append(flow[2], m, "default", 1.0)[0] for m in (half, 1 - half)]
+    with torch.inference_mode():
+        made = [lambda: cfg_guider(flow[0], *flow[2:4]), lambda: cfg_guider(flow[0], *flow[2:4], cfg=3.0),
+                lambda: cfg_guider(flow[0], other, flow[3]), *[lambda m=m: cfg_guider(flow[0], m, flow[3]) for m in masked],
+                *[lambda s=s: cfg_guider(rescaled(s), *flow[2:4]) for s in (0.7, 0.5)],
+                *[lambda c=c: DualCFGGuider.execute(flow[0], flow[2], other, flow[3], 2.0, c, "regular").result[0]
+                  for c in (1.5, 2)]]
+        assert [keys(make()) for make in made] == [keys(make()) for make in made]
+        assert len({keys(make()) for make in made}) == len(made)
+
+
+def test_a_quantised_model_is_fitted(host, monkeypatch):
+    """Its layers hold fp8 weights, which a LoRA is patched into on top."""
+    import comfy.ops
+    from comfy.quant_ops import QuantizedTensor
+
+    demo, guiding = pack(host, "nodes.demo_teacher"), pack(host, "nodes.guiding")
+    flow = load(host, "flow")
+    tensors = {k: v.clone() for k, v in flow[0].model.diffusion_model.state_dict().items()}
+    for key in [k for k in tensors if k.startswith("blocks") and k.endswith("weight")]:
+        weight = QuantizedTensor.from_float(tensors.pop(key), "TensorCoreFP8E4M3Layout")
+        tensors.update(weight.state_dict(key))
+        tensors[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()),
+                                                                           dtype=torch.uint8)
+    monkeypatch.setattr(demo.EmojiConfig, "custom_operations", comfy.ops.mixed_precision_ops({}, torch.float32))
+    with torch.inference_mode():        # as loaders are run
+        model = demo.build("flow", disable_dynamic=True)
+        model.model.load_model_weights(tensors, "")
+    assert isinstance(model.model.diffusion_model.blocks[0].qkv.weight, QuantizedTensor)
+    base = guiding.base_of(model)
+    styled = model.clone()
+    shape = flow[0].model.diffusion_model.blocks[0].qkv.weight.shape
+    styled.add_patches({"diffusion_model.blocks.0.qkv.weight": ("diff", (torch.full(shape, 0.01),))}, 1.0)
+    plain, patched = (fit(host, [m, *flow[1:]], steps="2")[0] for m in (model, styled))
+    assert plain.base == patched.base == base == guiding.base_of(styled) != guiding.base_of(flow[0])
+    assert plain.errors != patched.errors and plain.errors["held_out"] < 0.5
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"guider": "any"}, "guider must be the only source of model and prompts, model and positive and negative are wired too"),
+    ({"model": None}, "model must be wired where guider is not"), ({"positive": None}, "positive must be wired"),
+    ({"positive": []}, "positive must be wired"),
+    ({"negative": None}, "negative must be wired where cfg is not 1, got none at cfg 2"),
+    ({"steps": "2, 13"}, r"steps must be whole numbers from 1 to 12, got \(2, 13\)"), ({"steps": "two"}, "steps must be whole"),
+    ({"trajectories": 3}, "trajectories must be a whole number of 4 or more, got 3"),
+    ({"reference_steps": 23}, "reference_steps must be a whole number of 24"),
+    ({"limit_gib": 0.001}, "trajectories must fit into 0.00 GiB")], ids=str)
+def test_bad_inputs_are_refused_by_name_before_the_model_is_called(host, flow, changes, why):
+    model = flow[0].clone()
+
+    def never(*args):
+        raise AssertionError("the model was called")
+
+    model.set_model_unet_function_wrapper(never)
+    with pytest.raises(ValueError, match=why):
+        fit(host, [model, *flow[1:]], **changes)
+
+
+def test_without_a_negative_at_cfg_1(host, flow):
+    assert fit(host, flow, negative=None, cfg=1.0, steps="2")[3] == 1.0

@@ -1,0 +1,120 @@
+"""Folders of one kind below a common one, within a limit of bytes: which are ours, which are in use, which have to go.
+
+A folder is ours when its name is the hash of what its `manifest.json` says. In use is one that a run has locked; the lock ends with
+the process, however that ends.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+
+try:
+    import fcntl
+except ImportError:     # Windows, where a file that somebody has open can't be removed
+    fcntl = None
+
+MANIFEST, LOCK = "manifest.json", ".lock"
+SHARD = re.compile(r"\d{5,}\.safetensors")
+LEFT = re.compile(r"\.(\d{5,}\.safetensors|manifest\.json|fewstep)-\w+")       # by a write that was killed
+
+
+def key(version, spec):
+    """The name of the folder of that spec, 24 hex digits."""
+    return hashlib.sha256(json.dumps({"version": version, "spec": spec}, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def is_ours(folder):
+    """Whether a folder is no link, and named by the hash of its manifest."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return not folder.is_symlink() and folder.name == key(found["version"], found["spec"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def lock(folder, alone=False):
+    """An open file that marks a folder as in use until it is closed, at the latest by the end of the process.
+
+    alone: None when another has it open. None too where the folder can't be written, or its file system has no locks.
+    """
+    try:
+        if alone and fcntl is None:
+            (folder / LOCK).unlink(missing_ok=True)
+        handle = open(folder / LOCK, "ab")
+    except OSError:
+        return None
+    try:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        return handle
+    except OSError:
+        handle.close()
+        return None
+
+
+def tidy(folder):
+    """Remove what killed writes left, unless another run is writing there."""
+    if alone := lock(folder, alone=True):
+        with alone:
+            for file in _named(folder, LEFT):
+                file.unlink(missing_ok=True)
+
+
+def make_room(root, limit, folder, wanted):
+    """Remove those unused for longest until `wanted` bytes of `folder` and all others below `root` fit into the limit.
+
+    None that a run has open is removed, and nothing that is not ours.
+    """
+    others = [f for f in root.iterdir() if f != folder and is_ours(f)]
+    sizes = {f: size(f) for f in sorted(others, key=_used)}
+    total = wanted + sum(sizes.values())
+    for other, each in sizes.items():
+        if total > limit and remove(other):
+            total -= each
+    if total > limit:
+        logging.warning("Fewstep: the trajectory caches in %s take more than their limit, as another run has some open.", root)
+
+
+def remove(folder):
+    """Delete a folder unless a run has it open; returns whether it is gone.
+
+    The manifest goes last: what is cut short by the end of the process is still ours. Files that are not ours stay.
+    """
+    alone = lock(folder, alone=True)
+    if alone is None:
+        return False
+    try:
+        with alone:
+            for file in (*_named(folder, SHARD), *_named(folder, LEFT), folder / MANIFEST):
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        logging.warning("Fewstep: the trajectory cache %s can't be removed (%s).", folder, error)
+        return False
+    logging.info("Fewstep: removed the trajectory cache %s, unused for longest.", folder)
+    with contextlib.suppress(OSError):
+        (folder / LOCK).unlink()
+        folder.rmdir()
+    return True
+
+
+def size(folder):
+    """Bytes of the files in a folder; one that goes meanwhile counts nothing."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size
+    return total
+
+
+def _used(folder):
+    try:
+        return (folder / MANIFEST).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _named(folder, pattern):
+    return [file for file in folder.iterdir() if pattern.fullmatch(file.name)]
