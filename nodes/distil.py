@@ -1,6 +1,5 @@
 """Distil Few-Step LoRA: a queued graph job over `training`, the very code that `fewstep demo` runs."""
 
-import re
 from pathlib import Path
 
 import comfy.model_management
@@ -8,7 +7,6 @@ import comfy.sample
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..training import pictures
 from ..training.config import DistilConfig
@@ -72,7 +70,7 @@ class Distil(io.ComfyNode):
         host.path_of(model.get_model_object("model_sampling"))
         _check_conditioning("positive", positive)
         _check_conditioning("negative", negative)
-        stem = _file_stem(name)
+        stem = show.file_stem(name)
         folder = check_folder(folder_paths.get_folder_paths("loras")[0])
         empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
         with host.training_session(model) as patcher:
@@ -85,7 +83,7 @@ class Distil(io.ComfyNode):
                 tensors, sigmas = run.lora_tensors(), run.sigmas_for(steps).float()
             finally:
                 run.close()
-        _say(cls.hidden.unique_id, f"Saved {path.name}")
+        show.say(cls.hidden.unique_id, f"Saved {path.name}")
         return io.NodeOutput(tensors, {"loss": [value for _, value in run.loss]}, preview, sigmas,
                              ui={"text": (f"Saved {path.name}",)})
 
@@ -98,11 +96,11 @@ def _train(run, folder, stem, node):
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
             bar.update_absolute(progress.step, progress.total)
             if progress.step % 10 == 0 and progress.seconds_left is not None:
-                _say(node, f"{progress.stage}: loss {progress.loss:.4f}, {progress.seconds_left / 60:.1f} min left")
+                show.say(node, f"{progress.stage}: loss {progress.loss:.4f}, {progress.seconds_left / 60:.1f} min left")
             comfy.model_management.throw_exception_if_processing_interrupted()
     except (Exception, comfy.model_management.InterruptProcessingException):      # the cancel is no Exception in newer hosts
         if run.done:
-            _say(node, f"Stopped after {run.done} updates. Saved {run.save(free_name(folder, stem, '.safetensors')).name}")
+            show.say(node, f"Stopped after {run.done} updates. Saved {run.save(free_name(folder, stem, '.safetensors')).name}")
         raise
     return run.save(free_name(folder, stem, ".safetensors"))
 
@@ -137,21 +135,6 @@ def _cache(model, positive, negative):
 def _check_conditioning(name, value):
     if not value:
         raise ValueError(f"{name} must hold at least one conditioning, got none. Wire a text encoder's output.")
-
-
-def _file_stem(name):
-    """A plain file name from what the user typed."""
-    stem = re.sub(r"[^\w\- ]+", "_", name).strip()
-    if not any(c.isalnum() for c in stem):
-        raise ValueError(f"name must hold a letter or a digit, got {name!r}.")
-    return stem
-
-
-def _say(node, text):
-    """A line of text on the node."""
-    server = getattr(PromptServer, "instance", None)     # none when ComfyUI is used as a library
-    if server is not None and node is not None:
-        server.send_progress_text(text, node)
 
 
 NODES = [Distil]

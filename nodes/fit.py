@@ -16,7 +16,6 @@ from ..training.fitting import FitConfig, SolverFit
 from . import recipes, show
 from .compare import step_counts
 from .decode import decode
-from .distil import _say
 from .guiding import Prompts, Teacher
 
 SHOWN = 4       # held-out pictures in the report
@@ -93,7 +92,7 @@ class Fit(io.ComfyNode):
             picture = pictures.stack(_grid(drawn, vae, guider.model_patcher.model), picture)
         data = {"rows": [{k: _plain(v) for k, v in row.items()} for row in run.rows], "chosen": chosen, "report": text}
         shown = show.output(cls, picture, data)
-        _say(cls.hidden.unique_id, recipes.summary(recipe))
+        show.say(cls.hidden.unique_id, recipes.summary(recipe))
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
 
 
@@ -137,7 +136,7 @@ def _progress(run, node):
         bar.update_absolute(progress.step, progress.total)
         figure = "" if progress.fidelity is None else f": {progress.fidelity:.4f} from the converged picture"
         if (progress.stage, figure) != told:
-            _say(node, progress.stage + figure)
+            show.say(node, progress.stage + figure)
             told = progress.stage, figure
 
 

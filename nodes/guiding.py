@@ -79,7 +79,7 @@ class Teacher:
         self.noise_scale = float(getattr(sampling, "noise_scale", 1.0))
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         cfg = getattr(guider, "cfg", 1.0)
-        self.base, self.cfg = base_of(patcher), float(cfg) if isinstance(cfg, (int, float)) else 1.0
+        self.base, self.cfg = host.base_of(patcher), float(cfg) if isinstance(cfg, (int, float)) else 1.0
         self.device, self.rows = patcher.load_device, rows_at_once(patcher, self.shape)
         self.identity = {"model": self.base, "patches": patches_of(patcher, guider.model_options),
                          "conditioning": digest(getattr(guider, "original_conds", None)), "guidance": guidance_of(guider)}
@@ -120,29 +120,6 @@ def rows_at_once(patcher, shape):
 
 
 # ---- identity --------------------------------------------------------------------------------------
-
-def base_of(patcher):
-    """Fingerprint of a model's own weights, whether or not LoRAs are patched into them at the moment."""
-    return fingerprint(_Unpatched(patcher))
-
-
-class _Unpatched:
-    """A patcher's diffusion model as far as `fingerprint` looks at it, with the weights that patching has set aside."""
-
-    def __init__(self, patcher):
-        self.module = patcher.object_patches_backup.get("diffusion_model", patcher.model.diffusion_model)
-        self.aside = patcher.backup
-
-    def state_dict(self):
-        tensors = dict(self.module.state_dict())
-        for key, kept in self.aside.items():
-            name = key.removeprefix("diffusion_model.")
-            if name != key and hasattr(kept.weight, "state_dict"):      # quantised: in parts
-                tensors.update(kept.weight.state_dict(name))
-            elif name in tensors:
-                tensors[name] = kept.weight
-        return tensors
-
 
 def patches_of(patcher, options):
     """Hash of what is patched into a model: LoRAs with their strengths, replaced objects, wrappers, options. "" for nothing."""
@@ -215,7 +192,7 @@ class _Digest:
         elif isinstance(value, (set, frozenset)):
             self.put(*sorted(map(_key, value)))
         elif isinstance(value, comfy.model_patcher.ModelPatcher):
-            self.put(base_of(value) if hasattr(value.model, "diffusion_model") else fingerprint(value.model))
+            self.put(host.base_of(value) if hasattr(value.model, "diffusion_model") else fingerprint(value.model))
             self.add(_present({name: getattr(value, name, None) for name in (*PATCHED, "model_options")}), depth)
         elif isinstance(value, functools.partial):
             self.add([value.func, value.args, value.keywords], depth)

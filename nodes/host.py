@@ -58,6 +58,29 @@ def sigma_of(model_sampling):
     return flow
 
 
+def base_of(patcher):
+    """Fingerprint of a model's own weights, whether or not LoRAs are patched into them at the moment."""
+    return fingerprint(_Unpatched(patcher))
+
+
+class _Unpatched:
+    """A patcher's diffusion model as far as `fingerprint` looks at it, with the weights that patching has set aside."""
+
+    def __init__(self, patcher):
+        self.module = patcher.object_patches_backup.get("diffusion_model", patcher.model.diffusion_model)
+        self.aside = patcher.backup
+
+    def state_dict(self):
+        tensors = dict(self.module.state_dict())
+        for key, kept in self.aside.items():
+            name = key.removeprefix("diffusion_model.")
+            if name != key and hasattr(kept.weight, "state_dict"):      # quantised: in parts
+                tensors.update(kept.weight.state_dict(name))
+            elif name in tensors:
+                tensors[name] = kept.weight
+        return tensors
+
+
 def check_supported(model, conditionings):
     """Raise ValueError for parts of the graph that training would leave out without a word, naming them.
 
@@ -87,7 +110,7 @@ class ComfyDenoiser:
         self.noise_scale = float(getattr(sampling, "noise_scale", 1.0))
         self.device = patcher.load_device
         self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)
-        self.base = fingerprint(self.module)
+        self.base = base_of(patcher)
         self.options = {**patcher.model_options.get("transformer_options", {}),
                         "optimized_attention_override": _differentiable_attention}
         self._conds = _model_conds(self.model, [*positives, negative[0]], latent, self.device)

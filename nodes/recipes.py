@@ -9,9 +9,8 @@ from comfy_api.latest import io
 
 from ..training.files import check_folder, free_name, load_recipe, save_recipe
 from . import host
-from .distil import _file_stem
-from .guiding import base_of
 from .sampling import recipe_sampler
+from .show import file_stem
 
 FOLDER = "fewstep_recipes"      # the host's name for models/fewstep
 RECIPE = io.Custom("FEWSTEP_RECIPE")
@@ -39,7 +38,7 @@ def check_model(recipe, model, name, label):
         raise ValueError(f"{name} must be for a model on the {path.name} path, {label} was made for {recipe.path}. Wire the model "
                          "that it was made from.")
     host.check_range(recipe.sigmas, sampling, f"{name}: the sigmas of {label}")
-    if recipe.base and base_of(model) != recipe.base:
+    if recipe.base and host.base_of(model) != recipe.base:
         warning = f"{label} was made from another base model than the wired one; results may differ."
         logging.warning("Fewstep: %s", warning)
         return warning
@@ -68,7 +67,7 @@ class SaveRecipe(io.ComfyNode):
     @classmethod
     def execute(cls, recipe, name):
         folder = check_folder(folder_paths.get_folder_paths(FOLDER)[0])
-        path = save_recipe(free_name(folder, _file_stem(name), ".json"), recipe)
+        path = save_recipe(free_name(folder, file_stem(name), ".json"), recipe)
         return io.NodeOutput(recipe, ui={"text": (f"Saved {path.name}",)})
 
 

@@ -1,8 +1,11 @@
-"""Pictures and data as node outputs."""
+"""What a node shows: pictures, data, a line of text; and names that a user typed."""
+
+import re
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 
 def image(picture):
@@ -14,3 +17,18 @@ def output(node, picture, data, *others):
     """An IMAGE output that the node shows by itself, followed by `others`; `data` goes to the panel under "fewstep"."""
     shown = image(picture)
     return io.NodeOutput(shown, *others, ui={**ui.PreviewImage(shown, cls=node).as_dict(), "fewstep": [data]})
+
+
+def file_stem(name):
+    """A plain file name from what the user typed."""
+    stem = re.sub(r"[^\w\- ]+", "_", name).strip()
+    if not any(c.isalnum() for c in stem):
+        raise ValueError(f"name must hold a letter or a digit, got {name!r}.")
+    return stem
+
+
+def say(node, text):
+    """A line of text on the node."""
+    server = getattr(PromptServer, "instance", None)     # none when ComfyUI is used as a library
+    if server is not None and node is not None:
+        server.send_progress_text(text, node)

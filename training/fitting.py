@@ -186,6 +186,8 @@ def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, 
     path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level the denoiser knows,
     needed on all but flow. folder keeps the trajectories for another call, `base` tells denoisers apart; settings: `FitConfig`.
     """
+    if folder is not None and not base:
+        raise ValueError("base must name this denoiser where there is a folder, in which several may keep trajectories; got none.")
     teacher = _Plain(denoise, shape, path, sigma_range, base)
     with tempfile.TemporaryDirectory() as temporary:
         run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)

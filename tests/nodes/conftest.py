@@ -40,6 +40,7 @@ def host(tmp_path_factory, comfyui_folder):
     base = tmp_path_factory.mktemp("comfy")
     loras = base / "models" / "loras"
     loras.mkdir(parents=True)
+    folder_paths.set_user_directory(str(base / "user"))      # trajectory caches
     folder_paths.folder_names_and_paths["loras"] = ([str(loras)], {".safetensors"})
     assert asyncio.run(nodes.load_custom_node(str(link_pack(base))))
     return nodes

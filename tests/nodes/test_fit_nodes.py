@@ -252,7 +252,7 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
     import comfy.ops
     from comfy.quant_ops import QuantizedTensor
 
-    demo, guiding = pack(host, "nodes.demo_teacher"), pack(host, "nodes.guiding")
+    demo = pack(host, "nodes.demo_teacher")
     flow = load(host, "flow")
     tensors = {k: v.clone() for k, v in flow[0].model.diffusion_model.state_dict().items()}
     for key in [k for k in tensors if k.startswith("blocks") and k.endswith("weight")]:
@@ -265,12 +265,13 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
         model = demo.build("flow", disable_dynamic=True)
         model.model.load_model_weights(tensors, "")
     assert isinstance(model.model.diffusion_model.blocks[0].qkv.weight, QuantizedTensor)
-    base = guiding.base_of(model)
+    base_of = pack(host, "nodes.host").base_of
+    base = base_of(model)
     styled = model.clone()
     shape = flow[0].model.diffusion_model.blocks[0].qkv.weight.shape
     styled.add_patches({"diffusion_model.blocks.0.qkv.weight": ("diff", (torch.full(shape, 0.01),))}, 1.0)
     plain, patched = (fit(host, [m, *flow[1:]], steps="2")[0] for m in (model, styled))
-    assert plain.base == patched.base == base == guiding.base_of(styled) != guiding.base_of(flow[0])
+    assert plain.base == patched.base == base == base_of(styled) != base_of(flow[0])
     assert plain.errors != patched.errors and plain.errors["held_out"] < 0.5
 
 

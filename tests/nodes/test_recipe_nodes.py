@@ -68,7 +68,7 @@ def fitted(host):
     linear, paths, recipe = (pack(host, n) for n in ("diffusion.linear", "diffusion.paths", "training.recipe"))
     solver = linear.classical([1.0, 0.8, 0.4, 0.0], paths.path("flow"), 2)
     rows = (*solver.rows[:-1], (*solver.rows[-1][:-1], solver.rows[-1][-1] + 0.01))
-    base = pack(host, "nodes.guiding").base_of(load(host, "flow")[0])
+    base = pack(host, "nodes.host").base_of(load(host, "flow")[0])
     return recipe.Recipe(method="fitted", path="flow", sigmas=solver.sigmas, coefficients=rows, cfg=2.0, base=base)
 
 

@@ -42,6 +42,11 @@ def test_the_range_of_a_plain_denoiser_must_be_told():
         fit_denoiser(lambda x, sigma: x, (4,), "variance exploding", 4)
 
 
+def test_denoisers_that_share_a_folder_must_be_told_apart(tmp_path):
+    with pytest.raises(ValueError, match="base must name"):
+        fit_denoiser(lambda x, sigma: x, (4,), "flow", 4, folder=tmp_path)
+
+
 @pytest.mark.parametrize("change, word", [({"steps": ()}, "steps"), ({"steps": (0,)}, "steps"), ({"steps": (13,)}, "steps"),
                                           ({"trajectories": 3}, "trajectories"), ({"reference_steps": 8}, "reference_steps"),
                                           ({"effort": 0.0}, "effort"), ({"starts": 0}, "starts")])
