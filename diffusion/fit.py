@@ -27,7 +27,7 @@ from .trajectories import at_levels, by_dynamic_programming, ranked
 ORDERS = (2, 3)         # of the classical solvers, with corrector
 RIDGE = 1e-3            # of the least squares of a roll-out, in units of each term's own size
 PATIENCE = 3            # steps without gain on the held-out part
-SOFT = 0.6              # quantile of the distances above which a sample counts in proportion to its distance, not its square
+SOFT = 0.8              # quantile of the distances above which a sample counts in proportion to its distance, not its square
 FINEST, COARSEST = 1e-4, 0.03   # perturbations: as large as the median distance, within these
 REUSES = 4              # steps taken with the derivatives of one point
 DAMPING = 0.01          # of the first Gauss-Newton step, in units of each parameter's own size
@@ -40,7 +40,8 @@ class Fitted:
 
     error        RMSE over all of them
     base         the best classical solver that was run, and `classical`, its error; auto: the error of the first grid's, order 2
-    gain         mean difference of their log distances, base minus this, in standard errors
+    gain         mean difference of their distances or log distances, base minus this, in standard errors: the larger of the two,
+                 as a few samples that now end at the right picture tell in the first, a closer fit of all in the second
     evaluations  of the model, in samples, that the fit has cost so far
     """
 
@@ -132,9 +133,7 @@ class _Bench:
     def fitted(self, solver, stage):
         """What is reported of a solver."""
         own, theirs = self.held_out_distances(solver), self.held_out_distances(self.base)
-        difference = (theirs + 1e-9).log() - (own + 1e-9).log()
-        spread = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
-        gain = float(difference.mean()) / spread if 0 < spread < math.inf else 0.0
+        gain = max(_standard_errors(theirs - own), _standard_errors((theirs + 1e-9).log() - (own + 1e-9).log()))
         return Fitted(solver, _rms(own), self.base, _rms(theirs), self.auto, gain, self.count, stage)
 
     def roll_out(self, solver):
@@ -216,6 +215,12 @@ def _normal_equations(terms, missing):
     slope = (flat @ missing.flatten()).double().cpu()
     size = gram.diagonal().sqrt().clamp_min(1e-30)
     return size, gram / size[:, None] / size, slope / size
+
+
+def _standard_errors(difference):
+    """The mean of a sample in units of its own uncertainty; 0 where that is 0 or unknown."""
+    spread = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(difference.mean()) / spread if spread > 0 else 0.0
 
 
 def _rms(distances):
