@@ -37,7 +37,7 @@ NOISES = {"mixture": 64, "emoji": 64, "teacher": 12}
 HELD_OUT = 4        # labels of the teachers that are measured here, and never fitted on
 FITS = {"mixture": {"trajectories": 1024, "reference_steps": 120, "effort": 40.0, "starts": 6},
         "emoji": {"trajectories": 256, "effort": 9.0, "starts": 8},
-        "teacher": {"trajectories": 64}}
+        "teacher": {"trajectories": 96, "effort": 1.0}}
 SAMPLES, DIRECTIONS, CFG = 4000, 64, 2.0
 
 

@@ -24,6 +24,7 @@ from .linear import LinearSolver, classical, run
 from .refine import differences, moved, parameters, solve_damped
 from .trajectories import at_levels, by_dynamic_programming, ranked
 
+REAL = 2.0              # standard errors of a gain that is taken for real
 ORDERS = (2, 3)         # of the classical solvers, with corrector
 RIDGE = 1e-3            # of the least squares of a roll-out, in units of each term's own size
 PATIENCE = 3            # steps without gain on the held-out part
@@ -39,7 +40,8 @@ class Fitted:
     """A solver and its errors on the held-out trajectories, in units of the images' deviation.
 
     error        RMSE over all of them
-    base         the best classical solver that was run, and `classical`, its error; auto: the error of the first grid's, order 2
+    base         the first grid's classical solver of order 2, or the best of those run where it is better beyond chance
+    classical    the base's error; auto: that of the first grid's of order 2
     gain         mean difference of their distances or log distances, base minus this, in standard errors: the larger of the two,
                  as a few samples that now end at the right picture tell in the first, a closer fit of all in the second
     evaluations  of the model, in samples, that the fit has cost so far
@@ -56,7 +58,7 @@ class Fitted:
 
 
 def fit(data, grids, evaluations=math.inf, starts=3, seed=0, others=()):
-    """Yield `Fitted` solvers, better and better on the held-out part; the first is the best classical one.
+    """Yield `Fitted` solvers, better and better on the held-out part; the first is a classical one.
 
     data         `Trajectories`
     grids        step grids (steps + 1,) of one length to start from, the first the automatic one
@@ -70,8 +72,10 @@ def fit(data, grids, evaluations=math.inf, starts=3, seed=0, others=()):
     more = ranked(data, [*grids[1:], data.sigmas[by_dynamic_programming(data, steps)]], bench.train)[:starts - 1]
     solvers = [classical(grid, data.path, order) for grid in [grids[0], *more] for order in ORDERS[:max(1, steps - 1)]]
     scored = sorted(((bench.score(s), i, s) for i, s in enumerate(solvers)), key=lambda item: item[:2])
-    bench.auto, bench.base = _rms(bench.held_out_distances(solvers[0])), scored[0][2]
-    yield bench.fitted(scored[0][2], "classical")
+    bench.auto, bench.base = _rms(bench.held_out_distances(solvers[0])), solvers[0]
+    if bench.gain(scored[0][2]) > REAL:
+        bench.base = scored[0][2]
+    yield bench.fitted(bench.base, "classical")
     fresh = [bench.roll_out(solver) for _, _, solver in scored[:1 if bench.short(0.5) else starts]]
     pool = [*scored, *((bench.score(s), len(scored) + i, s) for i, s in enumerate([*fresh, *others]))]
     best = scored[0]
@@ -130,11 +134,15 @@ class _Bench:
         """The mean distance on the held-out part, by which solvers are chosen."""
         return float(self.held_out_distances(solver).mean())
 
+    def gain(self, solver):
+        """How much nearer than the base a solver is, in standard errors."""
+        own, theirs = self.held_out_distances(solver), self.held_out_distances(self.base)
+        return max(_standard_errors(theirs - own), _standard_errors((theirs + 1e-9).log() - (own + 1e-9).log()))
+
     def fitted(self, solver, stage):
         """What is reported of a solver."""
         own, theirs = self.held_out_distances(solver), self.held_out_distances(self.base)
-        gain = max(_standard_errors(theirs - own), _standard_errors((theirs + 1e-9).log() - (own + 1e-9).log()))
-        return Fitted(solver, _rms(own), self.base, _rms(theirs), self.auto, gain, self.count, stage)
+        return Fitted(solver, _rms(own), self.base, _rms(theirs), self.auto, self.gain(solver), self.count, stage)
 
     def roll_out(self, solver):
         """The solver whose every step goes by least squares to the trajectory's state at the next level."""

@@ -15,7 +15,7 @@ import time
 import torch
 
 from ..diffusion import grids
-from ..diffusion.fit import fit
+from ..diffusion.fit import REAL, fit
 from ..diffusion.grids import discrete_sigma, flow_sigma
 from ..diffusion.linear import lengthened
 from ..diffusion.linear import run as run_solver
@@ -27,7 +27,6 @@ from .distil import Progress
 from .recipe import Recipe
 
 MOST_STEPS = 12
-REAL = 2.0              # standard errors of a gain that is taken for real
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
