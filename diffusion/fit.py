@@ -24,7 +24,7 @@ from .linear import LinearSolver, classical, run
 from .refine import differences, moved, parameters, solve_damped
 from .trajectories import at_levels, by_dynamic_programming, ranked
 
-REAL = 2.0              # standard errors of a gain that is taken for real
+REAL = 1.5              # standard errors of a gain that is taken for real
 ORDERS = (2, 3)         # of the classical solvers, with corrector
 RIDGE = 1e-3            # of the least squares of a roll-out, in units of each term's own size
 PATIENCE = 3            # steps without gain on the held-out part

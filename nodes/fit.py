@@ -51,7 +51,7 @@ class Fit(io.ComfyNode):
                                 tooltip="Step counts between commas, a solver is fitted for each; 1 to 12."),
                 io.Int.Input("use_steps", default=4, min=1, max=12, optional=True,
                              tooltip="Which of them is handed on; the nearest where it is not among them."),
-                io.Int.Input("trajectories", default=32, min=4, max=4096, optional=True,
+                io.Int.Input("trajectories", default=64, min=4, max=4096, optional=True,
                              tooltip="Pictures that the model draws with many steps, to learn from. More are more certain."),
                 io.Float.Input("minutes", default=5.0, min=0.1, max=1440.0, step=0.5, optional=True,
                                tooltip="After that time nothing is refined further. Trajectories are finished in any case, and "
@@ -71,7 +71,7 @@ class Fit(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, guider=None, model=None, positive=None, negative=None, vae=None, cfg=4.0, steps="1, 2, 3, 4, 6, 8",
-                use_steps=4, trajectories=32, minutes=5.0, seed=0, reference_steps=60, limit_gib=8.0):
+                use_steps=4, trajectories=64, minutes=5.0, seed=0, reference_steps=60, limit_gib=8.0):
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(steps=tuple(step_counts(steps)), trajectories=trajectories, reference_steps=reference_steps, seed=seed)
         teacher = Teacher(guider, _shape(guider.model_patcher, latent), seed)

@@ -49,7 +49,7 @@ def _parser():
     fit.add_argument("--out", default="fit-out", help="folder for recipes, report, samples and trajectories (default: %(default)s)")
     _common(fit)
     fit.add_argument("--steps", type=_numbers, default="1,2,3,4,6,8", help="step counts, each gets a recipe (default: %(default)s)")
-    fit.add_argument("--trajectories", type=int, default=32, help="of the teacher; a quarter is held out (default: %(default)s)")
+    fit.add_argument("--trajectories", type=int, default=64, help="of the teacher; a quarter is held out (default: %(default)s)")
     fit.add_argument("--reference-steps", type=int, default=60, help="of each trajectory (default: %(default)s)")
     fit.add_argument("--cfg", type=float, default=2.0, help="guidance that the solvers are fitted for (default: %(default)g)")
     fit.add_argument("--effort", type=float, default=0.5,

@@ -44,7 +44,7 @@ class FitConfig:
     """
 
     steps: tuple = (4,)
-    trajectories: int = 32
+    trajectories: int = 64
     reference_steps: int = 60
     kept: int = 60
     effort: float = 0.5
