@@ -204,7 +204,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--teacher", choices=("flow", "epsilon"), help="only this one")
-    parser.add_argument("--trajectories", type=int, default=32, help="of the fit (default: %(default)s)")
+    parser.add_argument("--trajectories", type=int, default=64, help="of the fit (default: %(default)s)")
     parser.add_argument("--noises", type=int, default=NOISES, help=f"to compare on, {JUDGED} or more (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="keep the trajectories there; what is there is not timed again")
     args = parser.parse_args()
