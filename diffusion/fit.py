@@ -1,7 +1,7 @@
 """Fitting a solver to a model: step grid and weights for a few steps, from accurate trajectories, with no gradient of the model.
 
     data = trajectories.Trajectories(path, sigmas, states, predictions, denoise)
-    for fitted in fit(data, grids): ...          # the first is the best classical solver, each later one is better
+    for fitted in fit(data, grids): ...          # the first is a classical solver, each later one is better
     fitted.solver                                # a `linear.LinearSolver`
 
 1. Grids: those given, and one by dynamic programming over the trajectories' own levels (Chen et al. 2024, GITS, arXiv:2405.11326).
@@ -16,11 +16,12 @@ A part of the trajectories is held out: it says which candidate is kept, when to
 """
 
 import dataclasses
+import itertools
 import math
 
 import torch
 
-from .linear import LinearSolver, classical, run
+from .linear import LinearSolver, classical, run, solve
 from .refine import differences, moved, parameters, solve_damped
 from .trajectories import at_levels, by_dynamic_programming, ranked
 
@@ -71,35 +72,31 @@ def fit(data, grids, evaluations=math.inf, starts=3, seed=0, others=()):
     steps = len(grids[0]) - 1
     more = ranked(data, [*grids[1:], data.sigmas[by_dynamic_programming(data, steps)]], bench.train)[:starts - 1]
     solvers = [classical(grid, data.path, order) for grid in [grids[0], *more] for order in ORDERS[:max(1, steps - 1)]]
-    scored = sorted(((bench.score(s), i, s) for i, s in enumerate(solvers)), key=lambda item: item[:2])
-    bench.auto, bench.base = _rms(bench.held_out_distances(solvers[0])), solvers[0]
-    if bench.gain(scored[0][2]) > REAL:
-        bench.base = scored[0][2]
+    known = sorted(solvers, key=bench.score)
+    bench.auto = bench.base = solvers[0]
+    if bench.gain(known[0]) > REAL:
+        bench.base = known[0]
     yield bench.fitted(bench.base, "classical")
-    fresh = [bench.roll_out(solver) for _, _, solver in scored[:1 if bench.short(0.5) else starts]]
-    pool = [*scored, *((bench.score(s), len(scored) + i, s) for i, s in enumerate([*fresh, *others]))]
-    best = scored[0]
-    for start in sorted(pool, key=lambda item: item[:2])[:starts]:
-        if start[0] < best[0]:
-            best = start
-            yield bench.fitted(best[2], "start")
-        for score, solver in bench.descend(start[2], start[0]):
-            if score < best[0]:
-                best = (score, 0, solver)
-                yield bench.fitted(solver, "refined")
+    fresh = [bench.roll_out(solver) for solver in known[:1 if bench.short(0.5) else starts]]
+    best = known[0]
+    for start in sorted([*known, *fresh, *others], key=bench.score)[:starts]:
+        for stage, solver in itertools.chain([("start", start)], (("refined", s) for s in bench.descend(start))):
+            if bench.score(solver) < bench.score(best):
+                best = solver
+                yield bench.fitted(best, stage)
 
 
 # ---- the bench -------------------------------------------------------------------------------------
 
 class _Bench:
-    """Runs solvers on the trajectories. State: evaluations so far, the generator, the best classical solver, known distances."""
+    """Runs solvers on the trajectories. State: evaluations so far, the generator, solvers to compare with, known distances."""
 
     def __init__(self, data, evaluations, seed):
         self.data, self.limit, self.count = data, evaluations, 0
         self.train, self.held_out = data.split()
         self.deviation = data.deviation
         self.generator = torch.Generator().manual_seed(seed)
-        self.auto, self.base, self.known = math.nan, None, {}
+        self.auto, self.base, self.known = None, None, {}
 
     def short(self, share):
         """Whether a limit is set and no more than that share of it is left."""
@@ -115,9 +112,7 @@ class _Bench:
 
     def end(self, solver, which):
         """Where runs from those trajectories' starts end."""
-        for state in run(solver, self.model(which), self.data.states[which, 0]):
-            x = state.x
-        return x
+        return solve(solver, self.model(which), self.data.states[which, 0])
 
     def distances(self, end, which):
         """Of the ends of runs from those trajectories' own, RMSE in units of the deviation, float64 (B,)."""
@@ -141,8 +136,8 @@ class _Bench:
 
     def fitted(self, solver, stage):
         """What is reported of a solver."""
-        own, theirs = self.held_out_distances(solver), self.held_out_distances(self.base)
-        return Fitted(solver, _rms(own), self.base, _rms(theirs), self.auto, self.gain(solver), self.count, stage)
+        own, base, auto = (_rms(self.held_out_distances(s)) for s in (solver, self.base, self.auto))
+        return Fitted(solver, own, self.base, base, auto, self.gain(solver), self.count, stage)
 
     def roll_out(self, solver):
         """The solver whose every step goes by least squares to the trajectory's state at the next level."""
@@ -161,21 +156,21 @@ class _Bench:
             x = torch.einsum("k,knd->nd", row.to(terms), terms).reshape(x.shape)
         return LinearSolver(solver.sigmas, tuple(rows))
 
-    def descend(self, solver, score):
-        """Damped Gauss-Newton steps from a solver; yields (held-out score, solver) after each.
+    def descend(self, solver):
+        """Damped Gauss-Newton steps from a solver; yields the solver after each.
 
         The derivatives of one point serve a few steps, corrected by what each step was seen to do (Broyden 1965, eq. 4.5).
         """
-        damping, idle, path = DAMPING, 0, self.data.path
+        damping, idle, path, score = DAMPING, 0, self.data.path, self.score(solver)
         while idle < PATIENCE:
             which = self._subset(solver.steps)
             if which is None:
                 return
-            target = self.data.states[which, -1]
-            end = self.end(solver, which)
+            model, first, target = self.model(which), self.data.states[which, 0], self.data.states[which, -1]
+            trace = list(run(solver, model, first))
+            end = trace[-1].x
             near = float(self.distances(end, which).median())
-            columns, names, end = differences(solver, path, self.model(which), self.data.states[which, 0],
-                                              min(max(near, FINEST), COARSEST))
+            columns, names = differences(solver, path, model, first, trace, min(max(near, FINEST), COARSEST))
             for reuse in range(REUSES):
                 before = self.distances(end, which)
                 soft = float(before.quantile(SOFT)) + 1e-9
@@ -202,7 +197,7 @@ class _Bench:
                 damping, solver, end = max(damping * times / 6, 1e-10), better, reached
                 now = self.score(solver)
                 idle, score = (0, now) if now < score * 0.998 else (idle + 1, score)
-                yield now, solver
+                yield solver
 
     def _subset(self, steps):
         """Training trajectories for one Gauss-Newton step: all, or as many as leave evaluations for two more; None when spent."""

@@ -12,6 +12,7 @@ import torch
 
 from .paths import check_sigmas
 from .samplers import State, combine, rows
+from .step import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def lengthened(solver, path):
     times = path.flow_time(torch.tensor(solver.sigmas, dtype=torch.float64))
     at = int((times[:-1] - times[1:]).argmax())
     middle = float(path.at_flow_time(times[at:at + 2].mean()))
-    (a, b), *_ = rows([solver.sigmas[at], middle, 0.0], path, 1)
+    a, b = (float(v) for v in weights(path, solver.sigmas[at], middle)[:2])
     state, prediction, *earlier = solver.rows[at]
     new = [(a, b), (state / a, 0.0, prediction - state * b / a, *earlier)]
     later = [(*row[:i + 1], 0.0, *row[i + 1:]) if len(row) > i + 1 else row for i, row in enumerate(solver.rows[at + 1:], 1)]
@@ -73,5 +74,17 @@ def run(solver, denoiser, x):
     for i, row in enumerate(solver.rows):
         x0 = denoiser(x, solver.sigmas[i])
         held = [x0, *held]
-        x = combine(x, row[0], list(zip(row[1:], held)), 0.0, None)
+        x = stepped(row, x, held)
         yield State(i, solver.sigmas[i], solver.sigmas[i + 1], x0, x)
+
+
+def stepped(row, x, held):
+    """The state after the step of that row; `held` has the predictions so far, the last one first."""
+    return combine(x, row[0], list(zip(row[1:], held)), 0.0, None)
+
+
+def solve(solver, denoiser, x):
+    """The image at the end of `run`."""
+    for state in run(solver, denoiser, x):
+        x = state.x
+    return x

@@ -2,39 +2,32 @@
 
 import torch
 
-from .linear import LinearSolver
+from .linear import LinearSolver, stepped
 
 LEVEL_STEP = 0.05       # least change of lambda that is tried: discrete models know no finer noise levels
 FARTHEST = 0.4          # share of the gap to a neighbour by which a level may move at once
 
 
-def differences(solver, path, denoiser, x, step):
-    """(columns, names, end): the change of the run's end with each parameter (P, B, ...), what each is, and the end itself.
+def differences(solver, path, denoiser, x, trace, step):
+    """(columns, names): the change of the run's end with each parameter (P, B, ...), and what each is.
 
-    A name is (step, place) for a weight and (step, None) for the lambda of that step's level. `step` is the size of the
-    perturbation, as a share of the state that it is added to.
+    A name is (step, place) for a weight and (step, None) for the lambda of that step's level. `trace` is the run from x, its
+    states as `linear.run` yields them; `step` is the size of the perturbation, as a share of the state that it is added to.
     """
-    states, held = [x], []
-    for sigma, row in zip(solver.sigmas, solver.rows):
-        held.append(denoiser(states[-1], sigma))
-        states.append(_next(states[-1], row, held))
+    states, made = [x, *(state.x for state in trace)], [state.x0 for state in trace]
     columns, names = [], []
     for i, sigma in enumerate(solver.sigmas[:-1]):
-        changes = [(term, None) for term in (states[i], *reversed(held[:i + 1]))]
+        held = made[i::-1]
+        changes = [(term, None) for term in (states[i], *held)]
         label = [(i, place) for place in range(len(changes))]
         if i:
             shift = max(step, LEVEL_STEP)       # towards the picture, where there always is room
-            slope = (denoiser(states[i], _shifted(path, sigma, shift)) - held[i]) / shift
+            slope = (denoiser(states[i], _shifted(path, sigma, shift)) - made[i]) / shift
             changes.append((solver.rows[i][1] * slope, slope))
             label.append((i, None))
-        columns += _carried(solver, denoiser, i, states[i + 1], held[:i + 1], changes, step, states[-1])
+        columns += _carried(solver, denoiser, i, states[i + 1], held, changes, step, states[-1])
         names += label
-    return torch.stack(columns), names, states[-1]
-
-
-def _next(x, row, held):
-    """The state after a step; `held` has the predictions in the order in which they were made."""
-    return row[0] * x + sum(w * p for w, p in zip(row[1:], reversed(held)))
+    return torch.stack(columns), names
 
 
 def _carried(solver, denoiser, i, x, held, changes, step, end):
@@ -45,10 +38,10 @@ def _carried(solver, denoiser, i, x, held, changes, step, end):
             for c, _ in changes]
     many = torch.cat([x + h * c for h, (c, _) in zip(size, changes)])
     past = [p.repeat(len(changes), *[1] * (p.ndim - 1)) for p in held]
-    past[-1] = torch.cat([held[-1] if p is None else held[-1] + h * p for h, (_, p) in zip(size, changes)])
+    past[0] = torch.cat([held[0] if p is None else held[0] + h * p for h, (_, p) in zip(size, changes)])
     for sigma, row in list(zip(solver.sigmas, solver.rows))[i + 1:]:
-        past.append(denoiser(many, sigma))
-        many = _next(many, row, past)
+        past.insert(0, denoiser(many, sigma))
+        many = stepped(row, many, past)
     return [(part - end) / h for part, h in zip(many.split(len(x)), size)]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from .linear import classical
+from .linear import classical, solve
 from .paths import Path
+from .step import step, weights
 
 HELD_OUT = 0.25         # share of the trajectories
 
@@ -63,9 +64,7 @@ def by_dynamic_programming(data, steps):
     cost = torch.full((last + 1, last + 1), math.inf, dtype=torch.float64)
     states, predictions = data.states.flatten(2).float(), data.predictions.flatten(2).float()
     for i in range(last):
-        ends = levels[i + 1:]
-        a = ends / levels[i]
-        b = path.alpha(ends) - a * path.alpha(levels[i])
+        a, b, _ = weights(path, levels[i], levels[i + 1:])
         for j in range(i + 1, last + 1):
             k = j - i - 1
             off = float(a[k]) * states[:, i] + float(b[k]) * predictions[:, i] - states[:, j]
@@ -83,17 +82,17 @@ def by_dynamic_programming(data, steps):
 
 def ranked(data, grids, which):
     """`grids`, the one first whose order-2 run is nearest when the model's answers are read off the trajectories."""
-    log = data.path.flow_time(data.sigmas[:-1])
+    times = data.path.flow_time(data.sigmas[:-1])
+
+    def answer(x, sigma):
+        time = data.path.flow_time(torch.tensor(sigma, dtype=torch.float64))
+        at = int((times > time).sum().clamp(1, len(times) - 1))
+        share = float(((times[at - 1] - time) / (times[at - 1] - times[at])).clamp(0, 1))
+        return torch.lerp(data.predictions[which, at - 1].to(x), data.predictions[which, at].to(x), share)
 
     def error(grid):
-        held, x = [], data.states[which, 0]
-        for i, row in enumerate(classical(grid, data.path).rows):
-            time = data.path.flow_time(torch.as_tensor(grid[i], dtype=torch.float64))
-            at = int((log > time).sum().clamp(1, len(log) - 1))
-            share = float(((log[at - 1] - time) / (log[at - 1] - log[at])).clamp(0, 1))
-            held.insert(0, torch.lerp(data.predictions[which, at - 1].to(x), data.predictions[which, at].to(x), share))
-            x = row[0] * x + sum(w * p for w, p in zip(row[1:], held))
-        return float((x - data.states[which, -1]).flatten(1).square().mean(1).sqrt().mean())
+        off = solve(classical(grid, data.path), answer, data.states[which, 0]) - data.states[which, -1]
+        return float(off.flatten(1).square().mean(1).sqrt().mean())
 
     return sorted(_distinct(grids), key=error)
 
@@ -117,8 +116,7 @@ def at_levels(data, sigmas, which):
             out.append(data.states[which, at])
             continue
         a, before, after, x = levels[at], data.predictions[which, at], data.states[which, at + 1], data.states[which, at]
-        part = [classical([a, to, 0.0] if to > 0 else [a, 0.0], data.path, 1).rows[0] for to in (sigma, levels[at + 1])]
-        guess, end = (r[0] * x + r[1] * before for r in part)
+        guess, end = (step(x, before, data.path, a, to) for to in (sigma, levels[at + 1]))
         share = (a - sigma) / (a - levels[at + 1])
         out.append(guess + share**2 * (after - end))      # a first-order step's error grows with the square of its length
     return out

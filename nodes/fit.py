@@ -9,7 +9,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.linear import run as run_solver
+from ..diffusion.linear import solve
 from ..training import pictures
 from ..training.files import check_folder
 from ..training.fitting import FitConfig, SolverFit
@@ -148,8 +148,8 @@ def held_out(run, steps):
         solvers["fitted"] = run.recipe(steps).solver
     drawn = {f"converged\n{run.config.reference_steps} steps": run.data.states[which, -1]}
     for name, solver in solvers.items():
-        for state in run_solver(solver, lambda x, sigma: run.data.denoise(x, sigma, which), run.data.states[which, 0]):
-            drawn[f"{name}\n{steps} steps"] = state.x
+        drawn[f"{name}\n{steps} steps"] = solve(solver, lambda x, sigma: run.data.denoise(x, sigma, which),
+                                                run.data.states[which, 0])
     return drawn
 
 

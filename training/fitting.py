@@ -17,8 +17,7 @@ import torch
 from ..diffusion import grids
 from ..diffusion.fit import REAL, fit
 from ..diffusion.grids import discrete_sigma, flow_sigma
-from ..diffusion.linear import lengthened
-from ..diffusion.linear import run as run_solver
+from ..diffusion.linear import lengthened, solve
 from ..diffusion.paths import path as path_of
 from ..diffusion.trajectories import Trajectories
 from .cache import LIMIT, CacheSpec, TrajectoryCache, start
@@ -146,12 +145,12 @@ class SolverFit:
     # ---- results -------------------------------------------------------------------------------
 
     def gained(self, steps):
-        """Whether the fitted solver is better than the best classical one on held-out noise by more than chance."""
+        """Whether the fitted solver is better than the classical one to fall back on, on what was held out and beyond chance."""
         fitted = self.found[steps]
         return fitted.gain > REAL and fitted.error < fitted.classical
 
     def recipe(self, steps):
-        """The recipe for that step count: the fitted solver, or the best classical one where there was no gain."""
+        """The recipe for that step count: the fitted solver, or the classical one where there was no gain."""
         fitted, config = self.found[steps], self.config
         gained = self.gained(steps)
         solver = fitted.solver if gained else fitted.base
@@ -217,7 +216,4 @@ class _Plain:
 
 def sample_recipe(recipe, denoise, noise):
     """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
-    x = start(noise, recipe.sigmas, path_of(recipe.path))
-    for state in run_solver(recipe.solver, denoise, x):
-        x = state.x
-    return x
+    return solve(recipe.solver, denoise, start(noise, recipe.sigmas, path_of(recipe.path)))

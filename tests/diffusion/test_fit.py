@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fewstep.diffusion import grids, refine
+from fewstep.diffusion import grids, linear, refine
 from fewstep.diffusion.fit import fit
 from fewstep.diffusion.linear import LinearSolver, classical, lengthened, run
 from fewstep.diffusion.mixture import line_mixture
@@ -36,10 +36,6 @@ def trajectories(case, count, generator, steps=60):
     return Trajectories(path, levels, torch.stack(states, 1), torch.stack(predictions, 1), lambda x, s, which: denoiser(x, s))
 
 
-def end(solver, denoiser, x):
-    return [state.x for state in run(solver, denoiser, x)][-1]
-
-
 def rmse(a, b):
     return float((a - b).square().mean().sqrt())
 
@@ -49,7 +45,7 @@ def test_classical_rows_are_the_kernel(case, generator, order, corrector):
     path, sigma_of, denoiser = case
     x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
     levels = grids.grid("auto", 6, sigma_of, path)
-    ours = end(classical(levels, path, order, corrector), denoiser, x)
+    ours = linear.solve(classical(levels, path, order, corrector), denoiser, x)
     assert rmse(ours, solve(denoiser, x, levels, path, order=order, corrector=corrector)) < 1e-13
 
 
@@ -71,7 +67,7 @@ def test_a_lengthened_solver_gives_the_same(case, generator):
     solver = classical(grids.grid("uniform", 3, sigma_of, path), path, 3)
     longer = lengthened(lengthened(lengthened(solver, path), path), path)
     assert longer.steps == 6 and set(solver.sigmas) < set(longer.sigmas)
-    assert torch.allclose(end(longer, denoiser, x), end(solver, denoiser, x), atol=1e-12)
+    assert torch.allclose(linear.solve(longer, denoiser, x), linear.solve(solver, denoiser, x), atol=1e-12)
 
 
 def test_differences_are_the_derivatives(case, generator, monkeypatch):
@@ -80,8 +76,10 @@ def test_differences_are_the_derivatives(case, generator, monkeypatch):
     path, sigma_of, denoiser = case
     solver = classical(grids.grid("auto", 4, sigma_of, path, dimension=4), path)
     x = 2 * torch.randn(64, 4, generator=generator, dtype=torch.float64)
-    columns, names, reached = differences(solver, path, denoiser, x, 1e-5)
-    assert torch.allclose(reached, end(solver, denoiser, x), atol=1e-12)
+    trace = list(run(solver, denoiser, x))
+    columns, names = differences(solver, path, denoiser, x, trace, 1e-5)
+    reached = trace[-1].x
+    assert torch.allclose(reached, linear.solve(solver, denoiser, x), atol=1e-12)
     start = parameters(solver, names, path)
 
     def of(values):
@@ -140,8 +138,8 @@ def test_a_fit_gains_on_noise_it_has_not_seen(case, generator, steps):
     found = list(fit(data, starts))
     assert found[0].stage == "classical" and found[0].solver == found[0].base
     best = found[-1]
-    reached = end(best.solver, denoiser, unseen.states[:, 0])
-    auto = end(classical(starts[0], path), denoiser, unseen.states[:, 0])
+    reached = linear.solve(best.solver, denoiser, unseen.states[:, 0])
+    auto = linear.solve(classical(starts[0], path), denoiser, unseen.states[:, 0])
     assert best.gain > 2 and rmse(reached, unseen.states[:, -1]) < (0.75 if steps == 1 else 0.67) * rmse(auto, unseen.states[:, -1])
 
 
