@@ -20,7 +20,7 @@ import conftest  # noqa: E402, F401   makes the checkout importable as `fewstep`
 from fewstep.diffusion.grids import grid  # noqa: E402
 from fewstep.training.cache import CacheSpec, TrajectoryCache  # noqa: E402
 from fewstep.training.demo.teacher import DemoTeacher  # noqa: E402
-from fewstep.training.fitting import Guided  # noqa: E402
+from fewstep.training.denoiser import Guided  # noqa: E402
 
 TARGET = 1.1
 

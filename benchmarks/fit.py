@@ -22,8 +22,9 @@ from fewstep.training import pictures
 from fewstep.training.cache import start
 from fewstep.training.demo import data
 from fewstep.training.demo.teacher import DemoTeacher
+from fewstep.training.denoiser import Guided
 from fewstep.training.files import write_json
-from fewstep.training.fitting import FitConfig, Guided, SolverFit, sample_recipe
+from fewstep.training.fitting import FitConfig, SolverFit, sample_recipe
 
 CFG, STEPS, SHOWN_STEPS, REFERENCE = 2.0, (1, 2, 3, 4, 6, 8), 4, 60
 HELD_OUT = 4                    # labels that the fit never sees

@@ -1,7 +1,5 @@
 """Distil Few-Step LoRA: a queued graph job over `training`, the very code that `fewstep demo` runs."""
 
-from pathlib import Path
-
 import comfy.model_management
 import comfy.sample
 import comfy.utils
@@ -129,7 +127,7 @@ def _cache(model, positive, negative):
     They are the same for all seeds: the widget changes its own after every run.
     """
     identity = {"patches": patches_of(model, model.model_options), "conditioning": digest([positive, negative[0]]), "seed": 0}
-    return Path(folder_paths.get_user_directory()) / "fewstep" / "trajectories", identity
+    return host.trajectory_folder(), identity
 
 
 def _check_conditioning(name, value):

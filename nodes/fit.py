@@ -1,11 +1,9 @@
 """Fit Few-Step Solver: a queued graph job over `training.fitting`, asked through the guider that will sample."""
 
 import math
-from pathlib import Path
 
 import comfy.sample
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -13,7 +11,7 @@ from ..diffusion.linear import solve
 from ..training import pictures
 from ..training.files import check_folder
 from ..training.fitting import FitConfig, SolverFit
-from . import recipes, show
+from . import host, recipes, show
 from .compare import step_counts
 from .decode import decode
 from .guiding import Prompts, Teacher
@@ -75,7 +73,7 @@ class Fit(io.ComfyNode):
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(steps=tuple(step_counts(steps)), trajectories=trajectories, reference_steps=reference_steps, seed=seed)
         teacher = Teacher(guider, _shape(guider.model_patcher, latent), seed)
-        folder = check_folder(Path(folder_paths.get_user_directory()) / "fewstep" / "trajectories")
+        folder = check_folder(host.trajectory_folder())
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
         drawn = {}

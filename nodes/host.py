@@ -4,12 +4,14 @@ The rest of the pack meets ComfyUI's moving parts only here.
 """
 
 import contextlib
+from pathlib import Path
 
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
+import folder_paths
 import torch
 
 from ..diffusion.grids import discrete_sigma
@@ -56,6 +58,11 @@ def sigma_of(model_sampling):
         return torch.tensor(values, dtype=torch.float64)
 
     return flow
+
+
+def trajectory_folder():
+    """Where trajectory caches are kept: they are the same for fitting and distilling."""
+    return Path(folder_paths.get_user_directory()) / "fewstep" / "trajectories"
 
 
 def base_of(patcher):

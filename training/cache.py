@@ -146,7 +146,10 @@ class TrajectoryCache:
 
     def noise(self, count):
         """The unit noise that the first `count` trajectories start from, (count, *shape)."""
-        return torch.stack([noise_of(self.spec.seed, n, self.spec.shape) for n in range(count)])
+        return self._noise(range(count))
+
+    def _noise(self, numbers):
+        return torch.stack([noise_of(self.spec.seed, n, self.spec.shape) for n in numbers])
 
     def conditions(self, count):
         """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
@@ -168,8 +171,7 @@ class TrajectoryCache:
     def _start(self, number):
         """The shard's states at the first level: noise, from each trajectory's own seed."""
         spec = self.spec
-        noise = torch.stack([noise_of(spec.seed, n, spec.shape) for n in self._members(number)])
-        return start(noise, spec.sigmas, path(spec.path), spec.noise_scale)
+        return start(self._noise(self._members(number)), spec.sigmas, path(spec.path), spec.noise_scale)
 
     def _solve(self, teacher, number):
         """Solve and write a shard; yields the share done."""

@@ -54,9 +54,7 @@ class DistilConfig:
 
     def __post_init__(self):
         for name in ("steps", "updates", "batch", "chunk", "images", "rank"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+            check_whole(name, getattr(self, name))
         for name, choices in (("method", METHODS), ("target", TARGETS), ("metric", ("l2", "pseudo-huber"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -67,11 +65,15 @@ class DistilConfig:
                 raise ValueError(f"{name} must be a finite number from {low} to {high}, got {value!r}.")
         if self.phases is None:
             object.__setattr__(self, "phases", self.steps)
-        if isinstance(self.phases, bool) or not isinstance(self.phases, int) or self.phases < 1:
-            raise ValueError(f"phases must be a whole number of 1 or more, got {self.phases!r}.")
+        check_whole("phases", self.phases)
         if self.image_steps is None:
             object.__setattr__(self, "image_steps", self.phases * math.ceil(8 / self.phases))
         if self.image_steps < 1 or self.image_steps % self.phases:
             raise ValueError(f"image_steps must be a multiple of phases ({self.phases}), got {self.image_steps}.")
-        if isinstance(self.between, bool) or not isinstance(self.between, int) or self.between < 0:
-            raise ValueError(f"between must be a whole number of 0 or more, got {self.between!r}.")
+        check_whole("between", self.between, 0)
+
+
+def check_whole(name, value, least=1):
+    """Raise ValueError naming the setting when it is not a whole number of `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}.")

@@ -56,3 +56,19 @@ def bound(denoiser, condition, cfg=1.0):
         return guided(denoiser, x, sigma, condition, cfg)
 
     return call
+
+
+class Guided:
+    """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a float.
+
+    identity: what of it a cache must tell apart.
+    """
+
+    def __init__(self, denoiser, cfg, conditioning=""):
+        self.denoiser, self.cfg = denoiser, float(cfg)
+        self.path, self.sigma_of, self.shape = denoiser.path, denoiser.sigma_of, denoiser.shape
+        self.conditions, self.noise_scale, self.base = denoiser.conditions, denoiser.noise_scale, denoiser.base
+        self.identity = {"model": self.base, "patches": "", "conditioning": conditioning, "guidance": f"CFG {self.cfg:g}"}
+
+    def __call__(self, x, sigma, condition):
+        return guided(self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg)

@@ -18,7 +18,7 @@ import torch
 from ..diffusion.grids import grid, shifted
 from ..diffusion.samplers import batch_noise, sample
 from .cache import CacheSpec, TrajectoryCache, recorded, start
-from .denoiser import bound
+from .denoiser import Guided, bound
 from .files import save_lora
 from .lora import Lora
 from .objectives.consistency import METRICS, consistency
@@ -89,7 +89,7 @@ class Distillation:
         parts = []
         with self.lora.off():
             if self.cache:
-                yield from self.cache.build(lambda x, sigma, which: bound(denoiser, which, config.cfg)(x, sigma), count)
+                yield from self.cache.build(Guided(denoiser, config.cfg), count)
                 noise, parts = self.cache.noise(count), [self.cache.read(count)[0]]
             else:
                 noise = torch.randn(count, *denoiser.shape, generator=self.generator)

@@ -4,7 +4,7 @@
     for progress in run.progress(): ...         # stop at any time: the trajectories so far are kept in `folder`
     run.recipe(4), run.rows, run.report()
 
-The teacher is guided: `Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No weight changes, no gradient.
+The teacher is guided: `denoiser.Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No weight is changed.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from ..diffusion.linear import lengthened, solve
 from ..diffusion.paths import path as path_of
 from ..diffusion.trajectories import Trajectories
 from .cache import LIMIT, CacheSpec, TrajectoryCache, start
-from .denoiser import guided
+from .config import check_whole
 from .distil import Progress
 from .recipe import Recipe
 
@@ -58,27 +58,9 @@ class FitConfig:
         if not counts or not whole or counts[0] < 1 or counts[-1] > MOST_STEPS:
             raise ValueError(f"steps must be whole numbers from 1 to {MOST_STEPS}, got {self.steps!r}.")
         for name, low in (("trajectories", 4), ("reference_steps", 2 * MOST_STEPS), ("kept", MOST_STEPS), ("starts", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of {low} or more, got {value!r}.")
+            check_whole(name, getattr(self, name), low)
         if not self.effort > 0:
             raise ValueError(f"effort must be above 0, got {self.effort!r}.")
-
-
-class Guided:
-    """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a float.
-
-    identity: what of it a cache must tell apart.
-    """
-
-    def __init__(self, denoiser, cfg, conditioning=""):
-        self.denoiser, self.cfg = denoiser, float(cfg)
-        self.path, self.sigma_of, self.shape = denoiser.path, denoiser.sigma_of, denoiser.shape
-        self.conditions, self.noise_scale, self.base = denoiser.conditions, denoiser.noise_scale, denoiser.base
-        self.identity = {"model": self.base, "patches": "", "conditioning": conditioning, "guidance": f"CFG {self.cfg:g}"}
-
-    def __call__(self, x, sigma, condition):
-        return guided(self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg)
 
 
 class SolverFit:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))       # for what the tests of this folder share
+
 ROOT = Path(__file__).parent.parent.parent
 WORKFLOWS = Path(__file__).parent / "workflows"
 
@@ -128,3 +130,11 @@ def workflow(name, **changes):
 @pytest.fixture(name="workflow")
 def workflow_fixture():
     return workflow
+
+
+@pytest.fixture
+def flow(host):
+    """What Load Demo Teacher gives for the flow teacher."""
+    from graph import load
+
+    return load(host, "flow")

@@ -1,10 +1,10 @@
 """In the real ComfyUI, in process: fitting a solver through a guider, and the caches of it."""
 
 import json
-import sys
 
 import pytest
 import torch
+from graph import load, pack, run
 
 pytestmark = pytest.mark.comfy
 SMALL = {"steps": "2, 4", "trajectories": 8, "reference_steps": 24, "cfg": 2.0}
@@ -23,28 +23,6 @@ def folders(host, tmp_path, monkeypatch):
 @pytest.fixture(params=["flow", "epsilon"])
 def teacher(host, request):
     return load(host, request.param)
-
-
-@pytest.fixture
-def flow(host):
-    return load(host, "flow")
-
-
-def load(host, kind, label="cat"):
-    return run(host, "FewstepLoadDemoTeacher", teacher=kind, label=label)
-
-
-def pack(host, name):
-    """A module of the pack as ComfyUI loaded it."""
-    return sys.modules[host.NODE_CLASS_MAPPINGS["FewstepFit"].__module__.removesuffix("nodes.fit") + name]
-
-
-def run(host, node_id, **inputs):
-    """Execute a V3 node as the host does, with its hidden inputs empty and inference mode on."""
-    node = host.NODE_CLASS_MAPPINGS[node_id]
-    node.hidden = type("Hidden", (), dict.fromkeys(("unique_id", "prompt", "extra_pnginfo")))
-    with torch.inference_mode():
-        return node.execute(**inputs).result
 
 
 def fit(host, teacher, **changes):

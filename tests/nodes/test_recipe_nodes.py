@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import sys
 
 import pytest
 import torch
+from graph import load, pack, run
 
 pytestmark = pytest.mark.comfy
 
@@ -16,28 +16,6 @@ def folders(host, tmp_path, monkeypatch):
     import folder_paths
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"}))
-
-
-@pytest.fixture
-def flow(host):
-    return load(host, "flow")
-
-
-def load(host, kind, label="cat"):
-    return run(host, "FewstepLoadDemoTeacher", teacher=kind, label=label)
-
-
-def pack(host, name):
-    """A module of the pack as ComfyUI loaded it."""
-    return sys.modules[host.NODE_CLASS_MAPPINGS["FewstepFit"].__module__.removesuffix("nodes.fit") + name]
-
-
-def run(host, node_id, **inputs):
-    """Execute a V3 node as the host does, with its hidden inputs empty and inference mode on."""
-    node = host.NODE_CLASS_MAPPINGS[node_id]
-    node.hidden = type("Hidden", (), dict.fromkeys(("unique_id", "prompt", "extra_pnginfo")))
-    with torch.inference_mode():
-        return node.execute(**inputs).result
 
 
 def cfg_guider(model, positive, negative, cfg=2.0):

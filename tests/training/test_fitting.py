@@ -11,7 +11,8 @@ from fewstep.diffusion.paths import path as path_of
 from fewstep.training import fitting
 from fewstep.training.cache import noise_of, start
 from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.fitting import FitConfig, Guided, SolverFit, fit_denoiser, sample_recipe
+from fewstep.training.denoiser import Guided
+from fewstep.training.fitting import FitConfig, SolverFit, fit_denoiser, sample_recipe
 from fewstep.training.recipe import Recipe
 
 RANGES = {"flow": None, "variance exploding": (0.01, 20.0), "variance preserving": (0.01, 0.9999)}

@@ -9,8 +9,9 @@ from tqdm import tqdm
 from ...diffusion.samplers import solve
 from .. import pictures
 from ..cache import start
+from ..denoiser import Guided
 from ..files import check_folder, save_recipe, write
-from ..fitting import FitConfig, Guided, SolverFit, sample_recipe
+from ..fitting import FitConfig, SolverFit, sample_recipe
 from . import data
 from .run import SHOWN
 from .teacher import DemoTeacher
