@@ -18,8 +18,8 @@ from fewstep.training import pictures
 from fewstep.training.demo import data
 from fewstep.training.demo.features import classify, features
 from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.distil import in_chunks
 from fewstep.training.metrics import frechet
+from fewstep.training.sampling import in_chunks
 
 SHOWN_ROWS, SHOWN_COLUMNS = 8, 8
 

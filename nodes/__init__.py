@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import compare, demo_teacher, distil, fit, inspect_sampler, load_lora, recipes, sampling, schedules
+from . import compare, demo_teacher, distil, fit, inspect_sampler, load_lora, pairs, prompts, recipes, sampling, schedules
 
 
 class FewstepExtension(ComfyExtension):
@@ -12,5 +12,6 @@ class FewstepExtension(ComfyExtension):
         recipes.register_folder()
 
     async def get_node_list(self):
-        files = (demo_teacher, schedules, sampling, inspect_sampler, compare, fit, distil, load_lora, recipes)
+        files = (demo_teacher, schedules, sampling, inspect_sampler, compare, fit, prompts, distil, pairs,
+                 load_lora, recipes)
         return [node for file in files for node in file.NODES]

@@ -73,7 +73,7 @@ class Fit(io.ComfyNode):
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(steps=tuple(step_counts(steps)), trajectories=trajectories, reference_steps=reference_steps, seed=seed)
         teacher = Teacher(guider, _shape(guider.model_patcher, latent), seed)
-        folder = check_folder(host.trajectory_folder())
+        folder = check_folder(host.folder("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
         drawn = {}

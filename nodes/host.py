@@ -35,6 +35,16 @@ def path_of(model_sampling, name="model"):
                      f"{' + '.join(kinds) or type(model_sampling).__name__}, which Fewstep can't sample or distil.")
 
 
+def prediction_of(model_sampling):
+    """What the model's network predicts, one of `diffusion.predictions.KINDS`."""
+    if path_of(model_sampling) is FLOW:
+        return "velocity"
+    for kind, name in ((SAMPLING.EDM, "edm"), (SAMPLING.V_PREDICTION, "v"), (getattr(SAMPLING, "X0", ()), "x0")):
+        if isinstance(model_sampling, kind):
+            return name
+    return "epsilon"
+
+
 def check_range(sigmas, model_sampling, name="sigmas"):
     """`sigmas` as a float64 grid that this model can be sampled along.
 
@@ -60,9 +70,14 @@ def sigma_of(model_sampling):
     return flow
 
 
-def trajectory_folder():
-    """Where trajectory caches are kept: they are the same for fitting and distilling."""
-    return Path(folder_paths.get_user_directory()) / "fewstep" / "trajectories"
+def folder(kind):
+    """Where Fewstep keeps things of that kind in the user directory: "trajectories" (for fitting and distilling alike), "runs"."""
+    return Path(folder_paths.get_user_directory()) / "fewstep" / kind
+
+
+def output(kind):
+    """A folder of that name in the output directory."""
+    return Path(folder_paths.get_output_directory()) / kind
 
 
 def base_of(patcher):
@@ -113,7 +128,7 @@ class ComfyDenoiser:
     def __init__(self, patcher, positives, negative, latent):
         self.model, self.module = patcher.model, patcher.model.diffusion_model
         sampling = patcher.get_model_object("model_sampling")
-        self.path, self.sigma_of = path_of(sampling), sigma_of(sampling)
+        self.path, self.sigma_of, self.prediction = path_of(sampling), sigma_of(sampling), prediction_of(sampling)
         self.noise_scale = float(getattr(sampling, "noise_scale", 1.0))
         self.device = patcher.load_device
         self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)

@@ -24,18 +24,22 @@ class LoadFewStepLora(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the LoRA was made from."),
                 io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras"), tooltip="A LoRA made by Fewstep."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="1 is what it was made for."),
+                io.Boolean.Input("any_base", default=False, optional=True, advanced=True,
+                                 tooltip="Load it on a model that it was not made from, a relative for instance."),
             ],
             outputs=[io.Model.Output(display_name="MODEL"), io.Sampler.Output(display_name="SAMPLER"),
                      io.Sigmas.Output(display_name="SIGMAS"), io.Float.Output(display_name="cfg")],
         )
 
     @classmethod
-    def execute(cls, model, lora_name, strength):
+    def execute(cls, model, lora_name, strength, any_base=False):
         tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name))
         if recipe is None:
             raise ValueError(f"lora_name must be a LoRA with a Fewstep recipe inside, {lora_name} has none. Load it with "
                              "LoraLoaderModelOnly and choose sampler and schedule yourself.")
         warning = recipes.check_model(recipe, model, "lora_name", lora_name)
+        if warning and not any_base:
+            raise ValueError(f"{warning} Wire the model that it was made from, or switch any_base on to try.")
         loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)
         return io.NodeOutput(loaded, *recipes.outputs(recipe), ui={"text": (warning,)} if warning else None)
 

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "server", "folder_paths", "nodes", "aiohttp", "execution"}
+EXTRAS = {"training": {"diffusers", "transformers"}}        # room: packages that its functions may import, and no file at its head
 ALLOWED = {     # room: (own rooms it may import, packages it may import beside the standard library)
     "diffusion": ({"diffusion"}, {"torch"}),
     "training": ({"diffusion", "training"}, {"torch", "numpy", "safetensors", "PIL", "tqdm"}),
@@ -38,7 +39,14 @@ def breaches(path, room):
     """What a file imports that its room may not."""
     rooms, packages = ALLOWED[room]
     own, outside = imports(path, room)
-    return (own - rooms) | (outside - packages)
+    return (own - rooms) | (outside - packages - (EXTRAS.get(room, set()) - at_the_head(path)))
+
+
+def at_the_head(path):
+    """Packages that are imported as soon as the file is."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {name.split(".")[0] for node in body if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])}
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -57,6 +65,16 @@ def test_rule_finds_a_breach(room, line, tmp_path, monkeypatch):
     path = tmp_path / room / "x.py"
     path.write_text(f"def late():\n    {line}\n")
     assert breaches(path, room)
+
+
+def test_extras_are_imported_late_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "training").mkdir()
+    path = tmp_path / "training" / "x.py"
+    path.write_text("def late():\n    import diffusers\n")
+    assert not breaches(path, "training")
+    path.write_text("from diffusers import UNet2DModel\n")
+    assert breaches(path, "training") == {"diffusers"}
 
 
 def test_root_imports_nothing_at_module_level_and_names_no_v1_mapping():

@@ -15,6 +15,7 @@ class Denoiser(Protocol):
     module      the torch module whose Linear and Conv layers a LoRA may sit on
     shape       the shape of one sample, without the batch
     conditions  how many conditionings it holds; they are called 0, 1, ... and -1 is the unconditional one
+    prediction  what its network predicts, one of `diffusion.predictions.KINDS`
     noise_scale what the model multiplies noise by before it mixes it in; 1 for nearly all
     base        fingerprint of the weights (`lora.fingerprint`)
     """
@@ -23,6 +24,7 @@ class Denoiser(Protocol):
     module: torch.nn.Module
     shape: tuple
     conditions: int
+    prediction: str
     noise_scale: float
     base: str
 

@@ -22,7 +22,7 @@ from ..diffusion.paths import path as path_of
 from ..diffusion.trajectories import Trajectories
 from .cache import LIMIT, CacheSpec, TrajectoryCache, start
 from .config import check_whole
-from .distil import Progress
+from .progress import Progress
 from .recipe import Recipe
 
 MOST_STEPS = 12

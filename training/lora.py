@@ -116,6 +116,36 @@ class Lora:
         self.load(values)
 
 
+    def warm_start(self, tensors):
+        """Begin with a LoRA file's weights, whatever its rank; layers that it lacks begin at zero.
+
+        A lower rank is filled up (the rest of `down` as drawn, of `up` zero: the same function), of a higher one the best
+        approximation is taken (Eckart & Young 1936). Raises ValueError when it has no layer of this model, or one of another shape.
+        """
+        found = 0
+        for name, pair in self.weights.items():
+            key, down, up = f"diffusion_model.{name}", pair["down"], pair["up"]
+            if f"{key}.lora_up.weight" not in tensors:
+                continue
+            theirs_up, theirs_down = (tensors[f"{key}.{part}.weight"].float().flatten(1) for part in ("lora_up", "lora_down"))
+            if (len(theirs_up), theirs_down.shape[1]) != (len(up), down[0].numel()):
+                raise ValueError(f"The LoRA does not fit this model: {key} must be {len(up)} x {down[0].numel()}, got {len(theirs_up)} x "
+                                 f"{theirs_down.shape[1]}.")
+            rank = len(theirs_down)
+            scale = float(tensors.get(f"{key}.alpha", rank)) / rank * self.rank / self.alpha
+            if rank > self.rank:
+                u, s, v = torch.linalg.svd(theirs_up @ theirs_down, full_matrices=False)
+                root = s[:self.rank].sqrt()
+                theirs_up, theirs_down, rank = u[:, :self.rank] * root, root[:, None] * v[:self.rank], self.rank
+            with torch.no_grad():
+                down[:rank].copy_(theirs_down.reshape(-1, *down.shape[1:]))
+                up[:, :rank].copy_(theirs_up * scale)
+            found += 1
+        if not found:
+            raise ValueError("The LoRA does not fit this model: it has none of its layers. Its keys must be those of ComfyUI, "
+                             "diffusion_model.<layer>.lora_up.weight.")
+
+
 def target_layers(module, include=("*",), exclude=()):
     """{name: layer} of the Linear and ungrouped convolution layers whose name matches; raises ValueError when none does."""
     found = {name: m for name, m in module.named_modules() if isinstance(m, LAYERS) and getattr(m, "groups", 1) == 1

@@ -10,9 +10,10 @@ from fewstep.training.config import DistilConfig
 from fewstep.training.demo import data
 from fewstep.training.demo.run import COLUMNS, demo
 from fewstep.training.demo.teacher import DemoTeacher, label_vector
-from fewstep.training.distil import Distillation, trajectories
+from fewstep.training.distil import Distillation
 from fewstep.training.files import load_lora
 from fewstep.training.metrics import frechet
+from fewstep.training.sampling import trajectories
 from PIL import Image
 
 KINDS = ("flow", "epsilon")
@@ -55,7 +56,7 @@ def test_the_file_holds_the_run(finished, tmp_path):
     assert recipe.trained["updates"] == 60
     other = Distillation(DemoTeacher(run.denoiser.kind), DistilConfig(**SMALL))
     other.lora.load_state_dict(tensors)
-    assert all(torch.equal(a, b) for a, b in zip(other.lora.parameters(), run.averaged))
+    assert all(torch.equal(a, b) for a, b in zip(other.lora.parameters(), run.adapter))
     other.close()
 
 
@@ -119,13 +120,14 @@ def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path
     first, calls = cached(tmp_path, kind=kind)
     assert calls == 4 * 9       # 8 samples and 8 probes in chunks of 4, 8 steps of which the first is halved
     second, calls = cached(tmp_path, kind=kind)
-    assert calls == 0 and torch.equal(first.anchors, second.anchors)
+    assert calls == 0 and torch.equal(first.data.anchors, second.data.anchors)
     assert all(torch.equal(a, b) for a, b in zip(first.probe, second.probe))
     teacher, noise = DemoTeacher(kind), first.cache.noise(16)
     assert torch.equal(first.probe[0], noise[8:])
-    plain = torch.cat(list(trajectories(teacher, noise, torch.arange(16) % teacher.conditions, 2.0, first.fine, first.kept,
-                                        order=2, corrector=True, chunk=4)))
-    assert torch.equal(first.anchors, plain[:8]) and torch.equal(first.probe[2], plain[8:, -1])
+    phases, condition = first.phases, torch.arange(16) % teacher.conditions
+    plain = torch.cat(list(trajectories(teacher, noise, condition, 2.0, phases.fine, phases.kept, order=2,
+                                        corrector=True, chunk=4)))
+    assert torch.equal(first.data.anchors, plain[:8]) and torch.equal(first.probe[2], plain[8:, -1])
     sizes = [f.stat().st_size for f in first.cache.folder.glob("*.safetensors")]
     assert sum(sizes) < 1.01 * first.cache.bytes(16) + 4000       # no predictions
 
@@ -187,33 +189,33 @@ def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():
     for in_place in (True, False):
         run = Distillation(Model(in_place), DistilConfig(**{**SMALL, "updates": 2, "images": 8}))
         list(run.progress())
-        assert run.overwrites == in_place
+        assert run.descent.backward.overwrites == in_place
         gradients.append(run.lora_tensors())
         run.close()
     for key, value in gradients[1].items():
         assert torch.allclose(gradients[0][key], value, atol=1e-6), key
 
 
-def test_overflowing_gradients_are_left_out_until_none_is_finite():
-    """The loss's scale falls while the gradient overflows, the adapter stays as it was, and at scale 1 the run says why it ends."""
+def test_overflowing_gradients_are_left_out_and_counted_until_it_is_hopeless():
+    """The loss's scale falls while the gradient overflows, the adapter stays as it was, and in the end the run says why."""
     run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "images": 8}))
     for _ in run._sample_data():
         pass
     before = [p.detach().clone() for p in run.lora.parameters()]
-    assert run.scale == 2**15
-    run._backward = lambda compute: _overflow(run, compute)
-    for scale in (2**11, 2**7, 2**3, 1):
+    assert run.descent.scale == 2**15
+    backward = run.descent.backward
+    run.descent.backward = lambda compute: _overflow(run, backward, compute)
+    for number, scale in enumerate((2**11, 2**7, 2**3, 1, 1, 1, 1, 1, 1), 1):
         run.update()
-        assert run.scale == scale
+        assert (run.descent.scale, run.descent.skipped) == (scale, number)
         assert all(torch.equal(a, b) for a, b in zip(before, run.lora.parameters()))
-    with pytest.raises(ArithmeticError, match="The gradient must be finite; it is not at update 5. Lower lr"):
+    with pytest.raises(ArithmeticError, match="10 updates in a row were not, because the gradient overflowed. Lower lr"):
         run.update()
     run.close()
 
 
-def _overflow(run, compute):
-    loss = compute()
-    loss.backward()
+def _overflow(run, backward, compute):
+    loss = backward(compute)
     run.lora.parameters()[1].grad.fill_(float("inf"))
     return loss
 

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from .. import pictures
 from ..config import DistilConfig
-from ..distil import Distillation, teacher_samples
+from ..distil import Distillation
 from ..files import check_folder, write_json
 from ..metrics import frechet, rmse
+from ..sampling import teacher_samples
 from . import data
 from .features import features
 from .teacher import DemoTeacher
@@ -22,7 +23,7 @@ SHOWN = ("smiling face", "cat", "heart", "animal face", "flower", "fruit", "car"
 COLUMNS = ("teacher-50", "base-4", "distilled-1", "distilled-2", "distilled-4")
 
 
-def demo(out, *, kind="flow", method="consistency", device="cpu", seed=0, **settings):
+def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings):
     """Run the demo into the folder `out`; returns the metrics that it writes there.
 
     Raises OSError when `out` cannot be written, ValueError for a setting out of range; both before any work.

@@ -50,7 +50,7 @@ class DemoTeacher:
         self.shape, self.conditions = (CHANNELS, SIZE, SIZE), len(self.labels)
         self.table = discrete_sigmas()
         self.sigma_of = flow_sigma() if kind == "flow" else discrete_sigma(self.table)
-        self.noise_scale = 1.0
+        self.noise_scale, self.prediction = 1.0, "velocity" if kind == "flow" else "epsilon"
         self.base = fingerprint(self.module)
         self._labels = torch.stack([label_vector(label) for label in [*self.labels, None]]).to(self.device)
 

@@ -1,0 +1,298 @@
+"""Our trainer beside an independent run of the LCM-LoRA recipe (`lcm_recipe`), on both demo teachers at CFG 2.
+
+    python benchmarks/distil.py [--json FILE] [--seconds S] [--samples N] [--teachers a,b] [--methods a,b] [--device cpu|cuda]
+
+Every method runs at equal training samples and at equal wall seconds, which count from the start of a run to its last update, the
+teacher's trajectories and the run's own measurements included. Each side has its own defaults, which is what a user runs: ours
+a rank of 16 and one rate, given beforehand; the recipe a rank of 64 and the best of three rates in hindsight (1e-3 is too high: it
+made the flow teacher worse than untrained). The same for both: batch 16, float32, every Linear and convolution layer. Ours has to
+know its length: a trial takes the time of a few updates, and the run gets as many as fit, with trajectories in the proportion of
+the defaults. The recipe stops when the time is over. Run it on a machine that does nothing else: `cpu_seconds` of a row far below
+its seconds (times its threads) tells that others took part.
+
+RMSE      to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1; 64 noises that no run has seen, over all labels.
+          Ours is sampled as its own recipe says; for the LCM-LoRA the best of its samplers in hindsight (`lcm_recipe.SAMPLERS`)
+Frechet   distance of these 64 pictures to the emoji, in the features of the packaged classifier
+samples/s training samples by all seconds of the run
+memory    largest of the process (on CUDA: of tensors) while it trains, beyond what it holds with the teacher loaded and run once;
+          each run has a process of its own
+
+Three ratios, best of ours / recipe, geometric means over the teachers, from the runs of equal seconds: RMSE at 4 steps (target
+0.7), samples/s (target 1.2) and memory (target 0.8). The best of ours is one method for both teachers, the one of the lowest
+geometric mean of RMSE at 4 steps; the recipe's rate is the one best by that RMSE, for each teacher. The base model's row is the
+untrained one at CFG 2, the best of orders 1 and 2 with and without our shift. With --json, rows that the file already holds are
+kept, and each new one is saved as soon as it is known.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from fewstep.diffusion.grids import grid, shifted
+from fewstep.training.config import METHODS, DistilConfig
+from fewstep.training.demo import data
+from fewstep.training.demo.features import features
+from fewstep.training.demo.teacher import DemoTeacher
+from fewstep.training.distil import MEASURED, PROBES, Distillation
+from fewstep.training.files import write_json
+from fewstep.training.metrics import frechet, rmse
+from fewstep.training.sampling import teacher_samples
+from lcm_recipe import SAMPLERS, Memory, train
+from safetensors.torch import load_file, save_file
+
+CFG, BATCH, STEPS, JUDGED = 2.0, 16, (1, 2, 4, 8), "4"
+BASE, RECIPE, RATES = "base", "LCM-LoRA", (3e-5, 1e-4, 3e-4)
+TRIED, SPARE = 8, 0.98      # updates of a trial; share of the seconds that is planned for
+TARGETS = {"rmse_ratio": ("RMSE at 4 steps", 0.7), "throughput_ratio": ("samples/s", 1.2), "memory_ratio": ("peak memory", 0.8)}
+KEY = ("teacher", "method", "lr", "budget", "asked", "device", "noises")
+
+
+# ---- one run, in a process of its own --------------------------------------------------------------
+
+def config_of(method, updates, images=None):
+    """Our defaults at that length; images: None for the defaults' trajectories a training sample."""
+    usual = DistilConfig(method=method)
+    images = images or max(1, round(updates * BATCH * usual.images / (usual.updates * usual.batch)))
+    return DistilConfig(method=method, cfg=CFG, batch=BATCH, updates=updates, images=images)
+
+
+def trial(teacher, method):
+    """What takes how long, seconds: {"start", "image", "update", "measure"}."""
+    chunk = DistilConfig(method=method).chunk
+    began, marks = time.perf_counter(), []
+    run = Distillation(teacher, config_of(method, TRIED, 2 * chunk - PROBES))
+    for progress in run.progress():
+        marks.append(time.perf_counter())
+        if progress.stage == "training":
+            break
+    image = (marks[1] - marks[0]) / chunk       # by the second chunk; the first has all that happens once
+    updates = []
+    for _ in range(TRIED):
+        before = time.perf_counter()
+        run.update()
+        updates.append(time.perf_counter() - before)
+    before = time.perf_counter()
+    run.measure()
+    return {"start": max(0.0, marks[0] - began - chunk * image), "image": image, "update": statistics.median(updates),
+            "measure": time.perf_counter() - before}
+
+
+def length(times, method, seconds):
+    """(updates, images) that fit into the seconds."""
+    usual = DistilConfig(method=method)
+    images = usual.images / (usual.updates * usual.batch) * BATCH       # an update
+    left = SPARE * seconds - times["start"] - PROBES * times["image"] - (MEASURED + 2) * times["measure"]
+    updates = max(2, int(left / (times["update"] + images * times["image"])))
+    return updates, config_of(method, updates).images
+
+
+def ours(teacher, job):
+    """(row, sample) of a run of ours."""
+    memory, began = Memory(teacher.device), time.perf_counter()
+    run, drawn = Distillation(teacher, config_of(job["method"], job["updates"], job["images"])), 0.0
+    last = began
+    for progress in run.progress():
+        now = time.perf_counter()
+        if progress.stage != "training":
+            drawn += now - last
+        last = now
+    samples, seconds = BATCH * run.done, time.perf_counter() - began
+    row = {"samples": samples, "seconds": seconds, "data_seconds": drawn, "images": run.config.images,
+           "peak_memory_mib": memory.peak() / 2**20}
+    churn = run.recipe().churn
+    return row, lambda noise, condition, steps: run.student_samples(noise, condition, run.sigmas_for(steps), churn)
+
+
+def recipe(teacher, job):
+    """(row, sample) of a run of the recipe."""
+    until = {"updates": math.ceil(job["asked"] / BATCH)} if job["budget"] == "samples" else {"seconds": job["asked"]}
+    run = train(teacher, batch=BATCH, lr=job["lr"], **until)
+    return {"samples": run.samples_seen, "seconds": run.seconds, "data_seconds": 0.0,
+            "peak_memory_mib": run.peak_memory / 2**20}, run.sample
+
+
+@torch.no_grad()
+def evaluate(sample, samplers, noise, condition, reference):
+    """{steps: {"rmse", "frechet", "sampler"}}, of the samplers the best by RMSE; reference: pixels."""
+    real, out = features(data.to_pixels(data.load("all")[0])), {}
+    for steps in STEPS:
+        found = []
+        for name, options in samplers.items():
+            pixels = data.to_pixels(sample(noise, condition, steps, **options).cpu()).clamp(-1, 1)
+            found.append((rmse(pixels, reference) / 2, frechet(features(pixels), real), name))
+        out[str(steps)] = dict(zip(("rmse", "frechet", "sampler"), min(found)))
+    return out
+
+
+def one(job, path):
+    """The row of a job. The base model's also writes the reference to `path`, which the others read."""
+    teacher = DemoTeacher(job["teacher"], job["device"])
+    if job["budget"] == "trial":
+        return trial(teacher, job["method"])
+    noise = torch.randn(job["noises"], *teacher.shape, generator=torch.Generator().manual_seed(1_000_000))
+    condition = torch.arange(job["noises"]) % teacher.conditions
+    if job["method"] == BASE:
+        run = Distillation(teacher, DistilConfig(cfg=CFG))
+
+        def sample(noise, condition, steps, order, shift):
+            sigmas = grid("uniform", steps, shifted(teacher.sigma_of, shift), teacher.path)
+            return teacher_samples(run.lora, teacher, noise, condition, CFG, sigmas, order)
+
+        reference = data.to_pixels(sample(noise, condition, 50, 2, run.config.shift).cpu()).clamp(-1, 1)
+        save_file({"reference": reference}, path)
+        row = {"samples": 0, "seconds": 0.0}
+        samplers = {f"order {order}, shift {shift:g}": {"order": order, "shift": shift}
+                    for order in (1, 2) for shift in (1.0, run.config.shift)}
+    else:
+        with torch.no_grad():
+            teacher(noise[:1], torch.full((1,), 0.5), condition[:1])
+        began = time.process_time()
+        row, sample = (recipe if job["method"] == RECIPE else ours)(teacher, job)
+        row |= {"samples_per_second": row["samples"] / row["seconds"], "cpu_seconds": time.process_time() - began}
+        samplers = SAMPLERS if job["method"] == RECIPE else {"own": {}}
+        reference = load_file(path)["reference"]
+    return {**{k: job[k] for k in KEY}, **row, "threads": torch.get_num_threads(),
+            "steps": evaluate(sample, samplers, noise, condition, reference)}
+
+
+# ---- all of them -----------------------------------------------------------------------------------
+
+def child(job, path):
+    """`one` in a process of its own; None, with a line, when it fails."""
+    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(job), "--reference", str(path)], stdout=subprocess.PIPE,
+                          text=True)
+    if done.returncode:
+        print(f"FAILED ({done.returncode}): {job}", flush=True)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def jobs(kind, args):
+    """The runs on one teacher, as `KEY` names them."""
+    same = {"teacher": kind, "device": args.device, "noises": args.noises}
+    for budget, asked in (("samples", args.samples), ("seconds", args.seconds)):
+        for method, lr in [*((m, None) for m in args.methods), *((RECIPE, lr) for lr in RATES)]:
+            yield {**same, "method": method, "lr": lr, "budget": budget, "asked": asked}
+
+
+def planned(job, times, path):
+    """The job with the length of our run; times: of the trials so far, {method: ...}. None when its trial fails."""
+    method = job["method"]
+    if method == RECIPE:
+        return job
+    if job["budget"] == "samples":
+        updates, images = math.ceil(job["asked"] / BATCH), None
+    else:
+        times[method] = times.get(method) or child({**job, "budget": "trial"}, path)
+        if times[method] is None:
+            return None
+        updates, images = length(times[method], method, job["asked"])
+    return {**job, "updates": updates, "images": images}
+
+
+def run_missing(kind, args, rows, save):
+    """Run on one teacher what `rows` lack, and append it."""
+    have = {tuple(row[k] for k in KEY) for row in rows}
+    missing = [job for job in jobs(kind, args) if tuple(job[k] for k in KEY) not in have]
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path, times = Path(folder) / "reference.safetensors", {}
+        base = {**missing[0], "method": BASE, "lr": None, "budget": "none", "asked": 0}
+        made = child(base, path)
+        rows[:] = [row for row in rows if tuple(row[k] for k in KEY) != tuple(base[k] for k in KEY)]
+        for job in [None, *missing]:
+            if job:
+                job = planned(job, times, path)
+                made = job and child(job, path)
+            if made:
+                rows.append(made)
+                save()
+                print(line(made), flush=True)
+
+
+def summary(rows, args):
+    """The three ratios with what they are made of; None for each as long as runs lack."""
+    wanted = {"budget": "seconds", "asked": args.seconds, "device": args.device, "noises": args.noises}
+    rows = [row for row in rows if wanted.items() <= row.items()]
+    error = lambda row: row["steps"][JUDGED]["rmse"]
+    theirs = {r["teacher"]: r for r in sorted(rows, key=error, reverse=True) if r["method"] == RECIPE}
+    methods = {}
+    for row in rows:
+        if row["method"] in METHODS:
+            methods.setdefault(row["method"], {})[row["teacher"]] = row
+    whole = {m: found for m, found in methods.items() if found.keys() >= set(args.teachers) and m in args.methods}
+    if not whole or not theirs.keys() >= set(args.teachers):
+        return dict.fromkeys(TARGETS)
+    best = min(whole, key=lambda m: statistics.geometric_mean(error(whole[m][t]) for t in args.teachers))
+
+    def ratio(value):
+        return statistics.geometric_mean(value(whole[best][t]) / value(theirs[t]) for t in args.teachers)
+
+    return {"rmse_ratio": ratio(error), "throughput_ratio": ratio(lambda r: r["samples_per_second"]),
+            "memory_ratio": ratio(lambda r: r["peak_memory_mib"]), "best": best, "teachers": args.teachers,
+            "recipe_lr": {t: theirs[t]["lr"] for t in args.teachers}, "seconds_ratio": ratio(lambda r: r["seconds"]),
+            "training_throughput_ratio": ratio(lambda r: r["samples"] / (r["seconds"] - r["data_seconds"]))}
+
+
+HEAD = ("| teacher | equal | method | seconds | samples | samples/s | MiB | RMSE at 1, 2, 4, 8 steps | Fréchet at 1, 2, 4, 8 |\n"
+        + "|---" * 9 + "|")
+
+
+def line(row):
+    """A row of the table."""
+    trained = row["method"] != BASE
+    name = row["method"] + (f", {row['lr']:g}" if row["lr"] else "")
+    figures = [f"{row['seconds']:.0f}", row["samples"], f"{row['samples_per_second']:.1f}",
+               f"{row['peak_memory_mib']:.0f}"] if trained else ["–"] * 4
+    measured = [", ".join(format(row["steps"][str(n)][key], places) for n in STEPS)
+                for key, places in (("rmse", ".4f"), ("frechet", ".2f"))]
+    return "| " + " | ".join(map(str, [row["teacher"], row["budget"] if trained else "–", name, *figures, *measured])) + " |"
+
+
+def show(rows, found):
+    """The table and the targets."""
+    print("\n" + HEAD)
+    for row in rows:
+        print(line(row))
+    if found["rmse_ratio"] is None:
+        return print("\nNo ratios: runs are missing.")
+    print(f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, samples/s of training "
+          f"alone {found['training_throughput_ratio']:.2f}")
+    for key, (name, target) in TARGETS.items():
+        met = found[key] >= target if key == "throughput_ratio" else found[key] <= target
+        print(f"{name}: {found[key]:.3f} of the recipe's, target {target}: {'met' if met else 'MISSED'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = lambda known: lambda text: [n for n in text.split(",") if n in known or parser.error(f"there is no {n}: {known}")]
+    parser.add_argument("--json", type=Path, help="write the rows there; those that it holds are kept")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
+    parser.add_argument("--samples", type=int, default=8000, help="of each run (default: %(default)s)")
+    parser.add_argument("--teachers", type=names(("flow", "epsilon")), default=["flow", "epsilon"])
+    parser.add_argument("--methods", type=names(METHODS), default=list(METHODS), help="of ours; the recipe always runs")
+    parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return print(json.dumps(one(args.one, args.reference)))
+    rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    save = lambda: args.json and write_json(args.json, {"rows": rows, "summary": summary(rows, args)})
+    for kind in args.teachers:
+        run_missing(kind, args, rows, save)
+    save()
+    show(rows, summary(rows, args))
+
+
+if __name__ == "__main__":
+    main()

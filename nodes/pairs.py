@@ -1,0 +1,160 @@
+"""Reflow Pairs and Train on Pairs: the two stages of reflow, for those who want them one by one."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..diffusion.grids import grid, shifted
+from ..training.cache import noise_of
+from ..training.data import Data, load_pairs, save_pairs
+from ..training.files import check_folder, free_name
+from ..training.sampling import trajectories
+from . import families, host, lora_files, show
+from .distil import advanced_inputs, config_for, finish, outputs
+from .guiding import digest, patches_of
+from .training import MEMORY, Order, check, train
+
+PAIRS = io.Custom("FEWSTEP_PAIRS")
+TRAINED_ON = ("rectified-diffusion", "reflow")
+SUFFIX = ".pairs.safetensors"
+
+
+class ReflowPairs(io.ComfyNode):
+    """FewstepReflowPairs."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepReflowPairs",
+            display_name="Reflow Pairs",
+            category="Fewstep",
+            description="Draws pictures with this model and keeps each with the noise that it came from: what reflow learns from. "
+                        "For another round, wire the model with the LoRA of the round before. The file goes to "
+                        "output/fewstep_pairs.",
+            search_aliases=["rectified flow", "dataset", "distil", "fewstep"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The teacher: checkpoint, merge, or with LoRAs applied."),
+                io.Conditioning.Input("positive", tooltip="Prompts; each conditioning entry is one, taken in turn."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt of the guidance."),
+                io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
+                io.Int.Input("count", default=256, min=1, max=100_000, tooltip="How many pairs."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Solver steps of each (second order, no fresh noise)."),
+                io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1,
+                               tooltip="Guidance; 0: what is usual for the model's family. 1 for a model that is few-step."),
+                io.String.Input("name", default="pairs", tooltip="Name of the file; a number is added."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noises."),
+                io.Int.Input("chunk", default=4, min=1, max=256, optional=True, advanced=True,
+                             tooltip="Pictures drawn at once. Lower it when memory runs out."),
+            ],
+            outputs=[PAIRS.Output(display_name="PAIRS"), io.String.Output(display_name="file")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, count, steps, cfg, name, seed, chunk=4):
+        cfg, node = cfg or families.family(model).cfg, cls.hidden.unique_id
+        check(Order(model=model, positive=positive, negative=negative, latent=latent, config=None, memory="", name=name, node=node))
+        folder = check_folder(host.output("fewstep_pairs"))
+        empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
+        with host.training_session(model) as patcher, torch.no_grad():
+            denoiser = host.ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
+            sigmas = grid("uniform", steps, shifted(denoiser.sigma_of, families.shift(model)), denoiser.path)
+            noise = torch.stack([noise_of(seed, n, denoiser.shape) for n in range(count)])
+            condition, parts, bar = torch.arange(count) % denoiser.conditions, [], comfy.utils.ProgressBar(count, node_id=node)
+            for part in trajectories(denoiser, noise, condition, cfg, sigmas, order=2, corrector=True, chunk=chunk):
+                parts.append(part[:, 0])
+                bar.update_absolute(min(count, chunk * len(parts)), count)
+                comfy.model_management.throw_exception_if_processing_interrupted()
+            data = Data(images=torch.cat(parts), condition=condition, noise=noise * denoiser.noise_scale)
+        about = {"base": denoiser.base, "path": denoiser.path.name, "patches": patches_of(model, model.model_options),
+                 "conditioning": digest(positive), "conditions": denoiser.conditions, "cfg": cfg, "steps": steps, "seed": seed}
+        path = save_pairs(free_name(folder, show.file_stem(name), SUFFIX), data, about)
+        show.say(node, f"Saved {path.name}")
+        return io.NodeOutput((data, about), path.name, ui={"text": (f"Saved {path.name}",)})
+
+
+class LoadPairs(io.ComfyNode):
+    """FewstepLoadPairs."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepLoadPairs",
+            display_name="Load Pairs",
+            category="Fewstep",
+            description="Pairs that Reflow Pairs saved, here or elsewhere.",
+            search_aliases=["reflow", "dataset", "fewstep"],
+            inputs=[io.Combo.Input("file", options=_files(), tooltip="A file in output/fewstep_pairs.")],
+            outputs=[PAIRS.Output(display_name="PAIRS")],
+        )
+
+    @classmethod
+    def execute(cls, file):
+        if file not in _files():
+            raise ValueError(f"file must be one of those in output/fewstep_pairs, got {file!r}. Draw some with Reflow Pairs.")
+        return io.NodeOutput(load_pairs(host.output("fewstep_pairs") / file))
+
+
+class TrainOnPairs(io.ComfyNode):
+    """FewstepTrainOnPairs."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepTrainOnPairs",
+            display_name="Train on Pairs",
+            category="Fewstep",
+            description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a model whose paths are "
+                        "straight needs few steps. Cancel at any time; queueing the same again goes on.",
+            search_aliases=["reflow", "rectified flow", "instaflow", "lora", "fewstep"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that drew the pairs."),
+                PAIRS.Input("pairs", tooltip="From Reflow Pairs or Load Pairs."),
+                io.Conditioning.Input("positive", tooltip="The very prompts that the pairs were drawn for, in their order."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt of the teacher's guidance, for the comparison."),
+                io.Latent.Input("latent", tooltip="An empty latent of the pairs' size."),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes the preview."),
+                io.Combo.Input("method", options=list(TRAINED_ON), default=TRAINED_ON[0],
+                               tooltip="rectified-diffusion keeps the model's own prediction type, reflow learns velocities."),
+                io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
+                io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1,
+                               tooltip="Guidance of the teacher that fidelity is measured against; 0: as the pairs were drawn."),
+                io.Combo.Input("memory", options=list(MEMORY), default="auto", tooltip="What the run may take."),
+                io.String.Input("name", default="reflow", tooltip="Name of the LoRA file; a number is added."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Same seed, same LoRA on the same machine."),
+                *advanced_inputs(),
+            ],
+            outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, pairs, positive, negative, latent, method, steps, cfg, memory, name, seed, updates=0, batch=8, rank=0,
+                learning_rate=0.0, phases=0, layers="*", start_from=lora_files.NONE, vae=None):
+        data, about = pairs
+        config = config_for(model, method=method, steps=steps, cfg=cfg or about.get("cfg", 0), updates=updates or 600, batch=batch,
+                            rank=rank, lr=learning_rate, phases=phases or None, layers=layers, seed=seed)
+
+        def given(denoiser):
+            wanted = {"base": denoiser.base, "path": denoiser.path.name, "conditions": denoiser.conditions,
+                      "conditioning": digest(positive)}
+            odd = [k for k, v in wanted.items() if about.get(k, v) != v]
+            if odd:
+                raise ValueError(f"pairs must have been drawn with this model and these prompts; their {', '.join(odd)} differ. "
+                                 "Draw them again with Reflow Pairs, or wire what they were drawn with.")
+            return data
+
+        return finish(train(Order(model=model, positive=positive, negative=negative, latent=latent, config=config, memory=memory,
+                                  name=name, node=cls.hidden.unique_id, vae=vae, data=given, warm=lora_files.tensors(start_from))))
+
+
+def _files():
+    folder = host.output("fewstep_pairs")
+    return sorted(f.name for f in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+
+
+NODES = [ReflowPairs, LoadPairs, TrainOnPairs]

@@ -1,0 +1,152 @@
+"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same is queued again."""
+
+import dataclasses
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import folder_paths
+
+from ..training import pictures
+from ..training.distil import Distillation
+from ..training.files import check_folder, free_name
+from ..training.job import Job, folder_name
+from ..training.memory import BUDGETS, available, gib
+from ..training.sampling import teacher_samples
+from . import host, show
+from .decode import decode
+from .guiding import digest, patches_of
+
+MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
+SHOWN = 4       # pictures in the preview
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a node was asked for. data: of a `ComfyDenoiser` -> `training.data.Data`, or None; warm: tensors of a LoRA, or None."""
+
+    model: object
+    positive: list
+    negative: list
+    latent: dict
+    config: object
+    memory: str
+    name: str
+    node: str | None
+    vae: object = None
+    data: object = None
+    warm: dict | None = None
+
+
+def check(order):
+    """Raise ValueError naming an input that can't be trained from, before the model is loaded."""
+    for name, value in (("positive", order.positive), ("negative", order.negative)):
+        if not value:
+            raise ValueError(f"{name} must hold at least one conditioning, got none. Wire a text encoder's output.")
+    host.check_supported(order.model, {"positive": order.positive, "negative": order.negative})
+    host.path_of(order.model.get_model_object("model_sampling"))
+    show.file_stem(order.name)
+
+
+def train(order):
+    """(LoRA tensors, LOSS_MAP, preview IMAGE, SIGMAS, file) of a run that went to its end or was told to stop there."""
+    check(order)
+    folder = check_folder(folder_paths.get_folder_paths("loras")[0])
+    samples, ratio = order.latent["samples"], order.latent.get("downscale_ratio_spacial")
+    latent = comfy.sample.fix_empty_latent_channels(order.model, samples, ratio)
+    patches = patches_of(order.model, order.model.model_options)
+    prompts = digest([order.positive, order.negative[0]])
+    with host.training_session(order.model) as patcher:
+        denoiser = host.ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
+        data = order.data(denoiser) if order.data else None
+        about = {"base": denoiser.base, "patches": patches, "conditioning": prompts, "shape": list(denoiser.shape),
+                 "data": digest([data.images, data.condition, data.noise]) if data else "",
+                 "warm": digest(order.warm) if order.warm else ""}
+        folder_of_run = host.folder("runs") / folder_name(order.config, about)
+        # caches are the same for all seeds
+        cache = host.folder("trajectories"), {"patches": patches, "conditioning": prompts, "seed": 0}
+        config = _within(order, denoiser, data)
+        run = Distillation(denoiser, config, None if data else cache, data=data, warm=order.warm)
+        try:
+            check_folder(folder, sum(4 * p.numel() for p in run.adapter) + (1 << 20))
+            with Job(folder_of_run, run, about) as job:
+                path = _run(job, folder, order)
+            return (run.lora_tensors(), {"loss": [value for _, value in run.loss]}, _preview(run, order.vae),
+                    run.sigmas_for(config.steps).float(), path)
+        finally:
+            run.close()
+
+
+def _within(order, denoiser, data):
+    """The config with a micro-batch, and checkpointing where needed, that fit into the memory; the gradient is proved on the way.
+
+    Raises MemoryError that names what to lower.
+    """
+    config = order.config
+    trial = Distillation(denoiser, config, data=data)
+    try:
+        needed = trial.prove()
+    finally:
+        trial.close()
+    if order.memory == "auto":
+        budget = available(denoiser.device) + needed.weights        # which are loaded already
+    else:
+        budget = int(order.memory.split()[0]) * 1e9
+    micro, checkpointing = needed.choose(budget, config.batch)
+    show.say(order.node, f"about {gib(needed.peak(micro, checkpointing))}: {micro} of {config.batch} samples at once"
+                         + (", blocks recomputed" if checkpointing else ""))
+    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing or config.checkpointing, chunk=max(1, micro))
+
+
+def _run(job, folder, order):
+    """Run to the end, or until the user cancels or something fails: either way what has been learnt is saved as a LoRA too."""
+    run, node, bar = job.run, order.node, None
+    if job.resumed:
+        show.say(node, f"Going on at update {job.resumed} of {run.config.updates}")
+    try:
+        for progress in job.progress():
+            bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
+            bar.update_absolute(progress.step, progress.total)
+            if progress.step % 10 == 0 and progress.seconds_left is not None:
+                show.say(node, job.unsaved or f"{progress.stage}: loss {progress.loss:.4f}, {_time(progress.seconds_left)} left")
+            comfy.model_management.throw_exception_if_processing_interrupted()
+    except (Exception, comfy.model_management.InterruptProcessingException):      # the cancel is no Exception in newer hosts
+        if run.done:
+            path = _save(job, folder, order.name)
+            show.say(node, f"Stopped after {run.done} updates. Saved {path.name}. Queue again to go on.")
+        raise
+    path = _save(job, folder, order.name)
+    skipped = f", {run.descent.skipped} updates left out as not finite" if run.descent.skipped else ""
+    show.say(node, f"Saved {path.name}{skipped}")
+    return path
+
+
+def _save(job, folder, name):
+    """Write the LoRA: over the file that this very run wrote before, else under a free name."""
+    known = job.notes.get("lora")
+    path = folder / known if known and (folder / known).exists() else free_name(folder, show.file_stem(name), ".safetensors")
+    job.run.save(path)
+    job.notes["lora"] = path.name
+    return path
+
+
+def _time(seconds):
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _preview(run, vae):
+    """IMAGE: teacher / before / now from the same held-out noise, beside the curves; the curves alone without a VAE."""
+    curves = pictures.run_curves(run.loss, run.fidelity)
+    if vae is not None:
+        denoiser, config = run.denoiser, run.config
+        noise, condition, reference = (v[:SHOWN] for v in run.probe)
+        before = teacher_samples(run.lora, denoiser, noise, condition, config.cfg, config.steps, order=1,
+                                 chunk=config.chunk)
+        now = run.student_samples(noise, condition, run.sigmas_for(config.steps))
+        heads = ("teacher", f"before\n{config.steps} steps", f"now\n{config.steps} steps")
+        columns = {head: decode(vae, denoiser.model.process_latent_out(x.cpu()))
+                   for head, x in zip(heads, (reference, before, now))}
+        scale = max(1, 128 // next(iter(columns.values())).shape[-1])
+        grid_picture = pictures.grid(columns, [str(i + 1) for i in range(len(noise))], "Same starting noise", scale)
+        curves = pictures.stack(grid_picture, curves)
+    return show.image(curves)

@@ -1,0 +1,238 @@
+"""A run that can't be lost: exact resumption, kills at any moment, and faults with the outcome that is promised."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fewstep.training import job as jobs
+from fewstep.training.config import METHODS, DistilConfig
+from fewstep.training.distil import Distillation
+from fewstep.training.job import STATE, STATUS, Job, load_state
+from tiny import Tiny
+
+SMALL = dict(updates=20, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
+ABOUT = {"base": "demo", "conditioning": "labels"}
+
+
+def run(folder, last=None, every=3, **changes):
+    """A run in that folder, cut off by a cancel after update `last`; closed."""
+    run = Distillation(Tiny(), DistilConfig(**{**SMALL, **changes}))
+    try:
+        with Job(folder, run, ABOUT, every=every) as job:
+            for _ in job.progress():
+                if run.done == last:
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    finally:
+        run.close()
+    return run
+
+
+def result(run):
+    """All that a run has to show."""
+    return [*run.lora_tensors().values(), *run.descent.averaged, *run.lora.parameters()], run.loss, run.fidelity, run.best[0]
+
+
+def same(first, second):
+    (tensors, *rest), (others, *again) = result(first), result(second)
+    return rest == again and all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"method": m} for m in METHODS] + [
+    {"method": "reflow", "rounds": 3}, {"times": "adaptive", "method": "windowed-reflow"}, {"target": "ema", "between": 1},
+    {"curriculum": True, "method": "consistency", "solver": "2m", "substeps": 2}, {"micro": 3}, {"checkpointing": True}])
+def test_a_run_in_parts_equals_a_run_at_once(tmp_path, options):
+    whole = run(tmp_path / "whole", **options)
+    for last in (1, 5, 9, 14):
+        assert run(tmp_path / "parts", last, **options).done == last
+        assert json.loads((tmp_path / "parts" / STATUS).read_text())["state"] == "paused"
+    assert same(whole, run(tmp_path / "parts", **options))
+    status = json.loads((tmp_path / "parts" / STATUS).read_text())
+    assert (status["state"], status["done"], status["total"]) == ("finished", 20, 20) and status["best"] == whole.best[0]
+
+
+def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
+    whole = run(tmp_path)
+    monkeypatch.setattr(Distillation, "update", lambda self: pytest.fail("trained again"))
+    again = run(tmp_path)
+    assert result(again)[1:] == result(whole)[1:]
+    assert all(torch.equal(a, b) for a, b in zip(again.lora_tensors().values(), whole.lora_tensors().values()))
+
+
+def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(tmp_path):
+    """The model itself raises, at each of many calls, as it does when a user cancels in ComfyUI."""
+    whole = run(tmp_path / "whole")
+
+    class Cancelled(Tiny):
+        left = 0
+
+        def __call__(self, *args):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().__call__(*args)
+
+    dice, teacher = random.Random(0), Cancelled()
+    for _ in range(40):
+        parts, teacher.left = Distillation(teacher, DistilConfig(**SMALL)), dice.randint(12, 24)
+        try:
+            with Job(tmp_path / "parts", parts, ABOUT, every=3) as job:
+                for _ in job.progress():
+                    pass
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            parts.close()
+    assert same(whole, parts)
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
+import conftest, torch
+torch.set_num_threads(1)
+from tiny import Tiny
+from fewstep.training.config import DistilConfig
+from fewstep.training.distil import Distillation
+from fewstep.training.job import Job
+run = Distillation(Tiny({width}), DistilConfig(**{config!r}))
+with Job({folder!r}, run, {about!r}, every={every}) as job:
+    for progress in job.progress():
+        print(run.done, flush=True)
+"""
+
+
+def program(folder, every=1, width=24, **changes):
+    """The same run in a process of its own."""
+    text = PROGRAM.format(tests=str(Path(__file__).parent.parent), config={**SMALL, **changes}, folder=str(folder), about=ABOUT,
+                          every=every, width=width)
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_100_steps_at_once_equal_40_a_kill_and_the_rest(tmp_path):
+    whole = run(tmp_path / "whole", updates=100)
+    process = program(tmp_path / "parts", every=10, updates=100)
+    for line in process.stdout:
+        if int(line) >= 40:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert json.loads((tmp_path / "parts" / STATUS).read_text())["done"] in (30, 40)
+    assert same(whole, run(tmp_path / "parts", updates=100))
+
+
+@pytest.mark.slow
+def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
+    """A state of several MB is written after every update, so that kills fall into the writing too."""
+    dice, seen, killed = random.Random(1), 0, 0
+    options = {"updates": 4000, "rank": 256, "width": 2048}
+    while killed < 20:
+        process = program(tmp_path, **options)
+        for line in process.stdout:
+            if int(line) > seen:        # under way: kill it at a moment that nothing chooses
+                time.sleep(dice.uniform(0, 0.4))
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        killed += 1
+        tensors, numbers = load_state(tmp_path / STATE)
+        assert numbers["done"] >= seen and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
+        json.loads((tmp_path / STATUS).read_text()), json.loads((tmp_path / "manifest.json").read_text())
+        seen = numbers["done"]
+    assert seen >= 20
+
+
+def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
+    run(tmp_path, 2)
+    with pytest.raises(ValueError, match="holds another run: its lr is 0.002 and not 0.001. Choose another folder"):
+        run(tmp_path, lr=1e-3)
+    other = Distillation(Tiny(), DistilConfig(**SMALL))
+    with pytest.raises(ValueError, match="its base is 'demo' and not 'other'"), Job(tmp_path, other, {**ABOUT, "base": "other"}):
+        pass
+    other.close()
+    run(tmp_path, 4, micro=2)       # how it is cut to fit the memory is nobody's concern
+
+
+def test_two_at_once_are_refused(tmp_path):
+    first, second = (Distillation(Tiny(), DistilConfig(**SMALL)) for _ in range(2))
+    with Job(tmp_path, first, ABOUT):
+        with pytest.raises(RuntimeError, match="must be free to run in, and another process is at it"), Job(tmp_path, second, ABOUT):
+            pass
+    first.close(), second.close()
+
+
+def test_a_damaged_state_or_manifest_is_refused_by_name(tmp_path):
+    run(tmp_path, 4)
+    data = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(data[:len(data) // 2])
+    with pytest.raises(ValueError, match="state.safetensors must be a run's state, and can't be read"):
+        run(tmp_path)
+    (tmp_path / STATE).write_bytes(data)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="manifest.json must be the manifest of a run"):
+        run(tmp_path)
+
+
+def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
+    """Writing fails between updates 7 and 12; the state of update 6 stays, later ones are written again."""
+    write, seen = jobs.write, []
+
+    def full(path, data):
+        if 7 <= trained.done <= 12:
+            seen.append(load_state(tmp_path / STATE)[1]["done"])
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(jobs, "write", full)
+    trained = Distillation(Tiny(), DistilConfig(**SMALL))
+    with Job(tmp_path, trained, ABOUT, every=3) as job:
+        for _ in job.progress():
+            pass
+    trained.close()
+    assert seen and set(seen) == {6} and "No space left on device" in caplog.text and job.unsaved is None
+    monkeypatch.undo()
+    assert same(trained, run(tmp_path / "other"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom folders can be closed to")
+def test_a_folder_that_is_read_only_is_refused_before_any_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="must be writable"):
+        run(tmp_path / "run")
+
+
+def test_a_file_in_the_folders_place_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "run").write_text("x")
+    monkeypatch.setattr(Distillation, "progress", lambda self: pytest.fail("work began"))
+    with pytest.raises(OSError, match="must be writable"):
+        run(tmp_path / "run")
+
+
+def test_stop_ends_after_the_update_and_keeps_what_was_learnt(tmp_path):
+    stopped = Distillation(Tiny(), DistilConfig(**SMALL))
+    with Job(tmp_path, stopped, ABOUT) as job:
+        for _ in job.progress():
+            if stopped.done == 5:
+                stopped.stop()
+    stopped.close()
+    assert stopped.done == 5 and json.loads((tmp_path / STATUS).read_text())["state"] == "stopped"
+    assert len(stopped.lora_tensors()) == 6
+
+
+def test_only_folders_of_runs_are_deleted(tmp_path):
+    config = DistilConfig(**SMALL)
+    folder = tmp_path / jobs.folder_name(config, ABOUT)
+    run(folder, 2)
+    (tmp_path / "mine").mkdir()
+    assert not jobs.delete(tmp_path / "mine") and (tmp_path / "mine").is_dir()
+    assert jobs.delete(folder) and not folder.exists()

@@ -1,0 +1,161 @@
+"""Checkpointing that is exact: a block keeps nothing but its inputs, and is computed again in the backward pass.
+
+The block gets copies of its tensors both times, wherever they lie in its arguments (dicts, lists, tuples, dataclasses), so
+that it may write over them; what it writes into such a container itself the caller doesn't see. Random state (CPU, CUDA) and
+autocast are the same both times. Gradients of weights go straight to their .grad: `torch.autograd.grad` doesn't see them.
+"""
+
+import contextlib
+import copy
+import dataclasses
+
+import torch
+from torch import nn
+
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def blocks(module):
+    """The submodules worth recomputing: the smallest members of its lists and sequences that do a piece of work of their own.
+
+    A member qualifies with two or more weight layers; it is taken apart where three quarters of them lie in members of its own
+    that qualify (a UNet's level into residual and transformer blocks, but no mixture of experts into experts). Without any the
+    module is one block: exact, and no smaller.
+    """
+    return list(dict.fromkeys(_blocks(module))) or [module]
+
+
+def _blocks(module):
+    found = []
+    for child in module.children():
+        inside, layers = _blocks(child), _layers(child)
+        whole = isinstance(module, LISTS) and not isinstance(child, LISTS) and layers >= 2
+        found += [child] if whole and sum(map(_layers, inside)) < 0.75 * layers else inside
+    return found
+
+
+def _layers(module):
+    return sum(torch.is_tensor(w := getattr(m, "weight", None)) and w.ndim >= 2 for m in module.modules())
+
+
+@contextlib.contextmanager
+def replaced(modules, wrap):
+    """Within: forward of each module is wrap(forward)."""
+    own = [m.__dict__.get("forward") for m in modules]
+    for m in modules:
+        m.forward = wrap(m.forward)
+    try:
+        yield
+    finally:
+        for m, forward in zip(modules, own):
+            del m.forward
+            if forward is not None:
+                m.forward = forward
+
+
+def recomputed(forward, graph):
+    """`forward`, of which autograd keeps the inputs alone. Gradients of tensors inside it go straight to their .grad."""
+
+    def run(*args, **kwargs):
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        template, tensors = flatten((args, kwargs))
+        device = tensors[0].device if tensors else torch.device("cpu")
+        autocast, dice, form = _autocast(device.type), _dice(device), []
+
+        def call(tensors):
+            with autocast():
+                args, kwargs = unflatten(template, [t.clone() for t in tensors])
+                form[:], out = flatten([forward(*args, **kwargs)])
+            return out
+
+        token = torch.empty(0, requires_grad=True)      # the block's weights may want gradients when none of its inputs does
+        out = _Recomputed.apply(call, dice, graph, token, *tensors)
+        return unflatten(form, out)[0]
+
+    return run
+
+
+class _Recomputed(torch.autograd.Function):
+    """call(tensors) -> tuple of tensors, without a graph in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, call, dice, graph, token, *tensors):
+        ctx.call, ctx.dice, ctx.graph = call, dice, graph
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        # a view would forbid the caller to write over it
+        return tuple(t.clone() if t._is_view() else t for t in call(tensors))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        leaves = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[4:])]
+        with torch.enable_grad(), ctx.graph(), ctx.dice():
+            pairs = [(o, g) for o, g in zip(ctx.call(leaves), grads) if g is not None and o.requires_grad]
+            if pairs:
+                torch.autograd.backward(*zip(*pairs))
+        return None, None, None, None, *(t.grad for t in leaves)
+
+
+def _autocast(kind):
+    """A context of the present autocast. Its cache is off: it would hand out weights cast without a graph."""
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
+
+
+def _dice(device):
+    """A context in which the CPU's and the CUDA device's random generators go on from where they are now."""
+    cuda = device.type == "cuda"
+    state, device_state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+
+    @contextlib.contextmanager
+    def again():
+        with torch.random.fork_rng([device] if cuda else []):
+            torch.set_rng_state(state)
+            if cuda:
+                torch.cuda.set_rng_state(device_state, device)
+            yield
+
+    return again
+
+
+class _Place(int):
+    """Where in a list of tensors one belongs."""
+
+
+def flatten(value):
+    """(value with every tensor replaced by its place, the tensors)."""
+    tensors = []
+
+    def take(tensor):
+        tensors.append(tensor)
+        return _Place(len(tensors) - 1)
+
+    return _map(value, torch.Tensor, take), tensors
+
+
+def unflatten(value, tensors):
+    return _map(value, _Place, lambda place: tensors[place])
+
+
+def _map(value, kind, f):
+    """Copies of nested dicts, lists, tuples and dataclasses with f applied to each `kind` in them; other objects stay."""
+    if isinstance(value, kind):
+        return f(value)
+    if isinstance(value, dict):
+        new = copy.copy(value)
+        for key, part in value.items():
+            new[key] = _map(part, kind, f)
+        return new
+    if isinstance(value, (list, tuple)):
+        parts = [_map(part, kind, f) for part in value]
+        if type(value) is list:
+            return parts
+        same = all(a is b for a, b in zip(parts, value))
+        return value if same else type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        new = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(new, field.name, _map(getattr(value, field.name), kind, f))
+        return new
+    return value

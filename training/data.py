@@ -1,0 +1,80 @@
+"""What a run learns from: pictures of the teacher with their noise and what lies between, or data that the user brings.
+
+    Data.condition (N,)     which conditioning each sample belongs to
+    Data.images (N, ...)    model space
+    Data.noise (N, ...)     unit noise that a deterministic solver made the image from; None for images of another origin
+    Data.anchors (N, kept, ...)     its trajectory at the run's levels, from noise to image; None too
+
+Pairs on disk are one safetensors file: noise, images, condition, and in the metadata what they were made with.
+"""
+
+import dataclasses
+import json
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from .files import write
+
+METADATA_KEY = "fewstep.pairs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """See above. Raises ValueError naming the part that does not fit the others."""
+
+    images: torch.Tensor
+    condition: torch.Tensor
+    noise: torch.Tensor | None = None
+    anchors: torch.Tensor | None = None
+
+    def __post_init__(self):
+        count = len(self.images)
+        if count < 1:
+            raise ValueError("images must hold at least one picture, got none.")
+        if self.condition.shape != (count,):
+            raise ValueError(f"condition must hold one number for each of {count} images, got shape {tuple(self.condition.shape)}.")
+        if self.noise is not None and self.noise.shape != self.images.shape:
+            raise ValueError(f"noise must have the images' shape {tuple(self.images.shape)}, got {tuple(self.noise.shape)}.")
+        for name in ("images", "noise"):
+            value = getattr(self, name)
+            if value is not None and not bool(value.isfinite().all()):
+                raise ValueError(f"{name} must be finite, and is not. Make the data again.")
+
+    @property
+    def holds(self):
+        """The kinds of data (`methods.Method.needs`) that it can serve as."""
+        return ("images", *(["pairs"] if self.noise is not None else []), *(["trajectories"] if self.anchors is not None else []))
+
+    def check(self, denoiser, needs):
+        """Raise ValueError when it does not fit that model, or lacks what the method needs."""
+        if tuple(self.images.shape[1:]) != tuple(denoiser.shape):
+            raise ValueError(f"the data's pictures must have the shape {tuple(denoiser.shape)} of the run, got "
+                             f"{tuple(self.images.shape[1:])}. Use the same latent size for both.")
+        if int(self.condition.min()) < 0 or int(self.condition.max()) >= denoiser.conditions:
+            raise ValueError(f"the data's conditions must be 0 to {denoiser.conditions - 1}, got {int(self.condition.min())} to "
+                             f"{int(self.condition.max())}. Wire the prompts that it was made with.")
+        if needs not in self.holds:
+            raise ValueError(f"the method needs {needs}, the data holds {', '.join(self.holds)}. Choose another method, or let the run "
+                             "make its own data.")
+
+
+def save_pairs(path, data, about):
+    """Write noise, images and condition, whole or not at all; about: a JSON-able dict of what made them."""
+    tensors = {"noise": data.noise, "images": data.images, "condition": data.condition}
+    metadata = {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"}
+    return write(path, safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata))
+
+
+def load_pairs(path):
+    """(Data, about) of a file that `save_pairs` wrote; raises ValueError naming the file and what is wrong with it."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {k: file.get_tensor(k) for k in ("noise", "images", "condition")}
+    except Exception as error:      # whatever a damaged header leads to
+        raise ValueError(f"{path} must be a file of pairs that Fewstep wrote, and can't be read ({error}). Make it again.") from error
+    if about.get("version") != 1:
+        raise ValueError(f"{path} must be of version 1, got {about.get('version')!r}. Update Fewstep.")
+    return Data(**tensors), about

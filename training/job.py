@@ -1,0 +1,167 @@
+"""A run on disk: saved as it goes, so that it can't be lost, and continued bit by bit by whoever asks for the same again.
+
+    with Job(folder, run, about) as job:        # goes on where the folder's state ends
+        for progress in job.progress(): ...     # cancel at any time: the state is saved on the way out
+
+    folder/manifest.json        what the run is of: its config and `about`; another run's folder is refused
+    folder/state.safetensors    adapter, average, best, optimiser, generator, draws, history: whole or not there
+    folder/status.json          for people and the panel: state, step, total, fidelity
+
+A state is written every `every` updates and at the end, to a temporary file that is synced and renamed. Killed at any moment a run
+loses the updates since then, and no file. A full disk is reported and the run goes on: the state before it stays whole.
+"""
+
+import json
+import logging
+import shutil
+import time
+
+import safetensors.torch
+from safetensors import safe_open
+
+from . import storage
+from .files import check_folder, write, write_json
+
+VERSION = 1
+STATE, STATUS = "state.safetensors", "status.json"
+METADATA_KEY = "fewstep.state"
+
+
+class Job:
+    """`run` (a `distil.Distillation`) in `folder`. about: a JSON-able dict that tells runs of one config apart (model, prompts, ...).
+
+    Raises ValueError when the folder is another run's or its state is damaged, OSError when it can't be written, and RuntimeError
+    while another process is at it.
+    """
+
+    def __init__(self, folder, run, about, every=50, now=time.time):
+        self.run, self.every, self.now = run, every, now
+        self.folder = check_folder(folder)
+        self.about, self.resumed, self.unsaved, self._lock = json.loads(json.dumps(about)), 0, None, None
+        self.notes = {}                         # of whoever runs it, kept in the status
+        self._wanted = manifest(run.config, self.about)
+
+    def __enter__(self):
+        storage.tidy(self.folder)
+        self._lock = storage.lock(self.folder, alone=True)
+        if self._lock is None:
+            raise RuntimeError(f"{self.folder} must be free to run in, and another process is at it. Wait for it, or stop it.")
+        try:
+            self._claim()
+            self.notes = _notes(self.folder / STATUS)
+            if (self.folder / STATE).exists():
+                self.run.restore(*load_state(self.folder / STATE))
+                self.resumed = self.run.done
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self.save(self._ending(kind), required=kind is None)
+        finally:
+            self._lock.close()
+
+    def _ending(self, kind):
+        """The state in which a run ends, by the exception that ends it."""
+        if self.run.done >= self.run.config.updates:
+            return "finished"
+        if kind is None:
+            return "stopped" if self.run.stopped else "paused"
+        return "failed" if issubclass(kind, Exception) else "paused"
+
+    def progress(self):
+        """The run's `Progress`, with states saved on the way."""
+        self._status("running")
+        saved = self.run.done
+        for progress in self.run.progress():
+            if self.run.done - saved >= self.every and not self.run._is_due():
+                saved = self.run.done
+                self.save("running", required=False)
+            yield progress
+
+    def save(self, state, required=True):
+        """Write the state of the run. Where the disk refuses: raises OSError when `required`, else says so in the log."""
+        try:
+            if self.run.done:
+                tensors, numbers = self.run.state()
+                if state == "finished":
+                    tensors = {k: v for k, v in tensors.items() if not k.startswith("optimiser.")}
+                save_state(self.folder / STATE, tensors, numbers)
+            self._status(state)
+            self.unsaved = None
+        except OSError as error:
+            self.unsaved = f"{self.folder} can't be written ({error.strerror or error}). The state before is whole; free some space."
+            if required:
+                raise OSError(self.unsaved) from error
+            logging.warning("Fewstep: %s", self.unsaved)
+
+    def _status(self, state):
+        run = self.run
+        write_json(self.folder / STATUS, {
+            "state": state, "done": run.done, "total": run.config.updates, "skipped": run.descent.skipped, "method": run.config.method,
+            "fidelity": run.fidelity[-1][1] if run.fidelity else None, "best": run.best and run.best[0], "saved_at": round(self.now()),
+            "about": self.about, "notes": self.notes})
+
+    def _claim(self):
+        """Write the manifest, or check that it is this run's."""
+        file = self.folder / storage.MANIFEST
+        if not file.exists():
+            write_json(file, self._wanted)
+            return
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            theirs = {**found["spec"]["config"], **found["spec"]["about"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{file} must be the manifest of a run, and can't be read ({error}). Choose another folder.") from error
+        if found != self._wanted:
+            ours = {**self._wanted["spec"]["config"], **self.about}
+            odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
+            raise ValueError(f"{self.folder} holds another run: its {odd} is {theirs.get(odd, found.get('version'))!r} and not "
+                             f"{ours.get(odd, VERSION)!r}. Choose another folder, or set it back.")
+
+
+def manifest(config, about):
+    """What makes two runs the same, as it is written. How the work is cut to fit the memory does not."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("micro", "checkpointing", "chunk")}
+    return {"version": VERSION, "spec": {"config": settings, "about": about}}
+
+
+def _notes(file):
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["notes"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def folder_name(config, about):
+    """A name for the folder of that run."""
+    return storage.key(VERSION, manifest(config, json.loads(json.dumps(about)))["spec"])
+
+
+def save_state(path, tensors, numbers):
+    """Write a run's state, whole or not at all."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    return write(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: json.dumps(numbers)}))
+
+
+def load_state(path):
+    """(tensors, numbers) that `save_state` wrote; raises ValueError naming the file when it is damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()[METADATA_KEY])
+    except Exception as error:      # whatever a damaged header leads to
+        raise ValueError(f"{path} must be a run's state, and can't be read ({error}). Delete it to start this run again.") from error
+
+
+def delete(folder):
+    """Delete a run's folder unless a process is at it; returns whether it is gone. Only folders named as ours are touched."""
+    if not storage.is_ours(folder):
+        return False
+    alone = storage.lock(folder, alone=True)
+    if alone is None:
+        return False
+    with alone:
+        shutil.rmtree(folder)
+    return True

@@ -1,0 +1,41 @@
+"""Sampling through a `Denoiser` in chunks: the teacher's trajectories, and pictures at their ends."""
+
+import torch
+
+from ..diffusion.grids import grid
+from ..diffusion.samplers import batch_noise, sample
+from .cache import recorded, start
+from .denoiser import bound
+
+CHUNK = 32              # samples of one forward call, where nobody says
+
+
+def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, chunk=CHUNK, **solver):
+    """Sample from unit noise (B, ...) along `sigmas`; yield `chunk` samples at a time (b, len(kept), ...), model space.
+
+    kept: which of the len(sigmas) states of each trajectory, rising; 0 is the first, of noise, -1 the image alone.
+    solver: order and corrector of `samplers.sample`.
+    """
+    kept = [k % len(sigmas) for k in kept]
+    for i in range(0, len(noise), chunk):
+        fresh = batch_noise(seed + i)
+        x = start(noise[i:i + chunk], sigmas, denoiser.path, denoiser.noise_scale)
+        states = [x] if 0 in kept else []
+        run = sample(bound(denoiser, condition[i:i + chunk], cfg), x, sigmas, denoiser.path, churn=churn, **solver,
+                     noise=lambda x, fresh=fresh: denoiser.noise_scale * fresh(x))
+        for _ in recorded(run, kept, states, []):
+            pass
+        yield torch.stack(states, 1)
+
+
+def in_chunks(denoiser, noise, condition, cfg, sigmas, **options):
+    """The images at the end of `trajectories`, (B, ...), float32."""
+    return torch.cat(list(trajectories(denoiser, noise, condition, cfg, sigmas, **options)))[:, 0]
+
+
+@torch.no_grad()
+def teacher_samples(lora, denoiser, noise, condition, cfg, steps, order=2, chunk=CHUNK):
+    """Images of the base model, adapter off, by the deterministic solver of that order; steps: uniform times, or a grid."""
+    sigmas = grid("uniform", steps, denoiser.sigma_of, denoiser.path) if isinstance(steps, int) else steps
+    with lora.off():
+        return in_chunks(denoiser, noise, condition, cfg, sigmas, order=order, chunk=chunk)
