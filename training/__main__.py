@@ -77,8 +77,7 @@ def _parser():
     export.add_argument("lora", help="a LoRA made by Fewstep")
     export.add_argument("out", help="the file to write")
     export.add_argument("--to", choices=("diffusers", "comfyui"), default="diffusers",
-                        help="diffusers: for pipe.load_lora_weights; comfyui: of a LoRA distilled from a diffusers folder (default: "
-                             "%(default)s)")
+                        help="diffusers: for pipe.load_lora_weights; comfyui: of a file in diffusers' keys (default: %(default)s)")
     export.set_defaults(run=_export)
     return parser
 

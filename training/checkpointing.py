@@ -98,7 +98,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _autocast(kind):
-    """A context of the present autocast. Its cache is off: it would hand out weights cast without a graph."""
+    """A context of the present autocast. Its cache is off: PyTorch has handed out weights that were cast without a graph."""
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
 

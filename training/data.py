@@ -56,8 +56,8 @@ class Data:
             raise ValueError(f"the data's conditions must be 0 to {denoiser.conditions - 1}, got {int(self.condition.min())} to "
                              f"{int(self.condition.max())}. Wire the prompts that it was made with.")
         if needs not in self.holds:
-            raise ValueError(f"the method needs {needs}, the data holds {', '.join(self.holds)}. Choose another method, or let the run "
-                             "make its own data.")
+            raise ValueError(f"the method needs {needs}, the data holds {', '.join(self.holds)}. Choose another method, or let the "
+                             "run make its own data.")
 
 
 def save_pairs(path, data, about):
@@ -74,7 +74,7 @@ def load_pairs(path):
             about = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {k: file.get_tensor(k) for k in ("noise", "images", "condition")}
     except Exception as error:      # whatever a damaged header leads to
-        raise ValueError(f"{path} must be a file of pairs that Fewstep wrote, and can't be read ({error}). Make it again.") from error
+        raise ValueError(f"{path} must be pairs that Fewstep wrote, and can't be read ({error}). Draw them again.") from error
     if about.get("version") != 1:
         raise ValueError(f"{path} must be of version 1, got {about.get('version')!r}. Update Fewstep.")
     return Data(**tensors), about

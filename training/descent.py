@@ -88,8 +88,8 @@ class Descent:
             if self.in_a_row >= MOST_SKIPPED:
                 what = "the gradient" if math.isfinite(loss) else "the model's output"
                 raise ArithmeticError(
-                    f"Loss and gradient must be finite; {self.in_a_row} updates in a row were not, because {what} overflowed. Lower lr "
-                    f"({self.config.lr:g}), or run the model in float32 or bfloat16. What was learnt before is kept.")
+                    f"Loss and gradient must be finite; {self.in_a_row} updates in a row were not, because {what} overflowed. "
+                    f"Lower lr ({self.config.lr:g}), or run the model in float32 or bfloat16. What was learnt before is kept.")
         self.optimiser.zero_grad(set_to_none=True)
 
     def _lr_factor(self):

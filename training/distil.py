@@ -173,8 +173,8 @@ class Distillation:
             else:
                 generator = torch.Generator().manual_seed(config.seed + 7919 * number)
                 noise = torch.randn(count, *denoiser.shape, generator=generator)
-                for part in trajectories(denoiser, noise, condition, cfg, self.phases.fine, self.phases.kept, order=2, corrector=True,
-                                         chunk=config.chunk):
+                for part in trajectories(denoiser, noise, condition, cfg, self.phases.fine, self.phases.kept, order=2,
+                                         corrector=True, chunk=config.chunk):
                     parts.append(part)
                     yield len(parts) / math.ceil(count / config.chunk)
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
@@ -187,8 +187,8 @@ class Distillation:
         """The trajectory cache for this run's data; None where it would be larger than caches may be."""
         config, denoiser = self.config, self.denoiser
         own = dict(model=denoiser.base, conditions=denoiser.conditions, guidance=f"CFG {config.cfg:g}", path=self.path.name,
-                   shape=tuple(denoiser.shape), sigmas=tuple(self.phases.fine.tolist()), kept=tuple(self.phases.kept), order=2, corrector=True,
-                   noise_scale=denoiser.noise_scale, seed=config.seed, shard=config.chunk, predictions=False)
+                   shape=tuple(denoiser.shape), sigmas=tuple(self.phases.fine.tolist()), kept=tuple(self.phases.kept), order=2,
+                   corrector=True, noise_scale=denoiser.noise_scale, seed=config.seed, shard=config.chunk, predictions=False)
         cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}))
         size = cache.bytes(config.images + PROBES)
         if size <= cache.limit:

@@ -1,7 +1,7 @@
 """Distilling without ComfyUI: `fewstep distil`, `reflow`, `resume` and `export`.
 
-A run lives in one folder: run.json (which model, which prompts), the job's own files (`job`), and at the end lora.safetensors with
-its recipe and curves.png. `resume` needs the folder alone.
+A run lives in one folder: run.json (which model, which prompts), the job's own files (`job`), and at the end curves.png and
+lora.safetensors in ComfyUI's keys with its recipe; of a diffusers model lora_diffusers.safetensors too. `resume` needs that folder.
 """
 
 import dataclasses
@@ -16,12 +16,13 @@ from . import pictures
 from .config import DistilConfig
 from .demo.net import KINDS
 from .distil import Distillation
-from .files import check_folder, load_lora, write, write_json
+from .export import from_diffusers, to_diffusers
+from .files import check_folder, load_lora, save_lora, write, write_json
 from .job import Job
 from .memory import available
 from .recipe import METADATA_KEY
 
-SPEC, LORA = "run.json", "lora.safetensors"
+SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
 # what suits a packaged teacher is too hot for a large model; both give way to the config file
 DEFAULTS = {"demo": {}, "diffusers": {"lr": 1e-4, "rank": 32, "batch": 4, "chunk": 4, "images": 256, "cfg": 5.0}}
 
@@ -98,11 +99,24 @@ def distil(out, spec, settings, memory=None, show=lambda run, progress: None):
                     show(run, progress)
             finally:
                 if run.done:
-                    run.save(out / LORA)
+                    _save(run, out)
                     pictures.run_curves(run.loss, run.fidelity).save(out / "curves.png")
     finally:
         run.close()
     return run
+
+
+def _save(run, out):
+    """The LoRA: of a packaged teacher in its own keys, which are ComfyUI's; of a diffusers model in both programs'."""
+    family = getattr(run.denoiser, "family", None)
+    if family is None:
+        run.save(out / LORA)
+        return
+    # names and shapes are part of a fingerprint, so that ComfyUI's of the same weights is another
+    recipe = dataclasses.replace(run.recipe(), base="")
+    tensors, options = run.lora_tensors(), {"family": family, "blocks": run.denoiser.blocks}
+    save_lora(out / LORA, from_diffusers(tensors, **options), recipe)
+    save_lora(out / FOR_DIFFUSERS, to_diffusers(tensors, **options), recipe)
 
 
 def resume(out, **options):
@@ -122,8 +136,6 @@ def export(lora, out, to="diffusers"):
 
     Raises ValueError for layers that the format has no name for: nothing is left out.
     """
-    from .export import from_diffusers, to_diffusers
-
     tensors, recipe = load_lora(lora)
     converted = to_diffusers(tensors) if to == "diffusers" else from_diffusers(tensors)
     metadata = {"format": "pt"}

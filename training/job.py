@@ -28,7 +28,7 @@ METADATA_KEY = "fewstep.state"
 
 
 class Job:
-    """`run` (a `distil.Distillation`) in `folder`. about: a JSON-able dict that tells runs of one config apart (model, prompts, ...).
+    """`run` (a `distil.Distillation`) in `folder`. about: a JSON-able dict that tells runs of one config apart (model, prompts).
 
     Raises ValueError when the folder is another run's or its state is damaged, OSError when it can't be written, and RuntimeError
     while another process is at it.
@@ -92,7 +92,7 @@ class Job:
             self._status(state)
             self.unsaved = None
         except OSError as error:
-            self.unsaved = f"{self.folder} can't be written ({error.strerror or error}). The state before is whole; free some space."
+            self.unsaved = f"{self.folder} can't be written ({error.strerror or error}). Free space; the state before is whole."
             if required:
                 raise OSError(self.unsaved) from error
             logging.warning("Fewstep: %s", self.unsaved)
@@ -100,9 +100,9 @@ class Job:
     def _status(self, state):
         run = self.run
         write_json(self.folder / STATUS, {
-            "state": state, "done": run.done, "total": run.config.updates, "skipped": run.descent.skipped, "method": run.config.method,
-            "fidelity": run.fidelity[-1][1] if run.fidelity else None, "best": run.best and run.best[0], "saved_at": round(self.now()),
-            "about": self.about, "notes": self.notes})
+            "state": state, "done": run.done, "total": run.config.updates, "skipped": run.descent.skipped,
+            "method": run.config.method, "fidelity": run.fidelity[-1][1] if run.fidelity else None,
+            "best": run.best and run.best[0], "saved_at": round(self.now()), "about": self.about, "notes": self.notes})
 
     def _claim(self):
         """Write the manifest, or check that it is this run's."""
@@ -114,7 +114,7 @@ class Job:
             found = json.loads(file.read_text(encoding="utf-8"))
             theirs = {**found["spec"]["config"], **found["spec"]["about"]}
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{file} must be the manifest of a run, and can't be read ({error}). Choose another folder.") from error
+            raise ValueError(f"{file} must be the manifest of a run, and can't be read ({error}). Take another folder.") from error
         if found != self._wanted:
             ours = {**self._wanted["spec"]["config"], **self.about}
             odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
@@ -152,7 +152,7 @@ def load_state(path):
         with safe_open(str(path), framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()[METADATA_KEY])
     except Exception as error:      # whatever a damaged header leads to
-        raise ValueError(f"{path} must be a run's state, and can't be read ({error}). Delete it to start this run again.") from error
+        raise ValueError(f"{path} must be a run's state, and can't be read ({error}). Delete it to start again.") from error
 
 
 def delete(folder):

@@ -129,8 +129,8 @@ class Lora:
                 continue
             theirs_up, theirs_down = (tensors[f"{key}.{part}.weight"].float().flatten(1) for part in ("lora_up", "lora_down"))
             if (len(theirs_up), theirs_down.shape[1]) != (len(up), down[0].numel()):
-                raise ValueError(f"The LoRA does not fit this model: {key} must be {len(up)} x {down[0].numel()}, got {len(theirs_up)} x "
-                                 f"{theirs_down.shape[1]}.")
+                raise ValueError(f"The LoRA does not fit this model: {key} must be {len(up)} x {down[0].numel()}, got "
+                                 f"{len(theirs_up)} x {theirs_down.shape[1]}.")
             rank = len(theirs_down)
             scale = float(tensors.get(f"{key}.alpha", rank)) / rank * self.rank / self.alpha
             if rank > self.rank:

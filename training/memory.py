@@ -2,7 +2,7 @@
 
     peak = weights + adapter + extra + micro x (bytes of one sample)
 
-adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the average, the best, and one copy while they are exchanged
+adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the average, the best, and one copy in an exchange
 sample    what autograd holds for the backward pass, kept whole or recomputed block by block; MARGIN above it for what is in passing
 """
 
@@ -49,8 +49,8 @@ class Memory:
         remedy = ("Choose a smaller latent" if budget > fixed else "Choose a lower rank" if self.adapter > self.weights / 2
                   else "Choose a smaller or quantised model")
         raise MemoryError(f"Training one sample must fit into {gib(budget)}, it takes {gib(self.peak(1, True))}: the model "
-                          f"{gib(self.weights)}, the LoRA {gib(self.adapter)}, the sample {gib(MARGIN * self.recomputed)}. {remedy}, "
-                          "or more memory.")
+                          f"{gib(self.weights)}, the LoRA {gib(self.adapter)}, the sample {gib(MARGIN * self.recomputed)}. "
+                          f"{remedy}, or more memory.")
 
 
 def trial(run):

@@ -2,30 +2,15 @@
 
 import inspect
 import logging
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from graph import pack, run
 
 pytestmark = pytest.mark.comfy
 KINDS = ("flow", "epsilon")
-
-
-def pack(host, name):
-    """A module of the pack as ComfyUI loaded it."""
-    node = host.NODE_CLASS_MAPPINGS["FewstepDistil"]
-    root = node.__module__.removesuffix(".nodes.distil")
-    return sys.modules[f"{root}.{name}"]
-
-
-def run(host, node_id, **inputs):
-    """Execute a V3 node as the host does, with its hidden inputs empty and inference mode on."""
-    node = host.NODE_CLASS_MAPPINGS[node_id]
-    if node_id == "FewstepDistil":
-        node.hidden = type("Hidden", (), {"unique_id": None})
-    with torch.inference_mode():
-        return node.execute(**inputs).result
 
 
 @pytest.fixture(params=KINDS)
@@ -189,28 +174,39 @@ def test_what_training_would_leave_out_is_refused_by_name(host, teacher):
         distil(host, [patched, *teacher[1:]])
 
 
-def test_a_failure_keeps_what_was_learnt(host, teacher, monkeypatch):
+def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(host, teacher, request, monkeypatch):
     import folder_paths
 
+    name = f"kept {request.node.callspec.id}"
     module = pack(host, "training.distil")
-    update = module.Distillation.update
+    update, begun = module.Distillation.update, []
 
     def failing(self):
+        begun.append(self.done)
         if self.done == 3:
-            raise MemoryError("no memory left")
+            raise RuntimeError("the power went")
         return update(self)
 
+    whole = distil(host, teacher, name="straight")
+    shutil.rmtree(pack(host, "nodes.host").folder("runs"))
     monkeypatch.setattr(module.Distillation, "update", failing)
-    with pytest.raises(MemoryError, match="no memory left"):
-        distil(host, teacher, name="kept after failure")
-    assert [name for name in folder_paths.get_filename_list("loras") if name.startswith("kept after failure")]
+    with pytest.raises(RuntimeError, match="the power went"):
+        distil(host, teacher, name=name)
+    kept = [n for n in folder_paths.get_filename_list("loras") if n.startswith(f"kept {request.node.callspec.id}")]
+    assert len(kept) == 1 and begun == [0, 1, 2, 3]
+    monkeypatch.setattr(module.Distillation, "update", lambda self: begun.append(self.done) or update(self))
+    again = distil(host, teacher, name=name)
+    assert begun[4] == 3 and again[4] == kept[0]        # it goes on, and writes over its own file
+    assert again[1] == whole[1] and all(torch.equal(again[0][k], whole[0][k]) for k in whole[0])
+    finished = distil(host, teacher, name=name)
+    assert len(begun) == 4 + 9 and all(torch.equal(finished[0][k], whole[0][k]) for k in whole[0])
 
 
 def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeypatch):
     """0 unmatched keys, and the loaded LoRA samples what the student sampled at training time, within 1e-3."""
     import folder_paths
 
-    module = pack(host, "training.distil")
+    module, in_chunks = pack(host, "training.distil"), pack(host, "training.sampling").in_chunks
     seen = {}
     close = module.Distillation.close
 
@@ -219,14 +215,13 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
         seen["noise"], seen["sigmas"] = noise, self.sigmas_for(4)
         seen["student"] = self.student_samples(noise, condition, seen["sigmas"])
         with self.lora.off():
-            seen["base"] = module.in_chunks(self.denoiser, noise, condition, 1.0, seen["sigmas"])
+            seen["base"] = in_chunks(self.denoiser, noise, condition, 1.0, seen["sigmas"])
         close(self)
 
     monkeypatch.setattr(module.Distillation, "close", watch)
-    tensors, losses, preview, sigmas = distil(host, teacher)
+    tensors, losses, preview, sigmas, name = distil(host, teacher)
     assert len(losses["loss"]) == 12 and preview.ndim == 4 and preview.shape[-1] == 3
-    names = folder_paths.get_filename_list("loras")
-    newest = max((Path(folder_paths.get_full_path("loras", n)) for n in names), key=lambda p: p.stat().st_mtime)
+    newest = Path(folder_paths.get_full_path("loras", name))
     with caplog.at_level(logging.WARNING), torch.inference_mode():
         loaded = host.LoraLoaderModelOnly().load_lora_model_only(teacher[0], newest.name, 1.0)[0]
     assert "not loaded" not in caplog.text.lower()
@@ -268,7 +263,9 @@ def test_training_leaves_the_model_as_it_was(host, teacher):
 
 
 def test_same_seed_same_lora(host, teacher):
-    first, second, other = (distil(host, teacher, updates=3, seed=s)[0] for s in (5, 5, 6))
+    first = distil(host, teacher, updates=3, seed=5)[0]
+    shutil.rmtree(pack(host, "nodes.host").folder("runs"))      # or the second would be taken from there
+    second, other = (distil(host, teacher, updates=3, seed=s)[0] for s in (5, 6))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
 

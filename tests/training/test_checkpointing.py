@@ -4,23 +4,31 @@ import pytest
 import torch
 from fewstep.training.checkpointing import blocks
 from fewstep.training.gradients import Backward
-from overwriting import Net, case, gradient
+from overwriting import WIDTH, Modulation, Net, case, gradient
 from torch import nn
 
 
-def test_forward_is_restored_and_no_graph_means_no_checkpointing():
+def test_forward_is_restored_and_no_graph_means_no_copies():
     net, parameters, compute = case(overwrite=True)
-    own = net.blocks[0].forward = net.blocks[0].forward      # someone else's patch
-    seen = []
+    inner, seen = net.blocks[0].forward, []
+
+    def own(streams, modulation, *, options):           # someone else's patch
+        seen.append(streams)
+        return inner(streams, modulation, options=options)
+
+    net.blocks[0].forward = own
+    x = torch.ones(1, 3, WIDTH)
+    streams, modulation = {"image": x}, Modulation(x, [x])
 
     def watched():
         with torch.no_grad():
-            compute()
-        seen.append(net.blocks[1].forward)
-        return compute()
+            net.blocks[0](streams, modulation, options={"number": 0})
+        assert seen[-1] is streams and net.blocks[0].forward is not own
+        loss = compute()
+        assert seen[-1] is not streams
+        return loss
 
     Backward(net, parameters, checkpointing=True)(watched)
-    assert seen[0] is not net.blocks[1].forward
     assert net.blocks[0].__dict__["forward"] is own and "forward" not in net.blocks[1].__dict__
 
 
@@ -51,7 +59,7 @@ class _Wrapped(nn.Module):
         return self.inner(x)
 
 
-def test_blocks_of_a_list_of_a_diffusers_unet_and_of_a_model_without_any():
+def test_blocks_of_a_list_of_a_mixture_of_experts_and_of_a_model_without_any():
     assert blocks(net := Net(False)) == list(net.blocks)
     assert blocks(single := nn.Linear(2, 2)) == [single]
     assert blocks(experts := nn.ModuleList([_Experts()])) == [experts[0]]

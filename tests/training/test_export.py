@@ -97,7 +97,7 @@ def loaded_by(pipe, folder, caplog):
     finally:
         logging.disable_propagation()
     words = [r.getMessage() for r in caplog.records if r.name.startswith("diffusers")]
-    assert not [w for w in words if "nexpected" in w or "issing" in w], words
+    assert [w for w in words if not w.startswith("No LoRA keys associated to CLIP")] == []     # there is none for the text encoders
     return loaded(part)
 
 

@@ -166,7 +166,7 @@ def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
 def test_two_at_once_are_refused(tmp_path):
     first, second = (Distillation(Tiny(), DistilConfig(**SMALL)) for _ in range(2))
     with Job(tmp_path, first, ABOUT):
-        with pytest.raises(RuntimeError, match="must be free to run in, and another process is at it"), Job(tmp_path, second, ABOUT):
+        with pytest.raises(RuntimeError, match="must be free to run in, and another process"), Job(tmp_path, second, ABOUT):
             pass
     first.close(), second.close()
 

@@ -33,8 +33,9 @@ def test_whole_samples_are_preferred_and_as_many_as_fit():
         assert LARGE.peak(*LARGE.choose(budget, 64)) <= budget
 
 
-@pytest.mark.parametrize("memory, budget, remedy", [(LARGE, 3 * GB, "smaller latent"), (LARGE, 2 * GB, "smaller or quantised model"),
-                                                    (Memory(weights=GB, adapter=4 * GB, whole=1, recomputed=1), 2 * GB, "lower rank")])
+@pytest.mark.parametrize("memory, budget, remedy", [
+    (LARGE, 3 * GB, "smaller latent"), (LARGE, 2 * GB, "smaller or quantised model"),
+    (Memory(weights=GB, adapter=4 * GB, whole=1, recomputed=1), 2 * GB, "lower rank")])
 def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
     with pytest.raises(MemoryError, match=f"Training one sample must fit into .* it takes .*{remedy}"):
         memory.choose(budget, 4)
@@ -78,7 +79,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(error):
 
 def test_one_sample_too_much_ends_the_run_with_what_to_lower():
     run = Distillation(Full(0, MemoryError()), DistilConfig(**SMALL))
-    with pytest.raises(MemoryError, match="One sample of the model must fit .* Switch checkpointing on, or choose a smaller latent"):
+    with pytest.raises(MemoryError, match="One sample .* must fit .* Switch checkpointing on, or choose a smaller latent"):
         list(run.progress())
     run.close()
 
