@@ -188,6 +188,10 @@ def training_session(model):
         patcher = model.clone(force_deepcopy=True) if model.cached_patcher_init is not None else model.clone()
         patcher.model.requires_grad_(False).eval()
         in_training, management.in_training = management.in_training, True
+        quantised = [m for m in patcher.model.modules() if getattr(m, "layout_type", None) is not None]
+        forced = [m.__dict__.get("comfy_force_cast_weights") for m in quantised]
+        for m in quantised:     # multiply in full precision: a rounded product has no gradient of its own
+            m.comfy_force_cast_weights = True
         try:
             management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
             _leave_inference_mode(patcher.model)
@@ -195,6 +199,10 @@ def training_session(model):
                 yield patcher
         finally:
             management.in_training = in_training
+            for m, value in zip(quantised, forced):
+                del m.comfy_force_cast_weights
+                if value is not None:
+                    m.comfy_force_cast_weights = value
             patcher.detach()
             management.soft_empty_cache()
 

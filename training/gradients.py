@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .checkpointing import blocks, flatten, recomputed, replaced, unflatten
 
 # dtype in which a model computes: (step, tolerance) of its slope. Rounding asks for large steps, and those bend it. Right gradients
-# of tiny models of 12 families were off by up to 0.0006 in float32, 0.016 in float16, and 0.09 in bfloat16 (0.2 before the retry).
+# of the tests' tiny models were off by up to 0.0006 in float32, 0.016 in float16, and 0.09 in bfloat16 (0.2 before the retry).
 PRECISION = {torch.float64: (1e-3, 2e-3), torch.float32: (1e-3, 2e-3), torch.float16: (1e-2, 0.03), torch.bfloat16: (3e-2, 0.1)}
 
 

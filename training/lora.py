@@ -7,6 +7,7 @@ Hooks leave the base weights alone, so any storage works (half precision, quanti
 import contextlib
 import fnmatch
 import hashlib
+import math
 
 import torch
 from torch import nn
@@ -29,9 +30,8 @@ class Lora:
         g = torch.Generator().manual_seed(seed)
         self.weights, self._hooks = {}, []
         for name, layer in layers.items():
-            shape = layer.weight.shape
-            fan_in = layer.weight[0].numel()
-            device = layer.weight.device
+            shape = (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
+            fan_in, device = math.prod(shape[1:]), layer.weight.device
             down = torch.randn(rank, *shape[1:], generator=g) / fan_in**0.5
             self.weights[name] = {"down": down.to(device).requires_grad_(),
                                   "up": torch.zeros(shape[0], rank, device=device, requires_grad=True)}
@@ -43,7 +43,7 @@ class Lora:
                 return output
             x = inputs[0]
             down, up = pair["down"].to(x), pair["up"].to(x)
-            if isinstance(layer, nn.Linear):
+            if is_linear(layer):
                 delta = F.linear(F.linear(x, down), up)
             else:
                 hidden = layer._conv_forward(x, down, None)
@@ -146,9 +146,16 @@ class Lora:
                              "diffusion_model.<layer>.lora_up.weight.")
 
 
+def is_linear(layer):
+    """Whether it is a Linear layer, of PyTorch or one that only looks like it: ComfyUI has quantised ones of its own."""
+    return isinstance(layer, nn.Linear) or (type(layer).__name__ == "Linear" and hasattr(layer, "in_features")
+                                            and getattr(layer, "weight", None) is not None)
+
+
 def target_layers(module, include=("*",), exclude=()):
     """{name: layer} of the Linear and ungrouped convolution layers whose name matches; raises ValueError when none does."""
-    found = {name: m for name, m in module.named_modules() if isinstance(m, LAYERS) and getattr(m, "groups", 1) == 1
+    found = {name: m for name, m in module.named_modules()
+             if (isinstance(m, LAYERS) or is_linear(m)) and getattr(m, "groups", 1) == 1
              and any(fnmatch.fnmatch(name, p) for p in include) and not any(fnmatch.fnmatch(name, p) for p in exclude)}
     if not found:
         raise ValueError(f"include must match at least one Linear or convolution layer of the model, got {list(include)} "

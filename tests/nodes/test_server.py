@@ -195,8 +195,9 @@ async def cancel_while_training(server, prompt, after):
             assert event["type"] not in ("execution_error", "execution_success"), event
 
 
-def test_cancel_takes_effect_at_once_and_keeps_the_lora(server, workflow):
-    prompt = workflow("distil_in_one_click", n3__updates=1000, n3__batch=4, n3__name="cancelled")
+def test_pause_run_another_workflow_and_go_on(server, workflow):
+    """Cancel takes effect at once and keeps LoRA and state; the same queued again goes on from there, into the same file."""
+    prompt = workflow("distil_in_one_click", n3__updates=60, n3__batch=4, n3__name="cancelled")
     queued, seconds = asyncio.run(asyncio.wait_for(cancel_while_training(server, prompt, 40), 240))
     assert seconds < 3      # steps 1 to 18 sample the teacher; one update of batch 4 takes about 0.2 s
     entry = server.result(queued, 20)
@@ -204,6 +205,33 @@ def test_cancel_takes_effect_at_once_and_keeps_the_lora(server, workflow):
     assert len(loras(server, "cancelled_*.safetensors")) == 1 and not loras(server, ".*")
     follow = server.result(server.queue(workflow("sample_in_4_steps", n5__noise_seed=11)))
     assert follow["status"]["status_str"] == "success"
+    first = loras(server, "cancelled_*.safetensors")[0].read_bytes()
+    entry = server.result(server.queue(prompt))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert len(images(server, entry)) == 5
+    last = loras(server, "cancelled_*.safetensors")
+    assert len(last) == 1 and last[0].read_bytes() != first
+
+
+def test_pairs_are_drawn_trained_on_and_loaded_again(server, workflow):
+    """Reflow in two stages over HTTP, and the file of pairs in a new prompt."""
+    teacher = {"model": ["1", 0], "positive": ["1", 4], "negative": ["1", 3], "latent": ["2", 0]}
+    prompt = {name: node for name, node in workflow("distil_in_one_click").items() if name in ("1", "2")}
+    prompt["3"] = {"class_type": "FewstepReflowPairs", "inputs": {**teacher, "count": 6, "steps": 6, "cfg": 0.0, "name": "http",
+                                                                  "seed": 0}}
+    train = {**teacher, "method": "reflow", "steps": 2, "cfg": 0.0, "memory": "auto", "name": "http-pairs", "seed": 0, "updates": 3}
+    prompt["4"] = {"class_type": "FewstepTrainOnPairs", "inputs": {**train, "pairs": ["3", 0]}}
+    entry = server.result(server.queue(prompt))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert len(loras(server, "http-pairs_*.safetensors")) == 1
+    prompt["3"] = {"class_type": "FewstepLoadPairs", "inputs": {"file": "http_00001.pairs.safetensors"}}
+    prompt["4"]["inputs"].update(name="http-loaded", pairs=["3", 0])
+    entry = server.result(server.queue(prompt))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    prompt["1"]["inputs"]["teacher"] = "epsilon"
+    prompt["4"]["inputs"]["seed"] = 1
+    message = str(server.result(server.queue(prompt))["status"]["messages"])
+    assert "pairs must have been drawn with this model and these prompts; their base, path differ" in message
 
 
 def test_bad_input_is_one_clear_error(server, workflow):

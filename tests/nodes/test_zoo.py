@@ -80,6 +80,16 @@ def test_a_base_in_fp8_trains_through_hooks(host, few, name, caplog):
     print(f"{name} in fp8, merged by the host: off by {merged:.2%} of the largest")
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux_dev"])
+def test_a_quantised_base_trains_on_all_its_layers(host, few, name, caplog):
+    model = zoo.load(name, change=zoo.quantised)
+    layers = [m for m in model.model.diffusion_model.modules() if getattr(m, "layout_type", None)]
+    assert layers and not any(isinstance(m, torch.nn.Linear) for m in layers)
+    merged = round_trip(host, name, model, caplog, 1e-2, bypass=True)
+    print(f"{name} quantised, merged by the host: off by {merged:.2%} of the largest")
+    assert not any("comfy_force_cast_weights" in vars(m) for m in layers)
+
+
 @pytest.mark.parametrize("method", ["consistency", "rectified-diffusion", "windowed-reflow", "reflow"])
 def test_the_other_methods_train_a_v_model_with_zero_snr(host, few, method, caplog):
     name = "sdxl_v" if method == "reflow" else "sd2_v"

@@ -6,6 +6,7 @@ and latents depend on the family's name alone.
 
 import copy
 import dataclasses
+import json
 import zlib
 
 import torch
@@ -75,11 +76,11 @@ FAMILIES = {
 }
 
 
-def load(name, blocks=2, **options):
-    """The MODEL that ComfyUI makes of the family's tensors. Raises AssertionError where it detects another family."""
+def load(name, blocks=2, change=dict, **options):
+    """The MODEL that ComfyUI makes of the family's tensors, changed. Raises AssertionError where it detects another family."""
     import comfy.sd
 
-    model = comfy.sd.load_diffusion_model_state_dict(state_dict(name, blocks), model_options=options)
+    model = comfy.sd.load_diffusion_model_state_dict(change(state_dict(name, blocks)), model_options=options)
     assert type(model.model.model_config).__name__ == FAMILIES[name].cls
     return model
 
@@ -96,6 +97,18 @@ def state_dict(name, blocks=2):
     tensors = {k.replace("query_norm.weight", "query_norm.scale").replace("key_norm.weight", "key_norm.scale"): v.detach().clone()
                for k, v in model.state_dict().items()}
     return {**tensors, **family.markers}
+
+
+def quantised(tensors, format="float8_e4m3fn"):
+    """The state dict with its blocks' Linear weights in ComfyUI's own quantised format."""
+    out = dict(tensors)
+    for key, weight in tensors.items():
+        if key.endswith(".weight") and weight.ndim == 2 and "blocks" in key and "norm" not in key:
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            prefix = key.removesuffix("weight")
+            out[key], out[f"{prefix}weight_scale"] = (weight / scale).to(torch.float8_e4m3fn), scale
+            out[f"{prefix}comfy_quant"] = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+    return out
 
 
 @torch.no_grad()
