@@ -24,6 +24,7 @@ from .files import check_folder, write, write_json
 
 VERSION = 1
 STATE, STATUS = "state.safetensors", "status.json"
+COPIES = 6              # of the adapter in a state: itself, average, best, AdamW's two, and another round's teacher
 METADATA_KEY = "fewstep.state"
 
 
@@ -36,7 +37,7 @@ class Job:
 
     def __init__(self, folder, run, about, every=50, now=time.time):
         self.run, self.every, self.now = run, every, now
-        self.folder = check_folder(folder)
+        self.folder = check_folder(folder, COPIES * sum(4 * p.numel() for p in run.lora.parameters()) + (1 << 20))
         self.about, self.resumed, self.unsaved, self._lock = json.loads(json.dumps(about)), 0, None, None
         self.notes = {}                         # of whoever runs it, kept in the status
         self._wanted = manifest(run.config, self.about)

@@ -236,3 +236,42 @@ def test_only_folders_of_runs_are_deleted(tmp_path):
     (tmp_path / "mine").mkdir()
     assert not jobs.delete(tmp_path / "mine") and (tmp_path / "mine").is_dir()
     assert jobs.delete(folder) and not folder.exists()
+
+
+class Failing(Tiny):
+    """Gives NaN at those calls that ask for a gradient."""
+
+    def __init__(self, *calls):
+        super().__init__()
+        self.calls, self.number = calls, 0
+
+    def __call__(self, x, sigma, condition):
+        out = super().__call__(x, sigma, condition)
+        if torch.is_grad_enabled():
+            self.number += 1
+            if self.number in self.calls:
+                return out * float("nan")
+        return out
+
+
+def test_nan_is_left_out_counted_and_told(tmp_path):
+    run = Distillation(Failing(3, 4, 9), DistilConfig(**SMALL))
+    with Job(tmp_path, run, ABOUT) as job:
+        for _ in job.progress():
+            pass
+    run.close()
+    assert run.done == 20 and run.descent.skipped == 3 and run.recipe().trained["skipped"] == 3
+    assert all(bool(v.isfinite().all()) for v in load_state(tmp_path / STATE)[0].values() if v.is_floating_point())
+    assert json.loads((tmp_path / STATUS).read_text())["skipped"] == 3
+
+
+def test_nan_without_end_stops_the_run_with_the_last_good_state(tmp_path):
+    run = Distillation(Failing(*range(6, 100)), DistilConfig(**SMALL))
+    with pytest.raises(ArithmeticError, match="10 updates in a row were not, because the model's output overflowed"):
+        with Job(tmp_path, run, ABOUT, every=1) as job:
+            for _ in job.progress():
+                pass
+    run.close()
+    tensors, numbers = load_state(tmp_path / STATE)
+    assert numbers["skipped"] == 10 and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
+    assert json.loads((tmp_path / STATUS).read_text())["state"] == "failed"
