@@ -8,7 +8,7 @@ sample    what autograd holds for the backward pass, kept whole or recomputed bl
 
 import dataclasses
 import math
-import os
+from pathlib import Path
 
 import torch
 
@@ -81,9 +81,10 @@ def available(device):
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):       # Windows, macOS
+    try:        # with what the system gives back of its caches
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):        # Windows, macOS
         return math.inf
 
 
