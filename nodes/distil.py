@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..training.config import METHODS, DistilConfig
 from ..training.data import Data
 from . import families, lora_files
-from .training import MEMORY, Order, train
+from .training import FIXED, MEMORY, Order, train
 
 # quality: (updates, teacher samples)
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
@@ -47,7 +47,7 @@ class Distil(io.ComfyNode):
                 io.Combo.Input("memory", options=list(MEMORY), default="auto",
                                tooltip="What the run may take. It is worked out before anything long begins."),
                 io.String.Input("name", default="fewstep", tooltip="Name of the LoRA file; a number is added."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1,
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED,
                              tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, a run goes on "
                                      "where it stopped; another seed begins a new one."),
                 *advanced_inputs(),

@@ -14,7 +14,7 @@ from ..training.sampling import trajectories
 from . import families, host, lora_files, show
 from .distil import advanced_inputs, config_for, finish, outputs
 from .guiding import digest, patches_of
-from .training import MEMORY, Order, check, train
+from .training import FIXED, MEMORY, Order, check, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
 TRAINED_ON = ("rectified-diffusion", "reflow")
@@ -45,7 +45,7 @@ class ReflowPairs(io.ComfyNode):
                 io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1,
                                tooltip="Guidance; 0: what is usual for the model's family. 1 for a model that is few-step."),
                 io.String.Input("name", default="pairs", tooltip="Name of the file; a number is added."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noises."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED, tooltip="Of the noises."),
                 io.Int.Input("chunk", default=4, min=1, max=256, optional=True, advanced=True,
                              tooltip="Pictures drawn at once. Lower it when memory runs out."),
             ],
@@ -125,7 +125,8 @@ class TrainOnPairs(io.ComfyNode):
                                tooltip="Guidance of the teacher that fidelity is measured against; 0: as the pairs were drawn."),
                 io.Combo.Input("memory", options=list(MEMORY), default="auto", tooltip="What the run may take."),
                 io.String.Input("name", default="reflow", tooltip="Name of the LoRA file; a number is added."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Same seed, same LoRA on the same machine."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED,
+                             tooltip="Same seed, same LoRA on the same machine."),
                 *advanced_inputs(),
             ],
             outputs=outputs(),

@@ -6,6 +6,7 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import folder_paths
+from comfy_api.latest import io
 
 from ..training import pictures
 from ..training.distil import Distillation
@@ -19,6 +20,7 @@ from .guiding import digest, patches_of
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
 SHOWN = 4       # pictures in the preview
+FIXED = io.ControlAfterGenerate.fixed       # the frontend would draw another seed after every queue, and begin another run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
