@@ -177,7 +177,7 @@ def child(job, path):
 def jobs(kind, args):
     """The runs on one teacher, as `KEY` names them."""
     same = {"teacher": kind, "device": args.device, "noises": args.noises}
-    for budget, asked in (("samples", args.samples), ("seconds", args.seconds)):
+    for budget, asked in (("seconds", args.seconds), ("samples", args.samples)):
         for method, lr in [*((m, None) for m in args.methods), *((RECIPE, lr) for lr in RATES)]:
             yield {**same, "method": method, "lr": lr, "budget": budget, "asked": asked}
 
