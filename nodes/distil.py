@@ -65,7 +65,7 @@ class Distil(io.ComfyNode):
         config = config_for(model, method=method, steps=steps, cfg=cfg, updates=updates or usual_updates, images=images,
                             batch=batch, rank=rank, lr=learning_rate, phases=phases or None, layers=layers, seed=seed)
         return finish(train(Order(model=model, positive=positive, negative=negative, latent=latent, config=config, memory=memory,
-                                  name=name, node=cls.hidden.unique_id, vae=vae, warm=lora_files.tensors(start_from),
+                                  name=name, node=cls.hidden.unique_id, vae=vae, warm=lora_files.tensors(start_from, model),
                                   data=None if pictures is None else lambda denoiser: _data(denoiser, pictures["samples"]))))
 
 
@@ -116,6 +116,9 @@ def finish(result):
 def _data(denoiser, latents):
     """The user's pictures, one after another for the prompts in turn."""
     with torch.inference_mode(False):
+        if tuple(latents.shape[1:]) != tuple(denoiser.shape):
+            raise ValueError(f"pictures must be latents of the shape {tuple(denoiser.shape)} of the wired latent, got "
+                             f"{tuple(latents.shape[1:])}. Encode them at that size with this model's VAE.")
         images = denoiser.model.process_latent_in(latents.clone().float()).cpu()
         return Data(images=images, condition=torch.arange(len(images)) % denoiser.conditions)
 

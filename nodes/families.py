@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ..training.phases import usual_shift
 from . import host
 
 
@@ -34,12 +35,6 @@ def family(model):
 
 
 def shift(model):
-    """What the training grid is shifted by: 3 in all, of which a flow model's own shift is a part.
-
-    sigma(t = 1/2) / (1 - sigma) is that shift on a flow path.
-    """
+    """The usual shift of a MODEL's training grid."""
     sampling = model.get_model_object("model_sampling")
-    if host.path_of(sampling) is not host.FLOW:
-        return 3.0
-    middle = float(sampling.percent_to_sigma(0.5))
-    return max(1.0, min(3.0, 3.0 * (1 - middle) / middle))
+    return usual_shift(host.path_of(sampling), host.sigma_of(sampling))

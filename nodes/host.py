@@ -4,6 +4,7 @@ The rest of the pack meets ComfyUI's moving parts only here.
 """
 
 import contextlib
+import uuid
 from pathlib import Path
 
 import comfy.ldm.modules.attention
@@ -135,6 +136,7 @@ class ComfyDenoiser:
         self.base = base_of(patcher)
         self.options = {**patcher.model_options.get("transformer_options", {}),
                         "optimized_attention_override": _differentiable_attention}
+        self.uuid = uuid.uuid4()
         self._conds = _model_conds(self.model, [*positives, negative[0]], latent, self.device)
 
     def __call__(self, x, sigma, condition):
@@ -144,7 +146,10 @@ class ComfyDenoiser:
         for number in condition.unique().tolist():      # conditions of one prompt share a call; shapes may differ
             rows = (condition == number).to(self.device)
             kwargs = {k: c.process_cond(batch_size=int(rows.sum()), area=None).cond for k, c in self._conds[number].items()}
-            x0 = self.model.apply_model(x[rows], sigma[rows], transformer_options=self.options.copy(), **kwargs)
+            # what patches of attention look at in a sampler's call
+            options = {**self.options, "sigmas": sigma[rows], "sample_sigmas": sigma[rows], "cond_or_uncond": [int(number == -1)],
+                       "uuids": [self.uuid]}
+            x0 = self.model.apply_model(x[rows], sigma[rows], transformer_options=options, **kwargs)
             out = out.index_put((rows.nonzero()[:, 0],), x0.to(out))
         return out.to(home)
 

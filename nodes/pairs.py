@@ -7,10 +7,10 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion.grids import grid, shifted
-from ..training.cache import noise_of
+from ..training.cache import CacheSpec, TrajectoryCache
 from ..training.data import Data, load_pairs, save_pairs
+from ..training.denoiser import Guided, InParts
 from ..training.files import check_folder, free_name
-from ..training.sampling import trajectories
 from . import families, host, lora_files, show
 from .distil import advanced_inputs, config_for, finish, outputs
 from .guiding import digest, patches_of
@@ -56,20 +56,28 @@ class ReflowPairs(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent, count, steps, cfg, name, seed, chunk=4):
         cfg, node = cfg or families.family(model).cfg, cls.hidden.unique_id
+        if cfg < 1:
+            raise ValueError(f"cfg must be 1 or more, or 0 for what is usual, got {cfg:g}.")
         check(Order(model=model, positive=positive, negative=negative, latent=latent, config=None, memory="", name=name, node=node))
-        folder = check_folder(host.output("fewstep_pairs"))
         empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
+        folder = check_folder(host.output("fewstep_pairs"), 8 * count * empty[:1].numel() + (1 << 20))
+        patches, prompts = patches_of(model, model.model_options), digest([positive, negative[0]])
         with host.training_session(model) as patcher, torch.no_grad():
             denoiser = host.ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
             sigmas = grid("uniform", steps, shifted(denoiser.sigma_of, families.shift(model)), denoiser.path)
-            noise = torch.stack([noise_of(seed, n, denoiser.shape) for n in range(count)])
-            condition, parts, bar = torch.arange(count) % denoiser.conditions, [], comfy.utils.ProgressBar(count, node_id=node)
-            for part in trajectories(denoiser, noise, condition, cfg, sigmas, order=2, corrector=True, chunk=chunk):
-                parts.append(part[:, 0])
-                bar.update_absolute(min(count, chunk * len(parts)), count)
-                comfy.model_management.throw_exception_if_processing_interrupted()
-            data = Data(images=torch.cat(parts), condition=condition, noise=noise * denoiser.noise_scale)
-        about = {"base": denoiser.base, "path": denoiser.path.name, "patches": patches_of(model, model.model_options),
+            spec = CacheSpec(model=denoiser.base, patches=patches, conditioning=prompts, conditions=denoiser.conditions,
+                             guidance=f"CFG {cfg:g}", path=denoiser.path.name, shape=tuple(denoiser.shape), kept=(0, steps),
+                             sigmas=tuple(sigmas.tolist()), noise_scale=denoiser.noise_scale, seed=seed, predictions=False)
+            cache, bar = TrajectoryCache(host.folder("trajectories"), spec), comfy.utils.ProgressBar(1000, node_id=node)
+            try:        # what was drawn before a cancel is not drawn again
+                for share in cache.build(Guided(InParts(denoiser, chunk), cfg), count):
+                    bar.update_absolute(round(1000 * share), 1000)
+                    comfy.model_management.throw_exception_if_processing_interrupted()
+                data = Data(images=cache.read(count)[0][:, -1], condition=cache.conditions(count),
+                            noise=cache.noise(count) * denoiser.noise_scale)
+            finally:
+                cache.close()
+        about = {"base": denoiser.base, "path": denoiser.path.name, "patches": patches,
                  "conditioning": digest(positive), "conditions": denoiser.conditions, "cfg": cfg, "steps": steps, "seed": seed}
         path = save_pairs(free_name(folder, show.file_stem(name), SUFFIX), data, about)
         show.say(node, f"Saved {path.name}")
@@ -150,7 +158,8 @@ class TrainOnPairs(io.ComfyNode):
             return data
 
         return finish(train(Order(model=model, positive=positive, negative=negative, latent=latent, config=config, memory=memory,
-                                  name=name, node=cls.hidden.unique_id, vae=vae, data=given, warm=lora_files.tensors(start_from))))
+                                  name=name, node=cls.hidden.unique_id, vae=vae, data=given,
+                                  warm=lora_files.tensors(start_from, model))))
 
 
 def _files():

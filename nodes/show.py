@@ -24,7 +24,7 @@ def file_stem(name):
     stem = re.sub(r"[^\w\- ]+", "_", name).strip()
     if not any(c.isalnum() for c in stem):
         raise ValueError(f"name must hold a letter or a digit, got {name!r}.")
-    return stem
+    return stem[:100]
 
 
 def say(node, text):

@@ -10,9 +10,9 @@ from comfy_api.latest import io
 
 from ..training import pictures
 from ..training.distil import Distillation
-from ..training.files import check_folder, free_name
+from ..training.files import check_folder, free_name, load_lora
 from ..training.job import Job, folder_name
-from ..training.memory import BUDGETS, available, gib
+from ..training.memory import BUDGETS, available, fit, gib
 from ..training.sampling import teacher_samples
 from . import host, show
 from .decode import decode
@@ -70,7 +70,8 @@ def train(order):
         config = _within(order, denoiser, data)
         run = Distillation(denoiser, config, None if data else cache, data=data, warm=order.warm)
         try:
-            check_folder(folder, sum(4 * p.numel() for p in run.adapter) + (1 << 20))
+            check_folder(folder, 2 * sum(4 * p.numel() for p in run.adapter) + (1 << 20))
+            run.label = folder_of_run.name
             with Job(folder_of_run, run, about) as job:
                 path = _run(job, folder, order)
             return (run.lora_tensors(), {"loss": [value for _, value in run.loss]}, _preview(run, order.vae),
@@ -84,20 +85,16 @@ def _within(order, denoiser, data):
 
     Raises MemoryError that names what to lower.
     """
-    config = order.config
-    trial = Distillation(denoiser, config, data=data)
-    try:
-        needed = trial.prove()
+    config, auto = order.config, order.memory == "auto"
+    trial = Distillation(denoiser, config, data=data, warm=order.warm)
+    try:        # of what is free the weights have their part already
+        micro, checkpointing, needed = fit(trial, (lambda m: available(denoiser.device) + m.weights) if auto else
+                                           int(order.memory.split()[0]) * 1e9)
     finally:
         trial.close()
-    if order.memory == "auto":
-        budget = available(denoiser.device) + needed.weights        # which are loaded already
-    else:
-        budget = int(order.memory.split()[0]) * 1e9
-    micro, checkpointing = needed.choose(budget, config.batch)
     show.say(order.node, f"about {gib(needed.peak(micro, checkpointing))}: {micro} of {config.batch} samples at once"
                          + (", blocks recomputed" if checkpointing else ""))
-    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing or config.checkpointing, chunk=max(1, micro))
+    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing, chunk=max(4, micro))
 
 
 def _run(job, folder, order):
@@ -124,12 +121,23 @@ def _run(job, folder, order):
 
 
 def _save(job, folder, name):
-    """Write the LoRA: over the file that this very run wrote before, else under a free name."""
-    known = job.notes.get("lora")
-    path = folder / known if known and (folder / known).exists() else free_name(folder, show.file_stem(name), ".safetensors")
+    """Write the LoRA: over the file that this very run wrote before under that name, else under a free one."""
+    stem, known = show.file_stem(name), job.notes.get("lora") or ""
+    path = folder / known
+    if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):
+        path = free_name(folder, stem, ".safetensors")
     job.run.save(path)
     job.notes["lora"] = path.name
     return path
+
+
+def _is_of(path, label):
+    """Whether a LoRA file says that this run wrote it."""
+    try:
+        recipe = load_lora(path)[1]
+    except ValueError:
+        return False
+    return recipe is not None and recipe.trained.get("run") == label
 
 
 def _time(seconds):

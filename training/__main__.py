@@ -145,6 +145,8 @@ def _distil(args):
     settings |= {name: value for name in ("method", "seed") if (value := getattr(args, name)) is not None}
     spec = headless.Spec(model=args.model, prompts=tuple(from_file(args.prompts)) if args.prompts else (), negative=args.negative,
                          width=args.size[0], height=args.size[1], device=args.device, dtype=args.dtype)
+    if args.memory is not None and not 0 < args.memory < math.inf:
+        raise ValueError(f"memory must be a number of GB above 0, got {args.memory:g}. Leave it out for what is free.")
     memory = args.memory and int(args.memory * 1e9)
     return _shown(lambda show: headless.distil(args.out, spec, settings, memory, show=show), args.out)
 

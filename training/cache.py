@@ -243,6 +243,12 @@ class TrajectoryCache:
             raise OSError(f"{self.folder} must have {(size - there) / 2**30:.2f} GiB free for {count} trajectories, got "
                           f"{free / 2**30:.2f}. Free some space, or ask for fewer.")
 
+    def close(self):
+        """Let others remove it for room; reading or building holds it again."""
+        if self._held:
+            self._held.close()
+            self._held = None
+
     def _hold(self):
         """Mark the folder as in use for as long as this object or its process lives."""
         if self._held:

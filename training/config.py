@@ -31,8 +31,8 @@ class DistilConfig:
     batch        samples an update; micro: samples of one forward and backward pass, None for all of them
     chunk        samples of one call of the model where nothing is trained; lower it when memory runs out
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
-    image_steps  solver steps for each of them (second order), a multiple of `phases`; None for about 8. The first is
-                 halved
+    image_steps  solver steps for each of them (second order), a multiple of `phases`, for phased of `steps` too; None for about 8.
+                 The first is halved
     shift        of the grid that teacher and student step along: above 1 more of it lies near the noise, where it is decided
                  what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
@@ -96,9 +96,14 @@ class DistilConfig:
         for name in ("curriculum", "checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+        check_whole("seed", self.seed, 0)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2^64, got {self.seed}.")
+        if self.lr == 0:
+            raise ValueError("lr must be above 0, got 0: nothing would be learnt.")
         for name in ("include", "exclude"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
                 raise ValueError(f"{name} must be a list of patterns such as \"*attn*\", got {value!r}.")
             object.__setattr__(self, name, tuple(value))
         if self.alpha is not None and not (_is_number(self.alpha) and self.alpha > 0):
@@ -110,10 +115,17 @@ class DistilConfig:
         if self.phases is None:
             object.__setattr__(self, "phases", self.steps)
         check_whole("phases", self.phases)
+        least = self.phases
+        if self.method == "phased":     # the student is sampled from levels that it learns at, none inside a longer phase
+            least = math.lcm(self.phases, self.steps)
+            if self.phases > self.steps:
+                raise ValueError(f"phases must be at most steps ({self.steps}), got {self.phases}.")
         if self.image_steps is None:
-            object.__setattr__(self, "image_steps", self.phases * math.ceil(8 / self.phases))
-        if self.image_steps < 1 or self.image_steps % self.phases:
-            raise ValueError(f"image_steps must be a multiple of phases ({self.phases}), got {self.image_steps}.")
+            object.__setattr__(self, "image_steps", least * math.ceil(8 / least))
+        check_whole("image_steps", self.image_steps)
+        if self.image_steps % least:
+            raise ValueError(f"image_steps must be a multiple of phases ({self.phases}) and, for phased, of steps ({self.steps}), "
+                             f"got {self.image_steps}. Leave it out.")
         if self.rounds > 1 and self.method not in ("reflow", "rectified-diffusion"):
             raise ValueError(f"rounds must be 1 for the method {self.method}, got {self.rounds}. Only reflow and "
                              "rectified-diffusion go on from their own pairs.")

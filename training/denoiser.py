@@ -6,6 +6,8 @@ import torch
 
 from ..diffusion.paths import Path
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 class Denoiser(Protocol):
     """A model as the backend sees it. Adapters: the demo teacher here, a ComfyUI MODEL in `nodes`.
@@ -60,6 +62,26 @@ def bound(denoiser, condition, cfg=1.0):
     return call
 
 
+class InParts:
+    """A `Denoiser` asked for at most `most` samples at a time where nothing is trained, and fewer once memory ran out."""
+
+    def __init__(self, denoiser, most):
+        self.denoiser, self.most = denoiser, most
+
+    def __getattr__(self, name):
+        return getattr(self.denoiser, name)
+
+    def __call__(self, x, sigma, condition):
+        while True:
+            try:
+                parts = (slice(i, i + self.most) for i in range(0, len(x), self.most))
+                return torch.cat([self.denoiser(x[p], sigma[p], condition[p]) for p in parts])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.most == 1:
+                    raise
+            self.most = (self.most + 1) // 2
+
+
 class Guided:
     """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a float.
 
@@ -74,3 +96,8 @@ class Guided:
 
     def __call__(self, x, sigma, condition):
         return guided(self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg)
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)

@@ -9,10 +9,10 @@ import math
 
 import torch
 
+from .denoiser import is_out_of_memory
 from .gradients import Backward
 
 MOST_SKIPPED = 10
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Descent:
@@ -50,7 +50,7 @@ class Descent:
                 return torch.cat([self._part({k: v[i:i + self.micro] for k, v in batch.items()}, loss_of, count)
                                   for i in range(0, count, self.micro)])
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self.micro == 1:
                     raise MemoryError(
@@ -121,10 +121,8 @@ class Descent:
             found = {n: tensors[f"optimiser.{i}.{n}"] for n in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{i}.{n}" in tensors}
             if found:
                 self.optimiser.state[p] = {n: v.clone() if n == "step" else v.to(p).clone() for n, v in found.items()}
+        micro = self.micro
         for name in self.NUMBERS:
             setattr(self, name, numbers[name])
+        self.micro, self.in_a_row = min(micro, self.micro), 0       # memory may be less today; whoever resumes gets new patience
         self.backward.overwrites = numbers["overwrites"]
-
-
-def _is_out_of_memory(error):
-    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)

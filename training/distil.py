@@ -9,20 +9,21 @@ trajectories, solved once at its guidance, of which a few anchors are kept: no d
 method's (`methods`), how is `descent`'s, and `job` keeps the run on disk.
 """
 
+import functools
 import logging
 import math
 import time
+import types
 
 import torch
 
-from .cache import CacheSpec, TrajectoryCache
+from .cache import CacheSpec, TrajectoryCache, noise_of
 from .data import Data
-from .denoiser import Guided, guided
+from .denoiser import Guided, InParts, guided
 from .descent import Descent
 from .draws import Times, Weighting
 from .files import save_lora
 from .lora import Lora
-from .memory import trial
 from .methods import METHODS
 from .objectives.metrics import METRICS
 from .phases import Phases
@@ -32,6 +33,7 @@ from .sampling import in_chunks, trajectories
 
 PROBES = 8              # held-out noises on which fidelity is measured
 MEASURED = 12           # times in a run
+SHARD = 16              # trajectories of one file of the cache, whatever of them the memory takes at once
 PROBE = ("probe.noise", "probe.condition", "probe.reference")
 
 
@@ -56,13 +58,24 @@ class Distillation:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.times = Times(config.times)
         self.phases = Phases(config, denoiser)
-        self.weighting = Weighting(config.weighting, self.kind, self.path, lambda u: self.phases.sigma_of(1 - u), self.times)
-        self.cache = self._cache(*cache) if cache and data is None else None
+        levels = types.SimpleNamespace(denoiser=denoiser, path=self.path, phases=self.phases)   # no cycle through the run
+        self.weighting = Weighting(config.weighting, self.kind, self.path, functools.partial(self.method.level, levels), self.times)
+        self.asked = InParts(denoiser, config.chunk)        # where nothing is trained
+        # one phase ends at the data: what is sampled in several steps is a consistency function, which wants fresh noise
+        self.churn = math.inf if self.method.kind == "x0" and config.phases == 1 < config.steps else 0.0
+        self.noise_seed, self.cache = config.seed, None
+        if cache and data is None:
+            self.noise_seed, self.cache = cache[1].get("seed", config.seed), self._cache(*cache)
         self.lora = Lora(denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed)
-        if warm is not None:
-            self.lora.warm_start(warm)
-        self.descent = Descent(self.lora, denoiser.module, config, config.batch * math.prod(denoiser.shape))
+        try:
+            if warm is not None:
+                self.lora.warm_start(warm)
+            self.descent = Descent(self.lora, denoiser.module, config, config.batch * math.prod(denoiser.shape))
+        except BaseException:
+            self.lora.remove()
+            raise
         self.given, self.data, self.probe = data, None, None
+        self.label = ""                         # of whoever keeps the run, written into its recipe
         self.pairs_of = None                    # adapter whose samples the data are, after the first round; None: the base model
         self.best = None                        # (fidelity, adapter) of the best measurement so far
         self.stopped = False
@@ -79,14 +92,10 @@ class Distillation:
         """End after the update that is under way, and keep what has been learnt."""
         self.stopped = True
 
-    def prove(self):
-        """`memory.Memory`, what training will take, from one sample; raises ArithmeticError when the gradient is wrong."""
-        return trial(self)
-
     def progress(self):
         """Yield `Progress`; leaves the adapter attached until `close`."""
         config, current = self.config, -1
-        chunks = math.ceil(((config.images if self.given is None else 0) + PROBES) / config.chunk)
+        chunks = math.ceil(((config.images if self.given is None else 0) + PROBES) / SHARD)
         total = chunks * config.rounds + config.updates
         while (self.done < config.updates or self._is_due()) and not self.stopped:
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
@@ -121,7 +130,6 @@ class Distillation:
         before = self.generator.get_state()
         try:
             batch = self.method.draw(self)
-            batch["weight"] = batch["weight"] * self.weighting(batch["u"])
             losses = self.descent.update(batch, lambda part: self.method.loss(self, part))
         except BaseException:
             self.generator.set_state(before)
@@ -168,15 +176,14 @@ class Distillation:
         cfg, parts = config.cfg if self.pairs_of is None else 1.0, []
         with self.lora.off() if self.pairs_of is None else self.lora.using(self.pairs_of):
             if self.cache and number == 0:
-                yield from self.cache.build(Guided(denoiser, config.cfg), count)
+                yield from self.cache.build(Guided(self.asked, config.cfg), count)
                 noise, parts = self.cache.noise(count), [self.cache.read(count)[0]]
             else:
-                generator = torch.Generator().manual_seed(config.seed + 7919 * number)
-                noise = torch.randn(count, *denoiser.shape, generator=generator)
-                for part in trajectories(denoiser, noise, condition, cfg, self.phases.fine, self.phases.kept, order=2,
-                                         corrector=True, chunk=config.chunk):
+                noise = torch.stack([noise_of(self.noise_seed, n + number * count, denoiser.shape) for n in range(count)])
+                for part in trajectories(self.asked, noise, condition, cfg, self.phases.fine, self.phases.kept, order=2,
+                                         corrector=True, chunk=SHARD):
                     parts.append(part)
-                    yield len(parts) / math.ceil(count / config.chunk)
+                    yield len(parts) / math.ceil(count / SHARD)
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
         self.data = self.given or Data(images=anchors[:-PROBES, -1], condition=condition[:-PROBES], anchors=anchors[:-PROBES],
                                        noise=noise[:-PROBES] * denoiser.noise_scale)
@@ -188,7 +195,7 @@ class Distillation:
         config, denoiser = self.config, self.denoiser
         own = dict(model=denoiser.base, conditions=denoiser.conditions, guidance=f"CFG {config.cfg:g}", path=self.path.name,
                    shape=tuple(denoiser.shape), sigmas=tuple(self.phases.fine.tolist()), kept=tuple(self.phases.kept), order=2,
-                   corrector=True, noise_scale=denoiser.noise_scale, seed=config.seed, shard=config.chunk, predictions=False)
+                   corrector=True, noise_scale=denoiser.noise_scale, seed=config.seed, shard=SHARD, predictions=False)
         cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}))
         size = cache.bytes(config.images + PROBES)
         if size <= cache.limit:
@@ -205,9 +212,9 @@ class Distillation:
 
     @torch.no_grad()
     def measure(self):
-        """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, without churn."""
+        """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, sampled as the recipe says."""
         noise, condition, reference = self.probe
-        x = self._samples(self.descent.averaged, noise, condition, self.sigmas_for(self.config.steps))
+        x = self._samples(self.descent.averaged, noise, condition, self.sigmas_for(self.config.steps), churn=self.churn)
         value = float((x - reference).square().mean().sqrt())
         self.fidelity.append((self.done, value))
         if self.done and math.isfinite(value) and (self.best is None or value < self.best[0]):
@@ -219,14 +226,14 @@ class Distillation:
         """The averaged adapter where it measured best, which is the one saved."""
         return self.descent.averaged if self.best is None else self.best[1]
 
-    def student_samples(self, noise, condition, sigmas, churn=0.0, seed=0):
-        """Images (model space) of the saved adapter from starting noise (B, ...)."""
-        return self._samples(self.adapter, noise, condition, sigmas, churn=churn, seed=seed)
+    def student_samples(self, noise, condition, sigmas, churn=None, seed=0):
+        """Images (model space) of the saved adapter from starting noise (B, ...); churn: None for the recipe's."""
+        return self._samples(self.adapter, noise, condition, sigmas, churn=self.churn if churn is None else churn, seed=seed)
 
     @torch.no_grad()
     def _samples(self, adapter, noise, condition, sigmas, **options):
         with self.lora.using(adapter):
-            return in_chunks(self.denoiser, noise, condition, 1.0, sigmas, chunk=self.config.chunk, **options)
+            return in_chunks(self.asked, noise, condition, 1.0, sigmas, chunk=SHARD, **options)
 
     def lora_tensors(self):
         """The saved adapter in ComfyUI's native keys."""
@@ -237,12 +244,15 @@ class Distillation:
         config = self.config
         trained = {"updates": self.done, "batch": config.batch, "teacher_cfg": config.cfg, "phases": config.phases,
                    "rank": config.rank, "seed": config.seed}
-        if self.fidelity:
-            trained["fidelity"] = self.best[0] if self.best else self.fidelity[-1][1]
+        fidelity = self.best[0] if self.best else self.fidelity[-1][1] if self.fidelity else math.nan
+        if math.isfinite(fidelity):
+            trained["fidelity"] = fidelity
+        if self.label:
+            trained["run"] = self.label
         if self.descent.skipped:
             trained["skipped"] = self.descent.skipped
         return Recipe(method=config.method, path=self.path.name, sigmas=tuple(self.sigmas_for(config.steps).tolist()),
-                      churn=0.0, cfg=1.0, shift=config.shift, base=self.denoiser.base, trained=trained)
+                      churn=self.churn, cfg=1.0, shift=config.shift, base=self.denoiser.base, trained=trained)
 
     def save(self, path):
         """Write the LoRA with its recipe, whole or not at all."""
@@ -271,8 +281,10 @@ class Distillation:
         self.loss, self.fidelity = ([tuple(v) for v in numbers[name]] for name in ("loss", "fidelity"))
 
     def close(self):
-        """Take the adapter off the model."""
+        """Take the adapter off the model, and let others have the cache."""
         self.lora.remove()
+        if self.cache:
+            self.cache.close()
 
 
 def _rows(batch, rows):

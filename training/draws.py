@@ -46,6 +46,7 @@ class Times:
         """Take the losses (count,) found at u into account."""
         if self.distribution != "adaptive":
             return
+        u, loss = u[u >= 0], loss[u >= 0]
         which = (u * BINS).long().clamp_max(BINS - 1)
         for bin in which.unique().tolist():
             found = loss[which == bin].double().square().mean().float()

@@ -77,10 +77,13 @@ def save_lora(path, tensors, recipe):
 
 
 def load_lora(path):
-    """(tensors, recipe or None) of a LoRA file."""
-    with safe_open(str(path), framework="pt") as file:
-        text = (file.metadata() or {}).get(METADATA_KEY)
-        return {k: file.get_tensor(k) for k in file.keys()}, Recipe.from_json(text) if text else None
+    """(tensors, recipe or None) of a LoRA file; raises ValueError naming the file and what is wrong with it."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            return {k: file.get_tensor(k) for k in file.keys()}, Recipe.from_json(text) if text else None
+    except Exception as error:      # whatever a damaged header leads to
+        raise ValueError(f"{Path(path).name} must be a LoRA in safetensors, can't be read ({error}). Take another.") from error
 
 
 def save_recipe(path, recipe):

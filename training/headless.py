@@ -19,7 +19,8 @@ from .distil import Distillation
 from .export import from_diffusers, to_diffusers
 from .files import check_folder, load_lora, save_lora, write, write_json
 from .job import Job
-from .memory import available
+from .memory import available, fit
+from .phases import usual_shift
 from .recipe import METADATA_KEY
 
 SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
@@ -41,6 +42,8 @@ class Spec:
 
     def __post_init__(self):
         object.__setattr__(self, "prompts", tuple(self.prompts))
+        if Path(self.model).is_dir() and self.model not in KINDS:
+            object.__setattr__(self, "model", str(Path(self.model).resolve()))
         if self.model not in KINDS and not Path(self.model).is_dir():
             raise ValueError(f"model must be {', '.join(KINDS)} or a diffusers folder, got {self.model!r}.")
         if self.model not in KINDS and not self.prompts:
@@ -84,9 +87,12 @@ def distil(out, spec, settings, memory=None, show=lambda run, progress: None):
     settings: of `DistilConfig`, over `DEFAULTS`; memory: bytes that the run may take, None for what is free. show(run, progress) is
     called at every step. Raises ValueError, OSError, MemoryError or ArithmeticError, all before any long work.
     """
-    config = DistilConfig.from_dict({**DEFAULTS[spec.family], **settings})
+    settings = {**DEFAULTS[spec.family], **settings}
+    config = DistilConfig.from_dict(settings)
     out = check_folder(out, 8 << 20)
     denoiser = spec.denoiser()
+    if "shift" not in settings:
+        config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
     config = _within(denoiser, config, memory)
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
     run = Distillation(denoiser, config, (out / "trajectories", identity))
@@ -142,16 +148,15 @@ def export(lora, out, to="diffusers"):
     if recipe is not None:
         metadata[METADATA_KEY] = recipe.to_json()
     write(Path(out), safetensors.torch.save({k: v.contiguous() for k, v in converted.items()}, metadata=metadata))
-    return len(converted) // 2
+    return len({key.rsplit(".", 2)[0] for key in converted if not key.endswith(".alpha")})
 
 
 def _within(denoiser, config, memory):
     """The config cut to fit: micro-batch, and checkpointing where needed. Proves the gradient on the way."""
-    trial = Distillation(denoiser, config)
+    run = Distillation(denoiser, config)
     try:
-        needed = trial.prove()
+        device = getattr(denoiser, "device", "cpu")
+        micro, checkpointing, _ = fit(run, memory or (lambda needed: available(device) + needed.weights))
     finally:
-        trial.close()
-    budget = memory or available(getattr(denoiser, "device", "cpu")) + needed.weights
-    micro, checkpointing = needed.choose(budget, config.batch)
-    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing or config.checkpointing)
+        run.close()
+    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing, chunk=min(config.chunk, max(4, micro)))

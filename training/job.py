@@ -13,6 +13,7 @@ loses the updates since then, and no file. A full disk is reported and the run g
 
 import json
 import logging
+import math
 import shutil
 import time
 
@@ -24,7 +25,7 @@ from .files import check_folder, write, write_json
 
 VERSION = 1
 STATE, STATUS = "state.safetensors", "status.json"
-COPIES = 6              # of the adapter in a state: itself, average, best, AdamW's two, and another round's teacher
+COPIES = 12             # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 METADATA_KEY = "fewstep.state"
 
 
@@ -51,7 +52,7 @@ class Job:
             self._claim()
             self.notes = _notes(self.folder / STATUS)
             if (self.folder / STATE).exists():
-                self.run.restore(*load_state(self.folder / STATE))
+                self._restore()
                 self.resumed = self.run.done
         except BaseException:
             self._lock.close()
@@ -63,6 +64,14 @@ class Job:
             self.save(self._ending(kind), required=kind is None)
         finally:
             self._lock.close()
+
+    def _restore(self):
+        tensors, numbers = load_state(self.folder / STATE)
+        try:
+            self.run.restore(tensors, numbers)
+        except (LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{self.folder / STATE} must be the state of this run, is of another version or damaged ({error}). "
+                             "Delete it to start again.") from error
 
     def _ending(self, kind):
         """The state in which a run ends, by the exception that ends it."""
@@ -102,7 +111,7 @@ class Job:
         run = self.run
         write_json(self.folder / STATUS, {
             "state": state, "done": run.done, "total": run.config.updates, "skipped": run.descent.skipped,
-            "method": run.config.method, "fidelity": run.fidelity[-1][1] if run.fidelity else None,
+            "method": run.config.method, "fidelity": _finite(run.fidelity[-1][1] if run.fidelity else None),
             "best": run.best and run.best[0], "saved_at": round(self.now()), "about": self.about, "notes": self.notes})
 
     def _claim(self):
@@ -127,6 +136,11 @@ def manifest(config, about):
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not."""
     settings = {k: v for k, v in config.to_dict().items() if k not in ("micro", "checkpointing", "chunk")}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
+
+
+def _finite(value):
+    """JSON of browsers has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _notes(file):

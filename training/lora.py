@@ -29,12 +29,19 @@ class Lora:
         self.rank, self.alpha, self.enabled = rank, float(rank if alpha is None else alpha), True
         g = torch.Generator().manual_seed(seed)
         self.weights, self._hooks = {}, []
+        try:
+            self._attach(layers, g)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _attach(self, layers, g):
         for name, layer in layers.items():
             shape = (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
             fan_in, device = math.prod(shape[1:]), layer.weight.device
-            down = torch.randn(rank, *shape[1:], generator=g) / fan_in**0.5
+            down = torch.randn(self.rank, *shape[1:], generator=g) / fan_in**0.5
             self.weights[name] = {"down": down.to(device).requires_grad_(),
-                                  "up": torch.zeros(shape[0], rank, device=device, requires_grad=True)}
+                                  "up": torch.zeros(shape[0], self.rank, device=device, requires_grad=True)}
             self._hooks.append(layer.register_forward_hook(self._hook(self.weights[name])))
 
     def _hook(self, pair):
@@ -117,33 +124,44 @@ class Lora:
 
 
     def warm_start(self, tensors):
-        """Begin with a LoRA file's weights, whatever its rank; layers that it lacks begin at zero.
+        """Begin with a LoRA's weights in native keys, whatever its rank; layers that it lacks begin at zero.
 
         A lower rank is filled up (the rest of `down` as drawn, of `up` zero: the same function), of a higher one the best
-        approximation is taken (Eckart & Young 1936). Raises ValueError when it has no layer of this model, or one of another shape.
+        approximation is taken (Eckart & Young 1936). Raises ValueError, before anything is changed, when it has a layer that this
+        adapter lacks, or one of another shape, or numbers that are not finite.
         """
-        found = 0
-        for name, pair in self.weights.items():
-            key, down, up = f"diffusion_model.{name}", pair["down"], pair["up"]
-            if f"{key}.lora_up.weight" not in tensors:
-                continue
-            theirs_up, theirs_down = (tensors[f"{key}.{part}.weight"].float().flatten(1) for part in ("lora_up", "lora_down"))
-            if (len(theirs_up), theirs_down.shape[1]) != (len(up), down[0].numel()):
-                raise ValueError(f"The LoRA does not fit this model: {key} must be {len(up)} x {down[0].numel()}, got "
-                                 f"{len(theirs_up)} x {theirs_down.shape[1]}.")
-            rank = len(theirs_down)
-            scale = float(tensors.get(f"{key}.alpha", rank)) / rank * self.rank / self.alpha
-            if rank > self.rank:
-                u, s, v = torch.linalg.svd(theirs_up @ theirs_down, full_matrices=False)
-                root = s[:self.rank].sqrt()
-                theirs_up, theirs_down, rank = u[:, :self.rank] * root, root[:, None] * v[:self.rank], self.rank
-            with torch.no_grad():
-                down[:rank].copy_(theirs_down.reshape(-1, *down.shape[1:]))
-                up[:, :rank].copy_(theirs_up * scale)
-            found += 1
-        if not found:
-            raise ValueError("The LoRA does not fit this model: it has none of its layers. Its keys must be those of ComfyUI, "
-                             "diffusion_model.<layer>.lora_up.weight.")
+        end = ".lora_up.weight"
+        names = {key.removeprefix("diffusion_model.").removesuffix(end) for key in tensors if key.endswith(end)}
+        strange = sorted(names - self.weights.keys())
+        if strange or not names:
+            raise ValueError(f"The LoRA to start from must have layers of this run alone, got {', '.join(strange[:3]) or 'none'}. "
+                             "Choose one of this model, and let layers take in all of its layers.")
+        begun = {name: self._begun(name, tensors) for name in sorted(names)}
+        with torch.no_grad():
+            for name, (up, down) in begun.items():
+                pair = self.weights[name]
+                pair["down"][:len(down)].copy_(down.reshape(-1, *pair["down"].shape[1:]))
+                pair["up"][:, :len(down)].copy_(up)
+
+    def _begun(self, name, tensors):
+        """(up, down) of one layer, cut to this rank and in this scale."""
+        key, pair = f"diffusion_model.{name}", self.weights[name]
+        wanted = len(pair["up"]), pair["down"][0].numel()
+        found = [tensors.get(f"{key}.{part}.weight") for part in ("lora_up", "lora_down")]
+        if any(v is None or not bool(v.isfinite().all()) for v in found):
+            raise ValueError(f"The LoRA to start from must hold finite lora_up and lora_down weights, {key} does not.")
+        up, down = (v.float().flatten(1) for v in found)
+        if (len(up), down.shape[1]) != wanted or up.shape[1] != len(down):
+            raise ValueError(f"The LoRA to start from does not fit: {key} must be {wanted[0]} x {wanted[1]}, got {len(up)} x "
+                             f"{down.shape[1]}. Choose one of this model.")
+        rank = len(down)
+        scale = float(tensors.get(f"{key}.alpha", rank)) / rank * self.rank / self.alpha
+        if rank > self.rank:        # the product's singular values are those of its triangular factors'
+            (q_up, r_up), (q_down, r_down) = torch.linalg.qr(up), torch.linalg.qr(down.T)
+            u, s, v = torch.linalg.svd(r_up @ r_down.T)
+            root = s[:self.rank].sqrt()
+            up, down = q_up @ u[:, :len(s)][:, :self.rank] * root, root[:, None] * (v[:len(s)][:self.rank] @ q_down.T)
+        return up * scale, down
 
 
 def is_linear(layer):

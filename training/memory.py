@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from .denoiser import is_out_of_memory
 from .gradients import Backward, check_gradient
+from .lora import target_layers
 from .objectives.metrics import squared_error
 
 COPIES = 7              # of the adapter, see above
@@ -41,10 +43,10 @@ class Memory:
         Raises MemoryError that says what is missing and which setting to lower.
         """
         for checkpointing in (False, True):
-            each = MARGIN * (self.recomputed if checkpointing else self.whole)
-            micro = min(batch, math.floor((budget - self.peak(0, checkpointing)) / max(each, 1)))
+            each = MARGIN * (min(self.recomputed, self.whole) if checkpointing else self.whole)
+            micro = min(batch, (budget - self.peak(0, checkpointing)) // max(each, 1))
             if micro >= 1:
-                return micro, checkpointing
+                return int(micro), checkpointing
         fixed = self.weights + self.adapter + EXTRA
         remedy = ("Choose a smaller latent" if budget > fixed else "Choose a lower rank" if self.adapter > self.weights / 2
                   else "Choose a smaller or quantised model")
@@ -53,27 +55,59 @@ class Memory:
                           f"{remedy}, or more memory.")
 
 
-def trial(run):
-    """`Memory` of a run (`distil.Distillation`), from one sample; proves the gradient on the way.
+def fit(run, budget):
+    """(micro, checkpointing, `Memory`) for a run (`distil.Distillation`) within `budget` bytes, its gradient proved that way.
 
-    The loss is the distance of the student's x0 to a random picture, from noise at half of the levels. Raises ArithmeticError when
-    the gradient is not the loss's own (`gradients.check_gradient`).
+    budget: a number, or a function of the `Memory`. The loss is the distance of one sample's x0 to a random picture, from noise at
+    half of the time. Raises MemoryError that names what to lower, ArithmeticError when the gradient is not the loss's own
+    (`gradients.check_gradient`), ValueError when the model can't be called like this.
     """
-    denoiser, parameters = run.denoiser, run.lora.parameters()
-    generator = torch.Generator().manual_seed(0)
-    sigma = run.phases.levels[len(run.phases.levels) // 2].reshape(1)
+    compute, config, parameters = _loss(run), run.config, run.lora.parameters()
+    memory, dtype = _measure(run, compute)
+    data = 4 * config.images * len(run.phases.kept) * math.prod(run.denoiser.shape)
+    if run.given is None and 2 * data > available("cpu"):
+        raise MemoryError(f"The {config.images} trajectories must fit twice into the computer's free {gib(available('cpu'))}, they "
+                          f"take {gib(data)}. Choose a lower quality, fewer images or a smaller latent.")
+    most = min(config.batch, config.micro or config.batch)
+    micro, checkpointing = memory.choose(budget(memory) if callable(budget) else budget, most)
+    for recompute in dict.fromkeys((checkpointing or config.checkpointing, True)):
+        try:
+            check_gradient(compute, parameters, dtype, Backward(run.denoiser.module, parameters, recompute))
+            return micro, recompute, memory
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+    raise MemoryError("One sample of the model must fit into memory with its gradient, and does not. Choose a smaller latent or a "
+                      "lower rank.")
+
+
+def _loss(run):
+    denoiser, generator = run.denoiser, torch.Generator().manual_seed(0)
+    sigma = run.phases.sigma_of(torch.tensor([0.5], dtype=torch.float64)).float()
     noise, goal = (torch.randn(1, *denoiser.shape, generator=generator) for _ in range(2))
     x, condition = noise * float(run.path.alpha(sigma).hypot(sigma)), torch.zeros(1, dtype=torch.long)
+    return lambda: squared_error(denoiser(x, sigma, condition), goal).mean()
 
-    def compute():
-        return squared_error(denoiser(x, sigma, condition), goal).mean()
 
-    plain, saving = (Backward(denoiser.module, parameters, checkpointing=c) for c in (False, True))
-    whole, recomputed = (backward.saved_bytes(compute)[1] for backward in (plain, saving))
-    check_gradient(compute, parameters, _dtype(denoiser.module), saving if run.config.checkpointing else plain)
-    weights = [*denoiser.module.parameters(), *denoiser.module.buffers()]
-    return Memory(weights=sum(w.numel() * w.element_size() for w in weights), whole=whole, recomputed=recomputed,
-                  adapter=COPIES * sum(4 * p.numel() for p in parameters))
+def _measure(run, compute):
+    """(`Memory`, the coarsest dtype in which a layer answers), from forward passes that hold nothing."""
+    module, parameters, seen = run.denoiser.module, run.lora.parameters(), set()
+    hooks = [m.register_forward_hook(lambda m, x, out: seen.add(getattr(out, "dtype", None)))
+             for m in target_layers(module).values()]
+    try:
+        whole, recomputed = (Backward(module, parameters, checkpointing=c).saved_bytes(compute)[1] for c in (False, True))
+    except (RuntimeError, TypeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"The model must answer for this latent and these prompts, and gave \"{error}\". Wire a latent made for "
+                         "this model and prompts from its own text encoder; take off patches of its attention.") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = [*module.parameters(), *module.buffers()]
+    memory = Memory(weights=sum(w.numel() * w.element_size() for w in weights), whole=whole, recomputed=recomputed,
+                    adapter=COPIES * sum(4 * p.numel() for p in parameters))
+    return memory, next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)
 
 
 def available(device):
@@ -91,9 +125,3 @@ def available(device):
 def gib(size):
     """Bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def _dtype(module):
-    """The coarsest floating point type of the module's weights."""
-    found = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    return next((d for d in (torch.bfloat16, torch.float16) if d in found), torch.float32)

@@ -1,7 +1,7 @@
 """The methods: what each draws from the data for a batch, and the loss of what was drawn.
 
 A batch is a dict of tensors (B, ...), so that it can be cut into micro-batches: `draw` uses the run's generator, `loss` none.
-`u` in [0, 1) says where in time each sample looks, from noise to data (`draws`); "weight" is filled in by the run.
+`u` in [0, 1) says where in time each sample looks, from noise to data (`draws`), below 0 where none was drawn.
 """
 
 import dataclasses
@@ -23,12 +23,14 @@ class Method:
     """draw(run) -> batch and loss(run, batch) -> (B,).
 
     needs   of the data: "trajectories", "pairs" (noise and image) or "images"
+    level   (run, u) -> the noise level that u stands for, which the weighting goes by
     kind    of prediction that the loss compares; "own" for the model's
     """
 
     draw: Callable
     loss: Callable
     needs: str
+    level: Callable
     kind: str = "x0"
 
 
@@ -37,17 +39,16 @@ def _draw(run):
     config = run.config
     pick = torch.randint(len(run.data.condition), (config.batch,), generator=run.generator)
     u, weight = run.times.draw(config.batch, run.generator)
-    return {"pick": pick, "condition": run.data.condition[pick], "u": u, "weight": weight}
+    return {"pick": pick, "condition": run.data.condition[pick], "u": u, "weight": weight * run.weighting(u)}
 
 
 def _draw_phased(run):
     """Levels of the kept grid; the first `one_step` of the batch look from pure noise to the image."""
-    batch, last = _draw(run), len(run.phases.levels) - 1
+    batch, last, share = _draw(run), len(run.phases.levels) - 1, run.config.one_step
     index = (batch["u"] * last).long().clamp_max(last - 1)
     after, end = index + 1, run.phases.ends[index]
-    whole = torch.arange(len(index)) < round(run.config.one_step * len(index))
-    index[whole], after[whole], end[whole], batch["weight"][whole] = 0, last, last, 1.0
-    batch["u"] = torch.where(whole, 0.0, batch["u"])
+    whole = torch.arange(len(index)) < (max(1, round(share * len(index))) if share else 0)
+    index[whole], after[whole], end[whole], batch["weight"][whole], batch["u"][whole] = 0, last, last, 1.0, -1.0
     return {**batch, "index": index, "after": after, "end": end}
 
 
@@ -79,6 +80,19 @@ def _consistency(run, batch):
 def _training(run, batch):
     return consistency_training(run.student(batch), run.target(batch), run.path, run.data.images[batch["pick"]], batch["noise"],
                                 batch["t"], batch["s"], batch["e"], metric=run.metric)
+
+
+def shifted_level(run, u):
+    """Noise level at the time 1 - u of the run's shifted grid."""
+    return run.phases.sigma_of(1 - u.double())
+
+
+def kept_level(run, u):
+    """Noise level at u of the way through the kept levels, linear in flow time between them."""
+    times = run.path.flow_time(run.phases.levels.double())
+    place = u.double() * (len(times) - 1)
+    low = place.long().clamp_max(len(times) - 2)
+    return run.path.at_flow_time(torch.lerp(times[low], times[low + 1], place - low))
 
 
 def flow_level(run, u):
@@ -115,10 +129,10 @@ def _windows(run, batch):
 
 
 METHODS = {
-    "phased": Method(draw=_draw_phased, loss=_phased, needs="trajectories"),
-    "consistency": Method(draw=_draw_neighbours, loss=_consistency, needs="images"),
-    "consistency-training": Method(draw=_draw_neighbours, loss=_training, needs="images"),
-    "reflow": Method(draw=_draw_pairs(flow_level), loss=_pairs, needs="pairs", kind="velocity"),
-    "rectified-diffusion": Method(draw=_draw_pairs(own_level), loss=_pairs, needs="pairs", kind="own"),
-    "windowed-reflow": Method(draw=_draw, loss=_windows, needs="trajectories", kind="velocity"),
+    "phased": Method(draw=_draw_phased, loss=_phased, needs="trajectories", level=kept_level),
+    "consistency": Method(draw=_draw_neighbours, loss=_consistency, needs="images", level=shifted_level),
+    "consistency-training": Method(draw=_draw_neighbours, loss=_training, needs="images", level=shifted_level),
+    "reflow": Method(draw=_draw_pairs(flow_level), loss=_pairs, needs="pairs", level=flow_level, kind="velocity"),
+    "rectified-diffusion": Method(draw=_draw_pairs(own_level), loss=_pairs, needs="pairs", level=own_level, kind="own"),
+    "windowed-reflow": Method(draw=_draw, loss=_windows, needs="trajectories", level=kept_level, kind="velocity"),
 }

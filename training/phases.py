@@ -3,10 +3,12 @@
 import torch
 
 from ..diffusion.grids import grid, shifted
+from ..diffusion.paths import FLOW
 
 
 class Phases:
-    """The grid on which the teacher is solved, and the kept ones of its points: the phases' edges and `between` points inside each.
+    """The grid on which the teacher is solved, and the kept ones of its points: the phases' edges, `between` points inside each,
+    and those from which the student is sampled.
 
     fine (n,)       the solver's levels, from noise to 0. The first step, where most of the error of a solver arises, is halved
     kept            which of them are kept
@@ -20,7 +22,8 @@ class Phases:
         length = config.image_steps // config.phases
         edges = range(0, config.image_steps + 1, length)
         inside = torch.linspace(0, length, config.between + 2).round().int().tolist()
-        kept = sorted({a + k for a in edges[:-1] for k in inside})
+        sampled = range(0, config.image_steps + 1, config.image_steps // config.steps) if config.method == "phased" else ()
+        kept = sorted({a + k for a in edges[:-1] for k in inside}.union(sampled))
         self.edges = torch.tensor([kept.index(e) for e in edges])
         places = torch.arange(len(kept) - 1)
         self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]
@@ -33,3 +36,11 @@ class Phases:
     def sigmas_for(self, steps):
         """The grid for sampling in that many steps; with as many steps as phases, the phases' edges."""
         return grid("uniform", steps, self.sigma_of, self.path)
+
+
+def usual_shift(path, sigma_of):
+    """What the training grid is shifted by: 3 in all, of which a flow model's own shift, sigma/(1 - sigma) at t = 1/2, is part."""
+    if path is not FLOW:
+        return 3.0
+    middle = float(sigma_of(torch.tensor([0.5], dtype=torch.float64)))
+    return max(1.0, min(3.0, 3.0 * (1 - middle) / middle))

@@ -1,5 +1,7 @@
 """Pictures of a run: a labelled grid of images, and curves. Pillow only."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -116,7 +118,7 @@ def _panel(draw, box, title, x_label, lines):
 def run_curves(loss, fidelity):
     """Loss (raw and smoothed) and fidelity of a run over its updates."""
     smooth, value = [], None
-    for x, y in loss:
+    for x, y in ((x, y) for x, y in loss if math.isfinite(y)):
         value = y if value is None else 0.95 * value + 0.05 * y
         smooth.append((x, value))
     return curves([("Loss", "update", {NOISY: loss, "smoothed": smooth}),

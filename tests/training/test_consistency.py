@@ -1,7 +1,9 @@
-"""The analytic gate: the objective against the exact consistency function of a mixture, for eps, v and flow models.
+"""The analytic gate: the objective against the exact consistency function of a mixture, for eps, v, flow and zero-SNR models.
 
 A model is a network output of its own kind, turned into x0 by `diffusion.predictions`, as real adapters do.
 """
+
+import math
 
 import pytest
 import torch
@@ -12,30 +14,33 @@ from fewstep.training.objectives.consistency import consistency
 from fewstep.training.objectives.metrics import METRICS, pseudo_huber, squared_error
 from fewstep.training.objectives.solver import solver_step
 
-MODELS = {"epsilon": (VARIANCE_EXPLODING, "epsilon"), "v": (VARIANCE_PRESERVING, "v"), "flow": (FLOW, "velocity")}
+MODELS = {"epsilon": (VARIANCE_EXPLODING, "epsilon"), "v": (VARIANCE_PRESERVING, "v"), "flow": (FLOW, "velocity"),
+          "zero-SNR": (VARIANCE_PRESERVING, "v"), "zero-SNR in ComfyUI": (VARIANCE_EXPLODING, "v")}
 MIXTURE = line_mixture()
 COUNT = 2000
 
 
-def levels(path):
-    """A fine descending grid of the path."""
+def levels(name):
+    """A fine descending grid of the model: up to 20, nearly pure noise, pure noise twice, and ComfyUI's 4518 for it."""
     t = torch.linspace(1, 0, 257, dtype=torch.float64)
-    return {"variance exploding": 20 * t**4, "flow": 0.999 * t, "variance preserving": (t * 1.55).sin()}[path.name]
+    return {"epsilon": 20 * t**4, "v": (t * 1.55).sin(), "flow": t, "zero-SNR": (t * math.pi / 2).sin(),
+            "zero-SNR in ComfyUI": (t * math.atan(4518)).tan()}[name]
 
 
 def as_model(function, path, kind):
-    """`function(x, sigma) -> x0`, through a network output of this kind and back."""
+    """`function(x, sigma) -> x0`, through a network output of this kind and back; v in the variance-preserving scale."""
 
     def call(x, sigma, rows):
         a, s = expand(path.alpha(sigma), x), expand(sigma, x)
-        return to_x0(from_x0(function(x, sigma), kind, x, a, s), kind, x, a, s)
+        scale = a.hypot(s) if kind == "v" else 1
+        return to_x0(from_x0(function(x, sigma), kind, x / scale, a / scale, s / scale), kind, x / scale, a / scale, s / scale)
 
     return call
 
 
-def batch(path, generator, every=1):
+def batch(name, generator, every=1):
     """x_t from noised data, x_s by the teacher's Heun step, and the three levels."""
-    grid = levels(path)[::every]
+    grid, path = levels(name)[::every], MODELS[name][0]
     x0 = MIXTURE.sample(COUNT, generator)
     i = torch.randint(len(grid) - 1, (COUNT,), generator=generator)
     t, s = grid[i], grid[i + 1]
@@ -48,8 +53,8 @@ def batch(path, generator, every=1):
 @pytest.mark.parametrize("solver", ["heun", "euler"])
 def test_loss_is_0_at_the_exact_consistency_function_only(name, phases, solver, generator):
     path, kind = MODELS[name]
-    grid = levels(path)
-    x_t, t, s, i = batch(path, generator)
+    grid = levels(name)
+    x_t, t, s, i = batch(name, generator)
     length = (len(grid) - 1) // phases
     e = grid[(i // length + 1) * length]
     teacher = as_model(lambda x, sigma: MIXTURE.denoise(x, path, sigma), path, kind)
@@ -78,7 +83,7 @@ def test_loss_is_0_at_the_exact_consistency_function_only(name, phases, solver, 
 def test_a_student_that_is_not_consistent_has_a_loss(name, generator):
     """The teacher itself is no consistency function: over steps of an eighth of the way its loss is far from 0."""
     path, kind = MODELS[name]
-    x_t, t, s, i = batch(path, generator, every=32)
+    x_t, t, s, i = batch(name, generator, every=32)
     teacher = as_model(lambda x, sigma: MIXTURE.denoise(x, path, sigma), path, kind)
     x_s = MIXTURE.flow(x_t, path, t, s)
     assert consistency(teacher, teacher, path, x_t, x_s, t, s, torch.zeros_like(t)).mean() > 1e-2 * MIXTURE.variance
@@ -94,7 +99,7 @@ def test_solver_step_has_its_order(name, solver, order, generator):
     teacher = as_model(lambda x, sigma: MIXTURE.denoise(x, path, sigma), path, kind)
     errors = []
     for width in (16, 8):
-        grid = levels(path)
+        grid = levels(name)
         t, s = (grid[k].expand(64) for k in (100, 100 + width))
         x = MIXTURE.flow(float(grid[0]) * torch.randn(64, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
                          path, grid[0], grid[100])
@@ -102,19 +107,23 @@ def test_solver_step_has_its_order(name, solver, order, generator):
     assert errors[0] / errors[1] > 2 ** (order + 0.6)
 
 
-def test_solver_step_is_finite_on_pure_noise_and_exact_at_the_data(generator):
-    teacher = as_model(lambda x, sigma: MIXTURE.denoise(x, FLOW, sigma), FLOW, "velocity")
-    x = torch.randn(8, 4, generator=generator, dtype=torch.float64)
-    t = torch.tensor([1.0] * 4 + [0.02] * 4, dtype=torch.float64)
-    s = torch.tensor([0.9] * 4 + [0.0] * 4, dtype=torch.float64)
-    out = solver_step(teacher, x, FLOW, t, s)
-    assert (out[:4] - MIXTURE.flow(x[:4], FLOW, 1.0, 0.9)).abs().max() < 1e-2
+@pytest.mark.parametrize("name", ["flow", "zero-SNR", "zero-SNR in ComfyUI"])
+def test_solver_step_is_finite_on_pure_noise_and_exact_at_the_data(name, generator):
+    path, kind = MODELS[name]
+    teacher = as_model(lambda x, sigma: MIXTURE.denoise(x, path, sigma), path, kind)
+    ends = path.at_flow_time(torch.tensor([0.9, 0.02], dtype=torch.float64))
+    t = torch.stack([levels(name)[0], ends[1]]).repeat_interleave(4)
+    s = torch.stack([ends[0], 0 * ends[0]]).repeat_interleave(4)
+    x = expand(t, torch.ones(8, 4)) * torch.randn(8, 4, generator=generator, dtype=torch.float64)
+    out = solver_step(teacher, x, path, t, s)
+    scale = path.alpha(s[0]) + s[0]
+    assert (out[:4] - MIXTURE.flow(x[:4], path, t[0], s[0])).abs().max() < 1e-2 * scale
     assert torch.equal(out[4:], teacher(x[4:], t[4:], None))
 
 
 def test_gradient_reaches_the_student_only(generator):
     path = FLOW
-    x_t, t, s, _ = batch(path, generator, every=32)
+    x_t, t, s, _ = batch("flow", generator, every=32)
     student, target = (torch.nn.Linear(4, 4, dtype=torch.float64) for _ in range(2))
     loss = consistency(lambda x, sigma, rows: student(x), lambda x, sigma, rows: target(x), path, x_t, x_t, t, s, 0 * t).mean()
     loss.backward()
@@ -122,7 +131,7 @@ def test_gradient_reaches_the_student_only(generator):
 
 
 def test_boundary_target_is_the_teachers_point_and_the_target_network_is_not_asked(generator):
-    x_t, t, s, _ = batch(FLOW, generator, every=32)
+    x_t, t, s, _ = batch("flow", generator, every=32)
 
     def never(x, sigma, rows):
         raise AssertionError("the target network was called")

@@ -1,8 +1,9 @@
 """The analytic gate's last part: a small network, trained from scratch through the objectives, against its teacher at 50 steps.
 
 The teacher is the exact denoiser of a mixture in the plane. The error of a sampler is the sliced 2-Wasserstein distance of its
-samples to fresh data; both sets are quasi-random, so that the distance between two sets of data, the floor, is a tenth of the
-teacher's error. Students, in 1 and 2 steps, must stay within GATE times the error of the teacher, whatever the model predicts.
+samples to fresh data; both are quasi-random, so that the distance between two sets of data, the floor, is a ninth of the
+teacher's error (0.003 and 0.028). Students, in 1 and 2 steps, must stay within GATE times the error of the teacher, whatever the
+model predicts.
 """
 
 import copy
@@ -106,15 +107,15 @@ class Net(torch.nn.Module):
     An epsilon network begins with the input for an answer, which at high noise it nearly is.
     """
 
-    def __init__(self, path, kind, width=96):
+    def __init__(self, path, kind, width=128):
         super().__init__()
         self.path, self.kind = path, kind
         sizes = [6, width, width, width]
-        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (torch.nn.Linear(a, b), torch.nn.SiLU())]
+        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (torch.nn.Linear(a, b), torch.nn.ReLU())]
         self.body = torch.nn.Sequential(*layers, torch.nn.Linear(width, 2))
         self.gate = torch.nn.Linear(4, 2)       # how much of the body and of the input there is in the output, at each level
         torch.nn.init.zeros_(self.gate.weight)
-        self.gate.bias.data = torch.tensor([1.0, float(kind == "epsilon")])
+        self.gate.bias.data = torch.tensor([0.0, float(kind == "epsilon")])
 
     def forward(self, x, sigma, rows=None):
         a, s = expand(self.path.alpha(sigma), x), expand(sigma, x)
@@ -122,7 +123,7 @@ class Net(torch.nn.Module):
         scaled, a, s = x / scale, a / scale, s / scale      # the variance-preserving scale
         level = torch.cat([s / (a + s), ((a + 1e-4) / (s + 1e-4)).log() / 4, a, s], 1)
         gain, skip = self.gate(level).chunk(2, 1)
-        out = gain * self.body(torch.cat([scaled, level], 1)) + skip * scaled
+        out = gain.exp() * self.body(torch.cat([scaled, level], 1)) + skip * scaled
         if self.kind == "velocity":                         # depends on the scale; v is that of this one
             return to_x0(out, self.kind, x, 1 - sigma[:, None], sigma[:, None])
         return to_x0(out, self.kind, scaled, a, s)
@@ -170,8 +171,8 @@ def test_the_gate_is_narrow(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_consistency_distillation(name):
     """One phase; the second step begins from fresh noise (the multistep consistency sampler)."""
-    path, sigmas, generator, intervals = MODELS[name][0], levels(name, 16), torch.Generator().manual_seed(5), 16
-    i, x0 = torch.randint(intervals, (POOL,), generator=generator), MIXTURE.sample(POOL, generator)
+    path, sigmas, generator = MODELS[name][0], levels(name, 16), torch.Generator().manual_seed(5)
+    i, x0 = torch.randint(16, (POOL,), generator=generator), MIXTURE.sample(POOL, generator)
     x_t = noised(x0, torch.randn(x0.shape, generator=generator, dtype=x0.dtype), path, sigmas[i])
     x_s = solver_step(exact_denoiser(name), x_t, path, sigmas[i], sigmas[i + 1], "heun", substeps=4)
     x_t, x_s, t, s = (v.float() for v in (x_t, x_s, sigmas[i], sigmas[i + 1]))
@@ -180,12 +181,12 @@ def test_consistency_distillation(name):
         k = pick(generator)
         return consistency(net, net, path, x_t[k], x_s[k], t[k], s[k], 0 * s[k])
 
-    net = train(name, loss, updates=1200)
+    net = train(name, loss, updates=1000)
     check(name, net, 1)
     check(name, net, 2, churn=math.inf)
 
 
-@pytest.mark.parametrize("phases, updates", [(1, 800), (2, 1200)])
+@pytest.mark.parametrize("phases, updates", [(1, 600), (2, 800)])
 @pytest.mark.parametrize("name", MODELS)
 def test_phased_consistency(name, phases, updates):
     """Two phases in 2 steps; the whole way from pure noise, what `one_step` adds, in 1."""
@@ -212,6 +213,6 @@ def test_reflow_after_one_round(name):
         k, time = pick(generator), top * torch.rand(BATCH, generator=generator, dtype=torch.float64)
         return pairs(net, path, x0[k], noise[k], path.at_flow_time(time.clamp_min(NEAREST)).float(), "velocity")
 
-    net = train(name, loss, updates=2000)
+    net = train(name, loss, updates=2400)
     check(name, net, 1)
     check(name, net, 2)

@@ -1,11 +1,17 @@
 """What a run will take of memory: the figure counted by hand, the choice that follows, and a run that then meets a full memory."""
 
+import gc
+import math
+import weakref
+
 import pytest
 import torch
-from fewstep.training.config import DistilConfig
+from fewstep.training.config import METHODS, DistilConfig
+from fewstep.training.denoiser import InParts
 from fewstep.training.descent import Descent
 from fewstep.training.distil import Distillation
-from fewstep.training.memory import COPIES, EXTRA, MARGIN, Memory, available
+from fewstep.training.gradients import Backward
+from fewstep.training.memory import COPIES, EXTRA, MARGIN, Memory, available, fit
 from tiny import Tiny
 
 SMALL = dict(updates=6, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
@@ -15,8 +21,9 @@ LARGE = Memory(weights=2 * GB, adapter=GB // 2, whole=3 * GB, recomputed=GB)
 
 def test_a_trial_counts_what_the_model_and_the_adapter_take():
     run = Distillation(Tiny(), DistilConfig(**SMALL))
-    memory = run.prove()
+    micro, checkpointing, memory = fit(run, math.inf)
     run.close()
+    assert (micro, checkpointing) == (4, False)
     assert memory.weights == 4 * (36 * 24 + 24 + 24 * 32 + 32)
     assert memory.adapter == COPIES * 4 * (2 * (36 + 24) + 2 * (24 + 32))
     # the input, both sides of the activation, both inner sides of the LoRA and their like: some hundred numbers, no thousand
@@ -39,6 +46,104 @@ def test_whole_samples_are_preferred_and_as_many_as_fit():
 def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
     with pytest.raises(MemoryError, match=f"Training one sample must fit into .* it takes .*{remedy}"):
         memory.choose(budget, 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_step_count_and_phase_count_can_begin(method):
+    """The trial's noise level is one at which the network is asked, whatever the grid; then two updates."""
+    for steps in range(1, 9):
+        for phases in {1, steps, *((8,) if method != "phased" else (p for p in (2, 4) if p < steps))}:
+            changes = {"method": method, "steps": steps, "phases": phases, "image_steps": None, "images": 2, "updates": 2}
+            run = Distillation(Tiny(), DistilConfig(**{**SMALL, **changes}))
+            assert fit(run, math.inf)[:2] == (4, False)
+            assert len([p for p in run.progress() if p.loss is not None]) == 2
+            sampled = run.sigmas_for(steps).float()
+            if method == "phased":
+                assert all(float((run.phases.levels - s).abs().min()) < 1e-6 for s in sampled), (steps, phases)
+            assert run.recipe().churn == (math.inf if run.method.kind == "x0" and phases == 1 < steps else 0)
+            run.close()
+
+
+def test_what_is_proved_is_what_will_run(monkeypatch):
+    """Where only recomputed blocks fit, their gradient is proved; where the trial itself runs out, they are taken."""
+    asked, original = [], Backward.__call__
+
+    def watch(self, compute):
+        asked.append(bool(self.blocks))
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, compute)
+
+    monkeypatch.setattr(Backward, "__call__", watch)
+    run = Distillation(Tiny(), DistilConfig(**SMALL))
+    with monkeypatch.context() as tight:
+        tight.setattr(Memory, "choose", lambda self, budget, batch: (1, True))
+        assert fit(run, math.inf)[:2] == (1, True) and asked == [True]
+    assert fit(run, math.inf)[:2] == (4, True) and asked == [True, False, True]
+    run.close()
+
+
+def test_the_trial_names_a_latent_or_prompt_that_does_not_fit():
+    class Narrow(Tiny):
+        def __call__(self, x, sigma, condition):
+            return super().__call__(x[..., :3], sigma, condition)
+
+    run = Distillation(Narrow(), DistilConfig(**SMALL))
+    with pytest.raises(ValueError, match="The model must answer for this latent and these prompts, and gave"):
+        fit(run, math.inf)
+    run.close()
+
+
+def test_a_run_leaves_nothing_behind(tmp_path):
+    """No hook after a failure to begin, no memory after the end without the cycle collector."""
+    tiny = Tiny()
+    good = {f"diffusion_model.{n}.lora_{part}.weight": torch.zeros(shape)
+            for n, size in (("0", (24, 36)), ("2", (32, 24))) for part, shape in (("up", (size[0], 2)), ("down", (2, size[1])))}
+    for bad in ({"diffusion_model.2.lora_up.weight": torch.zeros(5, 2)}, {"diffusion_model.9.lora_up.weight": torch.zeros(5, 2)},
+                {"diffusion_model.2.lora_down.weight": torch.full((2, 24), math.nan)}):
+        with pytest.raises(ValueError, match="The LoRA to start from must|The LoRA to start from does not fit"):
+            Distillation(tiny, DistilConfig(**SMALL), warm={**good, **bad})
+        assert not any(m._forward_hooks for m in tiny.module.modules())
+    gc.collect()
+    gc.disable()
+    try:
+        run = Distillation(tiny, DistilConfig(**SMALL), (tmp_path, {"patches": "", "conditioning": ""}))
+        list(run.progress())
+        run.close()
+        seen = weakref.ref(run)
+        del run
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 30])
+def test_a_warm_start_begins_with_the_files_function(rank):
+    """Of a lower rank exactly; of a higher one the best approximation, also where a layer is smaller than the rank."""
+    g, tensors = torch.Generator().manual_seed(0), {}
+    for name, (out, into) in (("0", (24, 36)), ("2", (32, 24))):
+        tensors[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(out, rank, generator=g)
+        tensors[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(rank, into, generator=g)
+        tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(3.0)
+    for own in (4, 28):
+        run = Distillation(Tiny(), DistilConfig(**{**SMALL, "rank": own, "alpha": 2.0}), warm=tensors)
+        for name, pair in run.lora.weights.items():
+            up, down = (tensors[f"diffusion_model.{name}.lora_{part}.weight"] for part in ("up", "down"))
+            u, s, v = torch.linalg.svd(3.0 / rank * up @ down)
+            wanted = (u[:, :own] * s[:own][:len(v)]) @ v[:own] if own < len(s) else (u[:, :len(s)] * s) @ v[:len(s)]
+            assert torch.allclose(2.0 / own * pair["up"] @ pair["down"], wanted, atol=1e-4)
+        run.close()
+
+
+def test_sampling_asks_for_fewer_where_memory_is_out():
+    class Small(Tiny):
+        def __call__(self, x, sigma, condition):
+            if len(x) > 3:
+                raise MemoryError
+            return super().__call__(x, sigma, condition)
+
+    x, sigma, which, parts = torch.randn(10, 2, 4, 4), torch.full((10,), 0.5), torch.arange(10) % 3, InParts(Small(), 8)
+    assert torch.allclose(parts(x, sigma, which), Tiny()(x, sigma, which), atol=1e-6) and parts.most == 2
 
 
 def test_the_cpu_says_what_is_free():
