@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..diffusion.grids import grid, shifted
 from ..training.cache import CacheSpec, TrajectoryCache
-from ..training.data import Data, load_pairs, save_pairs
+from ..training.data import Data, load_pairs, pair_noise, save_pairs
 from ..training.denoiser import Guided, InParts
 from ..training.files import check_folder, free_name
 from . import families, host, lora_files, show
@@ -73,8 +73,9 @@ class ReflowPairs(io.ComfyNode):
                 for share in cache.build(Guided(InParts(denoiser, chunk), cfg), count):
                     bar.update_absolute(round(1000 * share), 1000)
                     comfy.model_management.throw_exception_if_processing_interrupted()
-                data = Data(images=cache.read(count)[0][:, -1], condition=cache.conditions(count),
-                            noise=cache.noise(count) * denoiser.noise_scale)
+                start, images = cache.read(count)[0].unbind(1)
+                data = Data(images=images, condition=cache.conditions(count),
+                            noise=pair_noise(start, images, denoiser.path, sigmas[0]))
             finally:
                 cache.close()
         about = {"base": denoiser.base, "path": denoiser.path.name, "patches": patches,

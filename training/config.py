@@ -39,7 +39,8 @@ class DistilConfig:
     phases       parts of the trajectory within which the student is consistent (PCM) or straight, None for as many as steps; 1:
                  all the way
     between      points kept inside each phase, from which a phased student learns too; 0: only the phases' starts
-    one_step     share of each phased batch that learns the whole way from pure noise, whatever the phases: for sampling in 1 step
+    one_step     share of each phased batch that learns the whole way from pure noise: sampling in 1 step gains what sampling in as
+                 many steps as phases loses, as both ask the same there
     rounds       of reflow: after the first the pairs are the student's own of the round before
     intervals    of the grid whose neighbours a consistency method compares, rounded up to whole phases; curriculum: begin with few
     solver       of the teacher's step there, in `substeps`
@@ -64,7 +65,7 @@ class DistilConfig:
     cfg: float = 2.0
     phases: int | None = None
     between: int = 0
-    one_step: float = 0.2
+    one_step: float = 0.0
     rounds: int = 1
     intervals: int = 40
     curriculum: bool = False

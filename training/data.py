@@ -2,7 +2,7 @@
 
     Data.condition (N,)     which conditioning each sample belongs to
     Data.images (N, ...)    model space
-    Data.noise (N, ...)     unit noise that a deterministic solver made the image from; None for images of another origin
+    Data.noise (N, ...)     noise that a deterministic solver made the image from (`pair_noise`); None for images of another origin
     Data.anchors (N, kept, ...)     its trajectory at the run's levels, from noise to image; None too
 
 Pairs on disk are one safetensors file: noise, images, condition, and in the metadata what they were made with.
@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
+from ..diffusion.predictions import from_x0
 from .files import write
 
 METADATA_KEY = "fewstep.pairs"
@@ -58,6 +59,16 @@ class Data:
         if needs not in self.holds:
             raise ValueError(f"the method needs {needs}, the data holds {', '.join(self.holds)}. Choose another method, or let the "
                              "run make its own data.")
+
+
+def pair_noise(start, images, path, sigma):
+    """The noise with which an image makes its trajectory's start, (x - alpha x_0)/sigma: on a path whose largest level is not pure
+    noise, the solver's unit noise would let the picture shine through where training begins.
+
+    start, images (N, ...), sigma the largest level.
+    """
+    sigma = torch.as_tensor(sigma, dtype=torch.float64)
+    return from_x0(images, "epsilon", start, float(path.alpha(sigma)), float(sigma))
 
 
 def save_pairs(path, data, about):

@@ -18,7 +18,7 @@ import types
 import torch
 
 from .cache import CacheSpec, TrajectoryCache, noise_of
-from .data import Data
+from .data import Data, pair_noise
 from .denoiser import Guided, InParts, guided
 from .descent import Descent
 from .draws import Times, Weighting
@@ -185,8 +185,11 @@ class Distillation:
                     parts.append(part)
                     yield len(parts) / math.ceil(count / SHARD)
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
-        self.data = self.given or Data(images=anchors[:-PROBES, -1], condition=condition[:-PROBES], anchors=anchors[:-PROBES],
-                                       noise=noise[:-PROBES] * denoiser.noise_scale)
+        self.data = self.given
+        if self.given is None:
+            start, images = anchors[:-PROBES, 0], anchors[:-PROBES, -1]
+            self.data = Data(images=images, condition=condition[:-PROBES], anchors=anchors[:-PROBES],
+                             noise=pair_noise(start, images, self.path, self.phases.fine[0]))
         if number == 0:
             self.probe = noise[-PROBES:], condition[-PROBES:], anchors[-PROBES:, -1]
 

@@ -40,7 +40,7 @@ class Times:
             return u, torch.ones(count)
         p = self.moments.sqrt() / self.moments.sqrt().sum() * (1 - UNIFORM_SHARE) + UNIFORM_SHARE / BINS
         which = torch.multinomial(p, count, replacement=True, generator=generator)
-        return (which + u) / BINS, 1 / (BINS * p[which])
+        return ((which + u) / BINS).clamp_max(1 - 1e-6), 1 / (BINS * p[which])
 
     def learn(self, u, loss):
         """Take the losses (count,) found at u into account."""
@@ -69,7 +69,7 @@ def levels_at(done, updates, most, least=10):
     """
     if most <= least:
         return most
-    stage = max(1, updates // (int(math.log2(most // least)) + 1))
+    stage = max(1, int(updates / (math.log2(most // least) + 1)))
     return min(least * 2 ** (done // stage), most)
 
 

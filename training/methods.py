@@ -121,7 +121,7 @@ def _pairs(run, batch):
 
 
 def _windows(run, batch):
-    place = batch["u"] * run.config.phases
+    place = batch["u"].clamp_max(1 - NEAREST) * run.config.phases
     window = place.long().clamp_max(run.config.phases - 1)
     a, b = run.phases.edges[window], run.phases.edges[window + 1]
     return windows(run.student(batch), run.path, run.data.anchors[batch["pick"], a], run.data.anchors[batch["pick"], b],

@@ -266,8 +266,7 @@ def test_logit_normal_draws_have_their_density(generator):
     assert abs(share.sum() - 1) < 1e-3 and share.max() > 2 * share[2]
 
 
-@pytest.mark.parametrize("most", [40, 1280, pytest.param(50, marks=pytest.mark.xfail(
-    strict=True, reason="levels_at takes the floor of log2, eq. 14 does not: such a grid never grows to `most`"))])
+@pytest.mark.parametrize("most", [40, 50, 1280])
 def test_levels_double_as_in_equation_14(most):
     updates = 800
     stage = int(updates / (math.log2(most // 10) + 1))

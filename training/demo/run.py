@@ -31,6 +31,8 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     started = time.perf_counter()
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
+    if method == "phased":      # the picture shows one, two and four steps of the same LoRA
+        settings = {"one_step": 0.2, **settings}
     config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
     out = check_folder(out, 8 << 20)
     teacher = DemoTeacher(kind, device)
