@@ -77,8 +77,7 @@ class Distillation:
         self.given, self.data, self.probe = data, None, None
         self.label = ""                         # of whoever keeps the run, written into its recipe
         self.pairs_of = None                    # adapter whose samples the data are, after the first round; None: the base model
-        self.best = None                        # (fidelity, adapter) of the best measurement so far
-        self.stopped = False
+        self.best, self.stopped = None, False   # best: (fidelity, adapter) of the best measurement so far
         self.loss, self.fidelity = [], []       # [(update, value)]
 
     # ---- the run -------------------------------------------------------------------------------
