@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from fewstep.training import pictures
+from fewstep.training import distil, pictures
 from fewstep.training.cache import TrajectoryCache
 from fewstep.training.config import DistilConfig
 from fewstep.training.demo import data
@@ -98,7 +98,13 @@ class Counting(DemoTeacher):
         return super().__call__(x, sigma, condition)
 
 
-CACHED = {**SMALL, "updates": 2, "images": 8, "chunk": 4}
+CACHED = {**SMALL, "updates": 2, "images": 8, "chunk": 8}
+
+
+@pytest.fixture
+def four(monkeypatch):
+    """Trajectories in shards of four."""
+    monkeypatch.setattr(distil, "SHARD", 4)
 
 
 def cached(folder, last=None, kind="flow", patches="", **changes):
@@ -116,7 +122,7 @@ def cached(folder, last=None, kind="flow", patches="", **changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path, kind):
+def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path, kind, four):
     first, calls = cached(tmp_path, kind=kind)
     assert calls == 4 * 9       # 8 samples and 8 probes in chunks of 4, 8 steps of which the first is halved
     second, calls = cached(tmp_path, kind=kind)
@@ -132,7 +138,7 @@ def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path
     assert sum(sizes) < 1.01 * first.cache.bytes(16) + 4000       # no predictions
 
 
-def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path):
+def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path, four):
     assert cached(tmp_path, last=21)[1] == 21
     assert cached(tmp_path)[1] == 2 * 9     # two of four chunks were whole
     for changes in ({"cfg": 3.0}, {"seed": 1}, {"patches": "lora"}, {"steps": 2}):
@@ -140,7 +146,7 @@ def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path):
     assert cached(tmp_path, updates=9, rank=4, images=4, batch=2)[1] == 0      # what the teacher has no part in
 
 
-def test_a_cached_run_learns_and_reports_as_another(tmp_path):
+def test_a_cached_run_learns_and_reports_as_another(tmp_path, four):
     def train():
         run = Distillation(DemoTeacher("flow"), DistilConfig(**CACHED), (tmp_path, {"patches": "", "conditioning": "all"}))
         reports = list(run.progress())
@@ -154,7 +160,7 @@ def test_a_cached_run_learns_and_reports_as_another(tmp_path):
     assert [p.step for p in again] == [1, 2, 3, 4, 5, 6]
 
 
-def test_trajectories_too_large_for_the_disk_stay_in_memory(tmp_path, monkeypatch, caplog):
+def test_trajectories_too_large_for_the_disk_stay_in_memory(tmp_path, four, monkeypatch, caplog):
     monkeypatch.setattr(TrajectoryCache.__init__, "__defaults__", (1000,))
     run, calls = cached(tmp_path)
     assert calls == 36 and run.cache is None and not list(tmp_path.iterdir())
