@@ -1,0 +1,65 @@
+"""What the methods draw: weights of the levels drawn, the share that goes the whole way, pairs that begin where sampling does."""
+
+import pytest
+import torch
+from fewstep.diffusion.paths import VARIANCE_EXPLODING
+from fewstep.diffusion.predictions import expand
+from fewstep.training.config import DistilConfig
+from fewstep.training.demo.teacher import DemoTeacher
+from fewstep.training.distil import Distillation
+from fewstep.training.objectives.consistency import noised
+from tiny import Tiny
+
+SMALL = dict(updates=4, images=6, batch=8, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
+
+
+def begun(denoiser=None, **changes):
+    """A run with its data, off the model."""
+    run = Distillation(denoiser or Tiny(), DistilConfig(**{**SMALL, **changes}))
+    for _ in run._sample_data():
+        pass
+    run.close()
+    return run
+
+
+def test_flow_matchings_weighting_is_what_reflow_does_anyway():
+    """Velocity loss, flow time uniform: the total weighting is flow matching's, so that its name changes nothing."""
+    run = begun(method="reflow", weighting="flow matching")
+    u = torch.linspace(0.01, 0.99, 50)
+    weights = run.weighting(u)
+    assert torch.allclose(weights, weights.mean().expand(50), rtol=1e-4) and abs(float(weights.mean()) - 1) < 2e-3
+    other = begun(method="reflow", weighting="eps-MSE").weighting(u)
+    assert other.max() > 1.5 * other.min()
+
+
+@pytest.mark.parametrize("batch, share, count", [(8, 0.25, 2), (2, 0.2, 1), (1, 0.2, 1), (8, 0.0, 0)])
+def test_the_share_that_goes_the_whole_way(batch, share, count):
+    run = begun(batch=batch, one_step=share, weighting="min-SNR")
+    drawn = run.method.draw(run)
+    last = len(run.phases.levels) - 1
+    assert (drawn["u"] < 0).sum() == count
+    assert (drawn["index"][:count] == 0).all() and (drawn["after"][:count] == last).all() and (drawn["end"][:count] == last).all()
+    assert (drawn["weight"][:count] == 1).all()
+    before = run.times.moments.clone()
+    run.times.distribution = "adaptive"
+    run.times.learn(drawn["u"][:count], torch.full((count,), 9.0))
+    assert torch.equal(run.times.moments, before)
+
+
+@pytest.mark.parametrize("kind", ["flow", "epsilon"])
+def test_pairs_begin_where_sampling_begins(kind):
+    """alpha x_0 + sigma eps of a pair at the largest level is the state that the solver started from, pure noise or not."""
+    run = begun(DemoTeacher(kind), method="reflow", images=2)
+    top = run.phases.fine[:1].float().expand(2)
+    start = noised(run.data.images, run.data.noise, run.path, top)
+    assert torch.allclose(start, run.data.anchors[:, 0], atol=1e-4)
+    if run.path is VARIANCE_EXPLODING:      # and the picture doesn't shine through
+        leaking = run.data.images + expand(top, start) * (start / (1 + top[0] ** 2) ** 0.5)
+        assert (leaking - start).abs().max() > 0.1
+
+
+def test_windows_stay_off_the_last_points_singularity():
+    run = begun(method="windowed-reflow")
+    drawn = run.method.draw(run)
+    drawn["u"] = torch.full_like(drawn["u"], 1 - 1e-7)
+    assert bool(run.method.loss(run, drawn).isfinite().all())
