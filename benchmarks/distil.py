@@ -3,12 +3,12 @@
     python benchmarks/distil.py [--json FILE] [--seconds S] [--samples N] [--teachers a,b] [--methods a,b] [--device cpu|cuda]
 
 Every method runs at equal training samples and at equal wall seconds, which count from the start of a run to its last update, the
-teacher's trajectories and the run's own measurements included. Each side has its own defaults, which is what a user runs: ours
-a rank of 16 and one rate, given beforehand; the recipe a rank of 64 and the best of three rates in hindsight (1e-3 is too high: it
+teacher's trajectories and the run's own measurements included. Each side has its own defaults, which is what a user runs: ours a
+rank of 16 and one rate, given beforehand; the recipe a rank of 64 and the best of three rates in hindsight (1e-3 is too high: it
 made the flow teacher worse than untrained). The same for both: batch 16, float32, every Linear and convolution layer. Ours has to
 know its length: a trial takes the time of a few updates, and the run gets as many as fit, with trajectories in the proportion of
-the defaults. The recipe stops when the time is over. Run it on a machine that does nothing else: `cpu_seconds` of a row far below
-its seconds (times its threads) tells that others took part.
+the defaults; after each quarter what is left is counted anew from its own speed. The recipe stops when the time is over. Run it on
+a machine that does nothing else: `cpu_seconds` of a row far below its seconds (times its threads) tells that others took part.
 
 RMSE      to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1; 64 noises that no run has seen, over all labels.
           Ours is sampled as its own recipe says; for the LCM-LoRA the best of its samplers in hindsight (`lcm_recipe.SAMPLERS`)
@@ -25,6 +25,7 @@ kept, and each new one is saved as soon as it is known.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -35,6 +36,7 @@ import time
 from pathlib import Path
 
 import torch
+from distil_table import BASE, RECIPE, STEPS, line, show, summary
 from fewstep.diffusion.grids import grid, shifted
 from fewstep.training.config import METHODS, DistilConfig
 from fewstep.training.demo import data
@@ -47,10 +49,9 @@ from fewstep.training.sampling import teacher_samples
 from lcm_recipe import SAMPLERS, Memory, train
 from safetensors.torch import load_file, save_file
 
-CFG, BATCH, STEPS, JUDGED = 2.0, 16, (1, 2, 4, 8), "4"
-BASE, RECIPE, RATES = "base", "LCM-LoRA", (3e-5, 1e-4, 3e-4)
+CFG, BATCH = 2.0, 16
+RATES = 3e-5, 1e-4, 3e-4
 TRIED, SPARE = 8, 0.98      # updates of a trial; share of the seconds that is planned for
-TARGETS = {"rmse_ratio": ("RMSE at 4 steps", 0.7), "throughput_ratio": ("samples/s", 1.2), "memory_ratio": ("peak memory", 0.8)}
 KEY = ("teacher", "method", "lr", "budget", "asked", "device", "noises")
 
 
@@ -97,17 +98,26 @@ def ours(teacher, job):
     """(row, sample) of a run of ours."""
     memory, began = Memory(teacher.device), time.perf_counter()
     run, drawn = Distillation(teacher, config_of(job["method"], job["updates"], job["images"])), 0.0
-    last = began
+    last, when = began, [job["updates"] * n // 4 for n in (1, 2, 3)] * (job["budget"] == "seconds")
     for progress in run.progress():
         now = time.perf_counter()
         if progress.stage != "training":
             drawn += now - last
+        if when and run.done >= when[0]:
+            when.pop(0)
+            end_at(run, began + SPARE * job["asked"], (now - began - drawn) / run.done)
         last = now
     samples, seconds = BATCH * run.done, time.perf_counter() - began
     row = {"samples": samples, "seconds": seconds, "data_seconds": drawn, "images": run.config.images,
            "peak_memory_mib": memory.peak() / 2**20}
     churn = run.recipe().churn
     return row, lambda noise, condition, steps: run.student_samples(noise, condition, run.sigmas_for(steps), churn)
+
+
+def end_at(run, moment, update):
+    """Count a run's updates anew, so that it ends at that moment of the clock; update: seconds of one, with its measurements."""
+    updates = run.done + max(1, int((moment - time.perf_counter()) / update))
+    run.config = run.descent.config = dataclasses.replace(run.config, updates=updates)
 
 
 def recipe(teacher, job):
@@ -218,65 +228,12 @@ def run_missing(kind, args, rows, save):
                 print(line(made), flush=True)
 
 
-def summary(rows, args):
-    """The three ratios with what they are made of; None for each as long as runs lack."""
-    wanted = {"budget": "seconds", "asked": args.seconds, "device": args.device, "noises": args.noises}
-    rows = [row for row in rows if wanted.items() <= row.items()]
-    error = lambda row: row["steps"][JUDGED]["rmse"]
-    theirs = {r["teacher"]: r for r in sorted(rows, key=error, reverse=True) if r["method"] == RECIPE}
-    methods = {}
-    for row in rows:
-        if row["method"] in METHODS:
-            methods.setdefault(row["method"], {})[row["teacher"]] = row
-    whole = {m: found for m, found in methods.items() if found.keys() >= set(args.teachers) and m in args.methods}
-    if not whole or not theirs.keys() >= set(args.teachers):
-        return dict.fromkeys(TARGETS)
-    best = min(whole, key=lambda m: statistics.geometric_mean(error(whole[m][t]) for t in args.teachers))
-
-    def ratio(value):
-        return statistics.geometric_mean(value(whole[best][t]) / value(theirs[t]) for t in args.teachers)
-
-    return {"rmse_ratio": ratio(error), "throughput_ratio": ratio(lambda r: r["samples_per_second"]),
-            "memory_ratio": ratio(lambda r: r["peak_memory_mib"]), "best": best, "teachers": args.teachers,
-            "recipe_lr": {t: theirs[t]["lr"] for t in args.teachers}, "seconds_ratio": ratio(lambda r: r["seconds"]),
-            "training_throughput_ratio": ratio(lambda r: r["samples"] / (r["seconds"] - r["data_seconds"]))}
-
-
-HEAD = ("| teacher | equal | method | seconds | samples | samples/s | MiB | RMSE at 1, 2, 4, 8 steps | Fréchet at 1, 2, 4, 8 |\n"
-        + "|---" * 9 + "|")
-
-
-def line(row):
-    """A row of the table."""
-    trained = row["method"] != BASE
-    name = row["method"] + (f", {row['lr']:g}" if row["lr"] else "")
-    figures = [f"{row['seconds']:.0f}", row["samples"], f"{row['samples_per_second']:.1f}",
-               f"{row['peak_memory_mib']:.0f}"] if trained else ["–"] * 4
-    measured = [", ".join(format(row["steps"][str(n)][key], places) for n in STEPS)
-                for key, places in (("rmse", ".4f"), ("frechet", ".2f"))]
-    return "| " + " | ".join(map(str, [row["teacher"], row["budget"] if trained else "–", name, *figures, *measured])) + " |"
-
-
-def show(rows, found):
-    """The table and the targets."""
-    print("\n" + HEAD)
-    for row in rows:
-        print(line(row))
-    if found["rmse_ratio"] is None:
-        return print("\nNo ratios: runs are missing.")
-    print(f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, samples/s of training "
-          f"alone {found['training_throughput_ratio']:.2f}")
-    for key, (name, target) in TARGETS.items():
-        met = found[key] >= target if key == "throughput_ratio" else found[key] <= target
-        print(f"{name}: {found[key]:.3f} of the recipe's, target {target}: {'met' if met else 'MISSED'}")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = lambda known: lambda text: [n for n in text.split(",") if n in known or parser.error(f"there is no {n}: {known}")]
     parser.add_argument("--json", type=Path, help="write the rows there; those that it holds are kept")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
-    parser.add_argument("--samples", type=int, default=8000, help="of each run (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=4000, help="of each run (default: %(default)s)")
     parser.add_argument("--teachers", type=names(("flow", "epsilon")), default=["flow", "epsilon"])
     parser.add_argument("--methods", type=names(METHODS), default=list(METHODS), help="of ours; the recipe always runs")
     parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")

@@ -191,6 +191,12 @@ def discrete_sigma(sigmas):
     return sigma_of
 
 
+def nearest_index(sigma, table):
+    """Indices (B,) of a discrete model's ascending table (N,) that lie nearest to levels (B,) in log sigma; int64."""
+    log = table.log().to(sigma)
+    return (sigma.log()[:, None] - log).abs().argmin(1)
+
+
 def shifted(sigma_of, shift, top=1.0):
     """`sigma_of` with more of its time near the start `top`: t -> shift t / (1 + (shift - 1) t/top), as `flow_sigma` does it."""
     return sigma_of if shift == 1 else lambda t: sigma_of(shift * t / (1 + (shift - 1) * t / top))

@@ -76,9 +76,6 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, vae, samplers, steps, cfg, seed, tolerance):
-        if getattr(latent["samples"], "is_nested", False):
-            raise ValueError("latent must be one picture or video; this one holds several parts (audio and video), which can't be "
-                             "compared. Wire the latent of one of them.")
         counts = step_counts(steps)
         settings = [r for name in names(samplers) for r in (setting(model, name, n) for n in counts)]
         run = _Runner(model, positive, negative, latent, cfg, seed, sum(counts) * len(names(samplers)) + sum(REFERENCE_STEPS[:2]))
@@ -145,7 +142,7 @@ class _Runner:
         key = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
         comfy.patcher_extension.add_wrapper_with_key(key, "fewstep compare", self._count, self.model.model_options, True)
         self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
-        self.latent = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], latent.get("downscale_ratio_spacial"))
+        self.latent = host.latent_of(self.model, latent)
         self.mask = latent.get("noise_mask")
         self.weight = torch.ones_like(self.latent[:, :1]) if self.mask is None else comfy.sampler_helpers.prepare_mask(
             self.mask, self.latent.shape, torch.device("cpu")).float()

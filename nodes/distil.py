@@ -8,6 +8,7 @@ from ..training.data import Data
 from . import families, lora_files
 from .training import FIXED, MEMORY, Order, train
 
+HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 # quality: (updates, teacher samples)
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
 
@@ -53,7 +54,7 @@ class Distil(io.ComfyNode):
                 *advanced_inputs(),
             ],
             outputs=outputs(),
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -65,7 +66,7 @@ class Distil(io.ComfyNode):
         config = config_for(model, method=method, steps=steps, cfg=cfg, updates=updates or usual_updates, images=images,
                             batch=batch, rank=rank, lr=learning_rate, phases=phases or None, layers=layers, seed=seed)
         return finish(train(Order(model=model, positive=positive, negative=negative, latent=latent, config=config, memory=memory,
-                                  name=name, node=cls.hidden.unique_id, vae=vae, warm=lora_files.tensors(start_from, model),
+                                  name=name, **graph_of(cls.hidden), vae=vae, warm=lora_files.tensors(start_from, model),
                                   data=None if pictures is None else lambda denoiser: _data(denoiser, pictures["samples"]))))
 
 
@@ -102,9 +103,15 @@ def config_for(model, *, cfg, rank, lr, layers, **settings):
     """A `DistilConfig` with the family's usual settings where a widget is 0."""
     usual = families.family(model)
     patterns = [p.strip() for p in layers.split(",") if p.strip()]
+    settings.setdefault("chunk", max(4, settings["batch"]))         # of which memory takes its part (`memory.cut`)
     return DistilConfig(cfg=cfg or usual.cfg, rank=rank or usual.rank, lr=lr or usual.lr, shift=families.shift(model),
                         include=tuple(p for p in patterns if p[0] != "-") or ("*",),
                         exclude=tuple(p[1:] for p in patterns if p[0] == "-"), **settings)
+
+
+def graph_of(hidden):
+    """What an `Order` keeps of the graph that its node is part of, from the hidden inputs `HIDDEN`."""
+    return {"node": hidden.unique_id, "prompt": hidden.prompt, "workflow": (hidden.extra_pnginfo or {}).get("workflow")}
 
 
 def finish(result):

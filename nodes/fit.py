@@ -2,9 +2,7 @@
 
 import math
 
-import comfy.sample
 import comfy.utils
-import torch
 from comfy_api.latest import io
 
 from ..diffusion.linear import solve
@@ -72,7 +70,7 @@ class Fit(io.ComfyNode):
                 use_steps=4, trajectories=64, minutes=5.0, seed=0, reference_steps=60, limit_gib=8.0):
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(steps=tuple(step_counts(steps)), trajectories=trajectories, reference_steps=reference_steps, seed=seed)
-        teacher = Teacher(guider, _shape(guider.model_patcher, latent), seed)
+        teacher = Teacher(guider, host.latent_of(guider.model_patcher, latent).shape[1:], seed)
         folder = check_folder(host.folder("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
@@ -114,16 +112,6 @@ def guider_of(guider, model, positive, negative, cfg):
     made.set_conds(positive, negative or [])
     made.set_cfg(cfg)
     return made
-
-
-def _shape(patcher, latent):
-    """The shape of one sample of that latent in this model."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        raise ValueError("latent must be one picture or video; this one holds several parts (audio and video), which can't be "
-                         "fitted together. Wire the latent of one of them.")
-    ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if latent.get(key) is not None}
-    return comfy.sample.fix_empty_latent_channels(patcher, torch.zeros_like(samples[:1]), **ratios).shape[1:]
 
 
 def _progress(run, node):

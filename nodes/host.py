@@ -10,6 +10,7 @@ from pathlib import Path
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_sampling
+import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import folder_paths
@@ -81,6 +82,19 @@ def output(kind):
     return Path(folder_paths.get_output_directory()) / kind
 
 
+def latent_of(model, latent):
+    """The samples of a LATENT as this model takes them: an empty one gets the model's channels and size.
+
+    Raises ValueError for one of several parts.
+    """
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise ValueError("latent must be one picture or video; this one holds several parts (audio and video), which Fewstep can't "
+                         "take together. Wire the latent of one of them.")
+    ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if latent.get(key) is not None}
+    return comfy.sample.fix_empty_latent_channels(model, samples, **ratios)
+
+
 def base_of(patcher):
     """Fingerprint of a model's own weights, whether or not LoRAs are patched into them at the moment."""
     return fingerprint(_Unpatched(patcher))
@@ -121,7 +135,7 @@ def check_supported(model, conditionings):
 
 
 class ComfyDenoiser:
-    """A `training.denoiser.Denoiser` over a loaded ModelPatcher. Every call looks for the user's cancel first.
+    """A `training.denoiser.Denoiser` over a loaded ModelPatcher. Every call looks for the user's cancel first (`check`).
 
     positives: CONDITIONING, each entry one condition; negative: its first entry is the unconditional one (-1).
     """
@@ -136,11 +150,12 @@ class ComfyDenoiser:
         self.base = base_of(patcher)
         self.options = {**patcher.model_options.get("transformer_options", {}),
                         "optimized_attention_override": _differentiable_attention}
+        self.check = comfy.model_management.throw_exception_if_processing_interrupted
         self.uuid = uuid.uuid4()
         self._conds = _model_conds(self.model, [*positives, negative[0]], latent, self.device)
 
     def __call__(self, x, sigma, condition):
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.check()
         home, x, sigma = x.device, x.to(self.device), sigma.to(self.device)
         out = torch.empty_like(x)
         for number in condition.unique().tolist():      # conditions of one prompt share a call; shapes may differ

@@ -1,7 +1,6 @@
 """Reflow Pairs and Train on Pairs: the two stages of reflow, for those who want them one by one."""
 
 import comfy.model_management
-import comfy.sample
 import comfy.utils
 import torch
 from comfy_api.latest import io
@@ -12,7 +11,7 @@ from ..training.data import Data, load_pairs, pair_noise, save_pairs
 from ..training.denoiser import Guided, InParts
 from ..training.files import check_folder, free_name
 from . import families, host, lora_files, show
-from .distil import advanced_inputs, config_for, finish, outputs
+from .distil import HIDDEN, advanced_inputs, config_for, finish, graph_of, outputs
 from .guiding import digest, patches_of
 from .training import FIXED, MEMORY, Order, check, train
 
@@ -58,8 +57,8 @@ class ReflowPairs(io.ComfyNode):
         cfg, node = cfg or families.family(model).cfg, cls.hidden.unique_id
         if cfg < 1:
             raise ValueError(f"cfg must be 1 or more, or 0 for what is usual, got {cfg:g}.")
-        check(Order(model=model, positive=positive, negative=negative, latent=latent, config=None, memory="", name=name, node=node))
-        empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
+        check(model, positive, negative, name)
+        empty = host.latent_of(model, latent)
         folder = check_folder(host.output("fewstep_pairs"), 8 * count * empty[:1].numel() + (1 << 20))
         patches, prompts = patches_of(model, model.model_options), digest([positive, negative[0]])
         with host.training_session(model) as patcher, torch.no_grad():
@@ -139,7 +138,7 @@ class TrainOnPairs(io.ComfyNode):
                 *advanced_inputs(),
             ],
             outputs=outputs(),
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -159,7 +158,7 @@ class TrainOnPairs(io.ComfyNode):
             return data
 
         return finish(train(Order(model=model, positive=positive, negative=negative, latent=latent, config=config, memory=memory,
-                                  name=name, node=cls.hidden.unique_id, vae=vae, data=given,
+                                  name=name, **graph_of(cls.hidden), vae=vae, data=given,
                                   warm=lora_files.tensors(start_from, model))))
 
 

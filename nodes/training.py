@@ -3,7 +3,6 @@
 import dataclasses
 
 import comfy.model_management
-import comfy.sample
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io
@@ -12,20 +11,22 @@ from ..training import pictures
 from ..training.distil import Distillation
 from ..training.files import check_folder, free_name, load_lora
 from ..training.job import Job, folder_name
-from ..training.memory import BUDGETS, available, fit, gib
-from ..training.sampling import teacher_samples
+from ..training.memory import BUDGETS, cut, gib
 from . import host, show
 from .decode import decode
 from .guiding import digest, patches_of
+from .live import SHOWN, Live, before, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
-SHOWN = 4       # pictures in the preview
 FIXED = io.ControlAfterGenerate.fixed       # the frontend would draw another seed after every queue, and begin another run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a node was asked for. data: of a `ComfyDenoiser` -> `training.data.Data`, or None; warm: tensors of a LoRA, or None."""
+    """What a node was asked for. data: of a `ComfyDenoiser` -> `training.data.Data`, or None; warm: tensors of a LoRA, or None.
+
+    prompt, workflow: the graph that it is part of, as the host runs it and as the frontend keeps it.
+    """
 
     model: object
     positive: list
@@ -35,27 +36,28 @@ class Order:
     memory: str
     name: str
     node: str | None
+    prompt: dict | None = None
+    workflow: dict | None = None
     vae: object = None
     data: object = None
     warm: dict | None = None
 
 
-def check(order):
+def check(model, positive, negative, name):
     """Raise ValueError naming an input that can't be trained from, before the model is loaded."""
-    for name, value in (("positive", order.positive), ("negative", order.negative)):
+    for key, value in (("positive", positive), ("negative", negative)):
         if not value:
-            raise ValueError(f"{name} must hold at least one conditioning, got none. Wire a text encoder's output.")
-    host.check_supported(order.model, {"positive": order.positive, "negative": order.negative})
-    host.path_of(order.model.get_model_object("model_sampling"))
-    show.file_stem(order.name)
+            raise ValueError(f"{key} must hold at least one conditioning, got none. Wire a text encoder's output.")
+    host.check_supported(model, {"positive": positive, "negative": negative})
+    host.path_of(model.get_model_object("model_sampling"))
+    show.file_stem(name)
 
 
 def train(order):
     """(LoRA tensors, LOSS_MAP, preview IMAGE, SIGMAS, file) of a run that went to its end or was told to stop there."""
-    check(order)
+    check(order.model, order.positive, order.negative, order.name)
     folder = check_folder(folder_paths.get_folder_paths("loras")[0])
-    samples, ratio = order.latent["samples"], order.latent.get("downscale_ratio_spacial")
-    latent = comfy.sample.fix_empty_latent_channels(order.model, samples, ratio)
+    latent = host.latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
     prompts = digest([order.positive, order.negative[0]])
     with host.training_session(order.model) as patcher:
@@ -67,37 +69,26 @@ def train(order):
         folder_of_run = host.folder("runs") / folder_name(order.config, about)
         # caches are the same for all seeds
         cache = host.folder("trajectories"), {"patches": patches, "conditioning": prompts, "seed": 0}
-        config = _within(order, denoiser, data)
+        budget = None if order.memory == "auto" else int(order.memory.split()[0]) * 1e9
+        config, peak = cut(denoiser, order.config, budget, data=data, warm=order.warm)
+        show.say(order.node, f"about {gib(peak)}: {config.micro} of {config.batch} samples at once"
+                             + (", blocks recomputed" if config.checkpointing else ""))
         run = Distillation(denoiser, config, None if data else cache, data=data, warm=order.warm)
         try:
-            check_folder(folder, 2 * sum(4 * p.numel() for p in run.adapter) + (1 << 20))
+            check_folder(folder, 2 * run.lora.bytes + (1 << 20))
             run.label = folder_of_run.name
-            with Job(folder_of_run, run, about) as job:
-                path = _run(job, folder, order)
+            try:
+                with Job(folder_of_run, run, about) as job, Live(job, order) as live:
+                    path = _run(job, folder, order, live)
+            finally:
+                ended(folder_of_run)
             return (run.lora_tensors(), {"loss": [value for _, value in run.loss]}, _preview(run, order.vae),
                     run.sigmas_for(config.steps).float(), path)
         finally:
             run.close()
 
 
-def _within(order, denoiser, data):
-    """The config with a micro-batch, and checkpointing where needed, that fit into the memory; the gradient is proved on the way.
-
-    Raises MemoryError that names what to lower.
-    """
-    config, auto = order.config, order.memory == "auto"
-    trial = Distillation(denoiser, config, data=data, warm=order.warm)
-    try:        # of what is free the weights have their part already
-        micro, checkpointing, needed = fit(trial, (lambda m: available(denoiser.device) + m.weights) if auto else
-                                           int(order.memory.split()[0]) * 1e9)
-    finally:
-        trial.close()
-    show.say(order.node, f"about {gib(needed.peak(micro, checkpointing))}: {micro} of {config.batch} samples at once"
-                         + (", blocks recomputed" if checkpointing else ""))
-    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing, chunk=max(4, micro))
-
-
-def _run(job, folder, order):
+def _run(job, folder, order, live):
     """Run to the end, or until the user cancels or something fails: either way what has been learnt is saved as a LoRA too."""
     run, node, bar = job.run, order.node, None
     if job.resumed:
@@ -108,7 +99,8 @@ def _run(job, folder, order):
             bar.update_absolute(progress.step, progress.total)
             if progress.step % 10 == 0 and progress.seconds_left is not None:
                 show.say(node, job.unsaved or f"{progress.stage}: loss {progress.loss:.4f}, {_time(progress.seconds_left)} left")
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            live.tell(progress)
+            live.check()
     except (Exception, comfy.model_management.InterruptProcessingException):      # the cancel is no Exception in newer hosts
         if run.done:
             path = _save(job, folder, order.name)
@@ -150,12 +142,10 @@ def _preview(run, vae):
     if vae is not None:
         denoiser, config = run.denoiser, run.config
         noise, condition, reference = (v[:SHOWN] for v in run.probe)
-        before = teacher_samples(run.lora, denoiser, noise, condition, config.cfg, config.steps, order=1,
-                                 chunk=config.chunk)
         now = run.student_samples(noise, condition, run.sigmas_for(config.steps))
         heads = ("teacher", f"before\n{config.steps} steps", f"now\n{config.steps} steps")
         columns = {head: decode(vae, denoiser.model.process_latent_out(x.cpu()))
-                   for head, x in zip(heads, (reference, before, now))}
+                   for head, x in zip(heads, (reference, before(run, noise, condition), now))}
         scale = max(1, 128 // next(iter(columns.values())).shape[-1])
         grid_picture = pictures.grid(columns, [str(i + 1) for i in range(len(noise))], "Same starting noise", scale)
         curves = pictures.stack(grid_picture, curves)

@@ -20,15 +20,12 @@ import os
 import shutil
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from ..diffusion import samplers
 from ..diffusion.paths import check_sigmas, path
 from . import storage
-from .files import check_folder, write, write_json
+from .files import check_folder, read_tensors, write_json, write_tensors
 from .storage import MANIFEST
 
 VERSION = 1
@@ -146,10 +143,7 @@ class TrajectoryCache:
 
     def noise(self, count):
         """The unit noise that the first `count` trajectories start from, (count, *shape)."""
-        return self._noise(range(count))
-
-    def _noise(self, numbers):
-        return torch.stack([noise_of(self.spec.seed, n, self.spec.shape) for n in numbers])
+        return noises(self.spec.seed, range(count), self.spec.shape)
 
     def conditions(self, count):
         """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
@@ -171,7 +165,7 @@ class TrajectoryCache:
     def _start(self, number):
         """The shard's states at the first level: noise, from each trajectory's own seed."""
         spec = self.spec
-        return start(self._noise(self._members(number)), spec.sigmas, path(spec.path), spec.noise_scale)
+        return start(noises(spec.seed, self._members(number), spec.shape), spec.sigmas, path(spec.path), spec.noise_scale)
 
     def _solve(self, teacher, number):
         """Solve and write a shard; yields the share done."""
@@ -189,7 +183,7 @@ class TrajectoryCache:
         tensors = {"states": states, **({"predictions": predictions} if spec.predictions else {})}
         tensors = {name: torch.stack(parts, 1).to(dtype).cpu().contiguous() for name, parts in tensors.items()}
         try:
-            write(self._file(number), safetensors.torch.save(tensors, metadata={"shard": self._mark(number, tensors)}))
+            write_tensors(self._file(number), tensors, {"shard": self._mark(number, tensors)})
         except OSError as error:
             raise OSError(f"{self._file(number)} must be written, which gave \"{error.strerror or error}\". Free some space and "
                           "run again: what was written before is kept.") from error
@@ -200,11 +194,10 @@ class TrajectoryCache:
         if not file.exists():
             return None
         try:
-            with safe_open(str(file), framework="pt") as opened:
-                found, tensors = opened.metadata()["shard"], {k: opened.get_tensor(k) for k in opened.keys()}
-            wanted = self._mark(number, tensors)
+            tensors, metadata = read_tensors(file)
+            found, wanted = metadata["shard"], self._mark(number, tensors)
             why = "" if found == wanted else f"its mark is {found} and not {wanted}"
-        except Exception as error:      # whatever a damaged header leads to
+        except Exception as error:
             why = str(error) or type(error).__name__
         if why:
             logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, why)
@@ -273,8 +266,12 @@ def _check_manifest(file, wanted):
                          f"{wanted['spec'].get(odd, wanted.get(odd))!r}. Delete its folder.")
 
 
-def noise_of(seed, number, shape):
-    """The starting noise of trajectory `number`, float32 of that shape, from a generator of its own."""
+def noises(seed, numbers, shape):
+    """The starting noise of those trajectories, float32 (len(numbers), *shape), each from a generator of its own."""
+    return torch.stack([_noise(seed, number, shape) for number in numbers])
+
+
+def _noise(seed, number, shape):
     digest = hashlib.blake2b(f"trajectory {int(seed)} {int(number)}".encode(), digest_size=7).digest()
     return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
 

@@ -11,12 +11,10 @@ Pairs on disk are one safetensors file: noise, images, condition, and in the met
 import dataclasses
 import json
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from ..diffusion.predictions import from_x0
-from .files import write
+from .files import read_tensors, write_tensors
 
 METADATA_KEY = "fewstep.pairs"
 
@@ -74,17 +72,16 @@ def pair_noise(start, images, path, sigma):
 def save_pairs(path, data, about):
     """Write noise, images and condition, whole or not at all; about: a JSON-able dict of what made them."""
     tensors = {"noise": data.noise, "images": data.images, "condition": data.condition}
-    metadata = {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"}
-    return write(path, safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata))
+    return write_tensors(path, tensors, {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"})
 
 
 def load_pairs(path):
     """(Data, about) of a file that `save_pairs` wrote; raises ValueError naming the file and what is wrong with it."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {})[METADATA_KEY])
-            tensors = {k: file.get_tensor(k) for k in ("noise", "images", "condition")}
-    except Exception as error:      # whatever a damaged header leads to
+        tensors, metadata = read_tensors(path)
+        about = json.loads(metadata[METADATA_KEY])
+        tensors = {k: tensors[k] for k in ("noise", "images", "condition")}
+    except Exception as error:
         raise ValueError(f"{path} must be pairs that Fewstep wrote, and can't be read ({error}). Draw them again.") from error
     if about.get("version") != 1:
         raise ValueError(f"{path} must be of version 1, got {about.get('version')!r}. Update Fewstep.")

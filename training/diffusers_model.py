@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ..diffusion.grids import discrete_sigma, flow_sigma
+from ..diffusion.grids import discrete_sigma, flow_sigma, nearest_index
 from ..diffusion.paths import FLOW, VARIANCE_EXPLODING
 from ..diffusion.predictions import expand, to_x0
 from .lora import fingerprint
@@ -282,8 +282,7 @@ class DiffusersDenoiser:
         level = expand(sigma, x)
         if self.table is None:
             return to_x0(self._network(x, 1000 * sigma, condition), "velocity", x, 1 - level, level).to(home)
-        log = self.table.log().to(sigma)
-        index = (sigma.log()[:, None] - log).abs().argmin(1)
+        index = nearest_index(sigma, self.table)
         scale = (level.square() + 1).rsqrt()
         out = self._network(x * scale, index, condition)
         if self.prediction == "v":      # of the variance preserved x

@@ -13,11 +13,10 @@ import functools
 import logging
 import math
 import time
-import types
 
 import torch
 
-from .cache import CacheSpec, TrajectoryCache, noise_of
+from .cache import CacheSpec, TrajectoryCache, noises
 from .data import Data, pair_noise
 from .denoiser import Guided, InParts, guided
 from .descent import Descent
@@ -58,8 +57,8 @@ class Distillation:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.times = Times(config.times)
         self.phases = Phases(config, denoiser)
-        levels = types.SimpleNamespace(denoiser=denoiser, path=self.path, phases=self.phases)   # no cycle through the run
-        self.weighting = Weighting(config.weighting, self.kind, self.path, functools.partial(self.method.level, levels), self.times)
+        level = functools.partial(self.method.level, self.phases)
+        self.weighting = Weighting(config.weighting, self.kind, self.path, level, self.times)
         self.asked = InParts(denoiser, config.chunk)        # where nothing is trained
         # one phase ends at the data: what is sampled in several steps is a consistency function, which wants fresh noise
         self.churn = math.inf if self.method.kind == "x0" and config.phases == 1 < config.steps else 0.0
@@ -74,7 +73,7 @@ class Distillation:
         except BaseException:
             self.lora.remove()
             raise
-        self.given, self.data, self.probe = data, None, None
+        self.given, self.data, self.probe, self.drawn = data, None, None, None     # drawn: by the last measurement
         self.label = ""                         # of whoever keeps the run, written into its recipe
         self.pairs_of = None                    # adapter whose samples the data are, after the first round; None: the base model
         self.best, self.stopped = None, False   # best: (fidelity, adapter) of the best measurement so far
@@ -96,7 +95,7 @@ class Distillation:
         config, current = self.config, -1
         chunks = math.ceil(((config.images if self.given is None else 0) + PROBES) / SHARD)
         total = chunks * config.rounds + config.updates
-        while (self.done < config.updates or self._is_due()) and not self.stopped:
+        while (self.done < self.config.updates or self._is_due()) and not self.stopped:
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
             if number != current:
                 if number and self.done == self._begins(number):
@@ -110,9 +109,10 @@ class Distillation:
                 continue
             loss = self.update()
             fidelity = self.measure() if self._is_due() else None
-            rate = (time.perf_counter() - started) / (self.done - first)
+            rate = (self.done - first) / (time.perf_counter() - started)
             yield Progress(stage="training", step=chunks * (number + 1) + self.done, total=total, loss=loss, fidelity=fidelity,
-                           seconds_left=rate * (config.updates - self.done) if self.done - first >= 10 else None)
+                           samples_per_second=rate * config.batch,
+                           seconds_left=(config.updates - self.done) / rate if self.done - first >= 10 else None)
 
     def _is_due(self):
         """Whether fidelity has to be measured now: at the start, the end, and MEASURED times between."""
@@ -178,7 +178,7 @@ class Distillation:
                 yield from self.cache.build(Guided(self.asked, config.cfg), count)
                 noise, parts = self.cache.noise(count), [self.cache.read(count)[0]]
             else:
-                noise = torch.stack([noise_of(self.noise_seed, n + number * count, denoiser.shape) for n in range(count)])
+                noise = noises(self.noise_seed, range(number * count, (number + 1) * count), denoiser.shape)
                 for part in trajectories(self.asked, noise, condition, cfg, self.phases.fine, self.phases.kept, order=2,
                                          corrector=True, chunk=SHARD):
                     parts.append(part)
@@ -216,8 +216,8 @@ class Distillation:
     def measure(self):
         """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, sampled as the recipe says."""
         noise, condition, reference = self.probe
-        x = self._samples(self.descent.averaged, noise, condition, self.sigmas_for(self.config.steps), churn=self.churn)
-        value = float((x - reference).square().mean().sqrt())
+        self.drawn = self._samples(self.descent.averaged, noise, condition, self.sigmas_for(self.config.steps), churn=self.churn)
+        value = float((self.drawn - reference).square().mean().sqrt())
         self.fidelity.append((self.done, value))
         if self.done and math.isfinite(value) and (self.best is None or value < self.best[0]):
             self.best = value, [a.clone() for a in self.descent.averaged]

@@ -70,19 +70,30 @@ def write_json(path, value):
     return write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def save_lora(path, tensors, recipe):
-    """Write a LoRA as safetensors with its recipe in the metadata."""
-    metadata = {METADATA_KEY: recipe.to_json(), "format": "pt"}
+def write_tensors(path, tensors, metadata):
+    """Write {name: tensor} as safetensors with {key: text}, whole or not at all."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     return write(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def read_tensors(path):
+    """({name: tensor}, {key: text}) of a safetensors file. A damaged one raises whatever its header leads to."""
+    with safe_open(str(path), framework="pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+
+
+def save_lora(path, tensors, recipe=None):
+    """Write a LoRA as safetensors with its recipe, if it has one, in the metadata."""
+    return write_tensors(path, tensors, {"format": "pt"} | ({METADATA_KEY: recipe.to_json()} if recipe else {}))
 
 
 def load_lora(path):
     """(tensors, recipe or None) of a LoRA file; raises ValueError naming the file and what is wrong with it."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            return {k: file.get_tensor(k) for k in file.keys()}, Recipe.from_json(text) if text else None
-    except Exception as error:      # whatever a damaged header leads to
+        tensors, metadata = read_tensors(path)
+        text = metadata.get(METADATA_KEY)
+        return tensors, Recipe.from_json(text) if text else None
+    except Exception as error:
         raise ValueError(f"{Path(path).name} must be a LoRA in safetensors, can't be read ({error}). Take another.") from error
 
 

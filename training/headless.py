@@ -9,7 +9,6 @@ import json
 import tomllib
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from . import pictures
@@ -17,11 +16,10 @@ from .config import DistilConfig
 from .demo.net import KINDS
 from .distil import Distillation
 from .export import from_diffusers, to_diffusers
-from .files import check_folder, load_lora, save_lora, write, write_json
+from .files import check_folder, load_lora, save_lora, write_json
 from .job import Job
-from .memory import available, fit
+from .memory import cut
 from .phases import usual_shift
-from .recipe import METADATA_KEY
 
 SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
 # what suits a packaged teacher is too hot for a large model; both give way to the config file
@@ -93,7 +91,7 @@ def distil(out, spec, settings, memory=None, show=lambda run, progress: None):
     denoiser = spec.denoiser()
     if "shift" not in settings:
         config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
-    config = _within(denoiser, config, memory)
+    config, _ = cut(denoiser, config, memory)
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
     run = Distillation(denoiser, config, (out / "trajectories", identity))
     about = {"base": denoiser.base, "shape": list(denoiser.shape), "prompts": list(spec.prompts), "negative": spec.negative}
@@ -144,19 +142,5 @@ def export(lora, out, to="diffusers"):
     """
     tensors, recipe = load_lora(lora)
     converted = to_diffusers(tensors) if to == "diffusers" else from_diffusers(tensors)
-    metadata = {"format": "pt"}
-    if recipe is not None:
-        metadata[METADATA_KEY] = recipe.to_json()
-    write(Path(out), safetensors.torch.save({k: v.contiguous() for k, v in converted.items()}, metadata=metadata))
+    save_lora(Path(out), converted, recipe)
     return len({key.rsplit(".", 2)[0] for key in converted if not key.endswith(".alpha")})
-
-
-def _within(denoiser, config, memory):
-    """The config cut to fit: micro-batch, and checkpointing where needed. Proves the gradient on the way."""
-    run = Distillation(denoiser, config)
-    try:
-        device = getattr(denoiser, "device", "cpu")
-        micro, checkpointing, _ = fit(run, memory or (lambda needed: available(device) + needed.weights))
-    finally:
-        run.close()
-    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing, chunk=min(config.chunk, max(4, micro)))

@@ -17,11 +17,10 @@ import math
 import shutil
 import time
 
-import safetensors.torch
 from safetensors import safe_open
 
 from . import storage
-from .files import check_folder, write, write_json
+from .files import check_folder, read_tensors, write_json, write_tensors
 
 VERSION = 1
 STATE, STATUS = "state.safetensors", "status.json"
@@ -38,7 +37,7 @@ class Job:
 
     def __init__(self, folder, run, about, every=50, now=time.time):
         self.run, self.every, self.now = run, every, now
-        self.folder = check_folder(folder, COPIES * sum(4 * p.numel() for p in run.lora.parameters()) + (1 << 20))
+        self.folder = check_folder(folder, COPIES * run.lora.bytes + (1 << 20))
         self.about, self.resumed, self.unsaved, self._lock = json.loads(json.dumps(about)), 0, None, None
         self.notes = {}                         # of whoever runs it, kept in the status
         self._wanted = manifest(run.config, self.about)
@@ -60,6 +59,7 @@ class Job:
         return self
 
     def __exit__(self, kind, error, trace):
+        self.notes["error"] = str(error) if kind and issubclass(kind, Exception) else None
         try:
             self.save(self._ending(kind), required=kind is None)
         finally:
@@ -86,7 +86,7 @@ class Job:
         self._status("running")
         saved = self.run.done
         for progress in self.run.progress():
-            if self.run.done - saved >= self.every and not self.run._is_due():
+            if self.run.done - saved >= self.every:
                 saved = self.run.done
                 self.save("running", required=False)
             yield progress
@@ -111,7 +111,7 @@ class Job:
         run = self.run
         write_json(self.folder / STATUS, {
             "state": state, "done": run.done, "total": run.config.updates, "skipped": run.descent.skipped,
-            "method": run.config.method, "fidelity": _finite(run.fidelity[-1][1] if run.fidelity else None),
+            "method": run.config.method, "steps": run.config.steps, "loss": last(run.loss), "fidelity": last(run.fidelity),
             "best": run.best and run.best[0], "saved_at": round(self.now()), "about": self.about, "notes": self.notes})
 
     def _claim(self):
@@ -138,9 +138,9 @@ def manifest(config, about):
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
 
 
-def _finite(value):
-    """JSON of browsers has no NaN."""
-    return value if value is not None and math.isfinite(value) else None
+def last(points):
+    """The last value of a history [(update, value)]; None where there is none, or no number, which JSON has no word for."""
+    return points[-1][1] if points and math.isfinite(points[-1][1]) else None
 
 
 def _notes(file):
@@ -157,17 +157,26 @@ def folder_name(config, about):
 
 def save_state(path, tensors, numbers):
     """Write a run's state, whole or not at all."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return write(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: json.dumps(numbers)}))
+    return write_tensors(path, tensors, {METADATA_KEY: json.dumps(numbers)})
 
 
 def load_state(path):
     """(tensors, numbers) that `save_state` wrote; raises ValueError naming the file when it is damaged."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()[METADATA_KEY])
-    except Exception as error:      # whatever a damaged header leads to
+        tensors, metadata = read_tensors(path)
+        return tensors, json.loads(metadata[METADATA_KEY])
+    except Exception as error:
         raise ValueError(f"{path} must be a run's state, and can't be read ({error}). Delete it to start again.") from error
+
+
+def history(path):
+    """The loss and fidelity [(update, value)] of a saved state, without reading its tensors; empty where it can't be read."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            numbers = json.loads(file.metadata()[METADATA_KEY])
+        return numbers["loss"], numbers["fidelity"]
+    except Exception:       # whatever a damaged header leads to
+        return [], []
 
 
 def delete(folder):

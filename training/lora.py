@@ -63,6 +63,11 @@ class Lora:
         """The trainable tensors, in a fixed order."""
         return [w for pair in self.weights.values() for w in pair.values()]
 
+    @property
+    def bytes(self):
+        """Of the trainable tensors."""
+        return sum(p.numel() * p.element_size() for p in self.parameters())
+
     @contextlib.contextmanager
     def off(self):
         """Within: the model is the teacher."""
@@ -121,7 +126,6 @@ class Lora:
                                      f"{tuple(like.flatten(1).shape)}, got {None if tensor is None else tuple(tensor.shape)}.")
                 values.append(tensor.reshape(like.shape))
         self.load(values)
-
 
     def warm_start(self, tensors):
         """Begin with a LoRA's weights in native keys, whatever its rank; layers that it lacks begin at zero.

@@ -8,11 +8,13 @@ sample    what autograd holds for the backward pass, kept whole or recomputed bl
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import torch
 
 from .denoiser import is_out_of_memory
+from .distil import Distillation
 from .gradients import Backward, check_gradient
 from .lora import target_layers
 from .objectives.metrics import squared_error
@@ -34,8 +36,10 @@ class Memory:
 
     def peak(self, micro, checkpointing):
         """Bytes at the peak of an update with micro-batches of that many samples."""
-        each = min(self.recomputed, self.whole) if checkpointing else self.whole
-        return int(self.weights + self.adapter + EXTRA + MARGIN * micro * each)
+        return int(self.weights + self.adapter + EXTRA + micro * self._each(checkpointing))
+
+    def _each(self, checkpointing):
+        return MARGIN * (min(self.recomputed, self.whole) if checkpointing else self.whole)
 
     def choose(self, budget, batch):
         """(micro, checkpointing) that fit into `budget` bytes: whole samples if one fits, else recomputed; as many as fit.
@@ -43,8 +47,7 @@ class Memory:
         Raises MemoryError that says what is missing and which setting to lower.
         """
         for checkpointing in (False, True):
-            each = MARGIN * (min(self.recomputed, self.whole) if checkpointing else self.whole)
-            micro = min(batch, (budget - self.peak(0, checkpointing)) // max(each, 1))
+            micro = min(batch, (budget - self.peak(0, checkpointing)) // max(self._each(checkpointing), 1))
             if micro >= 1:
                 return int(micro), checkpointing
         fixed = self.weights + self.adapter + EXTRA
@@ -55,12 +58,26 @@ class Memory:
                           f"{remedy}, or more memory.")
 
 
-def fit(run, budget):
+def cut(denoiser, config, budget=None, **options):
+    """(config, bytes at its peak) with micro-batches, and checkpointing where needed, that `fit` within `budget` bytes.
+
+    options: of `distil.Distillation`. Raises as `fit`.
+    """
+    trial = Distillation(denoiser, config, **options)
+    try:
+        micro, checkpointing, memory = fit(trial, budget)
+    finally:
+        trial.close()
+    chunk = min(config.chunk, max(4, micro))
+    return dataclasses.replace(config, micro=micro, checkpointing=checkpointing, chunk=chunk), memory.peak(micro, checkpointing)
+
+
+def fit(run, budget=None):
     """(micro, checkpointing, `Memory`) for a run (`distil.Distillation`) within `budget` bytes, its gradient proved that way.
 
-    budget: a number, or a function of the `Memory`. The loss is the distance of one sample's x0 to a random picture, from noise at
-    half of the time. Raises MemoryError that names what to lower, ArithmeticError when the gradient is not the loss's own
-    (`gradients.check_gradient`), ValueError when the model can't be called like this.
+    budget: None for what is free, of which the weights have their part already. The loss is the distance of one sample's x0 to a
+    random picture, from noise at half of the time. Raises MemoryError that names what to lower, ArithmeticError when the gradient
+    is not the loss's own (`gradients.check_gradient`), ValueError when the model can't be called like this.
     """
     compute, config, parameters = _loss(run), run.config, run.lora.parameters()
     memory, dtype = _measure(run, compute)
@@ -69,7 +86,9 @@ def fit(run, budget):
         raise MemoryError(f"The {config.images} trajectories must fit twice into the computer's free {gib(available('cpu'))}, they "
                           f"take {gib(data)}. Choose a lower quality, fewer images or a smaller latent.")
     most = min(config.batch, config.micro or config.batch)
-    micro, checkpointing = memory.choose(budget(memory) if callable(budget) else budget, most)
+    if budget is None:
+        budget = available(getattr(run.denoiser, "device", "cpu")) + memory.weights
+    micro, checkpointing = memory.choose(budget, most)
     for recompute in dict.fromkeys((checkpointing or config.checkpointing, True)):
         try:
             check_gradient(compute, parameters, dtype, Backward(run.denoiser.module, parameters, recompute))
@@ -106,7 +125,7 @@ def _measure(run, compute):
             hook.remove()
     weights = [*module.parameters(), *module.buffers()]
     memory = Memory(weights=sum(w.numel() * w.element_size() for w in weights), whole=whole, recomputed=recomputed,
-                    adapter=COPIES * sum(4 * p.numel() for p in parameters))
+                    adapter=COPIES * run.lora.bytes)
     return memory, next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)
 
 
@@ -120,6 +139,17 @@ def available(device):
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):        # Windows, macOS
         return math.inf
+
+
+def used(device):
+    """Bytes that this process holds on that device, on CUDA the most of its tensors since it started; None where unknown."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):       # Windows, macOS
+        return None
 
 
 def gib(size):

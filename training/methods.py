@@ -23,7 +23,7 @@ class Method:
     """draw(run) -> batch and loss(run, batch) -> (B,).
 
     needs   of the data: "trajectories", "pairs" (noise and image) or "images"
-    level   (run, u) -> the noise level that u stands for, which the weighting goes by
+    level   (phases, u) -> the noise level that u stands for, which the weighting goes by
     kind    of prediction that the loss compares; "own" for the model's
     """
 
@@ -82,36 +82,33 @@ def _training(run, batch):
                                 batch["t"], batch["s"], batch["e"], metric=run.metric)
 
 
-def shifted_level(run, u):
+def shifted_level(phases, u):
     """Noise level at the time 1 - u of the run's shifted grid."""
-    return run.phases.sigma_of(1 - u.double())
+    return phases.sigma_of(1 - u.double())
 
 
-def kept_level(run, u):
+def kept_level(phases, u):
     """Noise level at u of the way through the kept levels, linear in flow time between them."""
-    times = run.path.flow_time(run.phases.levels.double())
+    times = phases.path.flow_time(phases.levels.double())
     place = u.double() * (len(times) - 1)
     low = place.long().clamp_max(len(times) - 2)
-    return run.path.at_flow_time(torch.lerp(times[low], times[low + 1], place - low))
+    return phases.path.at_flow_time(torch.lerp(times[low], times[low + 1], place - low))
 
 
-def flow_level(run, u):
+def flow_level(phases, u):
     """Noise level at which flow time is (1 - u) of the largest."""
-    top = run.path.flow_time(run.denoiser.sigma_of(torch.ones(1, dtype=torch.float64)))
-    return run.path.at_flow_time(((1 - u.double()) * top).clamp_min(NEAREST))
+    top = phases.path.flow_time(phases.own(torch.ones(1, dtype=torch.float64)))
+    return phases.path.at_flow_time(((1 - u.double()) * top).clamp_min(NEAREST))
 
 
-def own_level(run, u):
+def own_level(phases, u):
     """Noise level at which the model's own time is 1 - u."""
-    return run.denoiser.sigma_of((1 - u.double()).clamp_min(NEAREST))
+    return phases.own((1 - u.double()).clamp_min(NEAREST))
 
 
-def _draw_pairs(level):
-    def draw(run):
-        batch = _draw(run)
-        return {**batch, "sigma": level(run, batch["u"]).float()}
-
-    return draw
+def _draw_pairs(run):
+    batch = _draw(run)
+    return {**batch, "sigma": run.method.level(run.phases, batch["u"]).float()}
 
 
 def _pairs(run, batch):
@@ -132,7 +129,7 @@ METHODS = {
     "phased": Method(draw=_draw_phased, loss=_phased, needs="trajectories", level=kept_level),
     "consistency": Method(draw=_draw_neighbours, loss=_consistency, needs="images", level=shifted_level),
     "consistency-training": Method(draw=_draw_neighbours, loss=_training, needs="images", level=shifted_level),
-    "reflow": Method(draw=_draw_pairs(flow_level), loss=_pairs, needs="pairs", level=flow_level, kind="velocity"),
-    "rectified-diffusion": Method(draw=_draw_pairs(own_level), loss=_pairs, needs="pairs", level=own_level, kind="own"),
+    "reflow": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=flow_level, kind="velocity"),
+    "rectified-diffusion": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=own_level, kind="own"),
     "windowed-reflow": Method(draw=_draw, loss=_windows, needs="trajectories", level=kept_level, kind="velocity"),
 }

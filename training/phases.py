@@ -10,6 +10,7 @@ class Phases:
     """The grid on which the teacher is solved, and the kept ones of its points: the phases' edges, `between` points inside each,
     and those from which the student is sampled.
 
+    own, sigma_of   t -> sigma: the model's, and with the run's shift
     fine (n,)       the solver's levels, from noise to 0. The first step, where most of the error of a solver arises, is halved
     kept            which of them are kept
     levels (k,)     sigma of every kept point, float32
@@ -18,7 +19,7 @@ class Phases:
     """
 
     def __init__(self, config, denoiser):
-        self.path, self.sigma_of = denoiser.path, shifted(denoiser.sigma_of, config.shift)
+        self.path, self.own, self.sigma_of = denoiser.path, denoiser.sigma_of, shifted(denoiser.sigma_of, config.shift)
         length = config.image_steps // config.phases
         edges = range(0, config.image_steps + 1, length)
         inside = torch.linspace(0, length, config.between + 2).round().int().tolist()

@@ -1,5 +1,6 @@
 """Pictures of a run: a labelled grid of images, and curves. Pillow only."""
 
+import io
 import math
 
 import numpy as np
@@ -157,6 +158,25 @@ def sampler(data):
                  curves([("lambda and churn" if data["churn"] else "lambda", "call",
                           {"lambda": line("log_snr"), **({"churn": line("churn")} if data["churn"] else {})}),
                          ("noise level sigma", "call", {"sigma": line("sigmas")})], (760, 260)))
+
+
+def column(pixels, least=128, most=256):
+    """Pictures (N, 3, H, W) below each other, enlarged to `least` pixels of width or reduced to `most`."""
+    tiles = [Image.fromarray(tile) for tile in to_tiles(pixels)]
+    width, height = tiles[0].size
+    factor = max(1, -(-least // width)) if width < least else min(1.0, most / width)
+    size = round(factor * width), round(factor * height)
+    out = Image.new("RGB", (size[0], size[1] * len(tiles)))
+    for n, tile in enumerate(tiles):
+        out.paste(tile.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS), (0, n * size[1]))
+    return out
+
+
+def png(picture):
+    """The picture as bytes of a PNG file."""
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
 
 
 def stack(*images):

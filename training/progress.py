@@ -12,4 +12,5 @@ class Progress:
     total: int
     loss: float | None = None
     fidelity: float | None = None       # RMSE to the teacher from the same noise, model space, when it was just measured
+    samples_per_second: float | None = None
     seconds_left: float | None = None

@@ -64,7 +64,7 @@ def ends(host, folder, guider, steps):
         job = fitting.SolverFit(teacher, fitting.FitConfig(trajectories=8, reference_steps=steps), folder)
         grid = job.grid("auto", steps)
         teacher.run(lambda: list(job.cache.build(teacher, 8)), grid)
-        return torch.stack([cache.noise_of(0, n, (3, 32, 32)) for n in range(8)]), job.cache.read(8)[0][:, -1], grid
+        return cache.noises(0, range(8), (3, 32, 32)), job.cache.read(8)[0][:, -1], grid
 
 
 def off(a, b):
@@ -150,7 +150,7 @@ def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
 
     recipe, sampler, sigmas, *_ = fit(host, teacher)
     truth = load_file(next((folders / "user").rglob("00000.safetensors")))["states"][:, -1]
-    noise = torch.stack([pack(host, "training.cache").noise_of(0, n, (3, 32, 32)) for n in (6, 7)])
+    noise = pack(host, "training.cache").noises(0, (6, 7), (3, 32, 32))
     drawn = sampled(cfg_guider(teacher[0], teacher[2], teacher[3]), noise, sampler, sigmas)
     assert off(drawn, truth[6:]) / float(truth.std()) == pytest.approx(recipe.errors["held_out"], rel=1e-2)
 

@@ -18,7 +18,7 @@ from caches import Teacher, build, files, no_teacher, spec
 from fewstep.diffusion import samplers
 from fewstep.diffusion.grids import grid
 from fewstep.diffusion.paths import path
-from fewstep.training.cache import CacheSpec, TrajectoryCache, noise_of
+from fewstep.training.cache import CacheSpec, TrajectoryCache, noises
 from fewstep.training.demo.teacher import DemoTeacher
 from fewstep.training.storage import is_ours
 
@@ -32,7 +32,7 @@ def test_trajectories_are_those_of_the_solver_in_one_go(tmp_path, name):
     assert calls == 3 * 6       # shards of 2
     states, predictions = cache.read(5)
     assert states.shape == (5, 3, 4) and predictions.shape == (5, 2, 4)
-    noise = torch.stack([noise_of(7, n, (4,)) for n in range(5)])
+    noise = noises(7, range(5), (4,))
     level = wanted.sigmas[0] if name == "flow" else (1 + wanted.sigmas[0] ** 2) ** 0.5      # where a host starts
     assert torch.equal(cache.noise(5), noise) and torch.equal(states[:, 0], noise * (level * 1.5))
     teacher, condition = Teacher(name), torch.tensor([0, 1, 2, 0, 1])
@@ -46,7 +46,7 @@ def test_trajectories_are_those_of_the_solver_in_one_go(tmp_path, name):
 
 
 def test_noise_is_unit_and_each_ones_own():
-    noise = torch.stack([noise_of(seed, n, (64,)) for seed in range(4) for n in range(50)])
+    noise = torch.cat([noises(seed, range(50), (64,)) for seed in range(4)])
     assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
     assert len({tuple(row.tolist()) for row in noise}) == 200
 

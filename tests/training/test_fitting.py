@@ -9,7 +9,7 @@ import torch
 from fewstep.diffusion.mixture import line_mixture
 from fewstep.diffusion.paths import path as path_of
 from fewstep.training import fitting
-from fewstep.training.cache import noise_of, start
+from fewstep.training.cache import noises, start
 from fewstep.training.demo.teacher import DemoTeacher
 from fewstep.training.denoiser import Guided
 from fewstep.training.fitting import FitConfig, SolverFit, fit_denoiser, sample_recipe
@@ -67,7 +67,7 @@ def test_a_guided_teacher_is_fitted_with_its_guidance(tmp_path):
     assert not set(runs[0].data.prompts[train].tolist()) & set(runs[0].data.prompts[held_out].tolist())
     recipes = [[run.recipe(n) for n in (2, 3)] for run in runs]
     assert recipes[0] == recipes[1] and all(recipe.cfg == 2.0 for recipe in recipes[0])
-    assert torch.equal(runs[0].data.states[3, 0], noise_of(0, 3, (3, 32, 32)))
+    assert torch.equal(runs[0].data.states[3, 0], noises(0, [3], (3, 32, 32))[0])
     assert "16 trajectories of 24 steps" in runs[0].report() and len(runs[0].report().splitlines()) == 4
 
 

@@ -189,15 +189,15 @@ def test_a_damaged_state_or_manifest_is_refused_by_name(tmp_path):
 
 def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
     """Writing fails between updates 7 and 12; the state of update 6 stays, later ones are written again."""
-    write, seen = jobs.write, []
+    write, seen = jobs.write_tensors, []
 
-    def full(path, data):
+    def full(path, tensors, metadata):
         if 7 <= trained.done <= 12:
             seen.append(load_state(tmp_path / STATE)[1]["done"])
             raise OSError(28, "No space left on device")
-        return write(path, data)
+        return write(path, tensors, metadata)
 
-    monkeypatch.setattr(jobs, "write", full)
+    monkeypatch.setattr(jobs, "write_tensors", full)
     trained = Distillation(Tiny(), DistilConfig(**SMALL))
     with Job(tmp_path, trained, ABOUT, every=3) as job:
         for _ in job.progress():

@@ -87,15 +87,15 @@ def test_a_full_disk_is_said_beforehand_or_keeps_what_is_whole(tmp_path, monkeyp
     with pytest.raises(OSError, match="must have 0.00 GiB free for 80 trajectories, got 0.00. Free some space"):
         build(tmp_path, spec(), 80, no_teacher)
     monkeypatch.undo()
-    write, written = module.write, []
+    write, written = module.write_tensors, []
 
-    def full(file, data):
+    def full(file, *contents):
         if len(written) == 2:
             raise OSError(28, "No space left on device")
         written.append(file)
-        return write(file, data)
+        return write(file, *contents)
 
-    monkeypatch.setattr(module, "write", full)
+    monkeypatch.setattr(module, "write_tensors", full)
     with pytest.raises(OSError, match='00002.safetensors must be written, which gave "No space left on device". Free some'):
         build(tmp_path, spec(), 8)
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ...diffusion.grids import discrete_sigma, flow_sigma
+from ...diffusion.grids import discrete_sigma, flow_sigma, nearest_index
 from ...diffusion.paths import FLOW, VARIANCE_EXPLODING
 from ...diffusion.predictions import expand, to_x0
 from ..lora import fingerprint
@@ -62,7 +62,6 @@ class DemoTeacher:
         if self.kind == "flow":
             return to_x0(self.module(x, 1000 * sigma, context), "velocity", x, 1 - level, level).to(home)
         # the nearest index, as ComfyUI's discrete sampling does
-        log = self.table.log().to(sigma.device, torch.float32)
-        index = (sigma.log()[:, None] - log).abs().argmin(1).float()
+        index = nearest_index(sigma, self.table).float()
         scale = (level.square() + 1).rsqrt()
         return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level).to(home)

@@ -1,0 +1,182 @@
+"""The run that is under way in this process: what the panel is told of it, and what the panel asks of it."""
+
+import logging
+import time
+
+import comfy.model_management
+import torch
+from server import PromptServer
+
+from ..training import pictures, runs
+from ..training.files import write, write_json
+from ..training.job import last
+from ..training.memory import used
+from ..training.sampling import teacher_samples
+from .decode import decode
+
+EVERY = 0.2         # seconds between events
+SHOWN = 4           # pictures in a column
+EVENT = "fewstep.run"
+LIVE = {}           # id: Live
+
+
+class Live:
+    """A `training.job.Job` that runs, for as long as the `with` block lasts.
+
+    order: a `training.Order`. What the panel asks for (`pause`, `stop`) happens at the next call of the model or update.
+    """
+
+    def __init__(self, job, order):
+        self.job, self.run, self.order, self.id = job, job.run, order, job.folder.name
+        self.paused, self.progress = False, None
+        self.told, self.sent = 0.0, [0, 0]      # when the last event was; how much of both histories went out
+        self.pictured = None                    # update of the newest preview; False where none can be made
+        self.run.denoiser.check = self.check
+
+    def __enter__(self):
+        notes = self.job.notes
+        notes.setdefault("started_at", round(time.time()))
+        notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
+        if self.order.prompt:
+            graph = {n: {k: v for k, v in node.items() if k != "is_changed"} for n, node in self.order.prompt.items()}
+            stored = {"prompt": graph, "workflow": self.order.workflow, "node": self.order.node}
+            write_json(self.job.folder / runs.PROMPT, stored)
+        LIVE[self.id] = self
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.send()
+        LIVE.pop(self.id, None)
+
+    # ---- asked by the panel, from the server's thread ------------------------------------------
+
+    def pause(self):
+        """End the job as if its user had cancelled it: state and LoRA are saved."""
+        self.paused = True
+
+    def stop(self):
+        """End the run after this update; False where there is nothing to keep yet."""
+        if self.run.done:
+            self.run.stop()
+        return bool(self.run.done)
+
+    def check(self):
+        """Raise what the host raises for a cancelled job when the panel or the user asks for it."""
+        if self.paused:
+            raise comfy.model_management.InterruptProcessingException()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    # ---- told to the panel ---------------------------------------------------------------------
+
+    def tell(self, progress):
+        """Take a step of the run down, keep pictures of a new measurement, and send an event unless one just went."""
+        self.progress, notes = progress, self.job.notes
+        notes["memory"] = used(self.run.denoiser.device)
+        if progress.samples_per_second:
+            notes["samples_per_second"] = round(progress.samples_per_second, 2)
+        self._picture()
+        if time.monotonic() - self.told >= EVERY:
+            self.send()
+
+    def send(self):
+        """Send an event with the points since the last."""
+        points = [h[n:] for h, n in zip((self.run.loss, self.run.fidelity), self.sent)]
+        self.told, self.sent = time.monotonic(), [len(self.run.loss), len(self.run.fidelity)]
+        _send(self.summary(), *points)
+
+    def summary(self):
+        """The run as `runs.summary` tells it, as it is at this moment."""
+        run, progress, notes = self.run, self.progress, self.job.notes
+        training = progress is not None and progress.stage == "training"
+        return {"id": self.id, "name": notes["name"], "model": notes["model"], "method": run.config.method,
+                "steps": run.config.steps, "state": "running" if training else "sampling",
+                "stage": progress.stage if progress else "getting ready", "step": progress.step if progress else run.done,
+                "total": progress.total if progress else run.config.updates, "done": run.done, "updates": run.config.updates,
+                "skipped": run.descent.skipped, "loss": last(run.loss), "fidelity": last(run.fidelity),
+                "best": run.best and run.best[0], "seconds_left": progress.seconds_left if progress else None,
+                "samples_per_second": notes.get("samples_per_second"), "memory": notes.get("memory"),
+                "started_at": notes["started_at"], "saved_at": round(time.time()), "lora": notes.get("lora"), "error": None,
+                "previews": runs.previews(self.job.folder), "resumable": bool(self.order.prompt)}
+
+    # ---- pictures ------------------------------------------------------------------------------
+
+    def _picture(self):
+        """Columns of pictures from the probe's noise: teacher and before once, now after each measurement."""
+        run = self.run
+        if run.drawn is None or not run.fidelity or self.pictured in (run.fidelity[-1][0], False):
+            return
+        self.pictured = run.fidelity[-1][0]
+        try:
+            folder = self.job.folder / runs.PREVIEWS
+            folder.mkdir(exist_ok=True)
+            if not (folder / "before.png").exists():
+                noise, condition, reference = (v[:SHOWN] for v in run.probe)
+                self._column(folder / "teacher.png", reference)
+                self._column(folder / "before.png", before(run, noise, condition))
+            self._column(folder / f"{self.pictured}.png", run.drawn[:SHOWN])
+        except Exception as error:      # pictures are a courtesy: a run does not end for want of them
+            logging.warning("Fewstep: no previews of this run (%s).", error)
+            self.pictured = False
+
+    def _column(self, path, latents):
+        model, vae = self.run.denoiser.model, self.order.vae
+        latents = latents.detach().cpu()
+        if vae is not None and _fits(vae, latents):
+            pixels = decode(vae, model.process_latent_out(latents))
+        else:
+            pixels = rough(model.latent_format, latents)
+        write(path, pictures.png(pictures.column(pixels)))
+
+
+def ended(folder):
+    """Tell the panel how a run on disk stands, after it has ended."""
+    if found := runs.summary(folder):
+        _send(found)
+
+
+def _send(summary, loss=(), fidelity=()):
+    server = getattr(PromptServer, "instance", None)      # none when ComfyUI is used as a library
+    if server is not None:
+        found = runs.shown(loss, fidelity)
+        server.send_sync(EVENT, {"run": summary, "loss": found["loss"], "fidelity": found["fidelity"]})
+
+
+def before(run, noise, condition):
+    """What the model itself makes of that noise in the run's few steps, guided."""
+    config = run.config
+    return teacher_samples(run.lora, run.denoiser, noise, condition, config.cfg, config.steps, order=1, chunk=config.chunk)
+
+
+def rough(latent_format, latents):
+    """Latents as small pictures (N, 3, H, W) in [-1, 1] by the family's own colours, without a VAE; the first frame of a video."""
+    factors = latent_format.latent_rgb_factors
+    if factors is None:
+        raise ValueError("this family's latents have no colours without a VAE; wire one")
+    x = latents[:, :, 0] if latents.ndim == 5 else latents
+    if hasattr(latent_format, "latent_rgb_factors_reshape") and latent_format.latent_rgb_factors_reshape is not None:
+        x = latent_format.latent_rgb_factors_reshape(x)
+    bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
+    return torch.einsum("nchw,cr->nrhw", x.float(), torch.tensor(factors)) + bias[:, None, None]
+
+
+def _fits(vae, latents):
+    """Whether the VAE can decode without the model in training having to make room."""
+    if comfy.model_management.is_device_cpu(vae.device):
+        return True
+    needed = vae.memory_used_decode(latents.shape, vae.vae_dtype) + vae.patcher.model_size()
+    return comfy.model_management.get_free_memory(vae.device) > 1.2 * needed
+
+
+def model_name(prompt, node):
+    """What the user calls the model wired to a node of an API-format graph: the nearest loader's file or choice; "" if none."""
+    names, seen, nodes = ("ckpt_name", "unet_name", "model_name", "teacher"), set(), [node]
+    while nodes and prompt:
+        at = nodes.pop(0)
+        inputs = prompt.get(at, {}).get("inputs", {})
+        for key in names:
+            if at != node and isinstance(inputs.get(key), str):
+                return inputs[key]
+        links = [v for k, v in sorted(inputs.items(), key=lambda item: item[0] != "model") if isinstance(v, list) and len(v) == 2]
+        nodes += [str(v[0]) for v in links if str(v[0]) not in seen]
+        seen.update(str(v[0]) for v in links)
+    return ""
