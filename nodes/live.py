@@ -21,7 +21,7 @@ LIVE = {}           # id: Live
 
 
 class Live:
-    """A `training.job.Job` that runs, for as long as the `with` block lasts.
+    """A `training.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
 
     order: a `training.Order`. What the panel asks for (`pause`, `stop`) happens at the next call of the model or update.
     """
@@ -30,7 +30,7 @@ class Live:
         self.job, self.run, self.order, self.id = job, job.run, order, job.folder.name
         self.paused, self.progress = False, None
         self.told, self.sent = 0.0, [0, 0]      # when the last event was; how much of both histories went out
-        self.pictured = None                    # update of the newest preview; False where none can be made
+        self.pictured, self.pictures = None, True       # update of the newest preview; whether any can be made
         self.run.denoiser.check = self.check
 
     def __enter__(self):
@@ -46,7 +46,6 @@ class Live:
 
     def __exit__(self, kind, error, trace):
         self.send()
-        LIVE.pop(self.id, None)
 
     # ---- asked by the panel, from the server's thread ------------------------------------------
 
@@ -103,7 +102,7 @@ class Live:
     def _picture(self):
         """Columns of pictures from the probe's noise: teacher and before once, now after each measurement."""
         run = self.run
-        if run.drawn is None or not run.fidelity or self.pictured in (run.fidelity[-1][0], False):
+        if run.drawn is None or not self.pictures or self.pictured == run.fidelity[-1][0]:
             return
         self.pictured = run.fidelity[-1][0]
         try:
@@ -116,7 +115,7 @@ class Live:
             self._column(folder / f"{self.pictured}.png", run.drawn[:SHOWN])
         except Exception as error:      # pictures are a courtesy: a run does not end for want of them
             logging.warning("Fewstep: no previews of this run (%s).", error)
-            self.pictured = False
+            self.pictures = False
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
@@ -129,7 +128,8 @@ class Live:
 
 
 def ended(folder):
-    """Tell the panel how a run on disk stands, after it has ended."""
+    """Let a run go, and tell the panel how it stands on disk."""
+    LIVE.pop(folder.name, None)
     if found := runs.summary(folder):
         _send(found)
 

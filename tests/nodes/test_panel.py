@@ -119,7 +119,7 @@ def test_hostile_bodies_and_origins_are_refused(server, workflow):
     assert request(server, "POST", f"{place}/delete", Origin="http://evil.example")[0] == 403
     assert request(server, "POST", f"{place}/delete", Sec_Fetch_Site="cross-site")[0] == 403
     assert request(server, "GET", f"{place}/delete")[0] in (404, 405)
-    for column in ("..%2fstatus", "../status.json", "%2e%2e%2fstate.safetensors", "status", "99", "-1", "²", "%C2%B2", "9" * 3000):
+    for column in ("..%2fstatus", "../status.json", "%2e%2e%2fstate.safetensors", "status", "99", "-1", "%C2%B2", "9" * 3000):
         assert 400 <= request(server, "GET", f"{place}/preview/{column}")[0] < 500
     assert runs(server, "hostile") == [run]
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{place}") as reply:
