@@ -10,6 +10,7 @@ Notation, fixed here and used everywhere:
     churn c >= 0                        share of each lambda-step that is over-shot and noised back (`step.py`)
     NFE                                 number of function evaluations: model calls for one image
 
-A *path* (`paths.py`) gives alpha as a function of sigma. Step arithmetic is done in float64 and results have the
-caller's dtype. Every random draw comes from an explicit `torch.Generator`.
+A *path* (`paths.py`) gives alpha as a function of sigma. A *forward process* (`forward.py`) is any x_t = F_t(x_0, eps), t in
+[0, 1], that the samplers' one step can go back along: noise, blur, squares, masks, fades, tokens. Step arithmetic is done in
+float64 and results have the caller's dtype. Every random draw comes from an explicit `torch.Generator`.
 """

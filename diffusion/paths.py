@@ -18,6 +18,9 @@ class Path:
 
     name: str
     sigma_max: float
+    linear = True           # a step is a x_t + b x_0 + k z with numbers a, b, k (`forward.ForwardProcess` has those that are not)
+    levels = "sigmas"       # what the entries of a step grid are
+    draws = "with kappa"    # when a step needs fresh noise
 
     def alpha(self, sigma):
         """alpha(sigma), same shape and dtype as the tensor `sigma`."""
@@ -26,6 +29,10 @@ class Path:
         if self.name == "variance preserving":
             return (1 - sigma.square()).clamp_min(0).sqrt()
         return torch.ones_like(sigma)
+
+    def noise(self, sigma):
+        """The standard deviation of the noise at a level of a grid: the level itself, here (`forward.Gaussian`'s are times)."""
+        return sigma
 
     def tau(self, sigma):
         """The noise level in the coordinate of multistep solvers, rising with sigma, 0 at data.
@@ -54,6 +61,10 @@ class Path:
         if self.name == "variance preserving":
             return torch.sigmoid(-2 * log_snr).sqrt()
         return torch.exp(-log_snr)
+
+    def level(self, log_snr):
+        """The entry of a grid of a given lambda: sigma."""
+        return self.sigma(log_snr)
 
 
 VARIANCE_EXPLODING = Path("variance exploding", math.inf)

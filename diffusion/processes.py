@@ -1,4 +1,6 @@
-"""Forward processes: how signal and noise change with time, as a diffusion (f, g) and as a flow (alpha, sigma).
+"""Noise schedules: how signal and noise change with time, as a diffusion (f, g) and as a flow (alpha, sigma).
+
+`forward.gaussian` makes them forward processes of images, and the noise of those that blur or pixelate as well.
 
     x_t = alpha(t) x_0 + sigma(t) eps   is the marginal of   dx = f x dt + g dw,   t from 0 (data) to t_max (noise)
     f = d log alpha / dt                g^2 = -2 sigma^2 dlambda/dt = 2 alpha sigma d(sigma/alpha)/dt
@@ -40,7 +42,7 @@ RANGE_SLACK = 1e-6      # rounding that `Process.time` forgives at the ends of l
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Process:
-    """A forward process on [0, t_max]: five functions of float64 tensors; every method takes a number or a tensor.
+    """A Gaussian process on [0, t_max]: five functions of float64 tensors; every method takes a number or a tensor.
 
     log_alpha, log_sigma   of t
     drift, diffusion       f(t) and g^2(t)

@@ -5,6 +5,10 @@
 
 A step is  x_s = a x_t + sum_j b_j x0_j + k z  with coefficients from `step.py` (churn) and `multistep.py` (order). They are
 worked out for the whole run beforehand, in float64; a step itself is a few operations on x in its own dtype.
+
+Where `path` is a forward process that is not Gaussian (`forward.py`), a step of the same plan is the process's own `transition`:
+x_s = F_s(x0, sqrt(1 - kappa^2) F_t^{-1}(x0, x_t) + kappa z), with the same extrapolation of x0. The entries of the grid are then
+times in [0, 1], and so they are for a Gaussian that is given as a process.
 """
 
 import dataclasses
@@ -55,7 +59,7 @@ def plan(sigmas, path, *, churn=0.0, kappa=None, mode="each step", start=0.0, en
     restart       the steps in [start, end) are run, noised back up and run again, `churn` times (a whole number): each
                   repetition costs its steps' model calls (Xu et al. 2023, arXiv:2306.14878, algorithm 1)
     """
-    grid = check_sigmas(sigmas, path)
+    grid = check_sigmas(sigmas, path, path.levels)
     churn = check_noising(churn, mode, start, end)
     steps = len(grid) - 1
     inside = [start <= i / steps < end for i in range(steps)]
@@ -99,7 +103,7 @@ def raised(path, sigma, sigma_next, churn, highest):
     if s == 0 or path.alpha(t) == 0 or churn == 0:
         return sigma
     up = path.log_snr(t) - churn * (path.log_snr(s) - path.log_snr(t))
-    return min(float(path.sigma(up)), highest)
+    return min(float(path.level(up)), highest)
 
 
 def _restarts(levels, inside, repeats):
@@ -120,6 +124,7 @@ def sample(denoiser, x, sigmas, path, *, order=1, corrector=False, churn=0.0, ka
     """Yield a `State` a step, from x (B, ...) at sigmas[0] to the last entry.
 
     denoiser(x, sigma) -> x0 with sigma a float; `noise(x) -> z` draws fresh unit noise and is called only where it is needed.
+    path      a `paths.Path`, or any `forward.ForwardProcess`: its grid is of times, and sigma above is the time
     order     1, 2, 3: multistep in log sigma, one model call a step; "heun": two stages, two calls a step but the last
     corrector  whether each step makes good what the last one would have done better; not with "heun"
     churn     0 and more, inf for all noise fresh; `mode` says where it is added, see `plan`
@@ -130,8 +135,14 @@ def sample(denoiser, x, sigmas, path, *, order=1, corrector=False, churn=0.0, ka
     wanted and not given.
     """
     check_order(order, s_noise)
+    if not path.linear:
+        path.check_options(order, corrector, mode)
     moves = plan(sigmas, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
-    if noise is None and (churn > 0 or callable(kappa) or kappa):
+    if not path.linear:
+        path.check_shares([move.kappa for move in moves])
+    if noise is None and path.draws == "always":
+        raise ValueError(f"noise must be given on the process {path.name}, got None. Pass a function that draws unit noise.")
+    if noise is None and path.draws == "with kappa" and (churn > 0 or callable(kappa) or kappa):
         raise ValueError("churn or kappa above 0 needs fresh noise: pass noise, a function that draws it.")
     return follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise)
 
@@ -146,18 +157,48 @@ def check_order(order, s_noise=1.0):
 
 def follow(denoiser, x, moves, path, *, order=1, corrector=False, s_noise=1.0, noise=None):
     """`sample` along the moves of a `plan`, whose number is the number of states."""
-    coefficients = _coefficients(moves, path, order, corrector and order != HEUN)
+    stages = _linear if path.linear else _general
     held = []
-    for i, (move, (up, out)) in enumerate(zip(moves, coefficients)):
-        if up is not None:
-            x = combine(x, up[0], [], up[1] * s_noise, noise)
+    for i, (move, (rise, ahead, advance)) in enumerate(zip(moves, stages(moves, path, order, corrector, s_noise, noise))):
+        if rise is not None:
+            x = rise(x)
         x0 = denoiser(x, move.sigma)
         held = [x0, *held[:3]]      # no more of them than the step has weights for are used
-        a, b, k, ahead = out
         if ahead is not None:
-            held.insert(1, denoiser(combine(x, ahead[0], [(ahead[1], x0)], 0.0, noise), move.sigma_next))
-        x = combine(x, a, list(zip(b, held)), k * s_noise, noise)
+            held.insert(1, denoiser(ahead(x, x0), move.sigma_next))
+        x = advance(x, held)
         yield State(i, move.sigma, move.sigma_next, x0, x)
+
+
+def _linear(moves, path, order, corrector, s_noise, noise):
+    """For every move, functions: x noised up or None; (x, x0) to where a second stage predicts or None; (x, held) to the next x."""
+    for up, (a, b, k, ahead) in _coefficients(moves, path, order, corrector and order != HEUN):
+        yield (up and (lambda x, up=up: combine(x, up[0], [], up[1] * s_noise, noise)),
+               ahead and (lambda x, x0, to=ahead: combine(x, to[0], [(to[1], x0)], 0.0, noise)),
+               lambda x, held, a=a, b=b, k=k: combine(x, a, list(zip(b, held)), k * s_noise, noise))
+
+
+def _general(moves, process, order, corrector, s_noise, noise):
+    """`_linear` for any forward process, by its `transition`; `sample` has refused the options that this has not."""
+    fresh = noise if s_noise == 1 or noise is None else lambda x: noise(x) * s_noise
+
+    def advance(x, held, move, shares):
+        x0 = combine(held[0], shares[0], list(zip(shares[1:], held[1:])), 0.0, None) if len(shares) > 1 else held[0]
+        return process.transition(x, x0, move.sigma, move.sigma_next, move.kappa, fresh)
+
+    past = []
+    for move in moves:
+        t, s, shares, ahead = move.sigma, move.sigma_next, [1.0], None
+        if order != 1:
+            u, u_next = (-math.log(tau) if tau > 0 else math.inf
+                         for tau in process.tau(torch.tensor([t, s], dtype=torch.float64)).tolist())
+            past = [u, *past[:3]]
+            if order != HEUN:
+                shares = target_weights(order, u_next, past)
+            elif s > 0:
+                shares = heun_weights(u_next, u)
+                ahead = lambda x, x0, t=t, s=s: process.transition(x, x0, t, s, 0.0, fresh)
+        yield None, ahead, lambda x, held, move=move, shares=shares: advance(x, held, move, shares)
 
 
 def _coefficients(moves, path, order, corrector):
@@ -192,7 +233,7 @@ def rows(sigmas, path, order, corrector=False):
 def _noising(path, sigma, raised):
     """Lists (scale, fresh): noising from `sigma` up to `raised` >= sigma is scale x + fresh z."""
     scale = torch.where(raised > sigma, path.alpha(raised) / path.alpha(sigma), 1.0)
-    return scale.tolist(), (raised.square() - (scale * sigma).square()).clamp_min(0).sqrt().tolist()
+    return scale.tolist(), (path.noise(raised).square() - (scale * path.noise(sigma)).square()).clamp_min(0).sqrt().tolist()
 
 
 def combine(x, a, terms, k, noise):

@@ -7,6 +7,9 @@
 c = 0 is DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma = 0) and the flow-matching Euler step; c = 1 is
 DDPM's ancestral step (Ho et al. 2020, arXiv:2006.11239, eq. 7); c = inf is the multistep consistency sampler (Song et
 al. 2023, arXiv:2303.01469, algorithm 1). It holds on every path, with alpha_t = 0 and sigma_s = 0 included.
+
+It is the Gaussian case of  x_s = F_s(x0, sqrt(1 - kappa^2) F_t^{-1}(x0, x_t) + kappa z)  with any forward process F
+(`forward.py`), the unified diffusion model of Su 2022 (kexue.fm/archives/9262), whose sigma~ is kappa.
 """
 
 import math
@@ -52,11 +55,13 @@ def share_of(path, sigma_reached, sigma_s):
 def weights(path, sigma_t, sigma_s, kappa=0.0):
     """Coefficients (x_t, x0, z) of the step, as float64 tensors: x_s = a x_t + b x0 + k z.
 
-    sigma_t, sigma_s and kappa are numbers or tensors of one shape; sigma_t > 0.
+    sigma_t, sigma_s and kappa are numbers or tensors of one shape; sigma_t > 0. They are times where `path` is a
+    `forward.Gaussian`.
     """
     t, s, k = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_t, sigma_s, kappa))
-    a = s * (1 - k * k).clamp_min(0).sqrt() / t
-    return a, path.alpha(s) - a * path.alpha(t), s * k
+    level = path.noise(s)
+    a = level * (1 - k * k).clamp_min(0).sqrt() / path.noise(t)
+    return a, path.alpha(s) - a * path.alpha(t), level * k
 
 
 def step(x, x0, path, sigma_t, sigma_s, kappa=0.0, noise=None):
@@ -69,3 +74,18 @@ def step(x, x0, path, sigma_t, sigma_s, kappa=0.0, noise=None):
     if noise is not None and (k > 0).any():
         out = out + expand(k, x) * noise
     return out
+
+
+def check_kappa(kappa):
+    """kappa as a float64 tensor in [0, 1]; raises ValueError for any other."""
+    kappa = torch.as_tensor(kappa, dtype=torch.float64)
+    if not ((kappa >= 0) & (kappa <= 1)).all():
+        raise ValueError(f"kappa must be between 0 and 1, got {float(kappa.flatten()[0]):g}. It is the share of fresh noise.")
+    return kappa
+
+
+def blend(a, x, b, y):
+    """a x + b y for float64 tensors () or (B,) and x, y (B, ...), in as few passes as there are."""
+    if a.ndim or b.ndim:
+        return (x * expand(a, x)).addcmul_(y, expand(b, x))
+    return (x * float(a)).add_(y, alpha=float(b))

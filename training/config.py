@@ -6,10 +6,11 @@ import math
 
 from ..diffusion.weightings import WEIGHTINGS
 from .draws import DISTRIBUTIONS
+from .forward import checked
 from .objectives.metrics import METRICS
 from .objectives.solver import SOLVERS
 
-METHODS = ("phased", "consistency", "consistency-training", "reflow", "rectified-diffusion", "windowed-reflow")
+METHODS = ("phased", "consistency", "consistency-training", "reflow", "rectified-diffusion", "windowed-reflow", "restoration")
 TARGETS = ("stop-gradient", "ema")
 CHOICES = {"method": METHODS, "target": TARGETS, "metric": tuple(METRICS), "solver": SOLVERS, "times": DISTRIBUTIONS,
            "weighting": ("none", *WEIGHTINGS)}
@@ -26,6 +27,7 @@ class DistilConfig:
                  reflow                pairs of noise and picture, straight velocities, `rounds` times
                  rectified-diffusion   pairs, in the model's own prediction kind and time
                  windowed-reflow       the pieces of cached trajectories made straight (PeRFlow)
+                 restoration           pictures destroyed by `process`, which the student learns to undo (`restoration`)
     steps        sampling steps the LoRA is made for
     updates      optimiser updates
     batch        samples an update; micro: samples of one forward and backward pass, None for all of them
@@ -48,6 +50,7 @@ class DistilConfig:
     metric       "l2", "l1" or "pseudo-huber"
     times        how noise levels are drawn (`draws`); weighting: of the loss by noise level, a name of `diffusion.weightings`
     ema          decay an update of the averaged adapter, which is the one saved
+    process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in `restoration.KINDS`
     rank, alpha  of the LoRA; alpha None means rank. include, exclude: patterns of layer names
     lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
     checkpointing  recompute the model's blocks in the backward pass: less memory, a third slower
@@ -76,6 +79,7 @@ class DistilConfig:
     times: str = "uniform"
     weighting: str = "none"
     ema: float = 0.985
+    process: tuple = ()
     rank: int = 16
     alpha: float | None = None
     include: tuple = ("*",)
@@ -113,6 +117,11 @@ class DistilConfig:
 
     def _fill(self):
         """The settings that follow from others."""
+        if (self.method == "restoration") != bool(self.process):
+            raise ValueError(f"process must be given for the method restoration and for no other, got {self.process!r} for "
+                             f"{self.method}.")
+        if self.process:
+            object.__setattr__(self, "process", checked(self.process))
         if self.phases is None:
             object.__setattr__(self, "phases", self.steps)
         check_whole("phases", self.phases)

@@ -55,8 +55,8 @@ class Descent:
                 if self.micro == 1:
                     raise MemoryError(
                         "One sample of the model must fit into memory with its gradient, and does not. "
-                        + ("" if self.config.checkpointing else "Switch checkpointing on, or ")
-                        + f"choose a smaller latent or a lower rank than {self.config.rank}.") from error
+                        + ("Choose" if self.config.checkpointing else "Switch checkpointing on, or choose")
+                        + f" a smaller latent or a lower rank than {self.config.rank}.") from error
             self.optimiser.zero_grad(set_to_none=True)
             self.micro = math.ceil(self.micro / 2)
             if torch.cuda.is_available():

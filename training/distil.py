@@ -10,13 +10,12 @@ method's (`methods`), how is `descent`'s, and `job` keeps the run on disk.
 """
 
 import functools
-import logging
 import math
 import time
 
 import torch
 
-from .cache import CacheSpec, TrajectoryCache, noises
+from .cache import noises
 from .data import Data, pair_noise
 from .denoiser import Guided, InParts, guided
 from .descent import Descent
@@ -28,11 +27,10 @@ from .objectives.metrics import METRICS
 from .phases import Phases
 from .progress import Progress
 from .recipe import Recipe
-from .sampling import in_chunks, trajectories
+from .sampling import SHARD, cache_of, in_chunks, teacher_samples, trajectories
 
 PROBES = 8              # held-out noises on which fidelity is measured
 MEASURED = 12           # times in a run
-SHARD = 16              # trajectories of one file of the cache, whatever of them the memory takes at once
 PROBE = ("probe.noise", "probe.condition", "probe.reference")
 
 
@@ -46,7 +44,7 @@ class Distillation:
     """
 
     def __init__(self, denoiser, config, cache=None, data=None, metric=None, warm=None):
-        self.denoiser, self.config, self.method = denoiser, config, METHODS[config.method]
+        self.denoiser, self.config, self.method, self.given = denoiser, config, METHODS[config.method], data
         self.path = denoiser.path
         self.metric = metric or METRICS[config.metric]
         if denoiser.conditions < 1:
@@ -64,7 +62,7 @@ class Distillation:
         self.churn = math.inf if self.method.kind == "x0" and config.phases == 1 < config.steps else 0.0
         self.noise_seed, self.cache = config.seed, None
         if cache and data is None:
-            self.noise_seed, self.cache = cache[1].get("seed", config.seed), self._cache(*cache)
+            self.noise_seed, self.cache = cache[1].get("seed", config.seed), cache_of(self, *cache)
         self.lora = Lora(denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed)
         try:
             if warm is not None:
@@ -73,8 +71,7 @@ class Distillation:
         except BaseException:
             self.lora.remove()
             raise
-        self.given, self.data, self.probe, self.drawn = data, None, None, None     # drawn: by the last measurement
-        self.label = ""                         # of whoever keeps the run, written into its recipe
+        self.data, self.probe, self.drawn, self.label = None, None, None, ""    # drawn: when last measured; label: for the recipe
         self.pairs_of = None                    # adapter whose samples the data are, after the first round; None: the base model
         self.best, self.stopped = None, False   # best: (fidelity, adapter) of the best measurement so far
         self.loss, self.fidelity = [], []       # [(update, value)]
@@ -86,6 +83,11 @@ class Distillation:
         """Updates so far."""
         return self.descent.done
 
+    @property
+    def count(self):
+        """Trajectories that the run wants of the teacher."""
+        return (self.config.images if self.given is None else 0) + PROBES
+
     def stop(self):
         """End after the update that is under way, and keep what has been learnt."""
         self.stopped = True
@@ -93,7 +95,7 @@ class Distillation:
     def progress(self):
         """Yield `Progress`; leaves the adapter attached until `close`."""
         config, current = self.config, -1
-        chunks = math.ceil(((config.images if self.given is None else 0) + PROBES) / SHARD)
+        chunks = math.ceil(self.count / SHARD)
         total = chunks * config.rounds + config.updates
         while (self.done < self.config.updates or self._is_due()) and not self.stopped:
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
@@ -170,7 +172,7 @@ class Distillation:
     def _sample_data(self, number=0):
         """Trajectories: anchors for training, and the probes' references. Yields the share that is done."""
         config, denoiser = self.config, self.denoiser
-        count = (config.images if self.given is None else 0) + PROBES
+        count = self.count
         condition = torch.arange(count) % denoiser.conditions
         cfg, parts = config.cfg if self.pairs_of is None else 1.0, []
         with self.lora.off() if self.pairs_of is None else self.lora.using(self.pairs_of):
@@ -192,20 +194,6 @@ class Distillation:
         if number == 0:
             self.probe = noise[-PROBES:], condition[-PROBES:], anchors[-PROBES:, -1]
 
-    def _cache(self, folder, identity):
-        """The trajectory cache for this run's data; None where it would be larger than caches may be."""
-        config, denoiser = self.config, self.denoiser
-        own = dict(model=denoiser.base, conditions=denoiser.conditions, guidance=f"CFG {config.cfg:g}", path=self.path.name,
-                   shape=tuple(denoiser.shape), sigmas=tuple(self.phases.fine.tolist()), kept=tuple(self.phases.kept), order=2,
-                   corrector=True, noise_scale=denoiser.noise_scale, seed=config.seed, shard=SHARD, predictions=False)
-        cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}))
-        size = cache.bytes(config.images + PROBES)
-        if size <= cache.limit:
-            return cache
-        logging.warning("Fewstep: the teacher's trajectories take %.1f GiB, above the %.1f for such files, and are kept in memory "
-                        "alone.", size / 2**30, cache.limit / 2**30)
-        return None
-
     def sigmas_for(self, steps):
         """The grid for sampling in that many steps."""
         return self.phases.sigmas_for(steps)
@@ -215,27 +203,34 @@ class Distillation:
     @torch.no_grad()
     def measure(self):
         """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, sampled as the recipe says."""
-        noise, condition, reference = self.probe
-        self.drawn = self._samples(self.descent.averaged, noise, condition, self.sigmas_for(self.config.steps), churn=self.churn)
-        value = float((self.drawn - reference).square().mean().sqrt())
+        self.drawn = self.of_probe(self.descent.averaged)
+        value = float((self.drawn - self.probe[2]).square().mean().sqrt())
         self.fidelity.append((self.done, value))
         if self.done and math.isfinite(value) and (self.best is None or value < self.best[0]):
             self.best = value, [a.clone() for a in self.descent.averaged]
         return value
+
+    def of_probe(self, adapter):
+        """What those adapter weights make of the held-out noise, sampled as the recipe says."""
+        noise, condition, _ = self.probe
+        return self.student_samples(noise, condition, self.sigmas_for(self.config.steps), adapter=adapter)
+
+    def before(self, count):
+        """What the model itself makes of the first `count` held-out noises in as many steps, guided."""
+        config, (noise, condition, _) = self.config, (v[:count] for v in self.probe)
+        return teacher_samples(self.lora, self.denoiser, noise, condition, config.cfg, config.steps, order=1, chunk=config.chunk)
 
     @property
     def adapter(self):
         """The averaged adapter where it measured best, which is the one saved."""
         return self.descent.averaged if self.best is None else self.best[1]
 
-    def student_samples(self, noise, condition, sigmas, churn=None, seed=0):
-        """Images (model space) of the saved adapter from starting noise (B, ...); churn: None for the recipe's."""
-        return self._samples(self.adapter, noise, condition, sigmas, churn=self.churn if churn is None else churn, seed=seed)
-
     @torch.no_grad()
-    def _samples(self, adapter, noise, condition, sigmas, **options):
-        with self.lora.using(adapter):
-            return in_chunks(self.asked, noise, condition, 1.0, sigmas, chunk=SHARD, **options)
+    def student_samples(self, noise, condition, sigmas, churn=None, seed=0, adapter=None):
+        """Images (model space) of the saved adapter, or another, from starting noise (B, ...); churn: None for the recipe's."""
+        with self.lora.using(adapter or self.adapter):
+            return in_chunks(self.asked, noise, condition, 1.0, sigmas, chunk=SHARD, seed=seed,
+                             churn=self.churn if churn is None else churn)
 
     def lora_tensors(self):
         """The saved adapter in ComfyUI's native keys."""
@@ -243,6 +238,12 @@ class Distillation:
 
     def recipe(self):
         """How to sample with it."""
+        config = self.config
+        return Recipe(method=config.method, path=self.path.name, sigmas=tuple(self.sigmas_for(config.steps).tolist()),
+                      churn=self.churn, cfg=1.0, shift=config.shift, base=self.denoiser.base, trained=self._trained())
+
+    def _trained(self):
+        """What the recipe tells of the run."""
         config = self.config
         trained = {"updates": self.done, "batch": config.batch, "teacher_cfg": config.cfg, "phases": config.phases,
                    "rank": config.rank, "seed": config.seed}
@@ -253,8 +254,7 @@ class Distillation:
             trained["run"] = self.label
         if self.descent.skipped:
             trained["skipped"] = self.descent.skipped
-        return Recipe(method=config.method, path=self.path.name, sigmas=tuple(self.sigmas_for(config.steps).tolist()),
-                      churn=self.churn, cfg=1.0, shift=config.shift, base=self.denoiser.base, trained=trained)
+        return trained
 
     def save(self, path):
         """Write the LoRA with its recipe, whole or not at all."""

@@ -14,12 +14,12 @@ import torch
 from . import pictures
 from .config import DistilConfig
 from .demo.net import KINDS
-from .distil import Distillation
 from .export import from_diffusers, to_diffusers
 from .files import check_folder, load_lora, save_lora, write_json
 from .job import Job
 from .memory import cut
 from .phases import usual_shift
+from .restoration import run_of
 
 SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
 # what suits a packaged teacher is too hot for a large model; both give way to the config file
@@ -93,7 +93,7 @@ def distil(out, spec, settings, memory=None, show=lambda run, progress: None):
         config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
     config, _ = cut(denoiser, config, memory)
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
-    run = Distillation(denoiser, config, (out / "trajectories", identity))
+    run = run_of(denoiser, config, (out / "trajectories", identity))
     about = {"base": denoiser.base, "shape": list(denoiser.shape), "prompts": list(spec.prompts), "negative": spec.negative}
     try:
         with Job(out, run, about) as job:

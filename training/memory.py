@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from .denoiser import is_out_of_memory
-from .distil import Distillation
 from .gradients import Backward, check_gradient
 from .lora import target_layers
 from .objectives.metrics import squared_error
+from .restoration import run_of
 
 COPIES = 7              # of the adapter, see above
 MARGIN = 1.3            # over what autograd holds: tensors in passing, the allocator's rounding
@@ -63,7 +63,7 @@ def cut(denoiser, config, budget=None, **options):
 
     options: of `distil.Distillation`. Raises as `fit`.
     """
-    trial = Distillation(denoiser, config, **options)
+    trial = run_of(denoiser, config, **options)
     try:
         micro, checkpointing, memory = fit(trial, budget)
     finally:

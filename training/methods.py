@@ -13,6 +13,7 @@ import torch
 from .draws import levels_at
 from .objectives.consistency import consistency, consistency_training, noised
 from .objectives.pairs import pairs, windows
+from .objectives.restoration import restoration
 from .objectives.solver import solver_step
 
 NEAREST = 1e-3      # to the data that pairs are looked at, in time: the predictions of all kinds are finite there
@@ -106,6 +107,11 @@ def own_level(phases, u):
     return phases.own((1 - u.double()).clamp_min(NEAREST))
 
 
+def half_level(phases, u):
+    """Noise level at half of flow time 1 - u, at which a process without noise is asked for (`restoration.Seen`)."""
+    return phases.path.at_flow_time(((1 - u.double()) / 2).clamp_min(NEAREST))
+
+
 def _draw_pairs(run):
     batch = _draw(run)
     return {**batch, "sigma": run.method.level(run.phases, batch["u"]).float()}
@@ -125,6 +131,18 @@ def _windows(run, batch):
                    run.phases.levels[a], run.phases.levels[b], place - window, metric=run.metric)
 
 
+def _draw_restoration(run):
+    """Pictures and how far they are destroyed."""
+    batch = _draw(run)
+    noise = torch.randn(len(batch["pick"]), *run.denoiser.shape, generator=run.generator)
+    return {**batch, "noise": noise, "t": (1 - batch["u"]).double()}
+
+
+def _restoration(run, batch):
+    return restoration(run.asked_at(batch), run.process, run.data.images[batch["pick"]], batch["noise"], batch["t"],
+                       metric=run.metric)
+
+
 METHODS = {
     "phased": Method(draw=_draw_phased, loss=_phased, needs="trajectories", level=kept_level),
     "consistency": Method(draw=_draw_neighbours, loss=_consistency, needs="images", level=shifted_level),
@@ -132,4 +150,5 @@ METHODS = {
     "reflow": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=flow_level, kind="velocity"),
     "rectified-diffusion": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=own_level, kind="own"),
     "windowed-reflow": Method(draw=_draw, loss=_windows, needs="trajectories", level=kept_level, kind="velocity"),
+    "restoration": Method(draw=_draw_restoration, loss=_restoration, needs="images", level=half_level),
 }

@@ -1,13 +1,16 @@
 """Sampling through a `Denoiser` in chunks: the teacher's trajectories, and pictures at their ends."""
 
+import logging
+
 import torch
 
 from ..diffusion.grids import grid
 from ..diffusion.samplers import batch_noise, sample
-from .cache import recorded, start
+from .cache import CacheSpec, TrajectoryCache, recorded, start
 from .denoiser import bound
 
 CHUNK = 32              # samples of one forward call, where nobody says
+SHARD = 16              # trajectories of one file of a run's cache, whatever of them the memory takes at once
 
 
 def trajectories(denoiser, noise, condition, cfg, sigmas, kept=(-1,), *, churn=0.0, seed=0, chunk=CHUNK, **solver):
@@ -39,3 +42,21 @@ def teacher_samples(lora, denoiser, noise, condition, cfg, steps, order=2, chunk
     sigmas = grid("uniform", steps, denoiser.sigma_of, denoiser.path) if isinstance(steps, int) else steps
     with lora.off():
         return in_chunks(denoiser, noise, condition, cfg, sigmas, order=order, chunk=chunk)
+
+
+def cache_of(run, folder, identity):
+    """The `TrajectoryCache` for the teacher's trajectories of a `distil.Distillation`; None where it would be larger than may be.
+
+    identity: of its spec, what is not the run's own.
+    """
+    config, denoiser, phases = run.config, run.denoiser, run.phases
+    own = dict(model=denoiser.base, conditions=denoiser.conditions, guidance=f"CFG {config.cfg:g}", path=run.path.name,
+               shape=tuple(denoiser.shape), sigmas=tuple(phases.fine.tolist()), kept=tuple(phases.kept), order=2, corrector=True,
+               noise_scale=denoiser.noise_scale, seed=config.seed, shard=SHARD, predictions=False)
+    cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}))
+    size = cache.bytes(run.count)
+    if size <= cache.limit:
+        return cache
+    logging.warning("Fewstep: the teacher's trajectories take %.1f GiB, above the %.1f for such files, and are kept in memory "
+                    "alone.", size / 2**30, cache.limit / 2**30)
+    return None

@@ -15,6 +15,7 @@ from fewstep.training import job as jobs
 from fewstep.training.config import METHODS, DistilConfig
 from fewstep.training.distil import Distillation
 from fewstep.training.job import STATE, STATUS, Job, load_state, save_state
+from fewstep.training.restoration import run_of
 from tiny import Tiny
 
 SMALL = dict(updates=20, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
@@ -23,7 +24,9 @@ ABOUT = {"base": "demo", "conditioning": "labels"}
 
 def run(folder, last=None, every=3, **changes):
     """A run in that folder, cut off by a cancel after update `last`; closed."""
-    run = Distillation(Tiny(), DistilConfig(**{**SMALL, **changes}))
+    if changes.get("method") == "restoration":
+        changes["process"] = [{"kind": "blur", "width": 1.0}, {"kind": "noise"}]
+    run = run_of(Tiny(), DistilConfig(**{**SMALL, **changes}))
     try:
         with Job(folder, run, ABOUT, every=every) as job:
             for _ in job.progress():

@@ -1,0 +1,163 @@
+"""Forward processes in the graph: chosen, looked at, and undone by a LoRA that was trained to."""
+
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..diffusion import samplers
+from ..training import forward
+from ..training.files import load_lora
+from ..training.restoration import Seen, restore, times_for
+from . import host, recipes
+from .decode import decode
+from .sampling import last_of
+
+PROCESS = io.Custom("FEWSTEP_PROCESS")
+STRIP = 8       # pictures of a strip, at most
+
+
+def _options(kind):
+    """The inputs of a kind of process."""
+    tips = {"largest": "Side of the largest squares, in the model's own pixels: a power of two.",
+            "width": "Standard deviation of the strongest blur, in the model's own pixels.",
+            "fill": "What masked pixels become, in the model's own values; 0 is their mean.",
+            "strength": "Standard deviation of the strongest noise, in the model's own values, whose spread is about 1."}
+    inputs = []
+    for name, (default, low, high) in forward.KINDS[kind][1].items():
+        make = io.Int.Input if isinstance(default, int) else io.Float.Input
+        step = {} if isinstance(default, int) else {"step": 0.05, "round": False}
+        inputs.append(make(name, default=default, min=low, max=high, tooltip=tips[name], **step))
+    return inputs
+
+
+class Process(io.ComfyNode):
+    """FewstepForwardProcess."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepForwardProcess",
+            display_name="Forward Process",
+            category="Fewstep/restore",
+            description="A gradual destruction of pictures that a model can learn to undo: squares, blur, missing pixels, noise. "
+                        "Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
+            search_aliases=["blur", "pixelate", "mask", "cold diffusion", "restore", "fewstep"],
+            inputs=[
+                io.DynamicCombo.Input("kind", options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in forward.KINDS],
+                                      tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in an "
+                                              "order that is drawn. noise: a little noise on top. gaussian: all the way to noise."),
+                PROCESS.Input("after", optional=True, tooltip="A process that comes before this one: blur, then noise. Only the "
+                                                              "last may be mask, noise or gaussian."),
+            ],
+            outputs=[PROCESS.Output(display_name="PROCESS")],
+        )
+
+    @classmethod
+    def execute(cls, kind, after=None):
+        part = {"kind": kind["kind"], **{k: v for k, v in kind.items() if k != "kind"}}
+        parts = forward.checked([*(after or ()), part])
+        forward.process_of(parts)
+        return io.NodeOutput([dict(p) for p in parts])
+
+
+class Corrupt(io.ComfyNode):
+    """FewstepCorrupt."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepCorrupt",
+            display_name="Corrupt Image",
+            category="Fewstep/restore",
+            description="Destroys a picture as a process does, in the model's own space, and shows the way there as a strip.",
+            search_aliases=["blur", "pixelate", "mask", "degrade", "fewstep"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model whose space is destroyed in."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Image.Input("image", tooltip="The picture, or several."),
+                PROCESS.Input("process", tooltip="From Forward Process."),
+                io.Float.Input("amount", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="How far. 1: as far as it goes."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noise or the mask."),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="To be restored."), io.Image.Output(display_name="IMAGE"),
+                     io.Image.Output(display_name="strip", tooltip="The first picture on its way, from whole to destroyed.")],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, image, process, amount, seed):
+        process = forward.process_of(process)
+        whole = model.model.process_latent_in(vae.encode(image[..., :3]))
+        noise = samplers.batch_noise(seed)(whole)
+        at = lambda t, n=None: model.model.process_latent_out(process.corrupt(whole[:n], noise[:n], t))
+        latent = at(amount)
+        strip = torch.cat([at(amount * n / (STRIP - 1), 1) for n in range(STRIP)])
+        shown, path = (_image(decode(vae, x)) for x in (latent, strip))
+        return io.NodeOutput({"samples": latent}, shown, torch.cat(list(path), 1)[None])
+
+
+def _image(pixels):
+    """Pixels (N, 3, H, W) in [-1, 1] as an IMAGE (N, H, W, 3)."""
+    return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+
+def sample_process(model, x, sigmas, extra_args=None, callback=None, disable=None, *, process, destroyed, kappa):
+    """`training.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed` (model space) in the place
+    of x."""
+    extra_args = extra_args or {}
+    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    seen = Seen(process, host.path_of(sampling), host.sigma_of(sampling))
+    steps, x = len(sigmas) - 1, destroyed.to(x)
+    run = restore(lambda x, sigma: model(x, sigma, **extra_args), seen, x, times_for(steps), kappa,
+                  samplers.batch_noise(extra_args.get("seed") or 0))
+    return last_of(run, x, steps, steps - 1, callback, disable)
+
+
+class Restore(io.ComfyNode):
+    """FewstepRestore."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FewstepRestore",
+            display_name="Restore (Few-Step)",
+            category="Fewstep/restore",
+            description="Undoes a forward process with a LoRA that was trained to: de-pixelates, de-blurs, fills in. The LoRA's "
+                        "recipe knows the process.",
+            search_aliases=["deblur", "depixelate", "inpaint", "super resolution", "udm", "fewstep"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the LoRA was made from, without it."),
+                io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras"),
+                               tooltip="A LoRA made by Distil Few-Step LoRA with a process wired."),
+                io.Conditioning.Input("positive", tooltip="The prompt, as in training; an empty one where it was empty."),
+                io.Latent.Input("latent", tooltip="The destroyed picture: from Corrupt Image, or an encoded one."),
+                io.Int.Input("steps", default=0, min=0, max=1000, tooltip="Model calls; 0: as the LoRA was made for."),
+                io.Float.Input("renew", default=0.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, 1 forgets "
+                                       "all but the prediction."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noise that is drawn, where any is."),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT")],
+        )
+
+    @classmethod
+    def execute(cls, model, lora_name, positive, latent, steps, renew, seed):
+        tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name))
+        if recipe is None or recipe.method != "restoration":
+            raise ValueError(f"lora_name must be a LoRA that was trained to restore, {lora_name} was not. Train one with Distil "
+                             "Few-Step LoRA and a process, or load this one with Load Few-Step LoRA.")
+        recipes.check_model(recipe, model, "lora_name", lora_name)
+        process = forward.process_of(recipe.trained["process"])
+        loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)
+        samples = host.latent_of(loaded, latent)
+        sampling = loaded.get_model_object("model_sampling")
+        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(times_for(steps or len(recipe.sigmas) - 1)[:-1])[0]
+        options = {"process": process, "destroyed": loaded.model.process_latent_in(samples), "kappa": renew}
+        out = comfy.sample.sample_custom(loaded, torch.zeros_like(samples), 1.0, comfy.samplers.KSAMPLER(sample_process, options),
+                                         torch.cat([levels, levels.new_zeros(1)]).float(), positive, positive, samples, seed=seed)
+        return io.NodeOutput({**latent, "samples": out})
+
+
+NODES = [Process, Corrupt, Restore]
