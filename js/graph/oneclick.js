@@ -1,0 +1,140 @@
+// "Make this model few-step": a group of nodes that distils the model a node gives, wired to the graph's own prompts, and queued.
+
+import { t } from "../text.js";
+import { add, around, arrange, boxOf, change, dependants, drawn, frame, setMuted, show, wire } from "./change.js";
+import {
+  chainTo, emptyLatent, fedBy, inputOf, inputsOf, mainOf, origin, slotOf, sourceOfModel, teacherOf, vaeOf, wiresOf,
+} from "./find.js";
+import { promptsOf } from "./prompts.js";
+import { queueNodes } from "./queue.js";
+
+export const DEMO = "FewstepLoadDemoTeacher";
+const DISTIL = "FewstepDistil";
+const PREVIEW = "PreviewImage";
+const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
+const LARGE = /xl|pony|illustrious|noob|animagine|sd3|flux|chroma|qwen|z[-_]?image|lumina|hidream/i;   // made for 1024 x 1024
+
+/**
+ * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the FewstepDistil node.
+ * Throws an Error to show where the graph lacks something.
+ */
+export async function makeFewStep(app, api, node = sourceOfModel(app)) {
+  const plan = planFor(node);
+  const known = distilOf(plan.graph, plan.end);
+  return change(app, plan.graph, async () => {
+    const distil = known ?? await build(app, plan);
+    if (known) {
+      await wake(app, known);
+    } else {
+      tellLeftOut(app, plan.leftOut, t("graph.title"));
+    }
+    await queueNodes(app, [distil, ...dependants(distil).filter((one) => one.type === PREVIEW)]);
+    return distil;
+  });
+}
+
+/** Says which nodes of the user's chain the new ones pass by. */
+export function tellLeftOut(app, nodes, summary) {
+  if (nodes.length) {
+    const names = nodes.map((node) => node.title).join(", ");
+    app.extensionManager.toast.add({ severity: "warn", summary, detail: t("graph.leftOut", { names }), life: 10000 });
+  }
+}
+
+/** What is wired to what; nothing is changed yet. */
+function planFor(node) {
+  const slot = slotOf(node?.outputs, "MODEL");
+  if (slot < 0) {
+    throw new Error(t("graph.noModel"));
+  }
+  const graph = node.graph;
+  const wires = wiresOf(graph);
+  let chain = chainTo(wires, { node, slot });
+  if (chain.length === 1) {
+    chain = mainOf(wires, fedBy(wires, chain[0]))?.chain ?? chain;
+  }
+  const { end, leftOut } = teacherOf(wires, chain);
+  const sampling = mainOf(wires, fedBy(wires, end))?.sampling;
+  const loader = chain[0].node;
+  const inputs = sampling && inputsOf(wires, sampling);
+  const prompts = loader.type === DEMO ? demoPrompts(loader) : promptsOf(graph, wires, inputs, loader);
+  if (!prompts.clip && !(prompts.positive && prompts.negative)) {
+    throw new Error(t("graph.noPrompts"));
+  }
+  return {
+    graph, loader, end, leftOut, prompts, latent: emptyLatent(graph, wires, sampling), vae: vaeOf(graph, wires, sampling, loader),
+  };
+}
+
+function demoPrompts(loader) {
+  const end = (name) => ({ node: loader, slot: loader.outputs.findIndex((slot) => slot.name === name) });
+  return { clip: null, positive: end("all_labels"), negative: end("negative") };
+}
+
+/** The node that distils that very model already; one that the user has muted counts too. */
+export function distilOf(graph, end) {
+  return (graph.nodes ?? graph._nodes).find((node) => {
+    const from = node.type === DISTIL && origin(node, inputOf(node, "model"));
+    return from && from.node === end.node && from.slot === end.slot;
+  });
+}
+
+async function wake(app, distil) {
+  setMuted(dependants(distil), false);
+  distil.mode = 0;
+  await show(app, [distil]);
+}
+
+async function build(app, plan) {
+  const { graph, loader, end, prompts, vae } = plan;
+  const place = beside(graph);
+  const name = nameOf(loader);
+  const distil = add(graph, DISTIL, { pos: place, values: { name: name && `${name}_fewstep` } });
+  const columns = [[], [], [distil], []];
+  const more = (column, type, values) => {
+    const node = add(graph, type, { pos: place, values });
+    columns[column].push(node);
+    return node;
+  };
+  let { positive, negative, latent } = { ...prompts, latent: plan.latent };
+  if (prompts.clip) {
+    const node = more(0, "FewstepPrompts", { text: prompts.text, negative: prompts.negativeText });
+    wire(prompts.clip, node, "clip");
+    positive = { node, slot: 0 };
+    negative ??= { node, slot: 1 };
+  }
+  if (prompts.clip && prompts.guidance !== undefined) {
+    const node = more(1, "FluxGuidance", { guidance: prompts.guidance });
+    wire(positive, node, "conditioning");
+    positive = { node, slot: 0 };
+  }
+  if (!latent) {
+    const side = loader.type === DEMO ? 32 : LARGE.test(name ?? "") ? 1024 : 512;
+    latent = { node: more(0, "EmptyLatentImage", { width: side, height: side }), slot: 0 };
+  }
+  for (const [input, from] of Object.entries({ model: end, positive, negative, latent, vae })) {
+    wire(from, distil, input);
+  }
+  const preview = more(3, PREVIEW);
+  preview.setSize([380, 460]);
+  wire({ node: distil, slot: distil.outputs.findIndex((slot) => slot.name === "preview") }, preview, "images");
+
+  arrange(columns, place);
+  await drawn();
+  arrange(columns, place);
+  frame(graph, t("graph.group", { model: name ?? loader.title }), columns.flat());
+  await show(app, columns.flat());
+  return distil;
+}
+
+/** Below a wide graph, to the right of a tall one. */
+function beside(graph) {
+  const [x, y, width, height] = around([...(graph.nodes ?? graph._nodes), ...(graph.groups ?? graph._groups)].map(boxOf));
+  return width > height ? [x + 20, y + height + 160] : [x + width + 120, y + 80];
+}
+
+/** The name of the file that a loader loads, without folder and ending; undefined where it shows none. */
+function nameOf(loader) {
+  const found = (loader.widgets ?? []).map((widget) => MODEL_FILE.exec(String(widget.value))).find(Boolean);
+  return found?.[1].replace(/[^\p{L}\p{N}_-]+/gu, "_");
+}

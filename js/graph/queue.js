@@ -1,0 +1,67 @@
+// Queues parts of the graph, and prompts that the server has kept.
+
+/**
+ * Queues these nodes of the user's graph with what they need, and no others; the host itself tells of errors.
+ * Newer frontends draw new seeds for all of the graph then, also where nothing runs: those are put back.
+ */
+export async function queueNodes(app, nodes) {
+  const values = widgetsOf(app.graph).map((widget) => [widget, widget.value]);
+  await app.queuePrompt(0, 1, nodes.map((node) => pathOf(app.graph, node)));
+  for (const [widget, value] of values) {
+    if (widget.value !== value) {
+      widget.value = value;
+    }
+  }
+}
+
+/** The widgets with plain values, those in subgraphs too. */
+function widgetsOf(graph) {
+  return (graph.nodes ?? graph._nodes).flatMap((node) => [
+    ...(node.widgets ?? []).filter(({ value }) => ["number", "string"].includes(typeof value)),
+    ...(node.subgraph ? widgetsOf(node.subgraph) : []),
+  ]);
+}
+
+/** A node's id as the server knows it: behind those of the subgraphs that it lies in. */
+function pathOf(graph, node) {
+  return find(graph, node)?.join(":") ?? String(node.id);
+}
+
+function find(graph, node) {
+  if (node.graph === graph) {
+    return [node.id];
+  }
+  for (const inner of (graph.nodes ?? graph._nodes).filter((one) => one.subgraph)) {
+    const path = find(inner.subgraph, node);
+    if (path) {
+      return [inner.id, ...path];
+    }
+  }
+  return null;
+}
+
+/** Queues a kept prompt: { prompt, workflow, node }. Answers the server's id of it; throws an Error with the server's message. */
+export async function requeue(app, api, stored) {
+  const response = await api.fetchApi("/prompt", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({
+      client_id: api.clientId,
+      prompt: stored.prompt,
+      extra_data: stored.workflow ? { extra_pnginfo: { workflow: stored.workflow } } : {},
+      partial_execution_targets: [String(stored.node)],
+    }),
+  });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) {
+    throw new Error(messageOf(answer) || `${response.status} ${response.statusText}`);
+  }
+  return answer.prompt_id;
+}
+
+/** What the server says of the nodes, else of the whole. */
+function messageOf({ node_errors: nodes = {}, error }) {
+  const errors = Object.values(nodes).flatMap((node) => node.errors ?? []);
+  const told = errors.length ? errors : [error ?? ""];
+  return told.map((one) => (typeof one === "string" ? one : [one.message, one.details].filter(Boolean).join(": "))).join("\n");
+}

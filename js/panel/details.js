@@ -1,0 +1,100 @@
+// The selected run: what it is, how far, its numbers, what can be done with it, its curves and its pictures.
+
+import { t } from "../text.js";
+import { makeActions } from "./actions.js";
+import { makeChart } from "./chart.js";
+import { make, mark, say } from "./dom.js";
+import { memory, modelName, recipe, short, timeLeft, when, whole, word } from "./format.js";
+import { makePreviews } from "./previews.js";
+import { isLive } from "./store.js";
+
+/** {element, show(run, store), close()} */
+export function makeDetails(app, api, store) {
+  const name = make("h3", "name", { tabIndex: -1 });
+  const state = make("span", "chip");
+  const what = make("p", "muted about");
+  const model = make("p", "muted about");
+  const progress = makeProgress();
+  const facts = makeFacts();
+  const trouble = make("p", "trouble", { hidden: true });
+  const actions = makeActions(app, api, store, () => name.focus());
+  const chart = makeChart();
+  const previews = makePreviews(api);
+  const element = make("section", "details", { "aria-label": t("panel.details") },
+    make("header", "head", {}, name, state), what, model, progress.element, trouble, actions.element, facts.element,
+    chart.element, previews.element);
+
+  function show(run) {
+    element.dataset.state = run.state;
+    say(name, run.name);
+    say(state, word("states", run.state));
+    say(what, recipe(run));
+    say(model, modelName(run));
+    model.title = run.model ?? "";
+    progress.show(run);
+    facts.show(run);
+    trouble.hidden = !run.error;
+    say(trouble, run.error ?? "");
+    actions.show(run);
+    chart.show(run, store);
+    previews.show(run, store);
+  }
+
+  return { element, show, close: chart.close };
+}
+
+function makeProgress() {
+  const bar = make("div", "bar-fill");
+  const stage = make("span");
+  const count = make("span", "number");
+  const left = make("span", "muted");
+  const share = make("span", "number muted");
+  const track = make("div", "bar", { role: "progressbar", "aria-label": t("panel.progress") }, bar);
+  const element = make("div", "progress", {},
+    make("div", "pair", {}, stage, count), track, make("div", "pair", {}, left, share));
+  return {
+    element,
+    show(run) {
+      const part = run.total ? Math.min(1, run.step / run.total) : 0;
+      say(stage, isLive(run) ? word("stages", run.stage) : t("panel.saved", { when: when(run.saved_at ?? run.started_at) }));
+      say(count, isLive(run) ? t("panel.step", { step: whole(run.step), total: whole(run.total) }) : percent(part));
+      say(left, isLive(run) ? timeLeft(run.seconds_left) : "");
+      say(share, isLive(run) ? percent(part) : "");
+      mark(track, "aria-valuenow", Math.floor(100 * part));
+      mark(track, "aria-valuetext", `${count.textContent} ${left.textContent}`.trim());
+      bar.style.transform = `scaleX(${part})`;
+    },
+  };
+}
+
+const percent = (part) => `${Math.floor(100 * part)} %`;
+
+/** Name -> value in words, or "" for a number that this run does not have. */
+const FACTS = {
+  updates: (run) => t("panel.step", { step: whole(run.done), total: whole(run.updates) }),
+  fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
+  speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
+  memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
+  skipped: (run) => (run.skipped ? whole(run.skipped) : ""),
+  lora: (run) => run.lora ?? "",
+};
+
+function makeFacts() {
+  const element = make("dl", "facts");
+  const cells = Object.entries(FACTS).map(([key, read]) => {
+    const value = make("dd", "number");
+    const term = make("dt", "", {}, t(`panel.facts.${key}`));
+    const cell = make("div", `fact fact-${key}`, { title: t(`panel.hints.${key}`) }, term, value);
+    element.append(cell);
+    return { cell, value, read };
+  });
+  return {
+    element,
+    show(run) {
+      for (const { cell, value, read } of cells) {
+        say(value, read(run));
+        cell.hidden = !value.textContent;
+      }
+    },
+  };
+}

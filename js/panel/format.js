@@ -1,0 +1,65 @@
+// Numbers of a run as people read them.
+
+import { t } from "../text.js";
+
+const GIB = 2 ** 30;
+const NOTHING = "–";
+const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const WHEN = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+export function timeLeft(seconds) {
+  if (!Number.isFinite(seconds)) return "";
+  if (seconds < 60) return t("panel.left.soon");
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return t("panel.left.minutes", { minutes });
+  const hours = Math.floor(minutes / 60);
+  if (hours < 24) return t("panel.left.hours", { hours, minutes: minutes % 60 });
+  const all = Math.round(minutes / 60);
+  return t("panel.left.days", { days: Math.floor(all / 24), hours: all % 24 });
+}
+
+export function memory(bytes) {
+  if (!Number.isFinite(bytes)) return NOTHING;
+  const gib = bytes / GIB;
+  return `${gib.toFixed(gib < 1 ? 2 : gib < 100 ? 1 : 0)} GiB`;
+}
+
+/** Three digits that mean something: 0.0312, 7.1, 240, 2.5e-5. */
+export function short(value) {
+  if (!Number.isFinite(value)) return NOTHING;
+  const size = Math.abs(value);
+  if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  return String(size >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
+}
+
+export function whole(value) {
+  return Number.isFinite(value) ? WHOLE.format(value) : NOTHING;
+}
+
+export function when(seconds) {
+  return Number.isFinite(seconds) ? WHEN.format(1000 * seconds) : "";
+}
+
+export function steps(count) {
+  return t(count === 1 ? "panel.steps.one" : "panel.steps.many", { count });
+}
+
+/** The text of a word that the server sent ("training", "phased"), or the word itself where there is none. */
+export function word(room, name) {
+  const key = `panel.${room}.${name}`;
+  const text = t(key);
+  return text === key ? String(name ?? "") : text;
+}
+
+export function modelName(run) {
+  return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
+}
+
+/** "phased · 4 steps" */
+export function recipe(run) {
+  return [word("methods", run.method), Number.isFinite(run.steps) ? steps(run.steps) : ""].filter(Boolean).join(" · ");
+}
+
+export function about(run) {
+  return [recipe(run), modelName(run)].filter(Boolean).join(" · ");
+}
