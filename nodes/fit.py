@@ -97,8 +97,8 @@ def guider_of(guider, model, positive, negative, cfg):
     if guider is not None:
         both = [name for name, value in (("model", model), ("positive", positive), ("negative", negative)) if value is not None]
         if both:
-            raise ValueError(f"guider must be the only source of model and prompts, {' and '.join(both)} "
-                             f"{'is' if len(both) == 1 else 'are'} wired too. Unwire one or the other.")
+            raise ValueError(f"guider must be the only source of model and prompts, got {' and '.join(both)} too. Unwire one or "
+                             "the other.")
         return guider
     if model is None:
         raise ValueError("model must be wired where guider is not, got neither. Wire model, positive and negative, or a guider.")
@@ -120,10 +120,11 @@ def _progress(run, node):
     for progress in run.progress():
         bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
         bar.update_absolute(progress.step, progress.total)
-        figure = "" if progress.fidelity is None else f": {progress.fidelity:.4f} from the converged picture"
-        if (progress.stage, figure) != told:
-            show.say(node, progress.stage + figure)
-            told = progress.stage, figure
+        text = progress.stage if progress.fidelity is None else (
+            f"{progress.stage}: {progress.fidelity:.4f} from the converged picture")
+        if text != told:
+            show.say(node, text)
+            told = text
 
 
 def held_out(run, steps):

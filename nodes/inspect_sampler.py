@@ -56,7 +56,8 @@ def inspect(model, sampler, sigmas, seed=0):
                          f"{type(error).__name__}: {error}. Use more steps, or another sampler.") from error
     one_call = len(weights.sigmas) == len(grid) - 1         # a step; what a step of several calls renews is not seen between them
     levels = [v if abs(v) < 8 else None for v in path.log_snr(torch.tensor(weights.sigmas, dtype=torch.float64)).tolist()]
-    data = {"path": path.name, "steps": len(sigmas) - 1, "calls": len(weights.sigmas), "sigmas": weights.sigmas, "log_snr": levels,
+    data = {"path": path.name, "steps": len(sigmas) - 1, "schedule": grid.tolist(), "calls": len(weights.sigmas),
+            "sigmas": weights.sigmas, "log_snr": levels,
             "linear": weights.linear, "weights": [round(w, 6) for w in weights.predictions] if weights.linear else [],
             "survival": round(weights.survival, 6) if weights.linear else None,
             "churn": probe.churn_between_calls(run, path, STATE) if weights.linear and one_call else [],

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..diffusion import edits, grids
 from ..training import pictures
-from . import host, show
+from . import host, model_info, show
 
 CATEGORY = "Fewstep"
 
@@ -51,6 +51,7 @@ class Schedule(io.ComfyNode):
             description="Where between noise and picture the model is asked, for the wired model's own range and shift. Always "
                         "exactly `steps` steps, from the model's largest noise level to 0.",
             search_aliases=["sigmas", "scheduler", "karras", "beta", "ays", "fewstep"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled."),
                 schedule_input(),
@@ -69,7 +70,8 @@ class Schedule(io.ComfyNode):
         sampling = model.get_model_object("model_sampling")
         options = {k: v for k, v in schedule.items() if k != "schedule"}
         sigmas = grids.grid(schedule["schedule"], steps, host.sigma_of(sampling), host.path_of(sampling), denoise, shift, **options)
-        return io.NodeOutput(sigmas.float())
+        sigmas = sigmas.float()
+        return io.NodeOutput(sigmas, ui=model_info.shown(sigmas, sampling))
 
 
 class EditSchedule(io.ComfyNode):

@@ -254,7 +254,7 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, why", [
-    ({"guider": "any"}, "guider must be the only source of model and prompts, model and positive and negative are wired too"),
+    ({"guider": "any"}, "guider must be the only source of model and prompts, got model and positive and negative too"),
     ({"model": None}, "model must be wired where guider is not"), ({"positive": None}, "positive must be wired"),
     ({"positive": []}, "positive must be wired"),
     ({"negative": None}, "negative must be wired where cfg is not 1, got none at cfg 2"),

@@ -1,0 +1,92 @@
+// Puts a plot on the nodes that have one: a DOM widget, which both renderers of the frontend show.
+
+import { addStyles } from "../panel/dom.js";
+import { editorPlot } from "./editor.js";
+import { fitPlot } from "./fit.js";
+import { inspectPlot } from "./inspect.js";
+import { samplerPlot } from "./sampler.js";
+import { schedulePlot } from "./schedule.js";
+import { watch } from "./watch.js";
+
+const PLOTS = {
+  FewstepSchedule: schedulePlot,
+  FewstepDrawSchedule: editorPlot,
+  FewstepSampler: samplerPlot,
+  FewstepConsistencySampler: samplerPlot,
+  FewstepInspectSampler: inspectPlot,
+  FewstepFit: fitPlot,
+};
+
+const WIDTH = 300;
+
+/** For every node that is made. A plot is {element, chart, height, read(), draw(what was read), onResult(data)}. */
+export function plotOn(app, api, node) {
+  const make = PLOTS[node.comfyClass ?? node.type];
+  if (!make || typeof node.addDOMWidget !== "function") return;
+  addStyles(new URL("./plots.css", import.meta.url).href);
+  const plot = make(api, node);
+  // the classic canvas asks for the height, Nodes 2.0 goes by the style
+  const widget = node.addDOMWidget("fewstep_plot", "fewstep_plot", plot.element,
+    { serialize: false, hideOnZoom: false, getMinHeight: () => plot.height + 20 });
+  widget.serialize = false;
+  plot.element.style.minHeight = `${plot.height}px`;
+  passOn(app, plot.element);
+  fit(node, WIDTH);
+
+  let watching = null;
+  const open = () => {
+    if (watching) return;
+    plot.chart.open();
+    watching = watch(plot.element, () => {
+      plot.chart.refresh();
+      return plot.read();
+    }, plot.draw);
+  };
+  const close = () => {
+    watching?.close();
+    plot.chart.close();
+    watching = null;
+  };
+  plot.check = () => watching?.check();
+  after(node, "onAdded", open);      // a node is taken out and put in again when it becomes part of a subgraph
+  after(node, "onRemoved", close);
+  after(node, "onConfigure", () => fit(node));      // saved by a version without plots, or in Nodes 2.0
+  after(node, "onExecuted", (output) => {
+    const data = output?.fewstep?.[0];
+    if (data) plot.onResult?.(data);
+    plot.check();
+  });
+  open();
+}
+
+/** The node at least as large as what is on it: the classic canvas leaves the size as it was. */
+function fit(node, width = 0) {
+  const least = node.computeSize();
+  const size = [Math.max(node.size[0], least[0], width), Math.max(node.size[1], least[1])];
+  if (size[0] > node.size[0] || size[1] > node.size[1]) node.setSize(size);
+}
+
+/** On the classic canvas, what a plot has no use for: the wheel, the middle button and a right click. Nodes 2.0 sees to it itself. */
+function passOn(app, element) {
+  const classic = () => !element.closest(".lg-node-widget");
+  const pass = (name, wanted, handler) => element.addEventListener(name, (event) => {
+    if (!classic() || !wanted(event)) return;
+    event.preventDefault();
+    handler(event);
+  }, { passive: false });
+  pass("wheel", () => true, (event) => app.canvas.processMouseWheel(event));
+  pass("pointerdown", (event) => event.button !== 0, (event) => app.canvas.processMouseDown(event));
+  pass("pointermove", (event) => (event.buttons & ~1) !== 0, (event) => app.canvas.processMouseMove(event));
+  pass("pointerup", (event) => event.button !== 0, (event) => app.canvas.processMouseUp(event));
+  pass("contextmenu", () => true, () => {});
+}
+
+/** Call `then` too whenever the node's hook is called. */
+function after(node, hook, then) {
+  const before = node[hook];
+  node[hook] = function (...values) {
+    const answer = before?.apply(this, values);
+    then(...values);
+    return answer;
+  };
+}
