@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..training.config import METHODS, DistilConfig
 from ..training.data import Data
 from . import families, lora_files
+from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
@@ -37,7 +38,10 @@ class Distil(io.ComfyNode):
                 io.Latent.Input("pictures", optional=True,
                                 tooltip="A batch of your own encoded pictures to learn on, in the order of the prompts. Without it "
                                         "the model draws its own. For the consistency methods."),
-                io.Combo.Input("method", options=["auto", *METHODS], default="auto",
+                PROCESS.Input("process", optional=True,
+                              tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired pictures or on "
+                                      "the model's own. Use it with Restore (Few-Step)."),
+                io.Combo.Input("method", options=["auto", *(m for m in METHODS if m != "restoration")], default="auto",
                                tooltip="auto: phased consistency, or consistency where pictures are wired."),
                 io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
                 io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1,
@@ -59,12 +63,16 @@ class Distil(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, steps, cfg, quality, name, seed, method="auto", memory="auto", updates=0,
-                batch=8, rank=0, learning_rate=0.0, phases=0, layers="*", start_from=lora_files.NONE, vae=None, pictures=None):
-        if method == "auto":
+                batch=8, rank=0, learning_rate=0.0, phases=0, layers="*", start_from=lora_files.NONE, vae=None, pictures=None,
+                process=None):
+        if process is not None:
+            method = "restoration"
+        elif method == "auto":
             method = "phased" if pictures is None else "consistency"
         usual_updates, images = QUALITY[quality]
         config = config_for(model, method=method, steps=steps, cfg=cfg, updates=updates or usual_updates, images=images,
-                            batch=batch, rank=rank, lr=learning_rate, phases=phases or None, layers=layers, seed=seed)
+                            batch=batch, rank=rank, lr=learning_rate, phases=phases or None, layers=layers, seed=seed,
+                            process=process or ())
         return finish(train(Order(model=model, positive=positive, negative=negative, latent=latent, config=config, memory=memory,
                                   name=name, **graph_of(cls.hidden), vae=vae, warm=lora_files.tensors(start_from, model),
                                   data=None if pictures is None else lambda denoiser: _data(denoiser, pictures["samples"]))))

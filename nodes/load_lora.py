@@ -37,6 +37,9 @@ class LoadFewStepLora(io.ComfyNode):
         if recipe is None:
             raise ValueError(f"lora_name must be a LoRA with a Fewstep recipe inside, {lora_name} has none. Load it with "
                              "LoraLoaderModelOnly and choose sampler and schedule yourself.")
+        if recipe.method == "restoration":
+            raise ValueError(f"lora_name must be a LoRA to draw pictures with, {lora_name} was trained to restore them. Wire it to "
+                             "Restore (Few-Step).")
         warning = recipes.check_model(recipe, model, "lora_name", lora_name)
         if warning and not any_base:
             raise ValueError(f"{warning} Wire the model that it was made from, or switch any_base on to try.")

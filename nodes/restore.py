@@ -11,7 +11,7 @@ from ..diffusion import samplers
 from ..training import forward
 from ..training.files import load_lora
 from ..training.restoration import Seen, restore, times_for
-from . import host, recipes
+from . import host, lora_files, recipes
 from .decode import decode
 from .sampling import last_of
 
@@ -128,36 +128,49 @@ class Restore(io.ComfyNode):
                         "recipe knows the process.",
             search_aliases=["deblur", "depixelate", "inpaint", "super resolution", "udm", "fewstep"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was made from, without it."),
-                io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras"),
-                               tooltip="A LoRA made by Distil Few-Step LoRA with a process wired."),
+                io.Model.Input("model", tooltip="The model that the LoRA was made from, without it; or with it, where a process is "
+                                                "wired."),
+                io.Combo.Input("lora_name", options=lora_files.names(),
+                               tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says which."),
                 io.Conditioning.Input("positive", tooltip="The prompt, as in training; an empty one where it was empty."),
                 io.Latent.Input("latent", tooltip="The destroyed picture: from Corrupt Image, or an encoded one."),
-                io.Int.Input("steps", default=0, min=0, max=1000, tooltip="Model calls; 0: as the LoRA was made for."),
+                io.Int.Input("steps", default=0, min=0, max=1000,
+                             tooltip="Model calls; 0: as the LoRA was made for, 1 without a LoRA here."),
                 io.Float.Input("renew", default=0.0, min=0.0, max=1.0, step=0.05,
                                tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, 1 forgets "
                                        "all but the prediction."),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noise that is drawn, where any is."),
+                PROCESS.Input("process", optional=True, tooltip="What is to be undone, instead of what the LoRA's recipe says."),
             ],
             outputs=[io.Latent.Output(display_name="LATENT")],
         )
 
     @classmethod
-    def execute(cls, model, lora_name, positive, latent, steps, renew, seed):
-        tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name))
-        if recipe is None or recipe.method != "restoration":
-            raise ValueError(f"lora_name must be a LoRA that was trained to restore, {lora_name} was not. Train one with Distil "
-                             "Few-Step LoRA and a process, or load this one with Load Few-Step LoRA.")
-        recipes.check_model(recipe, model, "lora_name", lora_name)
-        process = forward.process_of(recipe.trained["process"])
-        loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)
-        samples = host.latent_of(loaded, latent)
+    def execute(cls, model, lora_name, positive, latent, steps, renew, seed, process=None):
+        if lora_name == lora_files.NONE and process is None:
+            raise ValueError("lora_name must be a LoRA that was trained to restore where no process is wired, got none. Choose "
+                             "one, or wire the process and a model with the LoRA in it.")
+        loaded, usual = model, 1
+        if lora_name != lora_files.NONE:
+            loaded, recipe = _with_lora(model, lora_name)
+            process, usual = process or recipe.trained["process"], len(recipe.sigmas) - 1
+        process, samples = forward.process_of(process), host.latent_of(loaded, latent)
         sampling = loaded.get_model_object("model_sampling")
-        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(times_for(steps or len(recipe.sigmas) - 1)[:-1])[0]
+        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(times_for(steps or usual)[:-1])[0]
         options = {"process": process, "destroyed": loaded.model.process_latent_in(samples), "kappa": renew}
         out = comfy.sample.sample_custom(loaded, torch.zeros_like(samples), 1.0, comfy.samplers.KSAMPLER(sample_process, options),
                                          torch.cat([levels, levels.new_zeros(1)]).float(), positive, positive, samples, seed=seed)
         return io.NodeOutput({**latent, "samples": out})
+
+
+def _with_lora(model, name):
+    """The model with a LoRA that was trained to restore, and its recipe; raises ValueError for another."""
+    tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", name))
+    if recipe is None or recipe.method != "restoration":
+        raise ValueError(f"lora_name must be a LoRA that was trained to restore, {name} was not. Train one with Distil Few-Step "
+                         "LoRA and a process, or load this one with Load Few-Step LoRA.")
+    recipes.check_model(recipe, model, "lora_name", name)
+    return comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)[0], recipe
 
 
 NODES = [Process, Corrupt, Restore]

@@ -7,11 +7,12 @@ from tqdm.auto import trange
 
 from ..diffusion import auto, grids, linear, samplers
 from ..diffusion.step import share_of
-from . import host
+from . import errors, host
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
 
 
+@errors.in_words
 def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order=1, kappa=None, gamma=None, s_noise=1.0,
            **noising):
     """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions; `noising` goes to its `plan`.
@@ -40,10 +41,10 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order
     moves = samplers.plan(grid, path, kappa=kappa, **noising)
     run = samplers.follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise,
                           noise=lambda x: scale * fresh(x))
-    return _last(run, x, len(moves), len(grid) - 2, callback, disable)
+    return last_of(run, x, len(moves), len(grid) - 2, callback, disable)
 
 
-def _last(run, x, moves, last, callback, disable):
+def last_of(run, x, moves, last, callback, disable):
     """The end of a run of that many moves from x, told of move by move; `last` is the highest step to tell."""
     for _ in trange(moves, disable=disable):
         before, state = x, next(run)
@@ -54,6 +55,7 @@ def _last(run, x, moves, last, callback, disable):
     return x
 
 
+@errors.in_words
 def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None, recipe=None):
     """`diffusion.linear.run` of a recipe's own solver in the signature of ComfyUI's sampler functions.
 
@@ -74,7 +76,7 @@ def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None
     _check_mask(extra_args.get("denoise_mask"), x)
     ones = x.new_ones(x.shape[0])
     run = linear.run(solver, lambda x, sigma: model(x, sigma * ones, **extra_args), x)
-    return _last(run, x, solver.steps, solver.steps - 1, callback, disable)
+    return last_of(run, x, solver.steps, solver.steps - 1, callback, disable)
 
 
 def _listed(sigmas):

@@ -8,14 +8,14 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..training import pictures
-from ..training.distil import Distillation
 from ..training.files import check_folder, free_name, load_lora
 from ..training.job import Job, folder_name
 from ..training.memory import BUDGETS, cut, gib
+from ..training.restoration import run_of
 from . import host, show
 from .decode import decode
 from .guiding import digest, patches_of
-from .live import SHOWN, Live, before, ended
+from .live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
 FIXED = io.ControlAfterGenerate.fixed       # the frontend would draw another seed after every queue, and begin another run
@@ -73,7 +73,7 @@ def train(order):
         config, peak = cut(denoiser, order.config, budget, data=data, warm=order.warm)
         show.say(order.node, f"about {gib(peak)}: {config.micro} of {config.batch} samples at once"
                              + (", blocks recomputed" if config.checkpointing else ""))
-        run = Distillation(denoiser, config, None if data else cache, data=data, warm=order.warm)
+        run = run_of(denoiser, config, None if data else cache, data=data, warm=order.warm)
         try:
             check_folder(folder, 2 * run.lora.bytes + (1 << 20))
             run.label = folder_of_run.name
@@ -107,8 +107,8 @@ def _run(job, folder, order, live):
             show.say(node, f"Stopped after {run.done} updates. Saved {path.name}. Queue again to go on.")
         raise
     path = _save(job, folder, order.name)
-    skipped = f", {run.descent.skipped} updates left out as not finite" if run.descent.skipped else ""
-    show.say(node, f"Saved {path.name}{skipped}")
+    skipped = run.descent.skipped
+    show.say(node, f"Saved {path.name}, {skipped} updates left out as not finite" if skipped else f"Saved {path.name}")
     return path
 
 
@@ -140,13 +140,11 @@ def _preview(run, vae):
     """IMAGE: teacher / before / now from the same held-out noise, beside the curves; the curves alone without a VAE."""
     curves = pictures.run_curves(run.loss, run.fidelity)
     if vae is not None:
-        denoiser, config = run.denoiser, run.config
-        noise, condition, reference = (v[:SHOWN] for v in run.probe)
-        now = run.student_samples(noise, condition, run.sigmas_for(config.steps))
-        heads = ("teacher", f"before\n{config.steps} steps", f"now\n{config.steps} steps")
-        columns = {head: decode(vae, denoiser.model.process_latent_out(x.cpu()))
-                   for head, x in zip(heads, (reference, before(run, noise, condition), now))}
+        steps = run.config.steps
+        drawn = {"teacher": run.probe[2], f"before\n{steps} steps": run.before(SHOWN),
+                 f"now\n{steps} steps": run.of_probe(run.adapter)}
+        columns = {head: decode(vae, run.denoiser.model.process_latent_out(x[:SHOWN].cpu())) for head, x in drawn.items()}
         scale = max(1, 128 // next(iter(columns.values())).shape[-1])
-        grid_picture = pictures.grid(columns, [str(i + 1) for i in range(len(noise))], "Same starting noise", scale)
+        grid_picture = pictures.grid(columns, [str(i + 1) for i in range(SHOWN)], "Same starting noise", scale)
         curves = pictures.stack(grid_picture, curves)
     return show.image(curves)
