@@ -1,8 +1,25 @@
 """The only room that knows ComfyUI: thin V3 nodes over `diffusion` and `training`."""
 
 from comfy_api.latest import ComfyExtension
+from server import PromptServer
 
-from . import compare, demo_teacher, distil, fit, inspect_sampler, load_lora, pairs, prompts, recipes, sampling, schedules
+from . import (
+    compare,
+    demo_teacher,
+    distil,
+    draw,
+    errors,
+    fit,
+    inspect_sampler,
+    load_lora,
+    pairs,
+    panel,
+    prompts,
+    recipes,
+    restore,
+    sampling,
+    schedules,
+)
 
 
 class FewstepExtension(ComfyExtension):
@@ -10,8 +27,10 @@ class FewstepExtension(ComfyExtension):
 
     async def on_load(self):
         recipes.register_folder()
+        if getattr(PromptServer, "instance", None) is not None:     # none when ComfyUI is used as a library
+            panel.register()
 
     async def get_node_list(self):
-        files = (demo_teacher, schedules, sampling, inspect_sampler, compare, fit, prompts, distil, pairs,
-                 load_lora, recipes)
-        return [node for file in files for node in file.NODES]
+        files = (demo_teacher, schedules, draw, sampling, inspect_sampler, compare, fit, prompts, distil, pairs,
+                 load_lora, recipes, restore)
+        return [errors.speaking(node) for file in files for node in file.NODES]

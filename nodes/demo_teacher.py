@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..training.demo import data, net
 from ..training.demo.teacher import label_vector, weights
+from . import errors
 
 TYPES = {"flow": comfy.model_base.ModelType.FLOW, "epsilon": comfy.model_base.ModelType.EPS}
 
@@ -38,11 +39,15 @@ class EmojiConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 0.1
 
 
+class _Net(net.EmojiNet):
+    forward = errors.in_words(net.EmojiNet.forward)     # it runs inside the host's nodes
+
+
 def build(kind, disable_dynamic=False):
     """A ModelPatcher over the packaged weights; also how ComfyUI reloads them for a deep copy."""
     config = EmojiConfig({"kind": kind, "labels": data.label_width()})
     config.set_inference_dtype(torch.float32, None)
-    model = comfy.model_base.BaseModel(config, model_type=TYPES[kind], unet_model=net.EmojiNet)
+    model = comfy.model_base.BaseModel(config, model_type=TYPES[kind], unet_model=_Net)
     if kind == "epsilon":
         model.model_sampling.set_sigmas(net.discrete_sigmas().float())
     management = comfy.model_management

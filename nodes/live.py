@@ -11,7 +11,7 @@ from ..training import pictures, runs
 from ..training.files import write, write_json
 from ..training.job import last
 from ..training.memory import used
-from ..training.sampling import teacher_samples
+from . import errors
 from .decode import decode
 
 EVERY = 0.2         # seconds between events
@@ -109,9 +109,8 @@ class Live:
             folder = self.job.folder / runs.PREVIEWS
             folder.mkdir(exist_ok=True)
             if not (folder / "before.png").exists():
-                noise, condition, reference = (v[:SHOWN] for v in run.probe)
-                self._column(folder / "teacher.png", reference)
-                self._column(folder / "before.png", before(run, noise, condition))
+                self._column(folder / "teacher.png", run.probe[2][:SHOWN])
+                self._column(folder / "before.png", run.before(SHOWN))
             self._column(folder / f"{self.pictured}.png", run.drawn[:SHOWN])
         except Exception as error:      # pictures are a courtesy: a run does not end for want of them
             logging.warning("Fewstep: no previews of this run (%s).", error)
@@ -131,7 +130,7 @@ def ended(folder):
     """Let a run go, and tell the panel how it stands on disk."""
     LIVE.pop(folder.name, None)
     if found := runs.summary(folder):
-        _send(found)
+        _send(errors.of_run(found))
 
 
 def _send(summary, loss=(), fidelity=()):
@@ -139,12 +138,6 @@ def _send(summary, loss=(), fidelity=()):
     if server is not None:
         found = runs.shown(loss, fidelity)
         server.send_sync(EVENT, {"run": summary, "loss": found["loss"], "fidelity": found["fidelity"]})
-
-
-def before(run, noise, condition):
-    """What the model itself makes of that noise in the run's few steps, guided."""
-    config = run.config
-    return teacher_samples(run.lora, run.denoiser, noise, condition, config.cfg, config.steps, order=1, chunk=config.chunk)
 
 
 def rough(latent_format, latents):

@@ -1,4 +1,6 @@
-"""The panel's routes: GET for what there is to know of runs, three POSTs to control them. Events come from `live`.
+"""The panel's routes: GET for what there is to know of runs, POST to control them and to say which language is shown.
+
+Events come from `live`.
 
 Run ids are looked up among the folders that are there, and never become part of a path.
 """
@@ -10,7 +12,7 @@ from server import PromptServer
 
 from ..training import runs
 from ..training.job import delete
-from . import host
+from . import errors, host
 from .live import LIVE
 
 MOST_BODY = 1024        # bytes; no route reads one
@@ -25,6 +27,7 @@ def register():
         routes.get(path)(_answered(handler))
     for name, handler in (("pause", pause), ("stop", stop), ("delete", remove)):
         routes.post(f"{ROUTE}/{name}")(_answered(handler))
+    routes.post("/fewstep/language/{name}")(_answered(language))
 
 
 class Refusal(Exception):
@@ -68,14 +71,14 @@ def _live(request):
 def listing(request):
     """GET /fewstep/runs."""
     live = {live.id: live.summary() for live in list(LIVE.values())}
-    return _json({"runs": [live.get(run["id"], run) for run in runs.listing(host.folder("runs"))]})
+    return _json({"runs": [live.get(run["id"]) or errors.of_run(run) for run in runs.listing(host.folder("runs"))]})
 
 
 def single(request):
     """GET /fewstep/runs/{id}."""
     folder = _folder(request)
     live = LIVE.get(folder.name)
-    found = live.summary() if live else runs.summary(folder)
+    found = live.summary() if live else errors.of_run(runs.summary(folder))
     if found is None:
         raise LookupError("This run's status can't be read. Queue it again.")
     return _json(found)
@@ -110,6 +113,11 @@ def model(request):
     if kind not in ("checkpoint", "unet") or len(request.query) != 1:
         raise Refusal(400, "bad-request", "The query must be checkpoint or unet with the name of a file.")
     return _json(describe(kind, name))
+
+
+def language(request):
+    """POST /fewstep/language/{name}: which one the frontend shows."""
+    return _json({"language": errors.hear(request.match_info["name"])})
 
 
 def pause(request):

@@ -1,0 +1,32 @@
+// What ComfyUI's frontend loads: the panel, the one-click commands and the plots on nodes.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { tellServer, translateChoices } from "./language.js";
+import { loadText } from "./text.js";
+import { registerPanel } from "./panel/panel.js";
+import { graphMenu } from "./graph/menu.js";
+import { plotOn } from "./plots/plots.js";
+
+let nodeWords = {};
+
+app.registerExtension({
+  name: "fewstep",
+  async init() {
+    const locale = app.extensionManager.setting.get("Comfy.Locale");
+    nodeWords = await loadText(api, locale);
+    await tellServer(api, locale);
+  },
+  beforeRegisterNodeDef(nodeType, definition) {
+    translateChoices(definition, nodeWords);
+  },
+  setup() {
+    registerPanel(app, api);
+  },
+  getNodeMenuItems(node) {
+    return graphMenu(app, api, node);
+  },
+  nodeCreated(node) {
+    plotOn(app, api, node);
+  },
+});
