@@ -3,6 +3,7 @@
 // An end is { node, slot }, an output of a node. A wire is { from, to, into, type }: the end `from` feeds input number `into` of
 // `to`. A chain is [end, ...]: a model's output, then those of the nodes that patch it, one after another.
 
+export const DEMO = "FewstepLoadDemoTeacher";
 const MUTED = 2;
 const BYPASSED = 4;
 const LORA = "FewstepLoadLora";
@@ -28,6 +29,9 @@ export const slotOf = (slots, type) => (slots ?? []).findIndex((slot) => slot.ty
 export const inputOf = (node, name) => (node.inputs ?? []).findIndex((slot) => slot.name === name);
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
+/** The end of an output by its name. */
+export const endOf = (node, name) => ({ node, slot: node.outputs.findIndex((slot) => slot.name === name) });
+
 /** The end that feeds an input, or null; what lies outside a subgraph is not seen. */
 export function origin(node, into) {
   const met = new Set();
@@ -38,11 +42,11 @@ export function origin(node, into) {
       return null;
     }
     met.add(from);
-    const type = from.outputs[link.origin_slot]?.type;
-    const through = from.mode === BYPASSED ? slotOf(from.inputs, type) : link.origin_slot;
+    const slot = link.origin_slot;
     if (!from.isVirtualNode && from.mode !== BYPASSED) {
-      return from.mode === MUTED ? null : { node: from, slot: link.origin_slot };
+      return from.mode === MUTED ? null : { node: from, slot };
     }
+    const through = from.isVirtualNode ? slot : slotOf(from.inputs, from.outputs[slot].type);
     link = through < 0 ? null : from.getInputLink(through);
   }
   return null;
@@ -150,7 +154,7 @@ function latentOf(wires, sampling) {
   return origin(node, slotOf(node.inputs, "LATENT"));
 }
 
-export function isEmptyLatent(node) {
+function isEmptyLatent(node) {
   return Boolean(node?.type.startsWith("Empty")) && slotOf(node.outputs, "LATENT") >= 0;
 }
 

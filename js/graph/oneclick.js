@@ -3,12 +3,11 @@
 import { t } from "../text.js";
 import { add, around, arrange, boxOf, change, dependants, drawn, frame, setMuted, show, wire } from "./change.js";
 import {
-  chainTo, emptyLatent, fedBy, inputOf, inputsOf, mainOf, origin, slotOf, sourceOfModel, teacherOf, vaeOf, wiresOf,
+  chainTo, DEMO, emptyLatent, endOf, fedBy, inputOf, inputsOf, mainOf, origin, slotOf, sourceOfModel, teacherOf, vaeOf, wiresOf,
 } from "./find.js";
 import { promptsOf } from "./prompts.js";
 import { queueNodes } from "./queue.js";
 
-export const DEMO = "FewstepLoadDemoTeacher";
 const DISTIL = "FewstepDistil";
 const PREVIEW = "PreviewImage";
 const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
@@ -18,8 +17,8 @@ const LARGE = /xl|pony|illustrious|noob|animagine|sd3|flux|chroma|qwen|z[-_]?ima
  * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the FewstepDistil node.
  * Throws an Error to show where the graph lacks something.
  */
-export async function makeFewStep(app, api, node = sourceOfModel(app)) {
-  const plan = planFor(node);
+export async function makeFewStep(app, api, node) {
+  const plan = planFor(node ?? sourceOfModel(app));
   const known = distilOf(plan.graph, plan.end);
   return change(app, plan.graph, async () => {
     const distil = known ?? await build(app, plan);
@@ -67,8 +66,7 @@ function planFor(node) {
 }
 
 function demoPrompts(loader) {
-  const end = (name) => ({ node: loader, slot: loader.outputs.findIndex((slot) => slot.name === name) });
-  return { clip: null, positive: end("all_labels"), negative: end("negative") };
+  return { clip: null, positive: endOf(loader, "all_labels"), negative: endOf(loader, "negative") };
 }
 
 /** The node that distils that very model already; one that the user has muted counts too. */
@@ -117,7 +115,7 @@ async function build(app, plan) {
   }
   const preview = more(3, PREVIEW);
   preview.setSize([380, 460]);
-  wire({ node: distil, slot: distil.outputs.findIndex((slot) => slot.name === "preview") }, preview, "images");
+  wire(endOf(distil, "preview"), preview, "images");
 
   arrange(columns, place);
   await drawn();

@@ -3,8 +3,8 @@
 import { encodersOf, inputOf, origin, outputOf, slotOf, widgetOf } from "./find.js";
 
 /**
- * What to distil on: { clip, text, negativeText, positive, negative, guidance }. Where clip, an end, is null the ends `positive` and
- * `negative` are all there is; `negative` beside a clip is one that comes from no text of its own. guidance: a Flux model's.
+ * What to distil on: { clip, text, negativeText, positive, negative, guidance }. Where clip, an end, is null the ends `positive`
+ * and `negative` are all there is; `negative` beside a clip is one that comes from no text of its own. guidance: a Flux model's.
  */
 export function promptsOf(graph, wires, inputs, loader) {
   const encoders = encodersOf(wires, inputs?.positive);

@@ -3,9 +3,8 @@
 
 import { add, arrange, around, boxOf, freePlace, takeOver, wire, wireLike } from "./change.js";
 import {
-  chainTo, emptyLatent, fedBy, guidedBy, inputOf, inputsOf, mainOf, nodesOf, origin, slotOf, vaeOf, widgetOf,
+  DEMO, emptyLatent, endOf, fedBy, guidedBy, inputOf, inputsOf, mainOf, nodesOf, origin, slotOf, vaeOf, widgetOf,
 } from "./find.js";
-import { DEMO } from "./oneclick.js";
 
 const OUT = { model: 0, sampler: 1, sigmas: 2, cfg: 3 };        // outputs of FewstepLoadLora
 const ROOM = 50;
@@ -95,8 +94,7 @@ export function sampleAnew({ graph, wires, chain }, lora) {
 function promptsFor(graph, wires, chain) {
   const loader = chain[0].node;
   if (loader.type === DEMO) {
-    const end = (name) => ({ node: loader, slot: loader.outputs.findIndex((slot) => slot.name === name) });
-    return { positive: end("positive"), negative: end("negative") };
+    return { positive: endOf(loader, "positive"), negative: endOf(loader, "negative") };
   }
   const sampling = mainOf(wires, fedBy(wires, chain[0]))?.sampling;
   if (sampling) {

@@ -13,11 +13,11 @@ const waits = (run) => run.resumable && (run.state === "paused" || run.state ===
 /** Which runs each button is for, and what it does. */
 const ACTIONS = {
   resume: { for: waits, act: goOn },
-  use: { for: (run) => Boolean(run.lora), act: ({ app, api }, run) => useIt(app, api, run) },
   pause: { for: isLive, act: ({ api }, run) => tell(api, run.id, "pause") },
   stop: { for: (run) => isLive(run) && run.done > 0, act: ({ api }, run) => tell(api, run.id, "stop") },
+  use: { for: (run) => Boolean(run.lora), act: ({ app, api }, run) => useIt(app, api, run) },
 };
-const MAIN = ["resume", "use"];       // the first of these that is there stands out
+const MAIN = ["resume", "use"];       // the first of these that is there stands out, once a run is over
 
 const DONE = { pause: "panel.done.pause", stop: "panel.done.stop", resume: "panel.done.resume", use: "panel.done.use" };
 
@@ -94,7 +94,7 @@ export function makeActions(app, api, store, onLost) {
     if (other || isLive(run)) [question.hidden, row.hidden] = [true, false];
     for (const [name, node] of Object.entries(buttons)) reveal(node, ACTIONS[name].for(run));
     reveal(remove, !isLive(run));
-    const main = MAIN.find((name) => ACTIONS[name].for(run));
+    const main = isLive(run) ? null : MAIN.find((name) => ACTIONS[name].for(run));
     for (const name of MAIN) buttons[name].classList.toggle("fewstep-primary", name === main);
   }
 

@@ -6,7 +6,7 @@
 import { axis, label, ticks } from "./axes.js";
 
 const MARGIN = { left: 38, right: 38, top: 8, bottom: 18 };
-const SMOOTHING = 1 / 40;         // half the window of the smooth line, of the filled width
+const SMOOTHING = 1 / 20;         // half the window of the smooth line, of the filled width
 
 export class Curve {
   constructor() {

@@ -8,9 +8,9 @@ import { addStyles, button, make, say } from "./dom.js";
 import { makeList } from "./list.js";
 import { makeStore } from "./store.js";
 
-export function registerPanel(app, api) {
+/** store: one that was made earlier, where events may come before there is a sidebar. */
+export function registerPanel(app, api, store = makeStore(api)) {
   addStyles(new URL("../panel.css", import.meta.url).href);
-  const store = makeStore(api);
   let view = null;
   api.addEventListener("reconnected", () => view && store.load());
   app.extensionManager.registerSidebarTab({

@@ -22,11 +22,11 @@ def loras(server, pattern="*.safetensors"):
 def test_the_pack_and_its_templates_are_served(server):
     ours = {name for name in server.get("/object_info") if name.startswith("Fewstep")}
     assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "EditSchedule", "TranslateSchedule", "ShowSchedule",
-                                              "Sampler", "ConsistencySampler", "InspectSampler", "Compare", "Fit", "Distil",
-                                              "Prompts", "ReflowPairs", "LoadPairs", "TrainOnPairs",
+                                              "DrawSchedule", "ForwardProcess", "Corrupt", "Restore", "Sampler",
+                                              "ConsistencySampler", "InspectSampler", "Compare", "Fit", "Distil", "Prompts", "ReflowPairs", "LoadPairs", "TrainOnPairs",
                                               "LoadLora", "SaveRecipe", "LoadRecipe")}
     assert "IMPORT FAILED" not in server.text()
-    assert len(server.get("/workflow_templates")["fewstep"]) == 3
+    assert len(server.get("/workflow_templates")["fewstep"]) == 4
 
 
 def test_sample_in_4_steps(server, workflow):
