@@ -29,8 +29,8 @@ def test_inspect_shows_what_it_found(front):
     slider.focus()
     page.keyboard.press("End")
     page.wait_for_timeout(1000)
-    front.shot("inspect_before")
     moved = front.plot(INSPECT)
+    front.shot("inspect_before")
     assert moved != before
     entry = front.queue()
     assert entry["status"]["status_str"] == "success", entry["status"]

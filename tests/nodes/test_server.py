@@ -23,8 +23,8 @@ def test_the_pack_and_its_templates_are_served(server):
     ours = {name for name in server.get("/object_info") if name.startswith("Fewstep")}
     assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "EditSchedule", "TranslateSchedule", "ShowSchedule",
                                               "DrawSchedule", "ForwardProcess", "Corrupt", "Restore", "Sampler",
-                                              "ConsistencySampler", "InspectSampler", "Compare", "Fit", "Distil", "Prompts", "ReflowPairs", "LoadPairs", "TrainOnPairs",
-                                              "LoadLora", "SaveRecipe", "LoadRecipe")}
+                                              "ConsistencySampler", "InspectSampler", "Compare", "Fit", "Distil", "Prompts",
+                                              "ReflowPairs", "LoadPairs", "TrainOnPairs", "LoadLora", "SaveRecipe", "LoadRecipe")}
     assert "IMPORT FAILED" not in server.text()
     assert len(server.get("/workflow_templates")["fewstep"]) == 4
 
