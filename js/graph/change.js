@@ -170,14 +170,14 @@ export function arrange(columns, [left, top]) {
   }
 }
 
-/** A titled frame around nodes. */
-export function frame(graph, title, nodes, padding = 20) {
+/** A titled frame around nodes, with room below for what a run tells on them. */
+export function frame(graph, title, nodes, padding = 20, below = 60) {
   const [x, y, width, height] = around(nodes.map(boxOf));
   const group = new LGraphGroup(title);
   const head = group.titleHeight ?? 34;
   graph.add(group);
   group.pos = [x - padding, y - padding - head];
-  group.size = [width + 2 * padding, height + 2 * padding + head];
+  group.size = [width + 2 * padding, height + 2 * padding + head + below];
   group.recomputeInsideNodes();
   return group;
 }

@@ -16,7 +16,7 @@ export function fitPlot(api, node) {
   return {
     chart, element: chart.element, height: 200,
     read() {
-      const pictures = node.inputs?.some((input) => input.name === "vae" && input.link !== null);
+      const pictures = node.graph && node.isInputConnected((node.inputs ?? []).findIndex((input) => input.name === "vae"));
       node.hideOutputImages = !pictures;      // then the report is this plot
       return { ran: recall(node)?.stamp };
     },

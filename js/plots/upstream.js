@@ -25,8 +25,7 @@ export function sourceOf(node, index, depth = 0) {
 }
 
 function linkOf(node, index) {
-  const id = node?.inputs?.[index]?.link;
-  return id === null || id === undefined ? null : node.graph?.getLink?.(id) ?? null;
+  return node?.graph && index >= 0 ? node.getInputLink(index) ?? null : null;
 }
 
 function endOf(graph, link, depth) {
@@ -156,7 +155,8 @@ export function isTable(told) {
 
 // ---- schedules -------------------------------------------------------------------------------------
 
-const count = (value) => Math.min(Math.max(Math.round(Number(value)) || 1, 1), 1000);
+/** A number of steps; of a list of them, which Compare and Fit take, the most. */
+const count = (value) => Math.min(Math.max(Math.round(Math.max(...String(value).split(",").map(Number))) || 1, 1), 1000);
 
 /** The schedule that the widgets of a FewstepSchedule or FewstepDrawSchedule ask for; null for other nodes. */
 export function scheduleOf(api, node) {
