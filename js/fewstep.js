@@ -5,9 +5,11 @@ import { api } from "../../scripts/api.js";
 import { tellServer, translateChoices } from "./language.js";
 import { loadText } from "./text.js";
 import { registerPanel } from "./panel/panel.js";
+import { makeStore } from "./panel/store.js";
 import { graphMenu } from "./graph/menu.js";
 import { plotOn } from "./plots/plots.js";
 
+const runs = makeStore(api);      // listens from here on: the socket opens before setup, and a run may be under way
 let nodeWords = {};
 
 app.registerExtension({
@@ -15,13 +17,13 @@ app.registerExtension({
   async init() {
     const locale = app.extensionManager.setting.get("Comfy.Locale");
     nodeWords = await loadText(api, locale);
-    await tellServer(api, locale);
+    tellServer(api, locale);
   },
   beforeRegisterNodeDef(nodeType, definition) {
     translateChoices(definition, nodeWords);
   },
   setup() {
-    registerPanel(app, api);
+    registerPanel(app, api, runs);
   },
   getNodeMenuItems(node) {
     return graphMenu(app, api, node);

@@ -1,16 +1,21 @@
 // Queues parts of the graph, and prompts that the server has kept.
 
+import { t } from "../text.js";
+
 /**
- * Queues these nodes of the user's graph with what they need, and no others; the host itself tells of errors.
+ * Queues these nodes of the user's graph with what they need, and no others. Throws where the host refuses; it tells why by itself.
  * Newer frontends draw new seeds for all of the graph then, also where nothing runs: those are put back.
  */
 export async function queueNodes(app, nodes) {
   const values = widgetsOf(app.graph).map((widget) => [widget, widget.value]);
-  await app.queuePrompt(0, 1, nodes.map((node) => pathOf(app.graph, node)));
+  const queued = await app.queuePrompt(0, 1, nodes.map((node) => pathOf(app.graph, node)));
   for (const [widget, value] of values) {
     if (widget.value !== value) {
       widget.value = value;
     }
+  }
+  if (queued === false) {
+    throw new Error(t("graph.notQueued"));
   }
 }
 
