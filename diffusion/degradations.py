@@ -132,12 +132,14 @@ class DrawnMask(ForwardProcess):
     """Pixels become `fill`, in all channels, in an order that is drawn: at t where eps < Phi^{-1}(t), a share t of them.
 
     What x_t leaves open of eps is its place below or above Phi^{-1}(t), from which `solve_noise` draws. Pixels that are not
-    masked show x0, so a step takes them from x_t. kappa = 0 unmasks and never masks again. data must not be `fill` itself.
+    masked show x0, so a step takes them from x_t. kappa = 0 unmasks and never masks again. data must not be `fill` itself, nor
+    within a millionth of it.
     """
 
     fill: float = 0.0
     name = "drawn mask"
     draws = "always"
+    sudden = True
 
     def corrupt(self, x0, eps, t):
         bound = expand(torch.special.ndtri(time_of(t)), check_image(x0))
@@ -153,7 +155,7 @@ class DrawnMask(ForwardProcess):
 
     def masked(self, x):
         """Which pixels are masked (B, 1, H, W)."""
-        return (x == torch.tensor(self.fill, dtype=x.dtype, device=x.device)).all(1, keepdim=True)
+        return ((x - self.fill).abs() <= 1e-6 * max(1.0, abs(self.fill))).all(1, keepdim=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

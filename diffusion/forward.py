@@ -55,12 +55,14 @@ class ForwardProcess:
 
     noisy     whether F depends on eps
     draws     when a step needs fresh noise: "never", "with kappa", "always"
+    sudden    whether what is destroyed is gone as a whole at any t, however little of x0 that is
     linear    whether a step is a x_t + b x0 + k z with numbers a, b, k: the kernel works those out beforehand
     """
 
     name = "forward process"
     noisy = True
     draws = "with kappa"
+    sudden = False
     linear = False
     sigma_max = 1.0
     levels = "times"

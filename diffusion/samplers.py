@@ -91,7 +91,8 @@ def _shares(grid, path, churn, kappa):
     if kappa is None:
         return fresh_share(churn, path, grid[:-1], grid[1:]).tolist() if churn else [0.0] * (len(grid) - 1)
     pairs = zip(grid[:-1].tolist(), grid[1:].tolist())
-    shares = [float(kappa(t, s) if callable(kappa) else kappa) if s > 0 else 0.0 for t, s in pairs]
+    ends = not getattr(path, "noisy", True)         # the last step too: without noise kappa is what is let go of x_t
+    shares = [float(kappa(t, s) if callable(kappa) else kappa) if s > 0 or ends else 0.0 for t, s in pairs]
     if not all(0 <= k <= 1 for k in shares):
         raise ValueError(f"kappa must be between 0 and 1, got {min(shares)} to {max(shares)}.")
     return shares

@@ -73,6 +73,13 @@ def _translated(message, templates, names):
     return f"{_translated(head, templates, names)}：{words}" if words != rest else message
 
 
+def _pattern(parts):
+    """Values between these parts of a text, each as short as can be. No way back once one is found: the time stays that of reading
+    the text, however long it is."""
+    first, *inner, last = map(re.escape, parts)
+    return re.compile(first + "".join(f"(?>(.*?){part})" for part in inner) + "(.*)" + last, re.DOTALL)
+
+
 def _join(before, after):
     """Two pieces of a text, spaced as Chinese is: between its characters and others, not between themselves or at its marks."""
     left, right = before.rstrip(" "), after.lstrip(" ")
@@ -91,8 +98,7 @@ def _table(language):
     files = [folder / f"{name}.json" for name in ("errors", "nodeDefs")]
     errors, nodes = (json.loads(f.read_text(encoding="utf-8")) if f.exists() else {} for f in files)
     ordered = sorted(errors, key=lambda text: -len(text.replace("{}", "")))
-    templates = [(re.compile("(.*?)".join(map(re.escape, text.split("{}"))), re.DOTALL), errors[text])
-                 for text in ordered if "{}" in text]
+    templates = [(_pattern(text.split("{}")), errors[text]) for text in ordered if "{}" in text]
     names = {node: {key: f"“{part['name']}”" for key, part in texts["inputs"].items()} for node, texts in nodes.items()}
     everywhere = {key: name for found in names.values() for key, name in found.items()}
     return templates, {text: words for text, words in errors.items() if "{}" not in text}, {"": everywhere, **names}

@@ -214,6 +214,8 @@ def training_session(model):
             m.comfy_force_cast_weights = True
         try:
             management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
+            if torch.device(patcher.load_device).type == "cuda":
+                torch.cuda.reset_peak_memory_stats(patcher.load_device)
             _leave_inference_mode(patcher.model)
             with torch.enable_grad():
                 yield patcher

@@ -1,5 +1,6 @@
 """The run that is under way in this process: what the panel is told of it, and what the panel asks of it."""
 
+import json
 import logging
 import time
 
@@ -17,6 +18,7 @@ from .decode import decode
 EVERY = 0.2         # seconds between events
 SHOWN = 4           # pictures in a column
 EVENT = "fewstep.run"
+SLACK = 256 << 20   # bytes to stay free when a preview is decoded
 LIVE = {}           # id: Live
 
 
@@ -28,7 +30,7 @@ class Live:
 
     def __init__(self, job, order):
         self.job, self.run, self.order, self.id = job, job.run, order, job.folder.name
-        self.paused, self.progress = False, None
+        self.paused, self.over, self.progress = False, False, None
         self.told, self.sent = 0.0, [0, 0]      # when the last event was; how much of both histories went out
         self.pictured, self.pictures = None, True       # update of the newest preview; whether any can be made
         self.run.denoiser.check = self.check
@@ -37,27 +39,38 @@ class Live:
         notes = self.job.notes
         notes.setdefault("started_at", round(time.time()))
         notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
-        if self.order.prompt:
-            graph = {n: {k: v for k, v in node.items() if k != "is_changed"} for n, node in self.order.prompt.items()}
-            stored = {"prompt": graph, "workflow": self.order.workflow, "node": self.order.node}
-            write_json(self.job.folder / runs.PROMPT, stored)
+        self._store()
         LIVE[self.id] = self
         return self
 
     def __exit__(self, kind, error, trace):
+        self.over = True
+        self.run.denoiser.check = comfy.model_management.throw_exception_if_processing_interrupted
         self.send()
+
+    def _store(self):
+        """Keep what the run can be queued again from: its node and all that feeds it. A graph that JSON can't hold is not kept."""
+        graph = above(self.order.prompt or {}, self.order.node)
+        try:
+            if graph:
+                json.dumps([graph, self.order.workflow], allow_nan=False)
+                stored = {"prompt": graph, "workflow": self.order.workflow, "node": self.order.node}
+                write_json(self.job.folder / runs.PROMPT, stored)
+        except (TypeError, ValueError, OSError) as error:
+            logging.warning("Fewstep: this run can't be resumed from the panel (%s).", error)
 
     # ---- asked by the panel, from the server's thread ------------------------------------------
 
     def pause(self):
-        """End the job as if its user had cancelled it: state and LoRA are saved."""
-        self.paused = True
+        """End the job as if its user had cancelled it: state and LoRA are saved. False where it is at its end already."""
+        self.paused = not self.over
+        return self.paused
 
     def stop(self):
-        """End the run after this update; False where there is nothing to keep yet."""
-        if self.run.done:
+        """End the run after this update; False where there is nothing to keep yet, or it is at its end already."""
+        if self.run.done and not self.over:
             self.run.stop()
-        return bool(self.run.done)
+        return bool(self.run.done) and not self.over
 
     def check(self):
         """Raise what the host raises for a cancelled job when the panel or the user asks for it."""
@@ -95,7 +108,7 @@ class Live:
                 "best": run.best and run.best[0], "seconds_left": progress.seconds_left if progress else None,
                 "samples_per_second": notes.get("samples_per_second"), "memory": notes.get("memory"),
                 "started_at": notes["started_at"], "saved_at": round(time.time()), "lora": notes.get("lora"), "error": None,
-                "previews": runs.previews(self.job.folder), "resumable": bool(self.order.prompt)}
+                "previews": runs.previews(self.job.folder), "resumable": (self.job.folder / runs.PROMPT).exists()}
 
     # ---- pictures ------------------------------------------------------------------------------
 
@@ -119,8 +132,11 @@ class Live:
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
         latents = latents.detach().cpu()
-        if vae is not None and _fits(vae, latents):
+        latents = latents[:, :, :1] if latents.ndim == 5 else latents       # a video's first frame stands alone
+        if vae is not None and _fits(vae, latents, self.run.denoiser.device):
             pixels = decode(vae, model.process_latent_out(latents))
+            if not comfy.model_management.is_device_cpu(vae.device):        # whose memory the run was promised
+                vae.patcher.detach()
         else:
             pixels = rough(model.latent_format, latents)
         write(path, pictures.png(pictures.column(pixels)))
@@ -152,12 +168,26 @@ def rough(latent_format, latents):
     return torch.einsum("nchw,cr->nrhw", x.float(), torch.tensor(factors)) + bias[:, None, None]
 
 
-def _fits(vae, latents):
-    """Whether the VAE can decode without the model in training having to make room."""
-    if comfy.model_management.is_device_cpu(vae.device):
-        return True
-    needed = vae.memory_used_decode(latents.shape, vae.vae_dtype) + vae.patcher.model_size()
-    return comfy.model_management.get_free_memory(vae.device) > 1.2 * needed
+def _fits(vae, latents, device):
+    """Whether the VAE can decode without the model in training having to make room: by what the host asks for at most."""
+    management = comfy.model_management
+    if management.is_device_cpu(vae.device):
+        return management.is_device_cpu(device)     # else it would hold up the GPU
+    reserved = management.extra_reserved_memory()
+    work = max(management.minimum_inference_memory(), vae.memory_used_decode(latents.shape, vae.vae_dtype) + reserved)
+    return management.get_free_memory(vae.device) > SLACK + 1.1 * vae.patcher.model_size() + work
+
+
+def above(prompt, node):
+    """The part of an API-format graph that a node needs, itself included; {} where it is not in it, as one that was expanded."""
+    found, nodes = {}, [node] if node in prompt else []
+    while nodes:
+        at = nodes.pop()
+        if at in found or at not in prompt:
+            continue
+        found[at] = {k: v for k, v in prompt[at].items() if k != "is_changed"}
+        nodes += [str(v[0]) for v in found[at].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2]
+    return found
 
 
 def model_name(prompt, node):

@@ -40,9 +40,7 @@ class LoadFewStepLora(io.ComfyNode):
         if recipe.method == "restoration":
             raise ValueError(f"lora_name must be a LoRA to draw pictures with, {lora_name} was trained to restore them. Wire it to "
                              "Restore (Few-Step).")
-        warning = recipes.check_model(recipe, model, "lora_name", lora_name)
-        if warning and not any_base:
-            raise ValueError(f"{warning} Wire the model that it was made from, or switch any_base on to try.")
+        warning = recipes.check_base(recipe, model, "lora_name", lora_name, any_base)
         loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)
         return io.NodeOutput(loaded, *recipes.outputs(recipe), ui={"text": (warning,)} if warning else None)
 

@@ -47,6 +47,8 @@ def _answered(handler):
             return await asyncio.to_thread(handler, request)
         except Refusal as refusal:
             return _json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
+        except OSError as error:
+            return _json({"error": {"code": "bad-request", "message": f"The run's files can't be used ({error.strerror})."}}, 409)
         except LookupError as error:
             return _json({"error": {"code": "unknown-run", "message": str(error.args[0])}}, 404)
 
@@ -70,8 +72,9 @@ def _live(request):
 
 def listing(request):
     """GET /fewstep/runs."""
-    live = {live.id: live.summary() for live in list(LIVE.values())}
-    return _json({"runs": [live.get(run["id"]) or errors.of_run(run) for run in runs.listing(host.folder("runs"))]})
+    live = [live.summary() for live in list(LIVE.values())]
+    others = runs.listing(host.folder("runs"), {run["id"] for run in live})
+    return _json({"runs": sorted([*live, *map(errors.of_run, others)], key=lambda run: -run["started_at"])})
 
 
 def single(request):
@@ -122,7 +125,8 @@ def language(request):
 
 def pause(request):
     """POST /fewstep/runs/{id}/pause."""
-    _live(request).pause()
+    if not _live(request).pause():
+        raise Refusal(409, "not-running", "This run is at its end already, and being saved.")
     return _json({})
 
 

@@ -45,6 +45,14 @@ def check_model(recipe, model, name, label):
     return None
 
 
+def check_base(recipe, model, name, label, any_base=False):
+    """`check_model`, which refuses another base model too unless `any_base`."""
+    warning = check_model(recipe, model, name, label)
+    if warning and not any_base:
+        raise ValueError(f"{warning} Wire the model that it was made from, or switch any_base on to try.")
+    return warning
+
+
 class SaveRecipe(io.ComfyNode):
     """FewstepSaveRecipe."""
 

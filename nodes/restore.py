@@ -1,13 +1,15 @@
 """Forward processes in the graph: chosen, looked at, and undone by a LoRA that was trained to."""
 
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
 import folder_paths
+import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..diffusion import samplers
+from ..diffusion import grids, samplers
 from ..training import forward
 from ..training.files import load_lora
 from ..training.restoration import Seen, restore, times_for
@@ -17,6 +19,7 @@ from .sampling import last_of
 
 PROCESS = io.Custom("FEWSTEP_PROCESS")
 STRIP = 8       # pictures of a strip, at most
+FRESH = 1.0     # tells the noise that restoring draws from what destroyed the picture with the same seed
 
 
 def _options(kind):
@@ -103,15 +106,15 @@ def _image(pixels):
     return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
-def sample_process(model, x, sigmas, extra_args=None, callback=None, disable=None, *, process, destroyed, kappa):
+def sample_process(model, x, sigmas, extra_args=None, callback=None, disable=None, *, process, destroyed, kappa, amount):
     """`training.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed` (model space) in the place
     of x."""
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     seen = Seen(process, host.path_of(sampling), host.sigma_of(sampling))
     steps, x = len(sigmas) - 1, destroyed.to(x)
-    run = restore(lambda x, sigma: model(x, sigma, **extra_args), seen, x, times_for(steps), kappa,
-                  samplers.batch_noise(extra_args.get("seed") or 0))
+    fresh = samplers.batch_noise(extra_args.get("seed") or 0, FRESH)
+    run = restore(lambda x, sigma: model(x, sigma, **extra_args), seen, x, amount * times_for(steps), kappa, fresh)
     return last_of(run, x, steps, steps - 1, callback, disable)
 
 
@@ -134,6 +137,8 @@ class Restore(io.ComfyNode):
                                tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says which."),
                 io.Conditioning.Input("positive", tooltip="The prompt, as in training; an empty one where it was empty."),
                 io.Latent.Input("latent", tooltip="The destroyed picture: from Corrupt Image, or an encoded one."),
+                io.Float.Input("amount", default=1.0, min=0.01, max=1.0, step=0.05,
+                               tooltip="How far the picture is destroyed, as in Corrupt Image. 1: as far as the process goes."),
                 io.Int.Input("steps", default=0, min=0, max=1000,
                              tooltip="Model calls; 0: as the LoRA was made for, 1 without a LoRA here."),
                 io.Float.Input("renew", default=0.0, min=0.0, max=1.0, step=0.05,
@@ -141,35 +146,51 @@ class Restore(io.ComfyNode):
                                        "all but the prediction."),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noise that is drawn, where any is."),
                 PROCESS.Input("process", optional=True, tooltip="What is to be undone, instead of what the LoRA's recipe says."),
+                io.Boolean.Input("any_base", default=False, optional=True, advanced=True,
+                                 tooltip="Load the LoRA on a model that it was not made from, a relative for instance."),
             ],
             outputs=[io.Latent.Output(display_name="LATENT")],
         )
 
     @classmethod
-    def execute(cls, model, lora_name, positive, latent, steps, renew, seed, process=None):
+    def execute(cls, model, lora_name, positive, latent, amount, steps, renew, seed, process=None, any_base=False):
         if lora_name == lora_files.NONE and process is None:
             raise ValueError("lora_name must be a LoRA that was trained to restore where no process is wired, got none. Choose "
                              "one, or wire the process and a model with the LoRA in it.")
         loaded, usual = model, 1
         if lora_name != lora_files.NONE:
-            loaded, recipe = _with_lora(model, lora_name)
+            loaded, recipe = _with_lora(model, lora_name, any_base)
             process, usual = process or recipe.trained["process"], len(recipe.sigmas) - 1
         process, samples = forward.process_of(process), host.latent_of(loaded, latent)
         sampling = loaded.get_model_object("model_sampling")
-        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(times_for(steps or usual)[:-1])[0]
-        options = {"process": process, "destroyed": loaded.model.process_latent_in(samples), "kappa": renew}
+        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(amount * times_for(steps or usual)[:-1])[0]
+        destroyed = _filled(process, loaded.model.process_latent_in(samples), latent.get("noise_mask"))
+        options = {"process": process, "destroyed": destroyed, "kappa": renew, "amount": amount}
+        sigmas = grids.descending(torch.cat([levels, levels.new_zeros(1)])).float()
         out = comfy.sample.sample_custom(loaded, torch.zeros_like(samples), 1.0, comfy.samplers.KSAMPLER(sample_process, options),
-                                         torch.cat([levels, levels.new_zeros(1)]).float(), positive, positive, samples, seed=seed)
+                                         sigmas, positive, positive, samples, seed=seed,
+                                         callback=latent_preview.prepare_callback(loaded, len(levels)))
         return io.NodeOutput({**latent, "samples": out})
 
 
-def _with_lora(model, name):
+def _filled(process, x, mask):
+    """The latent with the masked pixels as a mask process leaves them; raises ValueError where none is missing."""
+    if not process.sudden:
+        return x
+    if mask is not None:
+        x = torch.where(comfy.sampler_helpers.prepare_mask(mask, x.shape, x.device) > 0.5, process.fill, x)
+    if not process.masked(x).any():
+        raise ValueError("latent must have missing pixels to be filled in, got none. Wire Corrupt Image, or Set Latent Noise Mask.")
+    return x
+
+
+def _with_lora(model, name, any_base):
     """The model with a LoRA that was trained to restore, and its recipe; raises ValueError for another."""
     tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", name))
     if recipe is None or recipe.method != "restoration":
         raise ValueError(f"lora_name must be a LoRA that was trained to restore, {name} was not. Train one with Distil Few-Step "
                          "LoRA and a process, or load this one with Load Few-Step LoRA.")
-    recipes.check_model(recipe, model, "lora_name", name)
+    recipes.check_base(recipe, model, "lora_name", name, any_base)
     return comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)[0], recipe
 
 

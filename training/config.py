@@ -6,7 +6,7 @@ import math
 
 from ..diffusion.weightings import WEIGHTINGS
 from .draws import DISTRIBUTIONS
-from .forward import checked
+from .forward import checked, process_of
 from .objectives.metrics import METRICS
 from .objectives.solver import SOLVERS
 
@@ -122,6 +122,9 @@ class DistilConfig:
                              f"{self.method}.")
         if self.process:
             object.__setattr__(self, "process", checked(self.process))
+            process_of(self.process)
+            if self.weighting != "none":
+                raise ValueError(f"weighting must be none for the method restoration, got {self.weighting}.")
         if self.phases is None:
             object.__setattr__(self, "phases", self.steps)
         check_whole("phases", self.phases)

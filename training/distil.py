@@ -73,8 +73,7 @@ class Distillation:
             raise
         self.data, self.probe, self.drawn, self.label = None, None, None, ""    # drawn: when last measured; label: for the recipe
         self.pairs_of = None                    # adapter whose samples the data are, after the first round; None: the base model
-        self.best, self.stopped = None, False   # best: (fidelity, adapter) of the best measurement so far
-        self.loss, self.fidelity = [], []       # [(update, value)]
+        self.best, self.stopped, self.loss, self.fidelity = None, False, [], []     # best: (fidelity, adapter)
 
     # ---- the run -------------------------------------------------------------------------------
 
@@ -103,8 +102,10 @@ class Distillation:
                 if number and self.done == self._begins(number):
                     self.pairs_of = [a.clone() for a in self.descent.averaged]
                 for share in self._sample_data(number):
-                    yield Progress(stage="sampling the teacher", total=total,
-                                   step=chunks * number + round(share * chunks) + self.done)
+                    if self.stopped:
+                        return
+                    step = chunks * number + round(share * chunks) + self.done
+                    yield Progress(stage="sampling the teacher", step=step, total=total)
                 current, started, first = number, time.perf_counter(), self.done
             if self._is_due():      # at the start, and where a run was cut off while it measured
                 self.measure()
@@ -171,8 +172,7 @@ class Distillation:
     @torch.no_grad()
     def _sample_data(self, number=0):
         """Trajectories: anchors for training, and the probes' references. Yields the share that is done."""
-        config, denoiser = self.config, self.denoiser
-        count = self.count
+        config, denoiser, count = self.config, self.denoiser, self.count
         condition = torch.arange(count) % denoiser.conditions
         cfg, parts = config.cfg if self.pairs_of is None else 1.0, []
         with self.lora.off() if self.pairs_of is None else self.lora.using(self.pairs_of):

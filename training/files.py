@@ -3,12 +3,15 @@
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import safe_open
 
 from .recipe import METADATA_KEY, Recipe
+
+RETRIES = 10        # of a renaming that Windows refuses
 
 
 def check_folder(folder, size=1 << 20):
@@ -39,12 +42,23 @@ def write(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        _replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def _replace(temporary, path):
+    """Rename over `path`; on Windows that is refused as long as somebody reads it, which is soon over."""
+    for left in reversed(range(RETRIES)):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if os.name == "posix" or not left:
+                raise
+            time.sleep(0.05)
 
 
 def _sync_folder(folder):

@@ -39,8 +39,13 @@ def checked(parts):
         if odd:
             raise ValueError(f"process {kind} has the options {', '.join(options) or 'none'}, got {', '.join(odd)}.")
         whole = {"kind": kind, **{name: part.get(name, default) for name, (default, _, _) in options.items()}}
-        for name, (_, low, high) in options.items():
-            if isinstance(whole[name], bool) or not isinstance(whole[name], (int, float)) or not low <= whole[name] <= high:
-                raise ValueError(f"{name} of process {kind} must be a number from {low} to {high}, got {whole[name]!r}.")
+        for name, (default, low, high) in options.items():
+            value, sort = whole[name], type(default)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or sort(value) != value:
+                raise ValueError(f"{name} of process {kind} must be a {'whole ' * (sort is int)}number from {low} to {high}, got "
+                                 f"{value!r}.")
+            whole[name] = sort(value)
         out.append(whole)
+    if len(out) > 1 and out[-1]["kind"] == "mask":
+        raise ValueError("process mask must be alone, got it after another: what is left of a pixel would be lost.")
     return tuple(out)

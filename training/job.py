@@ -26,6 +26,7 @@ VERSION = 1
 STATE, STATUS = "state.safetensors", "status.json"
 COPIES = 12             # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 METADATA_KEY = "fewstep.state"
+MOST_TEXT = 2000        # characters of an error that are kept
 
 
 class Job:
@@ -59,7 +60,7 @@ class Job:
         return self
 
     def __exit__(self, kind, error, trace):
-        self.notes["error"] = str(error) if kind and issubclass(kind, Exception) else None
+        self.notes["error"] = str(error)[:MOST_TEXT] if kind and issubclass(kind, Exception) else None
         try:
             self.save(self._ending(kind), required=kind is None)
         finally:
@@ -75,11 +76,13 @@ class Job:
 
     def _ending(self, kind):
         """The state in which a run ends, by the exception that ends it."""
+        if kind and issubclass(kind, Exception):
+            return "failed"
         if self.run.done >= self.run.config.updates:
             return "finished"
         if kind is None:
             return "stopped" if self.run.stopped else "paused"
-        return "failed" if issubclass(kind, Exception) else "paused"
+        return "paused"
 
     def progress(self):
         """The run's `Progress`, with states saved on the way."""
@@ -186,6 +189,11 @@ def delete(folder):
     alone = storage.lock(folder, alone=True)
     if alone is None:
         return False
-    with alone:
-        shutil.rmtree(folder)
+    with alone:         # the manifest last: what is cut short is still ours; and the lock when it is closed, as Windows wants it
+        for place in sorted(folder.iterdir(), key=lambda f: f.name == storage.MANIFEST):
+            if place.is_dir():
+                shutil.rmtree(place)
+            elif place.name != storage.LOCK:
+                place.unlink()
+    shutil.rmtree(folder)
     return True

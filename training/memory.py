@@ -142,7 +142,7 @@ def available(device):
 
 
 def used(device):
-    """Bytes that this process holds on that device, on CUDA the most of its tensors since it started; None where unknown."""
+    """Bytes that this process holds on that device, on CUDA the most of its tensors since the run began; None where unknown."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

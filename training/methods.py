@@ -107,11 +107,6 @@ def own_level(phases, u):
     return phases.own((1 - u.double()).clamp_min(NEAREST))
 
 
-def half_level(phases, u):
-    """Noise level at half of flow time 1 - u, at which a process without noise is asked for (`restoration.Seen`)."""
-    return phases.path.at_flow_time(((1 - u.double()) / 2).clamp_min(NEAREST))
-
-
 def _draw_pairs(run):
     batch = _draw(run)
     return {**batch, "sigma": run.method.level(run.phases, batch["u"]).float()}
@@ -134,7 +129,7 @@ def _windows(run, batch):
 def _draw_restoration(run):
     """Pictures and how far they are destroyed."""
     batch = _draw(run)
-    noise = torch.randn(len(batch["pick"]), *run.denoiser.shape, generator=run.generator)
+    noise = run.noise_scale * torch.randn(len(batch["pick"]), *run.denoiser.shape, generator=run.generator)
     return {**batch, "noise": noise, "t": (1 - batch["u"]).double()}
 
 
@@ -150,5 +145,5 @@ METHODS = {
     "reflow": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=flow_level, kind="velocity"),
     "rectified-diffusion": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=own_level, kind="own"),
     "windowed-reflow": Method(draw=_draw, loss=_windows, needs="trajectories", level=kept_level, kind="velocity"),
-    "restoration": Method(draw=_draw_restoration, loss=_restoration, needs="images", level=half_level),
+    "restoration": Method(draw=_draw_restoration, loss=_restoration, needs="images", level=shifted_level),
 }

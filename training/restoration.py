@@ -8,11 +8,13 @@ the question that it is asked, and what fidelity is: the distance of restored to
 
 The network knows noise levels, no times of a process. At time t it is asked at the level that has the process's signal-to-noise
 ratio, for which x_t is scaled; but nowhere below flow time t/2, from which the prediction can still change the whole picture:
-x0 = x_t - sigma v has to undo more than the little noise that some processes have.
+x0 = x_t - sigma v has to undo more than the little noise that some processes have. Where what is destroyed is gone as a whole,
+however little it is (missing pixels), it is about 1/2 at every t.
 """
 
 import torch
 
+from ..diffusion.grids import descending
 from ..diffusion.samplers import batch_noise, sample
 from .cache import noises
 from .data import Data
@@ -41,7 +43,8 @@ class Seen:
 
     def __call__(self, t):
         t = torch.as_tensor(t, dtype=torch.float64)
-        least = self.path.at_flow_time((t / 2).clamp_min(1e-3))
+        # falling with t all the same, as samplers want it of their levels
+        least = self.path.at_flow_time(0.45 + 0.05 * t if self.process.sudden else (t / 2).clamp_min(1e-3))
         if not self.noisy:
             return least, torch.ones_like(t)
         sigma = self.path.sigma(self.process.log_snr(t)).clamp_max(self.most)
@@ -63,12 +66,13 @@ def restore(call, seen, x, times, kappa=0.0, noise=None):
 class Restoration(Distillation):
     """A run that learns to undo `config.process`.
 
-    Of pictures that are given, some are held out to measure fidelity on, where there are more than twice as many as that takes.
+    Of pictures that are given an eighth, at most PROBES, are held out to measure fidelity on.
     """
 
     def __init__(self, denoiser, config, *others, **options):
         self.process = process_of(config.process)
         self.seen = Seen(self.process, denoiser.path, denoiser.sigma_of)
+        self.noise_scale = denoiser.noise_scale if config.process[-1]["kind"] == "gaussian" else 1.0
         super().__init__(denoiser, config, *others, **options)
 
     @property
@@ -80,10 +84,9 @@ class Restoration(Distillation):
             yield from super()._sample_data(number)
             return
         total = len(self.given.images)
-        held = torch.linspace(0, total - 1, min(PROBES, total)).round().long()
+        held = torch.linspace(0, total - 1, max(1, min(PROBES, total // 8))).round().long()
         kept = torch.ones(total, dtype=torch.bool)
-        if total > 2 * PROBES:
-            kept[held] = False
+        kept[held] = total == 1
         self.data = Data(images=self.given.images[kept], condition=self.given.condition[kept])
         noise = noises(self.noise_seed, range(len(held)), self.denoiser.shape)
         self.probe = noise, self.given.condition[held], self.given.images[held]
@@ -95,7 +98,7 @@ class Restoration(Distillation):
 
     def destroyed(self, images, noise):
         """What sampling begins with: F_1 of pictures (B, ...), with that unit noise."""
-        return self.process.corrupt(images, noise if self.process.noisy else None, 1.0)
+        return self.process.corrupt(images, self.noise_scale * noise if self.process.noisy else None, 1.0)
 
     @torch.no_grad()
     def restored(self, adapter, x, condition, steps, kappa=0.0, seed=0):
@@ -104,9 +107,13 @@ class Restoration(Distillation):
         with self.lora.off() if adapter is None else self.lora.using(adapter):
             for i in range(0, len(x), CHUNK):
                 call = bound(self.asked, condition[i:i + CHUNK], 1.0)
-                run = restore(call, self.seen, x[i:i + CHUNK], times_for(steps), kappa, batch_noise(seed + i))
+                run = restore(call, self.seen, x[i:i + CHUNK], times_for(steps), kappa, self._fresh(seed + i))
                 parts.append([state.x for state in run][-1])
         return torch.cat(parts)
+
+    def _fresh(self, seed):
+        draw = batch_noise(seed)
+        return lambda x: self.noise_scale * draw(x)
 
     def of_probe(self, adapter):
         noise, condition, images = self.probe
@@ -122,7 +129,7 @@ class Restoration(Distillation):
     def sigmas_for(self, steps):
         """The noise levels at which the network is asked in that many steps, and 0."""
         levels = self.seen(times_for(steps)[:-1])[0]
-        return torch.cat([levels, levels.new_zeros(1)])
+        return descending(torch.cat([levels, levels.new_zeros(1)]))
 
 
 def run_of(denoiser, config, *others, **options):

@@ -24,9 +24,9 @@ def find(root, name):
     return folder
 
 
-def listing(root):
-    """Every run below `root` as `summary` tells it, newest first."""
-    folders = [f for f in root.iterdir() if ID.fullmatch(f.name)] if root.is_dir() else []
+def listing(root, without=()):
+    """Every run below `root` as `summary` tells it, newest first, but for those ids."""
+    folders = [f for f in root.iterdir() if ID.fullmatch(f.name) and f.name not in without] if root.is_dir() else []
     found = [run for run in map(summary, folders) if run is not None]
     return sorted(found, key=lambda run: -run["started_at"])
 
@@ -56,11 +56,11 @@ def previews(folder):
 
 def preview(folder, column):
     """The file of a column of pictures; raises LookupError for one that is not there."""
-    if column not in COLUMNS and not (column.isdecimal() and int(column) in previews(folder)):
-        raise LookupError(f"This run has no pictures {column[:40]!r}.")
-    path = folder / PREVIEWS / (f"{column}.png" if column in COLUMNS else f"{int(column)}.png")
+    path = folder / PREVIEWS / f"{column if column in COLUMNS else ''}.png"
+    if column in map(str, previews(folder)):
+        path = folder / PREVIEWS / f"{int(column)}.png"
     if not path.exists():
-        raise LookupError(f"This run has no pictures {column!r}.")
+        raise LookupError(f"This run has no pictures {column[:40]!r}.")
     return path
 
 

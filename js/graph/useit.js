@@ -17,6 +17,9 @@ export async function useIt(app, api, run) {
   if (!run.lora) {
     throw new Error(t("graph.noLora"));
   }
+  if (run.method === "restoration") {
+    throw new Error(t("graph.restorer", { name: run.lora }));
+  }
   await (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app);      // the file may be newer than the page
   const plan = planFor(app, source);
   const known = plan.chain.find(({ node }) => node.type === LORA)?.node;

@@ -58,10 +58,9 @@ function instanceOf(subgraph) {
 
 /** The nodes that an output feeds, past reroutes. */
 export function fedBy(node, slot, depth = 0) {
-  const links = (node.outputs?.[slot]?.links ?? []).map((id) => node.graph?.getLink?.(id)).filter(Boolean);
-  return links.flatMap((link) => {
-    const to = node.graph.getNodeById(link.target_id);
-    if (!to || to.mode === MUTED) return [];
+  const next = node.graph && node.outputs?.length ? node.getOutputNodes(slot) ?? [] : [];
+  return next.flatMap((to) => {
+    if (to.mode === MUTED) return [];
     return to.isVirtualNode && depth < 100 ? fedBy(to, 0, depth + 1) : [to];
   });
 }

@@ -7,6 +7,7 @@ from graph import load, pack, run
 pytestmark = pytest.mark.comfy
 
 PIXELATE = {"kind": "pixelate", "largest": 8}
+EMPTY = {"samples": torch.zeros(1, 3, 32, 32)}
 
 
 @pytest.fixture
@@ -16,6 +17,12 @@ def emoji(host):
     held_out, whole = (data.to_pixels(data.load(split, core=False)[0]) for split in ("held-out", "train"))
     image = ((held_out + 1) / 2).clamp(0, 1).movedim(1, -1)
     return image, {"samples": ((whole + 1) / 2).clamp(0, 1)}
+
+
+def restore(host, model, name, positive, latent, **options):
+    """The outputs of Restore with its defaults but for `options`."""
+    defaults = {"amount": 1.0, "steps": 0, "renew": 0.0, "seed": 0}
+    return run(host, "FewstepRestore", model=model, lora_name=name, positive=positive, latent=latent, **{**defaults, **options})
 
 
 def process(host, **kind):
@@ -51,29 +58,55 @@ def test_a_lora_learns_to_undo_a_process_and_the_restorer_uses_it(host, emoji):
     model, vae, positive, negative, _ = load(host, "flow")
     made = process(host, **PIXELATE)
     *_, name = run(host, "FewstepDistil", model=model, positive=negative, negative=negative, pictures=pictures, process=made,
-                   latent={"samples": torch.zeros(1, 3, 32, 32)}, steps=2, cfg=1.0, quality="quick", name="restorer", seed=0,
+                   latent=EMPTY, steps=2, cfg=1.0, quality="quick", name="restorer", seed=0,
                    updates=25, batch=8, vae=vae)
     latent, shown, _ = run(host, "FewstepCorrupt", model=model, vae=vae, image=image, process=made, amount=1.0, seed=0)
-    (out,) = run(host, "FewstepRestore", model=model, lora_name=name, positive=negative, latent=latent, steps=0, renew=0.0, seed=0)
+    (out,) = restore(host, model, name, negative, latent)
     error = lambda pixels: float((pixels - image).square().mean().sqrt())
     assert error(vae.decode(out["samples"])) < 0.92 * error(shown)
-    (again,) = run(host, "FewstepRestore", model=model, lora_name=name, positive=negative, latent=latent, steps=2, renew=0.0,
-                   seed=9, process=made)
+    (again,) = restore(host, model, name, negative, latent, steps=2, seed=9, process=made)
     assert torch.equal(out["samples"], again["samples"])        # nothing is drawn
     with pytest.raises(ValueError, match="was trained to restore them. Wire it to Restore"):
         run(host, "FewstepLoadLora", model=model, lora_name=name, strength=1.0)
     other, *_ = load(host, "epsilon")
     with pytest.raises(ValueError, match="lora_name must be for a model on the .* path, restorer_00001.safetensors was made for "):
-        run(host, "FewstepRestore", model=other, lora_name=name, positive=negative, latent=latent, steps=0, renew=0.0, seed=0)
+        restore(host, other, name, negative, latent)
 
 
 def test_a_lora_that_draws_is_no_restorer(host):
     model, vae, positive, negative, labels = load(host, "flow")
     *_, name = run(host, "FewstepDistil", model=model, positive=labels, negative=negative, steps=2, cfg=2.0, quality="quick",
-                   latent={"samples": torch.zeros(1, 3, 32, 32)}, name="drawer", seed=0, updates=1, batch=1)
+                   latent=EMPTY, name="drawer", seed=0, updates=1, batch=1)
     with pytest.raises(ValueError, match="must be a LoRA that was trained to restore where no process is wired, got none"):
-        run(host, "FewstepRestore", model=model, lora_name="none", positive=positive, latent={"samples": torch.zeros(1, 3, 32, 32)},
-            steps=0, renew=0.0, seed=0)
+        restore(host, model, "none", positive, EMPTY)
     with pytest.raises(ValueError, match="must be a LoRA that was trained to restore, drawer_00001.safetensors was not"):
-        run(host, "FewstepRestore", model=model, lora_name=name, positive=positive, latent={"samples": torch.zeros(1, 3, 32, 32)},
-            steps=0, renew=0.0, seed=0)
+        restore(host, model, name, positive, EMPTY)
+
+
+def test_a_weaker_destruction_is_undone_from_where_it_stands(host, emoji, monkeypatch):
+    """With a model that knows the answer, restoring from `amount` gives it, whatever the amount."""
+    module = pack(host, "nodes.restore")
+    image = emoji[0][:2]
+    model, vae, positive, *_ = load(host, "flow")
+    made = process(host, **PIXELATE)
+    latent, *_ = run(host, "FewstepCorrupt", model=model, vae=vae, image=image, process=made, amount=0.4, seed=0)
+    whole = model.model.process_latent_in(vae.encode(image))
+    monkeypatch.setattr(module, "restore", lambda call, seen, x, times, kappa, noise: original(
+        lambda x, sigma: whole.to(x), seen, x, times, kappa, noise))
+    original = pack(host, "training.restoration").restore
+    error = lambda amount: float((vae.decode(restore(host, model, "none", positive, latent, process=made, amount=amount,
+                                                     steps=2)[0]["samples"]) - image).abs().max())
+    assert error(0.4) < 1e-4 < 0.05 < error(1.0)
+
+
+def test_holes_are_those_of_the_noise_mask_and_must_be_there(host, emoji):
+    model, vae, positive, *_ = load(host, "flow")
+    latent = {"samples": vae.encode(emoji[0][:1])}
+    made = process(host, kind="mask", fill=0.0)
+    with pytest.raises(ValueError, match="latent must have missing pixels to be filled in, got none"):
+        restore(host, model, "none", positive, latent, process=made)
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 8:16, 8:16] = 1
+    (out,) = restore(host, model, "none", positive, {**latent, "noise_mask": mask}, process=made, steps=3)
+    changed = (out["samples"] - latent["samples"]).abs().amax(1)[0] > 1e-3
+    assert changed[8:16, 8:16].float().mean() > 0.9 and not changed[mask[0] == 0].any()

@@ -33,6 +33,10 @@ def test_every_kind_is_made_with_its_defaults_and_alone_or_last_in_a_chain(kind)
     process, x = process_of([whole]), torch.randn(2, 3, 8, 8)
     assert process.corrupt(x, torch.randn_like(x), 1.0).shape == x.shape
     assert torch.allclose(process.corrupt(x, torch.randn_like(x), 0.0), x, atol=1e-5)
+    if kind == "mask":
+        with pytest.raises(ValueError, match="process mask must be alone"):
+            process_of([{"kind": "blur"}, whole])
+        return
     chain = process_of([{"kind": "blur"}, whole])
     assert chain.corrupt(x, torch.randn_like(x), 0.5).shape == x.shape
 
@@ -44,6 +48,7 @@ def test_every_kind_is_made_with_its_defaults_and_alone_or_last_in_a_chain(kind)
     ([{"kind": "blur", "width": -1}], "width of process blur must be a number from"),
     ([{"kind": "blur", "width": "3"}], "width of process blur must be a number from"),
     ([{"kind": "pixelate", "largest": 6}], "largest must be a power of two"),
+    ([{"kind": "pixelate", "largest": 8.5}], "largest of process pixelate must be a whole number from 2 to 256, got 8.5"),
     ([{"kind": "noise"}, {"kind": "blur"}], "parts must be one or more processes, of which only the last has noise")])
 def test_wrong_processes_are_refused_by_name(parts, message):
     with pytest.raises(ValueError, match=message):
@@ -54,6 +59,8 @@ def test_a_process_belongs_to_restoration_alone():
     for settings in ({"method": "restoration"}, {"process": BLUR}, {"method": "reflow", "process": BLUR}):
         with pytest.raises(ValueError, match="process must be given for the method restoration and for no other"):
             DistilConfig(**settings)
+    with pytest.raises(ValueError, match="weighting must be none for the method restoration"):
+        DistilConfig(**SETTINGS, weighting="min-SNR")
     config = DistilConfig(**SETTINGS)
     assert DistilConfig.from_dict(config.to_dict()) == config and config.process == ({"kind": "blur", "width": 1.5},)
     assert dataclasses.replace(config, micro=2).process == config.process
