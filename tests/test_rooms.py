@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "server", "folder_paths", "nodes", "aiohttp", "execution"}
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "server", "folder_paths", "latent_preview", "nodes", "aiohttp",
+        "execution"}
 EXTRAS = {"training": {"diffusers", "transformers"}}        # room: packages that its functions may import, and no file at its head
 ALLOWED = {     # room: (own rooms it may import, packages it may import beside the standard library)
     "diffusion": ({"diffusion"}, {"torch"}),

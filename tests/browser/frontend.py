@@ -15,7 +15,8 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWa
             "Comfy.Release.Status": "skipped", "Comfy.Locale": "en", "Comfy.ColorPalette": "dark",
             "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 OURS = ("/extensions/fewstep/", "/fewstep/")
-READY = """!!(window.app?.extensionManager && window.app.graph && document.querySelector(".fewstep-tab-button"))"""
+TAB = '.fewstep-tab-button, [data-testid="fewstep-tab-button"]'       # as older and as newer frontends name it
+READY = "(tab) => !!(window.app?.extensionManager && window.app.graph && document.querySelector(tab))"
 SAME_TYPES = "(types) => String(app.graph.nodes.map((node) => node.type).sort()) === String(types)"
 SECOND = 1000
 LONG = 400 * SECOND         # what may wait for a run on a busy machine
@@ -27,7 +28,7 @@ class Frontend:
     def __init__(self, browser, server):
         self.server, self.trouble = server, []
         self.whole = browser.new_browser_cdp_session()
-        self.page = browser.new_context(viewport={"width": 1500, "height": 950}).new_page()
+        self.page = browser.new_context().new_page()
         self.page.set_default_timeout(60 * SECOND)
         session = self.page.context.new_cdp_session(self.page)      # Playwright's own events know no stack
         session.on("Runtime.consoleAPICalled", self._on_console)
@@ -67,12 +68,13 @@ class Frontend:
 
     # ---- opening -------------------------------------------------------------------------------
 
-    def open(self, template=None, **settings):
+    def open(self, template=None, height=950, **settings):
         """Load the page anew, with settings and one of our templates, as a link to it does."""
         self.leave()
+        self.page.set_viewport_size({"width": 1500, "height": height})
         self.server.post("/settings", {**SETTINGS, **settings})
         self.page.goto(f"http://127.0.0.1:{self.server.port}/" + (f"?template={template}&source=fewstep" if template else ""))
-        self.page.wait_for_function(READY, timeout=180 * SECOND)
+        self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
         if template:
             wanted = sorted(node["type"] for node in graph_of(template)["nodes"])
             self.page.wait_for_function(SAME_TYPES, arg=wanted)
@@ -91,7 +93,7 @@ class Frontend:
 
     def reload(self):
         self.page.reload()
-        self.page.wait_for_function(READY, timeout=180 * SECOND)
+        self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
 
     def make_small(self, **inputs):
         """Give the nodes that train these inputs on their way to the server: a test can't wait for what people want."""
@@ -108,7 +110,7 @@ class Frontend:
 
     def open_tab(self):
         if not self.page.locator(".fewstep-panel").count():
-            self.page.locator(".fewstep-tab-button").click()
+            self.page.locator(TAB).click()
         self.page.locator(".fewstep-panel").wait_for()
 
     def button(self, name):

@@ -23,7 +23,7 @@ def test_a_curve_follows_its_widgets_before_anything_runs(front, vue):
 
 def test_inspect_shows_what_it_found(front):
     """Bars of weights: first how churn moves them, after a run the wired sampler's own."""
-    front.open("how_many_steps", **{"Comfy.VueNodes.Enabled": False})
+    front.open("how_many_steps", height=800, **{"Comfy.VueNodes.Enabled": False})
     page, before = front.page, front.plot(INSPECT)
     slider = page.locator(".fewstep-nodeplot input[type=range]").first
     slider.focus()
@@ -36,4 +36,5 @@ def test_inspect_shows_what_it_found(front):
     assert entry["status"]["status_str"] == "success", entry["status"]
     page.wait_for_timeout(2000)
     assert front.plot(INSPECT) not in (before, moved)
+    page.keyboard.press("PageDown")
     front.picture("graph")
