@@ -5,10 +5,15 @@
 
 let english = {};
 let words = {};
+let tongue = "en";
+
+/** The language shown, as Intl knows it. */
+export const language = () => tongue;
 
 export async function loadText(api, locale = "en") {
   const all = await (await api.fetchApi("/i18n")).json();
   const known = [locale, locale.split("-")[0]].find((name) => all[name]?.fewstep) ?? "en";
+  tongue = known;
   english = all.en?.fewstep ?? {};
   words = all[known]?.fewstep ?? {};
   return all[known]?.nodeDefs ?? {};

@@ -1,11 +1,12 @@
 // Numbers of a run as people read them.
 
-import { t } from "../text.js";
+import { language, t } from "../text.js";
 
 const GIB = 2 ** 30;
 const NOTHING = "–";
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const WHEN = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const MOMENT = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
+let clock = null;       // slow to make
 
 export function timeLeft(seconds) {
   if (!Number.isFinite(seconds)) return "";
@@ -37,7 +38,8 @@ export function whole(value) {
 }
 
 export function when(seconds) {
-  return Number.isFinite(seconds) ? WHEN.format(1000 * seconds) : "";
+  clock ??= new Intl.DateTimeFormat(language(), MOMENT);
+  return Number.isFinite(seconds) ? clock.format(1000 * seconds) : "";
 }
 
 export function steps(count) {
