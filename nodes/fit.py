@@ -13,6 +13,7 @@ from . import host, recipes, show
 from .compare import step_counts
 from .decode import decode
 from .guiding import Prompts, Teacher
+from .training import FIXED
 
 SHOWN = 4       # held-out pictures in the report
 TILE = 128      # their pixels, at least
@@ -52,7 +53,7 @@ class Fit(io.ComfyNode):
                 io.Float.Input("minutes", default=5.0, min=0.1, max=1440.0, step=0.5, optional=True,
                                tooltip="After that time nothing is refined further. Trajectories are finished in any case, and "
                                        "kept for the next fit."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, optional=True,
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, optional=True, control_after_generate=FIXED,
                              tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew."),
                 io.Int.Input("reference_steps", default=60, min=24, max=1000, optional=True, advanced=True,
                              tooltip="Steps of the trajectories: more are nearer to the converged picture."),

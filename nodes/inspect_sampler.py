@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..diffusion import probe
 from ..training import pictures
 from . import host, probing, show
+from .training import FIXED
 
 STATE, CROWD = (1, 4, 16, 16), (1, 4, 128, 128)      # of the one-hot probe, and of the oracle whose statistics are taken
 
@@ -28,7 +29,8 @@ class InspectSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that will be sampled. It is not run."),
                 io.Sampler.Input("sampler", tooltip="The sampler to look into."),
                 io.Sigmas.Input("sigmas", tooltip="The schedule to look at it with."),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Of the sampler's own noise, where it draws any."),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=FIXED,
+                             tooltip="Of the sampler's own noise, where it draws any."),
             ],
             outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
             is_output_node=True,

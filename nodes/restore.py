@@ -16,6 +16,7 @@ from ..training.restoration import Seen, restore, times_for
 from . import host, lora_files, recipes
 from .decode import decode
 from .sampling import last_of
+from .training import FIXED
 
 PROCESS = io.Custom("FEWSTEP_PROCESS")
 STRIP = 8       # pictures of a strip, at most
@@ -83,7 +84,8 @@ class Corrupt(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture, or several."),
                 PROCESS.Input("process", tooltip="From Forward Process."),
                 io.Float.Input("amount", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="How far. 1: as far as it goes."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noise or the mask."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED,
+                             tooltip="Of the noise or the mask."),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="To be restored."), io.Image.Output(display_name="IMAGE"),
                      io.Image.Output(display_name="strip", tooltip="The first picture on its way, from whole to destroyed.")],
@@ -144,7 +146,8 @@ class Restore(io.ComfyNode):
                 io.Float.Input("renew", default=0.0, min=0.0, max=1.0, step=0.05,
                                tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, 1 forgets "
                                        "all but the prediction."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Of the noise that is drawn, where any is."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED,
+                             tooltip="Of the noise that is drawn, where any is."),
                 PROCESS.Input("process", optional=True, tooltip="What is to be undone, instead of what the LoRA's recipe says."),
                 io.Boolean.Input("any_base", default=False, optional=True, advanced=True,
                                  tooltip="Load the LoRA on a model that it was not made from, a relative for instance."),

@@ -33,7 +33,7 @@ def sample_custom(host, model, cfg, teacher, sampler, sigmas, seed=3, latent=Non
 
 def test_every_node_has_a_name_a_description_tooltips_and_a_help_page(host):
     nodes = {k: v for k, v in host.NODE_CLASS_MAPPINGS.items() if k.startswith("Fewstep")}
-    assert len(nodes) == 18
+    assert len(nodes) == 22
     for node_id, node in nodes.items():
         schema = node.GET_SCHEMA()
         assert schema.display_name and schema.description and schema.category == "Fewstep", node_id
