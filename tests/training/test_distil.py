@@ -104,7 +104,8 @@ CACHED = {**SMALL, "updates": 2, "images": 8, "chunk": 8}
 @pytest.fixture
 def four(monkeypatch):
     """Trajectories in shards of four."""
-    monkeypatch.setattr(distil, "SHARD", 4)
+    for module in (distil, sampling):
+        monkeypatch.setattr(module, "SHARD", 4)
 
 
 def cached(folder, last=None, kind="flow", patches="", **changes):
