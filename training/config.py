@@ -120,8 +120,8 @@ class DistilConfig:
         if (self.method == "restoration") != bool(self.process):
             raise ValueError(f"process must be given for the method restoration and for no other, got {self.process!r} for "
                              f"{self.method}.")
+        object.__setattr__(self, "process", checked(self.process) if self.process else ())
         if self.process:
-            object.__setattr__(self, "process", checked(self.process))
             process_of(self.process)
             if self.weighting != "none":
                 raise ValueError(f"weighting must be none for the method restoration, got {self.weighting}.")

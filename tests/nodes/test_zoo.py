@@ -100,7 +100,7 @@ def test_the_other_methods_train_a_v_model_with_zero_snr(host, few, method, capl
 def test_too_little_memory_is_told_before_any_work_or_blocks_are_recomputed(host, few, name, monkeypatch):
     memory = pack(host, "training.memory")
     model, seen = zoo.load(name), []
-    monkeypatch.setattr(pack(host, "nodes.training"), "available", lambda device: 1 << 20)
+    monkeypatch.setattr(pack(host, "training.memory"), "available", lambda device: 1 << 20)
     with pytest.raises(MemoryError, match="Training one sample must fit into .*Choose a"):
         distil(host, name, model)
     choose = memory.Memory.choose

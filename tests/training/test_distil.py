@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from fewstep.training import distil, pictures
+from fewstep.training import distil, pictures, sampling
 from fewstep.training.cache import TrajectoryCache
 from fewstep.training.config import DistilConfig
 from fewstep.training.demo import data

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from fewstep.training import headless
 from fewstep.training.__main__ import main
 from fewstep.training.config import DistilConfig
+from fewstep.training.distil import Distillation
 from fewstep.training.files import load_lora
 from fewstep.training.headless import LORA, Spec, read_config
 from fewstep.training.job import STATE
@@ -22,7 +22,7 @@ def test_distil_resume_and_the_file(tmp_path, capsys, monkeypatch):
     assert "4 updates; distance to the teacher" in said and f"Written to {out}" in said
     tensors, recipe = load_lora(tmp_path / "run" / LORA)
     assert recipe.method == "phased" and recipe.trained["seed"] == 3 and len(recipe.sigmas) == 3
-    monkeypatch.setattr(headless.Distillation, "update", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Distillation, "update", lambda self: pytest.fail("trained again"))
     assert main(["resume", out]) == 0
     again, _ = load_lora(tmp_path / "run" / LORA)
     assert all(torch.equal(tensors[k], again[k]) for k in tensors)
@@ -30,14 +30,14 @@ def test_distil_resume_and_the_file(tmp_path, capsys, monkeypatch):
 
 def test_stopped_by_ctrl_c_it_goes_on_to_the_same_file(tmp_path, monkeypatch, capsys):
     assert main(["reflow", "--out", str(tmp_path / "whole"), *SETTINGS]) == 0
-    update = headless.Distillation.update
+    update = Distillation.update
 
     def stop(self):
         if self.done == 2:
             raise KeyboardInterrupt
         return update(self)
 
-    monkeypatch.setattr(headless.Distillation, "update", stop)
+    monkeypatch.setattr(Distillation, "update", stop)
     assert main(["reflow", "--out", str(tmp_path / "parts"), *SETTINGS]) == 130
     assert (tmp_path / "parts" / STATE).exists() and load_lora(tmp_path / "parts" / LORA)[1].trained["updates"] == 2
     monkeypatch.undo()
