@@ -69,6 +69,17 @@ def pair_noise(start, images, path, sigma):
     return from_x0(images, "epsilon", start, float(path.alpha(sigma)), float(sigma))
 
 
+def from_trajectories(anchors, condition, needs, path, sigma):
+    """`Data` of trajectories (N, kept, ...) from the largest level, sigma, with what that kind of method needs and no more, for
+    they are large.
+    """
+    if needs == "trajectories":
+        return Data(images=anchors[:, -1], condition=condition, anchors=anchors)
+    images = anchors[:, -1].clone()
+    noise = pair_noise(anchors[:, 0], images, path, sigma) if needs == "pairs" else None
+    return Data(images=images, condition=condition, noise=noise)
+
+
 def save_pairs(path, data, about):
     """Write noise, images and condition, whole or not at all; about: a JSON-able dict of what made them."""
     tensors = {"noise": data.noise, "images": data.images, "condition": data.condition}

@@ -16,7 +16,7 @@ import time
 import torch
 
 from .cache import noises
-from .data import Data, pair_noise
+from .data import from_trajectories
 from .denoiser import Guided, InParts, guided
 from .descent import Descent
 from .draws import Times, Weighting
@@ -188,11 +188,9 @@ class Distillation:
         anchors = torch.cat(parts)      # (N, kept, ...), from noise to picture
         self.data = self.given
         if self.given is None:
-            start, images = anchors[:-PROBES, 0], anchors[:-PROBES, -1]
-            self.data = Data(images=images, condition=condition[:-PROBES], anchors=anchors[:-PROBES],
-                             noise=pair_noise(start, images, self.path, self.phases.fine[0]))
+            self.data = from_trajectories(anchors[:-PROBES], condition[:-PROBES], self.method.needs, self.path, self.phases.fine[0])
         if number == 0:
-            self.probe = noise[-PROBES:], condition[-PROBES:], anchors[-PROBES:, -1]
+            self.probe = noise[-PROBES:], condition[-PROBES:], anchors[-PROBES:, -1].clone()
 
     def sigmas_for(self, steps):
         """The grid for sampling in that many steps."""

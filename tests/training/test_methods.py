@@ -4,9 +4,10 @@ import pytest
 import torch
 from fewstep.diffusion.paths import VARIANCE_EXPLODING
 from fewstep.diffusion.predictions import expand
+from fewstep.training.cache import noises, start
 from fewstep.training.config import DistilConfig
 from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.distil import Distillation
+from fewstep.training.distil import PROBES, Distillation
 from fewstep.training.objectives.consistency import noised
 from tiny import Tiny
 
@@ -51,11 +52,12 @@ def test_pairs_begin_where_sampling_begins(kind):
     """alpha x_0 + sigma eps of a pair at the largest level is the state that the solver started from, pure noise or not."""
     run = begun(DemoTeacher(kind), method="reflow", images=2)
     top = run.phases.fine[:1].float().expand(2)
-    start = noised(run.data.images, run.data.noise, run.path, top)
-    assert torch.allclose(start, run.data.anchors[:, 0], atol=1e-4)
+    begins = noised(run.data.images, run.data.noise, run.path, top)
+    drawn = noises(run.noise_seed, range(2), run.denoiser.shape)
+    assert torch.allclose(begins, start(drawn, run.phases.fine, run.path, run.denoiser.noise_scale), atol=1e-4)
     if run.path is VARIANCE_EXPLODING:      # and the picture doesn't shine through
-        leaking = run.data.images + expand(top, start) * (start / (1 + top[0] ** 2) ** 0.5)
-        assert (leaking - start).abs().max() > 0.1
+        leaking = run.data.images + expand(top, begins) * (begins / (1 + top[0] ** 2) ** 0.5)
+        assert (leaking - begins).abs().max() > 0.1
 
 
 def test_windows_stay_off_the_last_points_singularity():
@@ -63,3 +65,15 @@ def test_windows_stay_off_the_last_points_singularity():
     drawn = run.method.draw(run)
     drawn["u"] = torch.full_like(drawn["u"], 1 - 1e-7)
     assert bool(run.method.loss(run, drawn).isfinite().all())
+
+
+@pytest.mark.parametrize("method, held", [("phased", {"images", "trajectories"}), ("windowed-reflow", {"images", "trajectories"}),
+                                          ("consistency", {"images"}), ("reflow", {"images", "pairs"})])
+def test_a_run_keeps_of_its_trajectories_what_the_method_needs(method, held):
+    data = begun(method=method).data
+    assert set(data.holds) == held
+    tensors = [t for t in (data.images, data.noise, data.anchors) if t is not None]
+    memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    samples = len(data.images) + (0 if data.anchors is None else PROBES)        # the held-out trajectories lie beside them
+    each = data.anchors[0].nbytes if data.anchors is not None else sum(t[0].nbytes for t in tensors)
+    assert sum(memory.values()) == samples * each

@@ -32,7 +32,7 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
     if method == "phased":      # the picture shows one, two and four steps of the same LoRA
-        settings = {"one_step": 0.2, **settings}
+        settings = {"one_step": 0.1, **settings}
     config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
     out = check_folder(out, 8 << 20)
     teacher = DemoTeacher(kind, device)
@@ -81,10 +81,11 @@ def _evaluate(run, seed, bar):
     labels = [teacher.labels.index(name) for name in SHOWN]
     labels += [(labels + rest)[i % len(teacher.labels)] for i in range(EVALUATED - len(labels))]
     condition = torch.tensor(labels)
-    jobs = {"teacher-50": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, run.sigmas_for(50), order=2),
-            "base-4": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=1),
-            "base-4-order-2": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, 4, order=2),
-            "base-4-same-grid": lambda: teacher_samples(run.lora, teacher, noise, condition, CFG, run.sigmas_for(4), order=1)}
+    jobs = {}
+    for name, steps, order in (("teacher-50", run.sigmas_for(50), 2), ("base-4", 4, 1), ("base-4-order-2", 4, 2),
+                               ("base-2-same-grid", run.sigmas_for(2), 1), ("base-4-same-grid", run.sigmas_for(4), 1),
+                               ("base-4-order-2-same-grid", run.sigmas_for(4), 2)):
+        jobs[name] = lambda steps=steps, order=order: teacher_samples(run.lora, teacher, noise, condition, CFG, steps, order)
     for steps, churn in ((1, 0.0), (2, 0.0), (4, 0.0), (2, math.inf), (4, math.inf)):
         sigmas = run.sigmas_for(steps)
         name = f"distilled-{steps}" if churn == 0 else f"distilled-{steps}-consistency"
