@@ -45,7 +45,7 @@ from fewstep.training.demo.teacher import DemoTeacher
 from fewstep.training.distil import MEASURED, PROBES, Distillation
 from fewstep.training.files import write_json
 from fewstep.training.metrics import frechet, rmse
-from fewstep.training.sampling import teacher_samples
+from fewstep.training.sampling import SHARD, teacher_samples
 from lcm_recipe import SAMPLERS, Memory, train
 from safetensors.torch import load_file, save_file
 
@@ -67,14 +67,13 @@ def config_of(method, updates, images=None):
 
 def trial(teacher, method):
     """What takes how long, seconds: {"start", "image", "update", "measure"}."""
-    chunk = DistilConfig(method=method).chunk
     began, marks = time.perf_counter(), []
-    run = Distillation(teacher, config_of(method, TRIED, 2 * chunk - PROBES))
+    run = Distillation(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
     for progress in run.progress():
         marks.append(time.perf_counter())
         if progress.stage == "training":
             break
-    image = (marks[1] - marks[0]) / chunk       # by the second chunk; the first has all that happens once
+    image = (marks[1] - marks[0]) / SHARD       # by the second shard; the first has all that happens once
     updates = []
     for _ in range(TRIED):
         before = time.perf_counter()
@@ -82,7 +81,7 @@ def trial(teacher, method):
         updates.append(time.perf_counter() - before)
     before = time.perf_counter()
     run.measure()
-    return {"start": max(0.0, marks[0] - began - chunk * image), "image": image, "update": statistics.median(updates),
+    return {"start": max(0.0, marks[0] - began - SHARD * image), "image": image, "update": statistics.median(updates),
             "measure": time.perf_counter() - before}
 
 

@@ -138,13 +138,11 @@ def _time(seconds):
 
 def _preview(run, vae):
     """IMAGE: teacher / before / now from the same held-out noise, beside the curves; the curves alone without a VAE."""
-    curves = pictures.run_curves(run.loss, run.fidelity)
-    if vae is not None:
-        steps = run.config.steps
-        drawn = {"teacher": run.probe[2], f"before\n{steps} steps": run.before(SHOWN),
-                 f"now\n{steps} steps": run.of_probe(run.adapter)}
-        columns = {head: decode(vae, run.denoiser.model.process_latent_out(x[:SHOWN].cpu())) for head, x in drawn.items()}
-        scale = max(1, 128 // next(iter(columns.values())).shape[-1])
-        grid_picture = pictures.grid(columns, [str(i + 1) for i in range(SHOWN)], "Same starting noise", scale)
-        curves = pictures.stack(grid_picture, curves)
-    return show.image(curves)
+    if vae is None:
+        return show.image(pictures.run_curves(run.loss, run.fidelity))
+    steps = run.config.steps
+    drawn = {"teacher": run.probe[2], f"before\n{steps} steps": run.before(SHOWN), f"now\n{steps} steps": run.of_probe(run.adapter)}
+    columns = {head: decode(vae, run.denoiser.model.process_latent_out(x[:SHOWN].cpu())) for head, x in drawn.items()}
+    scale = max(1, 128 // next(iter(columns.values())).shape[-1])
+    tiles = pictures.grid(columns, [str(i + 1) for i in range(SHOWN)], "Same starting noise", scale)
+    return show.image(pictures.run_report(tiles, run.loss, run.fidelity))

@@ -116,14 +116,24 @@ def _panel(draw, box, title, x_label, lines):
         draw.text((x1 - 4, y0 + 4 + 15 * n), name, MUTED if name == NOISY else colour, small, anchor="rt")
 
 
-def run_curves(loss, fidelity):
-    """Loss (raw and smoothed) and fidelity of a run over its updates."""
+def run_curves(loss, fidelity, size=(860, 300)):
+    """Loss (raw and smoothed) and fidelity of a run over its updates, side by side, or one below the other where that is taller."""
     smooth, value = [], None
     for x, y in ((x, y) for x, y in loss if math.isfinite(y)):
         value = y if value is None else 0.95 * value + 0.05 * y
         smooth.append((x, value))
-    return curves([("Loss", "update", {NOISY: loss, "smoothed": smooth}),
-                   ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})])
+    panels = [("Loss", "update", {NOISY: loss, "smoothed": smooth}),
+              ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})]
+    if size[0] > size[1]:
+        return curves(panels, size)
+    return stack(*(curves([panel], (size[0], size[1] // 2)) for panel in panels))
+
+
+def run_report(tiles, loss, fidelity):
+    """A `grid` with a run's curves beside it, or below where it is wide."""
+    if tiles.width > 560:
+        return stack(tiles, run_curves(loss, fidelity))
+    return stack(tiles, run_curves(loss, fidelity, (430, max(440, tiles.height))), across=True)
 
 
 def fit_report(rows):
@@ -179,11 +189,12 @@ def png(picture):
     return out.getvalue()
 
 
-def stack(*images):
-    """Pictures one below the other, on white."""
-    picture = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), PAPER)
-    y = 0
+def stack(*images, across=False):
+    """Pictures one below the other, or side by side, on white."""
+    widths, heights = [i.width for i in images], [i.height for i in images]
+    picture = Image.new("RGB", (sum(widths), max(heights)) if across else (max(widths), sum(heights)), PAPER)
+    at = 0
     for image in images:
-        picture.paste(image, (0, y))
-        y += image.height
+        picture.paste(image, (at, 0) if across else (0, at))
+        at += image.width if across else image.height
     return picture
