@@ -28,28 +28,18 @@ class Descent:
         self.micro = min(config.micro or config.batch, config.batch)
         self.done = self.skipped = self.in_a_row = 0
 
-    def update(self, batch, loss_of):
-        """One update from a batch (dict of (B, ...)); loss_of(part of it) -> (b,). Returns the losses (B,), not weighted.
+    def gradient(self, batch, loss_of):
+        """Leave the gradient, times `scale`, of a batch (dict of (B, ...)) in the adapter; returns the losses (B,), not weighted.
 
-        Raises ArithmeticError when too many updates in a row were not finite, MemoryError when one sample is too much.
+        loss_of(part of it) -> (b,). Cut off it leaves none. Raises MemoryError when one sample is too much.
         """
-        losses = self._gradient(batch, loss_of)
-        self._descend(float(losses.mean()))
-        self.done += 1
-        decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            for a, p in zip(self.averaged, self.lora.parameters()):
-                a.lerp_(p, 1 - decay)
-        return losses
-
-    def _gradient(self, batch, loss_of):
-        """Leave the batch's gradient, times `scale`, in the adapter."""
         count = len(batch["weight"])
         while True:
             try:
                 return torch.cat([self._part({k: v[i:i + self.micro] for k, v in batch.items()}, loss_of, count)
                                   for i in range(0, count, self.micro)])
-            except (RuntimeError, MemoryError) as error:
+            except BaseException as error:
+                self.optimiser.zero_grad(set_to_none=True)
                 if not is_out_of_memory(error):
                     raise
                 if self.micro == 1:
@@ -57,10 +47,18 @@ class Descent:
                         "One sample of the model must fit into memory with its gradient, and does not. "
                         + ("Choose" if self.config.checkpointing else "Switch checkpointing on, or choose")
                         + f" a smaller latent or a lower rank than {self.config.rank}.") from error
-            self.optimiser.zero_grad(set_to_none=True)
             self.micro = math.ceil(self.micro / 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def step(self, losses):
+        """Step along the gradient of a batch with those losses. Raises ArithmeticError when too many in a row were not finite."""
+        self._descend(float(losses.mean()))
+        self.done += 1
+        decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            for a, p in zip(self.averaged, self.lora.parameters()):
+                a.lerp_(p, 1 - decay)
 
     def _part(self, part, loss_of, count):
         losses = []
@@ -79,18 +77,20 @@ class Descent:
             if p.grad is not None:
                 p.grad.div_(self.scale)
         norm = torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
-        if norm.isfinite() and math.isfinite(loss):
+        finite = norm.isfinite() and math.isfinite(loss)
+        if finite:
             self.optimiser.param_groups[0]["lr"] = self.config.lr * self._lr_factor()
             self.optimiser.step()
-            self.in_a_row = 0
-        else:
-            self.skipped, self.in_a_row, self.scale = self.skipped + 1, self.in_a_row + 1, max(1.0, self.scale / 16)
-            if self.in_a_row >= MOST_SKIPPED:
-                what = "the gradient" if math.isfinite(loss) else "the model's output"
-                raise ArithmeticError(
-                    f"Loss and gradient must be finite; {self.in_a_row} updates in a row were not, because {what} overflowed. "
-                    f"Lower lr ({self.config.lr:g}), or run the model in float32 or bfloat16. What was learnt before is kept.")
         self.optimiser.zero_grad(set_to_none=True)
+        if finite:
+            self.in_a_row = 0
+            return
+        self.skipped, self.in_a_row, self.scale = self.skipped + 1, self.in_a_row + 1, max(1.0, self.scale / 16)
+        if self.in_a_row >= MOST_SKIPPED:
+            what = "the gradient" if math.isfinite(loss) else "the model's output"
+            raise ArithmeticError(
+                f"Loss and gradient must be finite; {self.in_a_row} updates in a row were not, because {what} overflowed. "
+                f"Lower lr ({self.config.lr:g}), or run the model in float32 or bfloat16. What was learnt before is kept.")
 
     def _lr_factor(self):
         """Warm-up over 5 % of the run, then a cosine to 0."""

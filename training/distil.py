@@ -21,6 +21,7 @@ from .denoiser import Guided, InParts, guided
 from .descent import Descent
 from .draws import Times, Weighting
 from .files import save_lora
+from .interrupts import held_back
 from .lora import Lora
 from .methods import METHODS
 from .objectives.metrics import METRICS
@@ -128,18 +129,19 @@ class Distillation:
         return -(-number * self.config.updates // self.config.rounds)
 
     def update(self):
-        """One optimiser update; returns the loss. Cut off in the middle it leaves the state as it was before."""
+        """One optimiser update; returns the loss. Cut off in the middle it leaves the state as it was before, or after."""
         before = self.generator.get_state()
         try:
             batch = self.method.draw(self)
-            losses = self.descent.update(batch, lambda part: self.method.loss(self, part))
+            losses = self.descent.gradient(batch, lambda part: self.method.loss(self, part))
         except BaseException:
             self.generator.set_state(before)
-            self.descent.optimiser.zero_grad(set_to_none=True)
             raise
-        self.times.learn(batch["u"], losses)
-        value = float((losses * batch["weight"]).mean())
-        self.loss.append((self.done, value))
+        with held_back():
+            self.descent.step(losses)
+            self.times.learn(batch["u"], losses)
+            value = float((losses * batch["weight"]).mean())
+            self.loss.append((self.done, value))
         return value
 
     # ---- who answers: (x, sigma, rows) -> x0 for a batch ----------------------------------------
@@ -203,9 +205,9 @@ class Distillation:
         """Fidelity: RMSE of the student's samples to the teacher's from the same held-out noise, sampled as the recipe says."""
         self.drawn = self.of_probe(self.descent.averaged)
         value = float((self.drawn - self.probe[2]).square().mean().sqrt())
-        self.fidelity.append((self.done, value))
         if self.done and math.isfinite(value) and (self.best is None or value < self.best[0]):
             self.best = value, [a.clone() for a in self.descent.averaged]
+        self.fidelity.append((self.done, value))        # last: cut off before it, the measurement is made again
         return value
 
     def of_probe(self, adapter):

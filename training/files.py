@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -35,17 +36,16 @@ def check_folder(folder, size=1 << 20):
 def write(path, data):
     """Write bytes to `path` whole or not at all: temporary file, fsync, rename."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         _replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 

@@ -14,6 +14,7 @@ loses the updates since then, and no file. A full disk is reported and the run g
 import json
 import logging
 import math
+import re
 import shutil
 import time
 
@@ -24,6 +25,7 @@ from .files import check_folder, read_tensors, write_json, write_tensors
 
 VERSION = 1
 STATE, STATUS = "state.safetensors", "status.json"
+WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")     # by runs, never over what is somebody else's
 COPIES = 12             # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 METADATA_KEY = "fewstep.state"
 MOST_TEXT = 2000        # characters of an error that are kept
@@ -121,6 +123,8 @@ class Job:
         """Write the manifest, or check that it is this run's."""
         file = self.folder / storage.MANIFEST
         if not file.exists():
+            if other := next((f.name for f in sorted(self.folder.iterdir()) if WRITTEN.fullmatch(f.name)), None):
+                raise ValueError(f"{self.folder} must be empty or hold a run, and holds {other}. Choose another folder.")
             write_json(file, self._wanted)
             return
         try:

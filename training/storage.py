@@ -17,7 +17,7 @@ except ImportError:     # Windows, where a file that somebody has open can't be 
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHARD = re.compile(r"\d{5,}\.safetensors")
-LEFT = re.compile(r"\.((\d{5,}|state)\.safetensors|(manifest|status)\.json|fewstep)-\w+")      # by a write that was killed
+LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}")       # by a write that was killed
 
 
 def key(version, spec):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import random
 import signal
 import subprocess
@@ -98,6 +99,26 @@ def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(
     assert same(whole, parts)
 
 
+@pytest.mark.parametrize("where", ["torch.optim.AdamW.step", "torch.Tensor.lerp_", "fewstep.training.draws.Times.learn"])
+def test_ctrl_c_while_an_update_takes_effect_waits_for_its_end(tmp_path, monkeypatch, where):
+    whole, left = run(tmp_path / "whole"), [5]
+    name, attribute = where.rsplit(".", 1)
+    owner = pkgutil.resolve_name(name)
+    usual = getattr(owner, attribute)
+
+    def interrupted(*args, **options):
+        answer = usual(*args, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        return answer
+
+    monkeypatch.setattr(owner, attribute, interrupted)
+    assert 0 < run(tmp_path / "parts").done < whole.done
+    assert left[0] <= 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(whole, run(tmp_path / "parts"))
+
+
 PROGRAM = """
 import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
@@ -164,6 +185,15 @@ def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
         pass
     other.close()
     run(tmp_path, 4, micro=2)       # how it is cut to fit the memory is nobody's concern
+
+
+@pytest.mark.parametrize("name", ["mine.safetensors", "status.json", "run.json", "curves.png"])
+def test_a_folder_of_other_work_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    (tmp_path / ".fewstep-notes").write_text("mine")
+    with pytest.raises(ValueError, match=f"must be empty or hold a run, and holds {name}. Choose another folder"):
+        run(tmp_path)
+    assert {f.name: f.read_text() for f in tmp_path.iterdir() if f.name != ".lock"} == {name: "mine", ".fewstep-notes": "mine"}
 
 
 def test_two_at_once_are_refused(tmp_path):

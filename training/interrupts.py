@@ -1,0 +1,23 @@
+"""Ctrl-C comes between any two lines of Python; what must not be cut in two holds it back."""
+
+import contextlib
+import signal
+import threading
+
+
+@contextlib.contextmanager
+def held_back():
+    """Let a Ctrl-C that comes meanwhile take effect at the block's end. Signals reach the main thread alone; elsewhere nothing is
+    done.
+    """
+    if threading.current_thread() is not threading.main_thread() or not callable(usual := signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    asked = []
+    signal.signal(signal.SIGINT, lambda *args: asked.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if asked:
+        usual(*asked[0])
