@@ -6,14 +6,18 @@ import { tellServer, translateChoices } from "./language.js";
 import { loadText } from "./text.js";
 import { registerPanel } from "./panel/panel.js";
 import { makeStore } from "./panel/store.js";
-import { graphMenu } from "./graph/menu.js";
+import { graphMenu, makeOrTell } from "./graph/menu.js";
 import { plotOn } from "./plots/plots.js";
 
+const MAKE = "Fewstep.MakeFewStep";
 const runs = makeStore(api);      // listens from here on: the socket opens before setup, and a run may be under way
 let nodeWords = {};
 
 app.registerExtension({
   name: "fewstep",
+  // the host translates the label itself, by locales/<language>/commands.json
+  commands: [{ id: MAKE, label: "Make this model few-step", icon: "pi pi-bolt", function: () => makeOrTell(app, api, null, runs) }],
+  menuCommands: [{ path: ["Extensions", "Fewstep"], commands: [MAKE] }],
   async init() {
     const locale = app.extensionManager.setting.get("Comfy.Locale");
     nodeWords = await loadText(api, locale);
@@ -26,7 +30,7 @@ app.registerExtension({
     registerPanel(app, api, runs);
   },
   getNodeMenuItems(node) {
-    return graphMenu(app, api, node);
+    return graphMenu(app, api, node, runs);
   },
   nodeCreated(node) {
     plotOn(app, api, node);

@@ -1,11 +1,13 @@
 // Changes the user's graph: each change is one step of undo, new nodes lie on nothing, and the view goes to them.
 
 import { t } from "../text.js";
-import { graphOf, inputOf } from "./find.js";
+import { graphOf, inputOf, linkInto } from "./find.js";
 
 const TITLE = 30;       // height of a node's title, above its position
 const GAP = 40;
 const VIEW = [1100, 750];      // shown at least, so that a single node does not fill the screen
+const OPEN = ".graph-canvas-panel";      // where the host lets the canvas be seen, between its sidebars and panels
+const NARROW = 200;     // pixels of it that are not worth moving to
 const ALWAYS = 0;
 const MUTED = 2;
 
@@ -59,9 +61,8 @@ export function wire(end, to, name) {
 /** Wires the named input to what another node's input is wired to, also where that lies outside of a subgraph. */
 export function wireLike(other, otherName, to, name) {
   const graph = to.graph;
-  const at = inputOf(other, otherName);
   const into = inputOf(to, name);
-  const link = at < 0 ? null : other.getInputLink(at);
+  const link = linkInto(other, inputOf(other, otherName));
   if (!link || into < 0) {
     return;
   }
@@ -188,10 +189,21 @@ export async function show(app, nodes) {
   app.canvas.deselectAll();
   app.canvas.selectItems(nodes);
   if (app.canvas.animateToBounds) {
-    const [x, y, width, height] = around(nodes.map(boxOf));
-    const [dx, dy] = [Math.max(GAP, (VIEW[0] - width) / 2), Math.max(GAP, (VIEW[1] - height) / 2)];
-    app.canvas.animateToBounds([x - dx, y - dy, width + 2 * dx, height + 2 * dy]);
+    app.canvas.animateToBounds(viewOf(app.canvas.canvas, around(nodes.map(boxOf))), { zoom: 1 });
   } else {
     app.canvas.centerOnNode(nodes[0]);
   }
+}
+
+/** What the whole canvas has to show, so that a box lies in the middle of the part that no sidebar covers. */
+function viewOf(canvas, [x, y, width, height]) {
+  const whole = canvas.getBoundingClientRect();
+  const open = document.querySelector(OPEN)?.getBoundingClientRect();
+  const free = open?.width > NARROW && open.height > NARROW ? open : whole;
+  const scale = Math.min(free.width / Math.max(width + 2 * GAP, VIEW[0]), free.height / Math.max(height + 2 * GAP, VIEW[1]), 1);
+  const middle = (side, length) => whole[side] - free[side] + (whole[length] - free[length]) / 2;
+  const [wide, high] = [whole.width / scale, whole.height / scale];
+  return [
+    x + (width - wide) / 2 + middle("left", "width") / scale, y + (height - high) / 2 + middle("top", "height") / scale, wide, high,
+  ];
 }

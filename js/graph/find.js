@@ -32,10 +32,19 @@ export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.na
 /** The end of an output by its name. */
 export const endOf = (node, name) => ({ node, slot: node.outputs.findIndex((slot) => slot.name === name) });
 
+/** The link of that number in a graph, or null. */
+export function linkOf(graph, id) {
+  const links = graph?.links ?? graph?._links;
+  return (id == null || !links ? null : links instanceof Map ? links.get(id) : links[id]) ?? null;
+}
+
+/** The link into an input. The host's own getInputLink answers for the node of a subgraph what comes out of it. */
+export const linkInto = (node, into) => linkOf(node.graph, node.inputs?.[into]?.link);
+
 /** The end that feeds an input, or null; what lies outside a subgraph is not seen. */
 export function origin(node, into) {
   const met = new Set();
-  let link = into < 0 ? null : node.getInputLink(into);
+  let link = linkInto(node, into);
   while (link) {
     const from = node.graph.getNodeById(link.origin_id);
     if (!from || met.has(from)) {
@@ -47,7 +56,7 @@ export function origin(node, into) {
       return from.mode === MUTED ? null : { node: from, slot };
     }
     const through = from.isVirtualNode ? slot : slotOf(from.inputs, from.outputs[slot].type);
-    link = through < 0 ? null : from.getInputLink(through);
+    link = linkInto(from, through);
   }
   return null;
 }

@@ -4,19 +4,76 @@ import { t } from "../text.js";
 
 /**
  * Queues these nodes of the user's graph with what they need, and no others. Throws where the host refuses; it tells why by itself.
- * Newer frontends draw new seeds for all of the graph then, also where nothing runs: those are put back.
+ * Some frontends draw new seeds for all of the graph then, also where nothing runs: those are put back.
  */
 export async function queueNodes(app, nodes) {
-  const values = widgetsOf(app.graph).map((widget) => [widget, widget.value]);
-  const queued = await app.queuePrompt(0, 1, nodes.map((node) => pathOf(app.graph, node)));
-  for (const [widget, value] of values) {
-    if (widget.value !== value) {
-      widget.value = value;
-    }
+  await queueing(app);
+  const putBack = noteDraws(widgetsOf(app.graph));
+  let queued;
+  try {
+    queued = await app.queuePrompt(0, 1, nodes.map((node) => pathOf(app.graph, node)));
+  } finally {
+    putBack();
   }
   if (queued === false) {
     throw new Error(t("graph.notQueued"));
   }
+}
+
+/** While the host queues something else: it would queue ours after that, and yet answer as if it refused. */
+async function queueing(app) {
+  for (let i = 0; app.processingQueue && i < 600; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+/**
+ * Watches what the host sets when it queues; the answer puts that back, but nothing that the user has typed meanwhile. The host
+ * sets all widgets in one go, in or after the widgets' own hooks: what differs at the end of that go is its own.
+ */
+export function noteDraws(widgets) {
+  const drawn = new Map();        // widget -> [value before, what the host made of it]
+  const hooks = [];
+  let looking = false;
+  const look = () => {
+    if (looking) {
+      return;
+    }
+    looking = true;
+    const before = widgets.map((widget) => widget.value);
+    queueMicrotask(() => {
+      looking = false;
+      widgets.forEach((widget, i) => {
+        if (widget.value !== before[i]) {
+          const first = drawn.get(widget);      // both hooks of a queueing may draw
+          drawn.set(widget, [first && first[1] === before[i] ? first[0] : before[i], widget.value]);
+        }
+      });
+    });
+  };
+  for (const widget of widgets) {
+    for (const name of ["beforeQueued", "afterQueued"].filter((one) => typeof widget[one] === "function")) {
+      const own = widget[name];
+      const watched = function (...values) {
+        look();
+        return own.apply(this, values);
+      };
+      widget[name] = watched;
+      hooks.push(() => {
+        if (widget[name] === watched) {
+          widget[name] = own;
+        }
+      });
+    }
+  }
+  return () => {
+    hooks.forEach((unhook) => unhook());
+    for (const [widget, [before, made]] of drawn) {
+      if (widget.value === made) {
+        widget.value = before;
+      }
+    }
+  };
 }
 
 /** The widgets with plain values, those in subgraphs too. */

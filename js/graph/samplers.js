@@ -75,23 +75,26 @@ export function sampleAnew({ graph, wires, chain }, lora) {
     first.push(latent.node);
   }
   wire(latent, custom, "latent_image");
-  const seen = [];
-  const vae = vaeOf(graph, wires, undefined, loader);
-  if (vae) {
-    const decode = add(graph, "VAEDecode");
-    const preview = add(graph, "PreviewImage");
-    preview.setSize([340, 400]);
-    wire({ node: custom, slot: 0 }, decode, "samples");
-    wire(vae, decode, "vae");
-    wire({ node: decode, slot: 0 }, preview, "images");
-    seen.push(decode, preview);
-  }
-  const columns = [first, [custom], seen];
+  const columns = [first, [custom], shown(graph, custom, vaeOf(graph, wires, undefined, loader))];
   return { nodes: columns.flat().slice(1), settle: () => arrange(columns, below(graph, columns.flat())) };
 }
 
+/** The nodes that show what a node's first output is a picture of; none where there is no VAE. */
+export function shown(graph, node, vae) {
+  if (!vae) {
+    return [];
+  }
+  const decode = add(graph, "VAEDecode");
+  const preview = add(graph, "PreviewImage");
+  preview.setSize([340, 400]);
+  wire({ node, slot: 0 }, decode, "samples");
+  wire(vae, decode, "vae");
+  wire({ node: decode, slot: 0 }, preview, "images");
+  return [decode, preview];
+}
+
 /** What to sample with no sampling node to ask: the demo teacher's label, else another node's prompts, else the first encoders'. */
-function promptsFor(graph, wires, chain) {
+export function promptsFor(graph, wires, chain) {
   const loader = chain[0].node;
   if (loader.type === DEMO) {
     return { positive: endOf(loader, "positive"), negative: endOf(loader, "negative") };
@@ -125,7 +128,8 @@ function besides(graph, nodes, [x, y]) {
   }
 }
 
-function below(graph, own) {
+/** Where there is room below everything but these nodes. */
+export function below(graph, own) {
   const others = (graph.nodes ?? graph._nodes).filter((node) => !own.includes(node));
   const [x, y, , height] = around([...others, ...(graph.groups ?? graph._groups)].map(boxOf));
   return [x, y + height + 2 * ROOM];

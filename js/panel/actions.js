@@ -3,7 +3,7 @@
 import { requeue } from "../graph/queue.js";
 import { useIt } from "../graph/useit.js";
 import { t } from "../text.js";
-import { button, make } from "./dom.js";
+import { button, make, mark, say } from "./dom.js";
 import { ask, tell } from "./routes.js";
 import { isLive } from "./store.js";
 
@@ -29,33 +29,39 @@ export function makeActions(app, api, store, onLost) {
   const message = make("p", "message", { role: "status", "aria-live": "polite" });
   const buttons = Object.fromEntries(Object.entries(ACTIONS).map(([name, { act }]) =>
     [name, button(t(`panel.buttons.${name}`), () => perform(name, act))]));
-  const remove = button(t("panel.buttons.delete"), () => confirm(true), "quiet");
+  const remove = button(t("panel.buttons.delete"), () => store.acting || confirm(true), "quiet");
   const row = make("div", "buttons", {}, ...Object.values(buttons), remove);
   const keep = button(t("panel.buttons.keep"), () => confirm(false));
   const question = make("div", "confirm", { hidden: true, role: "group", "aria-label": t("panel.confirm") },
     make("p", "", {}, t("panel.confirm")),
     make("div", "buttons", {}, button(t("panel.buttons.delete"), forget, "danger"), keep));
   const element = make("div", "actions", {}, row, question, message);
-  let [run, busy] = [null, false];
+  let run = null;
 
   async function perform(name, act) {
-    if (busy) return;
+    if (store.acting) return;
     const asked = run;
-    setBusy(true);
-    inform("");
+    store.act(true);
+    showActing();
     try {
       await act({ app, api }, asked);
-      if (stamp(run) === stamp(asked) && name in DONE) inform(t(DONE[name]));
+      if (stamp(run) === stamp(asked)) inform(name in DONE ? t(DONE[name]) : "");
     } catch (error) {
       if (run.id === asked.id) inform(error.message, true);
+      if (name !== "use") store.load();      // it may be another run by now, or none: of another page, or of a server anew
     } finally {
-      setBusy(false);
+      store.act(false);
+      showActing();
     }
   }
 
-  function setBusy(yes) {
-    busy = yes;
-    row.setAttribute("aria-busy", yes);
+  /** One action at a time, and it shows. Not `disabled`, with which a button would lose the keyboard's focus. */
+  function showActing() {
+    const { acting } = store;
+    mark(row, "aria-busy", acting);
+    for (const node of [...Object.values(buttons), remove]) mark(node, "aria-disabled", acting);
+    if (acting) inform(t("panel.working"));
+    else if (message.textContent === t("panel.working")) inform("");
   }
 
   async function forget() {
@@ -76,7 +82,7 @@ export function makeActions(app, api, store, onLost) {
   }
 
   function inform(text, bad = false) {
-    message.textContent = text;
+    say(message, text);
     message.classList.toggle("fewstep-bad", bad);
   }
 
@@ -91,6 +97,7 @@ export function makeActions(app, api, store, onLost) {
     const before = run && stamp(run);
     run = newRun;
     if (before !== stamp(run)) inform("");
+    showActing();
     if (other || isLive(run)) [question.hidden, row.hidden] = [true, false];
     for (const [name, node] of Object.entries(buttons)) reveal(node, ACTIONS[name].for(run));
     reveal(remove, !isLive(run));

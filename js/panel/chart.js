@@ -3,7 +3,7 @@
 import { t } from "../text.js";
 import { drawCurves, lookUp, plotArea, reach } from "./curves.js";
 import { make, mark, say } from "./dom.js";
-import { short, whole } from "./format.js";
+import { short, whole, wordsOf } from "./format.js";
 import { isLive } from "./store.js";
 
 /** {element, show(run, store), close()} */
@@ -11,7 +11,10 @@ export function makeChart() {
   const canvas = make("canvas", "canvas", { role: "img", tabIndex: 0 });
   const values = make("output", "values", { hidden: true });
   const place = make("div", "plot", {}, canvas, values);
-  const element = make("figure", "curves", {}, legend(), place);
+  const distance = make("span", "key key-fidelity");
+  const legend = make("figcaption", "legend", {},
+    make("span", "key key-loss", {}, t("panel.loss")), distance, make("span", "muted", {}, t("panel.by_update")));
+  const element = make("figure", "curves", {}, legend, place);
   const context = canvas.getContext("2d");
   let [run, store, at, frame] = [null, null, null, 0];
 
@@ -87,6 +90,8 @@ export function makeChart() {
 
   function show(newRun, newStore) {
     [run, store] = [newRun, newStore];
+    say(distance, wordsOf(run, "distance"));
+    distance.title = wordsOf(run, "distance_hint");
     element.hidden = !store.loss.length && !store.fidelity.length;
     dirty();
   }
@@ -100,13 +105,6 @@ export function makeChart() {
   return { element, show, close };
 }
 
-function legend() {
-  return make("figcaption", "legend", {},
-    make("span", "key key-loss", {}, t("panel.loss")),
-    make("span", "key key-fidelity", { title: t("panel.fidelity_hint") }, t("panel.fidelity")),
-    make("span", "muted", {}, t("panel.by_update")));
-}
-
 function describe({ update, loss, fidelity }) {
   const parts = [t("panel.at.update", { update: whole(update) })];
   if (loss) {
@@ -118,5 +116,6 @@ function describe({ update, loss, fidelity }) {
 }
 
 function summary(run) {
-  return t("panel.chart", { done: whole(run.done), loss: short(run.loss), fidelity: short(run.fidelity) });
+  const distance = wordsOf(run, "distance");
+  return t("panel.chart", { done: whole(run.done), loss: short(run.loss), distance, fidelity: short(run.fidelity) });
 }

@@ -4,7 +4,7 @@ import { t } from "../text.js";
 import { makeActions } from "./actions.js";
 import { makeChart } from "./chart.js";
 import { make, mark, say } from "./dom.js";
-import { memory, modelName, recipe, short, timeLeft, when, whole, word } from "./format.js";
+import { memory, modelName, recipe, short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makePreviews } from "./previews.js";
 import { isLive } from "./store.js";
 
@@ -32,7 +32,7 @@ export function makeDetails(app, api, store) {
     say(model, modelName(run));
     model.title = run.model ?? "";
     progress.show(run);
-    facts.show(run);
+    facts.show(run, store);
     trouble.hidden = !run.error;
     say(trouble, run.error ?? "");
     actions.show(run);
@@ -73,6 +73,7 @@ const percent = (part) => `${Math.floor(100 * part)} %`;
 const FACTS = {
   updates: (run) => t("panel.step", { step: whole(run.done), total: whole(run.updates) }),
   fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
+  before: (run, { fidelity }) => (fidelity.length && fidelity.updates[0] === 0 ? short(fidelity.values[0]) : ""),
   speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
   memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
   skipped: (run) => (run.skipped ? whole(run.skipped) : ""),
@@ -84,17 +85,19 @@ function makeFacts() {
   const cells = Object.entries(FACTS).map(([key, read]) => {
     const value = make("dd", "number");
     const term = make("dt", "", {}, t(`panel.facts.${key}`));
-    const cell = make("div", `fact fact-${key}`, { title: t(`panel.hints.${key}`) }, term, value);
+    const cell = make("div", `fact fact-${key}`, { title: key === "fidelity" ? "" : t(`panel.hints.${key}`) }, term, value);
     element.append(cell);
     return { cell, value, read };
   });
+  const distance = element.querySelector(".fewstep-fact-fidelity");
   return {
     element,
-    show(run) {
+    show(run, store) {
       for (const { cell, value, read } of cells) {
-        say(value, read(run));
+        say(value, read(run, store));
         cell.hidden = !value.textContent;
       }
+      distance.title = wordsOf(run, "best");
     },
   };
 }

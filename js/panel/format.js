@@ -57,6 +57,13 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
+export const restores = (run) => run.method === "restoration";
+
+/** The words of that key: others for a run that learns to restore, and so from whole pictures and not from a teacher. */
+export function wordsOf(run, key) {
+  return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`);
+}
+
 /** "phased · 4 steps" */
 export function recipe(run) {
   return [word("methods", run.method), Number.isFinite(run.steps) ? steps(run.steps) : ""].filter(Boolean).join(" · ");

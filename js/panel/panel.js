@@ -43,6 +43,9 @@ function openPanel(app, api, store) {
   const body = make("div", "body", {}, list.element, details.element);
   const begin = makeBegin(app, api, store);
   const element = make("div", "panel", {}, begin.element, problem, empty, body);
+  element.addEventListener("keydown", (event) => {      // they delete the selected nodes, also where a button of ours has the focus
+    if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation();
+  });
 
   function show() {
     const run = store.run();
@@ -99,6 +102,7 @@ function makeBegin(app, api, store) {
   function setBusy(yes) {
     busy = yes;
     start.setAttribute("aria-busy", yes);
+    start.setAttribute("aria-disabled", yes);
     show();
   }
 

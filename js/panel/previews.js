@@ -2,20 +2,22 @@
 
 import { t } from "../text.js";
 import { make, mark, say } from "./dom.js";
-import { whole } from "./format.js";
+import { restores, whole, wordsOf } from "./format.js";
 import { picture } from "./routes.js";
 import { isLive } from "./store.js";
 
+const COLUMNS = [["teacher", "whole"], ["before", "destroyed"], ["now", "restored"]];      // of a run that restores, the second
+
 /** {element, show(run, store)}. The slider follows the newest picture until the user moves it, and again from its end on. */
 export function makePreviews(api) {
-  const columns = ["teacher", "before", "now"].map((name) => makeColumn(t(`panel.columns.${name}`)));
+  const columns = COLUMNS.map(makeColumn);
   const grid = make("div", "grid", {}, ...columns.map((column) => column.element));
   const slider = make("input", "slider", { type: "range", id: "fewstep-preview", min: 0, step: 1 });
   const caption = make("label", "slider-label", { htmlFor: slider.id });
   const chooser = make("div", "chooser", {}, caption, slider);
   const waiting = make("p", "muted", {}, t("panel.no_pictures"));
-  const element = make("section", "previews", { "aria-label": t("panel.pictures") },
-    make("h4", "", {}, t("panel.pictures")), waiting, chooser, grid);
+  const title = make("h4");
+  const element = make("section", "previews", {}, title, waiting, chooser, grid);
   let [run, store] = [null, null];
 
   slider.addEventListener("input", () => {
@@ -27,6 +29,8 @@ export function makePreviews(api) {
   function show(newRun, newStore) {
     [run, store] = [newRun, newStore];
     const kept = run.previews ?? [];
+    say(title, wordsOf(run, "pictures"));
+    mark(element, "aria-label", title.textContent);
     element.hidden = !kept.length && !isLive(run);
     waiting.hidden = kept.length > 0;
     grid.hidden = !kept.length;
@@ -47,11 +51,12 @@ export function makePreviews(api) {
   return { element, show };
 }
 
-function makeColumn(title) {
-  const image = make("img", "picture", { alt: title, decoding: "async" });
+function makeColumn(names) {
+  const image = make("img", "picture", { decoding: "async" });
+  const title = make("figcaption");
   const link = make("a", "picture-link", { target: "_blank", rel: "noopener", title: t("panel.open_picture") }, image);
   const missing = make("span", "missing", { hidden: true }, t("panel.missing_picture"));
-  const element = make("figure", "column", {}, make("figcaption", "", {}, title), link, missing);
+  const element = make("figure", "column", {}, title, link, missing);
   const found = (yes) => {
     link.hidden = !yes;
     missing.hidden = yes;
@@ -62,6 +67,8 @@ function makeColumn(title) {
   return {
     element,
     show(run, address) {
+      say(title, t(`panel.columns.${names[Number(restores(run))]}`));
+      image.alt = title.textContent;
       if (address === source) return;
       if (run.id !== id) image.removeAttribute("src");      // else the picture before stays until the new one is there
       [id, source] = [run.id, address];

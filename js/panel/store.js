@@ -14,6 +14,7 @@ export function makeStore(api) {
     runs: [], loaded: false, problem: "",         // newest first
     selected: null, chosen: false,                // an id; whether the user chose it
     expected: false,                              // whether the user waits for a run to begin, to see it whatever was chosen
+    acting: false,                                // whether a button's action is under way
     picked: null,                                 // the update whose picture the user wants to see; null follows the newest
     loss: new Curve(), fidelity: new Curve(),
   };
@@ -59,6 +60,11 @@ export function makeStore(api) {
     changed();
   };
 
+  store.act = (yes) => {
+    store.acting = yes;
+    changed();
+  };
+
   store.pick = (update) => {
     store.picked = update;
     changed();
@@ -86,6 +92,7 @@ export function makeStore(api) {
   async function trace() {
     const asked = ++tracing;
     const id = store.selected;
+    ahead = null;
     if (id === null || !watchers.size) return;       // a closed tab asks when it opens
     ahead = [];
     const found = await ask(api, `runs/${id}/curves`).catch(() => null);    // a run without curves is shown without

@@ -15,13 +15,13 @@ const FINE = 0.01;
 const COARSE = 0.05;
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
-export function editorPlot(api, node) {
+export function editorPlot(api, node, noted) {
   const chart = makeChart();
   const widget = node.widgets.find((one) => one.name === "points");
   widget.hidden = true;                      // on the classic canvas
   (widget.options ??= {}).hidden = true;     // in Nodes 2.0
   const reset = make("button", "", { type: "button", textContent: t("plots.reset"), title: t("plots.reset_hint"),
-    onclick: () => write(readPoints(START)) });
+    onclick: () => set(readPoints(START)) });
   const layer = make("div", "", { role: "group", "aria-label": t("plots.editor") });
   chart.head.append(reset);
   chart.place.append(layer);
@@ -36,6 +36,11 @@ export function editorPlot(api, node) {
     widget.callback?.(widget.value);
     node.setDirtyCanvas?.(true, true);
     plot.check();
+  }
+
+  function set(next) {
+    write(next);
+    noted();
   }
 
   /** As many buttons as points, each on its own; the focus stays where it is. */
@@ -70,7 +75,10 @@ export function editorPlot(api, node) {
       if (at) write(movePoint(points, index, at[0] + held[0], at[1] + held[1]));
     });
     for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      button.addEventListener(name, () => (held = null));
+      button.addEventListener(name, () => {
+        if (held) noted();
+        held = null;
+      });
     }
     button.addEventListener("contextmenu", (event) => {
       event.preventDefault();
@@ -83,7 +91,7 @@ export function editorPlot(api, node) {
   }
 
   function remove(index) {
-    write(removePoint(points, index));
+    set(removePoint(points, index));
     (layer.children[Math.min(index, points.length - 1)] ?? reset).focus();
   }
 
@@ -91,7 +99,7 @@ export function editorPlot(api, node) {
     const by = KEYS[event.key];
     if (by) {
       const step = event.shiftKey ? COARSE : FINE;
-      write(movePoint(points, index, points[index][0] + step * by[0], points[index][1] + step * by[1]));
+      set(movePoint(points, index, points[index][0] + step * by[0], points[index][1] + step * by[1]));
     } else if (event.key === "Delete" || event.key === "Backspace") remove(index);
     else return;
     event.preventDefault();
@@ -103,7 +111,7 @@ export function editorPlot(api, node) {
     const added = at && addPoint(points, at[0], at[1]);
     event.stopPropagation();      // a double click on the canvas opens the search for nodes
     if (!added) return;
-    write(added.points);
+    set(added.points);
     requestAnimationFrame(() => layer.children[added.index]?.focus());
   });
 

@@ -14,7 +14,7 @@ const TOLERANCE = 0.03;      // of signal and noise, as diffusion/probe.py
 const MOST = 100;            // the slider's end: all noise is fresh
 const START = 50;            // churn 1, which is DDPM
 
-export function inspectPlot(api, node) {
+export function inspectPlot(api, node, noted) {
   const chart = makeChart();
   const slider = make("input", "", { type: "range", min: 0, max: MOST, step: 1, "aria-label": t("plots.slider_hint") });
   const shown = make("output", "", {});
@@ -25,6 +25,7 @@ export function inspectPlot(api, node) {
     (node.properties ??= {}).fewstep_churn = Number(slider.value);
     plot.check();
   });
+  slider.addEventListener("change", noted);
   slider.addEventListener("keydown", (event) => event.stopPropagation());
   node.hideOutputImages = true;      // the plot below says the same; this in Nodes 2.0, the next line on the classic canvas
   node.onDrawBackground = () => {};

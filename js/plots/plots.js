@@ -19,12 +19,15 @@ const PLOTS = {
 
 const WIDTH = 300;
 
-/** For every node that is made. A plot is {element, chart, height, read(), draw(what was read), onResult(data)}. */
+/**
+ * For every node that is made. A plot is {element, chart, height, read(), draw(what was read), onResult(data)}, made of the api,
+ * the node and what it calls when the user has changed something on it.
+ */
 export function plotOn(app, api, node) {
   const make = PLOTS[node.comfyClass ?? node.type];
   if (!make || typeof node.addDOMWidget !== "function") return;
   addStyles(new URL("./plots.css", import.meta.url).href);
-  const plot = make(api, node);
+  const plot = make(api, node, () => noted(app));
   // the classic canvas asks for the height, Nodes 2.0 goes by the style
   const widget = node.addDOMWidget("fewstep_plot", "fewstep_plot", plot.element,
     { serialize: false, hideOnZoom: false, getMinHeight: () => plot.height + 20 });
@@ -37,10 +40,11 @@ export function plotOn(app, api, node) {
   const open = () => {
     if (watching) return;
     plot.chart.open();
-    watching = watch(plot.element, () => {
+    const read = () => {
       plot.chart.refresh();
       return plot.read();
-    }, plot.draw);
+    };
+    watching = watch(plot.element, read, plot.draw, { exists: () => exists(node), onGone: close });
   };
   const close = () => {
     watching?.close();
@@ -56,7 +60,19 @@ export function plotOn(app, api, node) {
     if (data) plot.onResult?.(data);
     plot.check();
   });
-  open();
+  if (node.graph) open();
+}
+
+/** Makes a change a step of undo: the host looks when a mouse button comes up, and misses clicks, drags and keys of ours. */
+function noted(app) {
+  app.canvas?.emitBeforeChange();
+  app.canvas?.emitAfterChange();
+}
+
+/** Whether a node is in a graph that is still loaded: those in subgraphs are not told when another one is. */
+function exists({ graph }) {
+  const root = graph?.rootGraph ?? graph;
+  return Boolean(graph) && (graph === root || root.subgraphs?.get(graph.id) === graph);
 }
 
 /** The node at least as large as what is on it: the classic canvas leaves the size as it was. */
@@ -66,7 +82,7 @@ function fit(node, width = 0) {
   if (size[0] > node.size[0] || size[1] > node.size[1]) node.setSize(size);
 }
 
-/** On the classic canvas, what a plot has no use for: the wheel, the middle button and a right click. Nodes 2.0 sees to it itself. */
+/** On the classic canvas, what a plot has no use for: the wheel, the middle button and a right click. Nodes 2.0 does it by itself. */
 function passOn(app, element) {
   const classic = () => !element.closest(".lg-node-widget");
   const pass = (name, wanted, handler) => element.addEventListener(name, (event) => {

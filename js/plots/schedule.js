@@ -71,9 +71,12 @@ export function recallModel(node) {
   if (key && isTable(model) && !tables.get(key)) tables.set(key, model);
 }
 
-export function schedulePlot(api, node) {
+export function schedulePlot(api, node, noted) {
   const chart = makeChart();
-  const view = choice(node, "fewstep_view", VIEWS, t("plots.fewstep_view.label"), () => plot.check());
+  const view = choice(node, "fewstep_view", VIEWS, t("plots.fewstep_view.label"), () => {
+    plot.check();
+    noted();
+  });
   chart.head.append(view.element);
   const plot = {
     chart, element: chart.element, height: 190,

@@ -5,6 +5,7 @@
 //   sigmasAbove(api, node, input)  {grid: name, steps, denoise, shift, options, model} | {points, ...} | null
 //   tables                         descriptions of models, from the server or from nodes that have run, by key
 
+import { linkInto, linkOf } from "../graph/find.js";
 import { readPoints } from "./drawn.js";
 import { modelFrom } from "./models.js";
 
@@ -20,12 +21,8 @@ const inputTyped = (node, type) => (node.inputs ?? []).findIndex((input) => inpu
 
 /** {node, slot}: the output that feeds an input, or null. */
 export function sourceOf(node, index, depth = 0) {
-  const link = linkOf(node, index);
+  const link = node ? linkInto(node, index) : null;
   return link && depth < 100 ? endOf(node.graph, link, depth) : null;
-}
-
-function linkOf(node, index) {
-  return node?.graph && index >= 0 ? node.getInputLink(index) ?? null : null;
 }
 
 function endOf(graph, link, depth) {
@@ -56,13 +53,24 @@ function instanceOf(subgraph) {
   return graphs.flatMap((graph) => graph.nodes).find((node) => node.subgraph === subgraph) ?? null;
 }
 
-/** The nodes that an output feeds, past reroutes. */
+/** The nodes that an output feeds, past reroutes and the walls of subgraphs. */
 export function fedBy(node, slot, depth = 0) {
-  const next = node.graph && node.outputs?.length ? node.getOutputNodes(slot) ?? [] : [];
-  return next.flatMap((to) => {
-    if (to.mode === MUTED) return [];
-    return to.isVirtualNode && depth < 100 ? fedBy(to, 0, depth + 1) : [to];
-  });
+  return (node.outputs?.[slot]?.links ?? []).flatMap((id) => goalsOf(node.graph, linkOf(node.graph, id), depth));
+}
+
+function goalsOf(graph, link, depth) {
+  if (!link || depth > 100) return [];
+  if (link.targetIsIoNode) {
+    const outer = instanceOf(graph);
+    return outer ? fedBy(outer, link.target_slot, depth + 1) : [];
+  }
+  const to = graph.getNodeById(link.target_id);
+  if (!to || to.mode === MUTED) return [];
+  if (to.subgraph) {
+    const within = to.subgraph.inputs?.find((input) => input.name === to.inputs[link.target_slot]?.name);
+    return (within?.linkIds ?? []).flatMap((id) => goalsOf(to.subgraph, linkOf(to.subgraph, id), depth + 1));
+  }
+  return to.isVirtualNode ? fedBy(to, 0, depth + 1) : [to];
 }
 
 /** A widget's value; that of the primitive which is wired to it, where one is. */

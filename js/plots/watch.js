@@ -7,10 +7,10 @@ let timer = 0;
 
 /**
  * Call `draw(read())` at once, and again whenever the JSON of `read()` is another; returns {check, close}.
- * `check(true)` draws in any case.
+ * `check(true)` draws in any case. onGone() is called when a look finds that `exists()` no more.
  */
-export function watch(element, read, draw) {
-  const item = { seen: false, key: undefined };
+export function watch(element, read, draw, { exists, onGone }) {
+  const item = { seen: false, key: undefined, exists, onGone };
   item.check = (forced = false) => {
     try {
       const value = read();
@@ -42,7 +42,10 @@ export function watch(element, read, draw) {
 function look() {
   const begun = performance.now();
   if (!document.hidden) {
-    for (const item of watched) if (item.seen) item.check();
+    for (const item of watched) {
+      if (!item.exists()) item.onGone();
+      else if (item.seen) item.check();
+    }
   }
   timer = watched.size ? setTimeout(look, Math.max(PERIOD, 9 * (performance.now() - begun))) : 0;
 }

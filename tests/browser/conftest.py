@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))       # and those of other
 
 from comfy_server import Server, link_pack  # noqa: E402
 from frontend import Frontend  # noqa: E402
+from old_runs import write_runs  # noqa: E402
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -55,3 +56,11 @@ def front(page_of_comfy):
     yield page_of_comfy
     assert page_of_comfy.trouble == []
     page_of_comfy.leave()
+
+
+@pytest.fixture
+def old_runs(comfy):
+    """Of a number, and changes of their status: that many finished runs; they go after the test."""
+    root = comfy.base / "user" / "fewstep" / "runs"
+    yield lambda count, **changes: write_runs(root, count, **changes)
+    shutil.rmtree(root)

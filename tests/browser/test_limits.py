@@ -1,14 +1,10 @@
 """The panel with very much in it, by keyboard alone, and in Chinese."""
 
-import json
 import os
-import shutil
 import statistics
 from pathlib import Path
 
 import pytest
-from fewstep.training import job, runs, storage
-from fewstep.training.config import DistilConfig
 from frontend import TAB
 
 pytestmark = pytest.mark.browser
@@ -61,28 +57,6 @@ FOCUSED = """() => {
   const at = document.activeElement;
   return at.closest(".fewstep-panel") ? `${at.tagName} ${at.getAttribute("aria-label") ?? at.textContent}`.slice(0, 40) : null;
 }"""
-
-
-@pytest.fixture
-def old_runs(comfy):
-    """Of a number: that many finished runs, as `training.job` would have left them; they go after the test."""
-    root = comfy.base / "user" / "fewstep" / "runs"
-    yield lambda count: write_runs(root, count)
-    shutil.rmtree(root)
-
-
-def write_runs(root, count):
-    for i in range(count):
-        config, about = DistilConfig(seed=i), {"base": "made for a test"}
-        folder = root / job.folder_name(config, about)
-        folder.mkdir(parents=True)
-        began = 1_700_000_000 + 600 * i
-        status = {"state": "finished", "done": 600, "total": 600, "skipped": 0, "method": "phased", "steps": 4, "loss": 0.03,
-                  "fidelity": 0.2, "best": 0.19, "saved_at": began + 500, "about": about,
-                  "notes": {"started_at": began, "name": f"old-{i}", "model": "dream.safetensors", "lora": f"old-{i}.safetensors"}}
-        (folder / storage.MANIFEST).write_text(json.dumps(job.manifest(config, about)))
-        (folder / job.STATUS).write_text(json.dumps(status))
-    assert storage.is_ours(folder) and runs.summary(folder)["state"] == "finished"
 
 
 def busy(front):
