@@ -16,38 +16,8 @@ from fewstep.training import job as jobs
 from fewstep.training.config import METHODS, DistilConfig
 from fewstep.training.distil import Distillation
 from fewstep.training.job import STATE, STATUS, Job, load_state, save_state
-from fewstep.training.restoration import run_of
+from parts import ABOUT, SMALL, result, run, same
 from tiny import Tiny
-
-SMALL = dict(updates=20, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
-ABOUT = {"base": "demo", "conditioning": "labels"}
-
-
-def run(folder, last=None, every=3, **changes):
-    """A run in that folder, cut off by a cancel after update `last`; closed."""
-    if changes.get("method") == "restoration":
-        changes["process"] = [{"kind": "blur", "width": 1.0}, {"kind": "noise"}]
-    run = run_of(Tiny(), DistilConfig(**{**SMALL, **changes}))
-    try:
-        with Job(folder, run, ABOUT, every=every) as job:
-            for _ in job.progress():
-                if run.done == last:
-                    raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        pass
-    finally:
-        run.close()
-    return run
-
-
-def result(run):
-    """All that a run has to show."""
-    return [*run.lora_tensors().values(), *run.descent.averaged, *run.lora.parameters()], run.loss, run.fidelity, run.best[0]
-
-
-def same(first, second):
-    (tensors, *rest), (others, *again) = result(first), result(second)
-    return rest == again and all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
 
 @pytest.mark.parametrize("options", [{"method": m} for m in METHODS] + [
@@ -124,6 +94,7 @@ import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import conftest, torch
 torch.set_num_threads(1)
+from parts import ABOUT, SMALL, result, run, same
 from tiny import Tiny
 from fewstep.training.config import DistilConfig
 from fewstep.training.distil import Distillation
