@@ -107,12 +107,13 @@ def _run(job, folder, order, live):
             show.say(node, f"Stopped after {run.done} updates. Saved {path.name}. Queue again to go on.")
         raise
     path = _save(job, folder, order.name)
-    skipped, text = run.descent.skipped, f"Saved {path.name}"
-    if skipped:
-        text += f", {skipped} updates left out as not finite"
     if run.best and run.best[0] >= run.fidelity[0][1]:
-        text += ". It is no nearer to the teacher than the untrained model: lower learning_rate, or train longer"
-    show.say(node, text)
+        show.say(node, f"Saved {path.name}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
+                       "train longer")
+    elif skipped := run.descent.skipped:
+        show.say(node, f"Saved {path.name}, {skipped} updates left out as not finite")
+    else:
+        show.say(node, f"Saved {path.name}")
     return path
 
 

@@ -14,6 +14,11 @@ METHODS = ("phased", "consistency", "consistency-training", "reflow", "rectified
 TARGETS = ("stop-gradient", "ema")
 CHOICES = {"method": METHODS, "target": TARGETS, "metric": tuple(METRICS), "solver": SOLVERS, "times": DISTRIBUTIONS,
            "weighting": ("none", *WEIGHTINGS)}
+# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard is no full memory
+WHOLE = {"steps": (1, 1000), "updates": (1, 10**8), "batch": (1, 10_000), "chunk": (1, 10_000), "images": (1, 10**6),
+         "rank": (1, 4096), "rounds": (1, 1000), "intervals": (1, 100_000), "substeps": (1, 1000), "seed": (0, 2**64 - 1),
+         "phases": (1, 1000), "image_steps": (1, 100_000), "between": (0, 1000), "micro": (1, 10_000)}
+FOLLOWING = ("phases", "image_steps", "micro")      # None where they follow from others
 RANGES = {"shift": (1e-3, 1e3), "cfg": (1, 100), "ema": (0, 1), "lr": (0, 1), "one_step": (0, 1)}
 
 
@@ -89,8 +94,9 @@ class DistilConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "updates", "batch", "chunk", "images", "rank", "rounds", "intervals", "substeps"):
-            check_whole(name, getattr(self, name))
+        for name, bounds in WHOLE.items():
+            if name not in FOLLOWING or getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), *bounds)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -101,9 +107,6 @@ class DistilConfig:
         for name in ("curriculum", "checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
-        check_whole("seed", self.seed, 0)
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be below 2^64, got {self.seed}.")
         if self.lr == 0:
             raise ValueError("lr must be above 0, got 0: nothing would be learnt.")
         for name in ("include", "exclude"):
@@ -120,14 +123,17 @@ class DistilConfig:
         if (self.method == "restoration") != bool(self.process):
             raise ValueError(f"process must be given for the method restoration and for no other, got {self.process!r} for "
                              f"{self.method}.")
-        object.__setattr__(self, "process", checked(self.process) if self.process else ())
+        try:
+            object.__setattr__(self, "process", checked(self.process) if self.process else ())
+        except TypeError as error:      # a kind that can't be looked up
+            raise ValueError(f"process must be a list of parts such as {{\"kind\": \"pixelate\", \"largest\": 8}}, got "
+                             f"{self.process!r}.") from error
         if self.process:
             process_of(self.process)
             if self.weighting != "none":
                 raise ValueError(f"weighting must be none for the method restoration, got {self.weighting}.")
         if self.phases is None:
             object.__setattr__(self, "phases", self.steps)
-        check_whole("phases", self.phases)
         least = self.phases
         if self.method == "phased":     # the student is sampled from levels that it learns at, none inside a longer phase
             least = math.lcm(self.phases, self.steps)
@@ -135,16 +141,13 @@ class DistilConfig:
                 raise ValueError(f"phases must be at most steps ({self.steps}), got {self.phases}.")
         if self.image_steps is None:
             object.__setattr__(self, "image_steps", least * math.ceil(8 / least))
-        check_whole("image_steps", self.image_steps)
+        check_whole("image_steps", self.image_steps, *WHOLE["image_steps"])
         if self.image_steps % least:
             raise ValueError(f"image_steps must be a multiple of phases ({self.phases}) and, for phased, of steps ({self.steps}), "
                              f"got {self.image_steps}. Leave it out.")
         if self.rounds > 1 and self.method not in ("reflow", "rectified-diffusion"):
             raise ValueError(f"rounds must be 1 for the method {self.method}, got {self.rounds}. Only reflow and "
                              "rectified-diffusion go on from their own pairs.")
-        check_whole("between", self.between, 0)
-        if self.micro is not None:
-            check_whole("micro", self.micro)
 
     @classmethod
     def from_dict(cls, values):
@@ -160,11 +163,12 @@ class DistilConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def check_whole(name, value, least=1):
-    """Raise ValueError naming the setting when it is not a whole number of `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}.")
+def check_whole(name, value, least, most):
+    """Raise ValueError naming the setting when it is not a whole number within these bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}.")
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a finite int or float; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

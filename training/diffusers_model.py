@@ -16,11 +16,10 @@ number n of image tokens: mu is the line through (base_image_seq_len, base_shift
 s = exp(mu), or mu itself where time_shift_type is linear. So it is fixed by the size in pixels. (ComfyUI takes mu = 1.15 at
 every size; a recipe holds sigmas, so that this does not matter to it.)
 
-diffusers and transformers are optional, imported late. Weights are read from safetensors alone, and nothing is downloaded.
+diffusers and transformers are optional, imported late; `pipelines` reads the folder.
 """
 
 import gc
-import json
 import math
 from pathlib import Path
 
@@ -31,80 +30,12 @@ from ..diffusion.grids import discrete_sigma, flow_sigma, nearest_index
 from ..diffusion.paths import FLOW, VARIANCE_EXPLODING
 from ..diffusion.predictions import expand, to_x0
 from .lora import fingerprint
+from .pipelines import NO_VAE, PIPELINES, encode, library, load_network, pixels_per_latent, read_index, read_object
 
-PIPELINES = {"StableDiffusionPipeline": "UNet2DConditionModel", "StableDiffusionXLPipeline": "UNet2DConditionModel",
-             "StableDiffusion3Pipeline": "SD3Transformer2DModel", "FluxPipeline": "FluxTransformer2DModel"}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+SHIFTS = {"shift": 1.0, "base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 UNUSED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")      # UNet inputs that we don't give
-NO_VAE = 8      # pixels per latent where the folder has no VAE to ask
-
-
-def library():
-    """The module `diffusers`; raises ImportError that says how to install it."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ImportError(f"Models in diffusers' format need diffusers ({error}): pip install fewstep[diffusers]") from error
-    return diffusers
-
-
-# ---- the folder ------------------------------------------------------------------------------------
-
-def read_index(folder):
-    """(pipeline class name, name of the network's subfolder, model_index.json) of a pipeline folder.
-
-    Raises ValueError for no such folder, another pipeline, and parts that are named but missing.
-    """
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"folder must be a diffusers pipeline with a model_index.json, got {folder}. Save one with "
-                         "pipe.save_pretrained(folder); a single checkpoint file is for the ComfyUI nodes.")
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    name = index.get("_class_name")
-    if name not in PIPELINES:
-        raise ValueError(f"folder must hold one of {', '.join(PIPELINES)}, got {name} in {folder}.")
-    part = "unet" if PIPELINES[name].startswith("UNet") else "transformer"
-    if not (folder / part).is_dir() or not (folder / "scheduler" / "scheduler_config.json").is_file():
-        raise ValueError(f"folder must hold {part}/ and scheduler/scheduler_config.json; {folder} does not. Save it all.")
-    missing = [key for key, value in index.items() if key.startswith(("text_encoder", "tokenizer"))
-               and isinstance(value, list) and value[0] and not (folder / key).is_dir()]
-    if missing:
-        raise ValueError(f"folder must hold {', '.join(missing)}, which model_index.json names; {folder} does not. Save the whole "
-                         "pipeline, or give ready-made conditionings to DiffusersDenoiser.from_component.")
-    return name, part, index
-
-
-def pixels_per_latent(folder):
-    """How many pixels a latent spans, from the VAE's config; 8 without one."""
-    config = Path(folder) / "vae" / "config.json"
-    return 2 ** (len(json.loads(config.read_text("utf-8"))["block_out_channels"]) - 1) if config.is_file() else NO_VAE
-
-
-@torch.no_grad()
-def encode(folder, prompts, negative, device, dtype, variant=None):
-    """[(embeds (T, D), pooled (P,) or None)] of every prompt and, last, the negative, by the pipeline's own `encode_prompt`."""
-    diffusers = library()
-    name, part, index = read_index(folder)
-    network = getattr(diffusers, PIPELINES[name])
-    with torch.device("meta"):      # the pipeline asks the network for widths, never for weights
-        empty = network.from_config(network.load_config(folder, subfolder=part, local_files_only=True))
-    absent = {k: None for k in ("vae", "safety_checker", "feature_extractor", "image_encoder") if k in index}
-    if name == "StableDiffusion3Pipeline":      # often kept without T5
-        absent.update({k: None for k in ("text_encoder_3", "tokenizer_3") if not index.get(k, [None])[0]})
-    pipe = getattr(diffusers, name).from_pretrained(str(folder), local_files_only=True, use_safetensors=True, variant=variant,
-                                                    torch_dtype=dtype, **{part: empty}, **absent)
-    for key, component in pipe.components.items():
-        if key.startswith("text_encoder") and component is not None:
-            component.to(device)
-    options = {"device": device, "num_images_per_prompt": 1}
-    if name == "FluxPipeline":
-        out = [pipe.encode_prompt(text, **options)[:2] for text in [*prompts, negative or ""]]
-    else:
-        if name == "StableDiffusion3Pipeline":
-            options.update(prompt_2=None, prompt_3=None)
-        out = [pipe.encode_prompt(text, do_classifier_free_guidance=False, **options)[::2] for text in prompts]
-        out.append(pipe.encode_prompt(prompts[0], do_classifier_free_guidance=True, negative_prompt=negative, **options)[1::2])
-    return [(*(t[0].to("cpu", dtype) for t in item), None)[:2] for item in out]
 
 
 # ---- the noise levels ------------------------------------------------------------------------------
@@ -128,23 +59,32 @@ def schedule(config, tokens):
     if zero_snr and prediction == "epsilon":
         raise ValueError("scheduler must not have rescale_betas_zero_snr with prediction_type epsilon: at zero SNR epsilon says "
                          "nothing of the picture. Use v_prediction if the model was trained so, or switch the rescaling off.")
-    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-    betas = library().DDPMScheduler(**{k: config[k] for k in known if config.get(k) is not None})
-    left = betas.alphas_cumprod.double()
+    given = {k: config[k] for k in BETAS if config.get(k) is not None}
+    try:
+        left = library().DDPMScheduler(**given).alphas_cumprod.double()
+    except (TypeError, ValueError, RuntimeError) as error:      # of which NotImplementedError is one
+        raise ValueError(f"scheduler must have a beta_schedule that diffusers knows, and numbers beside it, got {given} "
+                         f"({error}).") from error
     if zero_snr:
         left[-1] = 2.0**-24
     table = ((1 - left) / left).sqrt()
+    if not (len(table) > 1 and table[0] > 0 and table[-1] < math.inf and (table.diff() > 0).all()):
+        raise ValueError(f"scheduler must have noise levels that rise, two or more, got those of {given}.")
     return VARIANCE_EXPLODING, discrete_sigma(table), table, PREDICTIONS[prediction]
 
 
 def flow_shift(config, tokens):
     """The shift s of a flow scheduler's config at that many image tokens."""
-    if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift", 1.0))
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = low + (high - low) * (tokens - few) / (many - few)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    values = [config.get(name, usual) for name, usual in SHIFTS.items()]
+    shift, few, many, low, high = values
+    if not all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in values) or few == many:
+        raise ValueError(f"scheduler must have numbers for {', '.join(SHIFTS)}, got {', '.join(map(repr, values))}.")
+    if config.get("use_dynamic_shifting"):
+        mu = low + (high - low) * (tokens - few) / (many - few)
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(min(mu, 100))
+    if not 1e-3 <= shift <= 1e3:
+        raise ValueError(f"scheduler must have a shift from 0.001 to 1000, got {shift}.")
+    return float(shift)
 
 
 # ---- the networks ----------------------------------------------------------------------------------
@@ -215,13 +155,23 @@ def stacked(conditionings, width, pooled_width):
     return torch.stack([e for e, _ in conditionings]).cpu(), pooled
 
 
+def checked_size(size, multiple):
+    """(height, width) in pixels; raises ValueError unless both are multiples of `multiple`."""
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        raise ValueError(f"size must be a height and a width in pixels, got {size}.")
+    if any(isinstance(s, bool) or int(s) != s or s < multiple or s % multiple for s in size):
+        height, width = size
+        raise ValueError(f"size must be of multiples of {multiple} pixels, got {width} wide and {height} high.")
+    return int(size[0]), int(size[1])
+
+
 class DiffusersDenoiser:
     """A `Denoiser` over a diffusers pipeline folder; each prompt is one condition.
 
     size           (height, width) in pixels, None for the model's own
     negative       text of the unconditional prediction; None for what the pipeline takes without one (SDXL: zeros)
     guidance       what a guidance-distilled model (Flux dev) is told; it costs no second call. Others ignore it
-    variant        of the weight files, "fp16" for instance, where the folder has no plain ones
+    variant        of the weight files, "fp16" for instance; None for plain ones, or where there are none, the variant that there is
     prediction     "epsilon", "v" or "velocity" (`diffusion.predictions.KINDS`)
     family, blocks what `export` asks: "sd1", "sd2", "sdxl", "sd3" or "flux", and a UNet's residual blocks a level
     """
@@ -230,13 +180,11 @@ class DiffusersDenoiser:
         folder, prompts = Path(folder), [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise ValueError("prompts must hold at least one text, got none.")
-        name, part, _ = read_index(folder)
+        read_index(folder)
+        config, scale = read_object(folder / "scheduler" / "scheduler_config.json"), pixels_per_latent(folder)
         *conditionings, last = encode(folder, prompts, negative, device, dtype, variant)
         gc.collect()        # the text encoders
-        module = getattr(library(), PIPELINES[name]).from_pretrained(
-            folder, subfolder=part, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
-        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        self._set(module, config, conditionings, last, size, pixels_per_latent(folder), device, dtype, guidance)
+        self._set(load_network(folder, dtype, variant), config, conditionings, last, size, scale, device, dtype, guidance)
 
     @classmethod
     def from_component(cls, module, scheduler, conditionings, negative, size=None, *, device="cpu", dtype=torch.float32,
@@ -257,9 +205,7 @@ class DiffusersDenoiser:
         own = module.config.get("sample_size") or 128
         if size is None and isinstance(own, int):
             size = (own * scale, own * scale)
-        if size is None or len(size) != 2 or any(int(s) != s or s < scale * side or s % (scale * side) for s in size):
-            raise ValueError(f"size must be (height, width) in pixels, multiples of {scale * side}, got {size}.")
-        h, w = (int(s) // scale for s in size)
+        h, w = (s // scale for s in checked_size(size, scale * side))
         self.path, self.sigma_of, self.table, self.prediction = schedule(config, (h // 2) * (w // 2))
         if (self.table is None) != (self._ask is not ask_unet):
             raise ValueError(f"scheduler must be {'a discrete one' if self._ask is ask_unet else 'a flow-matching one'} for a "

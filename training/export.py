@@ -74,7 +74,10 @@ def from_diffusers(tensors, family=None, blocks=None):
     layers = read(tensors)
     family = family or recognise(layers)
     names = table(family, blocks or count_blocks(layers))
-    check_known(layers, [name for parts in names.values() for name in parts], family)
+    theirs = [name for parts in names.values() for name in parts]
+    if unknown(layers, theirs) and not unknown(layers, names):
+        raise ValueError("tensors must be a LoRA with diffusers' layer names, got ComfyUI's: it loads this LoRA as it is.")
+    check_known(layers, theirs, family)
     out = {}
     for layer, parts in names.items():
         found = [layers.get(name) for name in parts]
@@ -104,10 +107,13 @@ def read(tensors):
     layers = {}
     for layer, halves in found.items():
         up, down = halves.get("up"), halves.get("down")
-        if up is None or down is None or up.flatten(1).shape[1] != down.shape[0]:
+        if up is None or down is None or min(up.ndim, down.ndim) < 2 or up.flatten(1).shape[1] != down.shape[0] or not len(down):
             raise ValueError(f"tensors must hold up (out, rank) and down (rank, in) of every layer; {layer} has "
                              f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in halves.items())}.")
-        scale = float(halves["alpha"]) / down.shape[0] if "alpha" in halves else 1.0
+        alpha = halves.get("alpha", torch.tensor(float(len(down))))
+        if alpha.numel() != 1:
+            raise ValueError(f"tensors must hold one number as alpha of every layer; {layer} has {tuple(alpha.shape)}.")
+        scale = float(alpha) / len(down)
         layers[layer] = (up.flatten(1).float() * scale).to(up.dtype), down.flatten(1)
     return layers
 

@@ -20,12 +20,14 @@ from ..diffusion.grids import discrete_sigma, flow_sigma
 from ..diffusion.linear import lengthened, solve
 from ..diffusion.paths import path as path_of
 from ..diffusion.trajectories import Trajectories
-from .cache import LIMIT, CacheSpec, TrajectoryCache, start
+from .cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache, start
 from .config import check_whole
 from .progress import Progress
 from .recipe import Recipe
 
 MOST_STEPS = 12
+WHOLE = {"trajectories": (4, 10**6), "reference_steps": (2 * MOST_STEPS, 10_000), "kept": (MOST_STEPS, 10_000), "starts": (1, 100),
+         "seed": (0, 2**64 - 1)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,15 +54,16 @@ class FitConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        counts = tuple(sorted(set(self.steps)))
-        object.__setattr__(self, "steps", counts)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
-        if not counts or not whole or counts[0] < 1 or counts[-1] > MOST_STEPS:
+        counts = self.steps if isinstance(self.steps, (list, tuple)) else (self.steps,)
+        if not counts or not all(type(n) is int and 1 <= n <= MOST_STEPS for n in counts):
             raise ValueError(f"steps must be whole numbers from 1 to {MOST_STEPS}, got {self.steps!r}.")
-        for name, low in (("trajectories", 4), ("reference_steps", 2 * MOST_STEPS), ("kept", MOST_STEPS), ("starts", 1)):
-            check_whole(name, getattr(self, name), low)
-        if not self.effort > 0:
+        object.__setattr__(self, "steps", tuple(sorted(set(counts))))
+        for name, bounds in WHOLE.items():
+            check_whole(name, getattr(self, name), *bounds)
+        if type(self.effort) not in (int, float) or not self.effort > 0:
             raise ValueError(f"effort must be above 0, got {self.effort!r}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
 
 
 class SolverFit:
@@ -168,6 +171,8 @@ def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, 
     """
     if folder is not None and not base:
         raise ValueError("base must name this denoiser where there is a folder, in which several may keep trajectories; got none.")
+    if odd := sorted(settings.keys() - {f.name for f in dataclasses.fields(FitConfig)}):
+        raise ValueError(f"settings must be those of FitConfig, got {', '.join(odd)}.")
     teacher = _Plain(denoise, shape, path, sigma_range, base)
     with tempfile.TemporaryDirectory() as temporary:
         run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)
@@ -182,20 +187,31 @@ class _Plain:
     conditions, noise_scale, cfg = 1, 1.0, 1.0
 
     def __init__(self, denoise, shape, path, sigma_range, base):
+        if not isinstance(shape, (list, tuple)) or not shape or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"shape must be that of one sample, such as (4, 64, 64), got {shape!r}.")
         self.denoise, self.shape, self.path, self.base = denoise, tuple(shape), path_of(path), base
         if self.path.name == "flow":
             self.sigma_of = flow_sigma()
         else:
-            low, high = sigma_range or (0, 0)
+            try:
+                low, high = map(float, sigma_range or ())
+            except (TypeError, ValueError):
+                low = high = 0.0
             if not 0 < low < high < math.inf or high > self.path.sigma_max:
                 raise ValueError(f"sigma_range must be (lowest, highest) noise level on the {path} path, got {sigma_range!r}.")
             self.sigma_of = discrete_sigma(torch.linspace(math.log(low), math.log(high), 1000, dtype=torch.float64).exp())
         self.identity = {"model": base, "patches": "", "conditioning": "", "guidance": "none"}
 
     def __call__(self, x, sigma, condition):
-        return self.denoise(x, sigma)
+        x0 = self.denoise(x, sigma)
+        if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
+            raise ValueError(f"denoise must answer x of shape {tuple(x.shape)} with x0 of that shape, got "
+                             f"{tuple(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__}.")
+        return x0
 
 
 def sample_recipe(recipe, denoise, noise):
     """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
+    if recipe.solver is None:
+        raise ValueError(f"recipe must have coefficients of a solver, as a fit gives it, got none in one of {recipe.method}.")
     return solve(recipe.solver, denoise, start(noise, recipe.sigmas, path_of(recipe.path)))

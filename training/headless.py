@@ -13,58 +13,67 @@ import torch
 
 from . import pictures
 from .config import DistilConfig
-from .demo.net import KINDS
-from .export import from_diffusers, to_diffusers
+from .demo.data import label_width
+from .demo.net import KINDS, EmojiNet
+from .export import FAMILIES, from_diffusers, listed, read, to_diffusers
+from .families import usual
 from .files import check_folder, load_lora, save_lora, write_json
 from .job import Job
+from .lora import target_layers
 from .memory import cut
 from .phases import usual_shift
 from .restoration import run_of
 
 SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
-# what suits a packaged teacher is too hot for a large model; both give way to the config file
-DEFAULTS = {"demo": {}, "diffusers": {"lr": 1e-4, "rank": 32, "batch": 4, "chunk": 4, "images": 256, "cfg": 5.0}}
+DEVICES, DTYPES = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
+LARGE = {"batch": 4, "chunk": 4, "images": 256}     # what suits a packaged teacher is too much of a large model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Which model a run is of: a packaged teacher's name, or a diffusers folder with prompts, a negative and a size in pixels."""
+    """Which model a run is of: a packaged teacher's name, or a diffusers folder with prompts, a negative and a size in pixels.
+
+    width, height: None for the model's own. Raises ValueError naming what is wrong.
+    """
 
     model: str
     prompts: tuple = ()
     negative: str = ""
-    width: int = 512
-    height: int = 512
+    width: int | None = None
+    height: int | None = None
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self):
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-        if Path(self.model).is_dir() and self.model not in KINDS:
-            object.__setattr__(self, "model", str(Path(self.model).resolve()))
-        if self.model not in KINDS and not Path(self.model).is_dir():
+        if not isinstance(self.model, str) or not self.model or self.model not in KINDS and not Path(self.model).is_dir():
             raise ValueError(f"model must be {', '.join(KINDS)} or a diffusers folder, got {self.model!r}.")
+        if self.model not in KINDS:
+            object.__setattr__(self, "model", str(Path(self.model).resolve()))
+        if not isinstance(self.prompts, (list, tuple)) or not all(isinstance(text, str) for text in self.prompts):
+            raise ValueError(f"prompts must be a list of texts, got {self.prompts!r}.")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.model not in KINDS and not self.prompts:
             raise ValueError(f"prompts must hold at least one prompt for the model {self.model}, got none. Use --prompts FILE.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
+        if not isinstance(self.negative, str):
+            raise ValueError(f"negative must be text, got {self.negative!r}.")
+        if {type(self.width), type(self.height)} not in ({int}, {type(None)}):
+            raise ValueError(f"width and height must be whole numbers of pixels, got {self.width!r} and {self.height!r}.")
+        for name, choices in (("device", DEVICES), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
 
-    @property
-    def family(self):
-        """"demo" or "diffusers"."""
-        return "demo" if self.model in KINDS else "diffusers"
-
     def denoiser(self):
         """The model."""
-        if self.family == "demo":
+        if self.model in KINDS:
             from .demo.teacher import DemoTeacher
 
             return DemoTeacher(self.model, self.device)
         from .diffusers_model import DiffusersDenoiser
 
-        return DiffusersDenoiser(self.model, list(self.prompts), self.negative, size=(self.height, self.width), device=self.device,
+        size = None if self.width is None else (self.height, self.width)
+        return DiffusersDenoiser(self.model, list(self.prompts), self.negative, size=size, device=self.device,
                                  dtype=getattr(torch, self.dtype))
 
 
@@ -72,23 +81,36 @@ def read_config(path):
     """The settings of a JSON or TOML file as a dict; raises ValueError naming the file and what is wrong with it."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        return dict(values)
-    except (OSError, ValueError, TypeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+        shown = repr(values)[:60]
+    except RecursionError:
+        raise ValueError(f"{path} must be a config in JSON or TOML, and is nested too deeply to be one.") from None
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} must be a config in JSON or TOML, and can't be read ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings by name, such as {{\"steps\": 4}}, got {shown}.")
+    return values
+
+
+def suited(denoiser, settings):
+    """The settings over those that suit the model's family; a packaged teacher is suited by `DistilConfig`'s own."""
+    family = getattr(denoiser, "family", None)
+    return {**LARGE, **dataclasses.asdict(usual(family)), **settings} if family else settings
 
 
 def distil(out, spec, settings, memory=None, show=lambda run, progress: None):
     """Run, or go on with, the distillation in the folder `out`; returns the finished `Distillation`, closed.
 
-    settings: of `DistilConfig`, over `DEFAULTS`; memory: bytes that the run may take, None for what is free. show(run, progress) is
-    called at every step. Raises ValueError, OSError, MemoryError or ArithmeticError, all before any long work.
+    settings: of `DistilConfig`, over what suits the model's family; memory: bytes that the run may take, None for what is free.
+    show(run, progress) is called at every step. Raises ValueError, OSError, MemoryError or ArithmeticError, all before any long
+    work.
     """
-    settings = {**DEFAULTS[spec.family], **settings}
-    config = DistilConfig.from_dict(settings)
+    DistilConfig.from_dict(settings)        # refused before the model is loaded
     out = check_folder(out, 8 << 20)
     denoiser = spec.denoiser()
+    settings = suited(denoiser, settings)
+    config = DistilConfig.from_dict(settings)
     if "shift" not in settings:
         config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
     config, _ = cut(denoiser, config, memory)
@@ -116,9 +138,9 @@ def _save(run, out):
     if family is None:
         run.save(out / LORA)
         return
-    # names and shapes are part of a fingerprint, so that ComfyUI's of the same weights is another
-    recipe = dataclasses.replace(run.recipe(), base="")
-    tensors, options = run.lora_tensors(), {"family": family, "blocks": run.denoiser.blocks}
+    tensors, options, recipe = run.lora_tensors(), {"family": family, "blocks": run.denoiser.blocks}, run.recipe()
+    # names and shapes are part of a fingerprint, so that ComfyUI's of the same weights is another; `export` reads the family
+    recipe = dataclasses.replace(recipe, base="", trained={**recipe.trained, **options})
     save_lora(out / LORA, from_diffusers(tensors, **options), recipe)
     save_lora(out / FOR_DIFFUSERS, to_diffusers(tensors, **options), recipe)
 
@@ -128,19 +150,48 @@ def resume(out, **options):
     file = Path(out) / SPEC
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        spec, settings, memory = Spec(**found["spec"]), dict(found["settings"]), found["memory"]
-    except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{out} must be the folder of a run, and its {SPEC} can't be read ({error}). Start one with fewstep "
-                         "distil.") from error
+        spec, settings, memory = Spec(**found["spec"]), {**found["settings"]}, found["memory"]
+    except FileNotFoundError:
+        raise ValueError(f"{out} must be the folder of a run, and has no {SPEC}. Start one with fewstep distil.") from None
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} must tell what a run is of, and can't be used ({error}). Mend it, or start another run with "
+                         "fewstep distil.") from error
+    if memory is not None and not (type(memory) in (int, float) and 0 < memory < 1e300):
+        raise ValueError(f"memory in {file} must be a number of bytes or null, got {memory!r}.")
     return distil(out, spec, settings, memory, **options)
 
 
-def export(lora, out, to="diffusers"):
+def export(lora, out, to="diffusers", family=None):
     """Write a LoRA in another program's keys, "diffusers" (peft) or "comfyui"; returns how many layers it has.
 
-    Raises ValueError for layers that the format has no name for: nothing is left out.
+    family: one of `export.FAMILIES`, None for what the file tells. Raises ValueError for a file that there is already, for weights
+    that are not finite, and for layers that the format has no name for: nothing is left out.
     """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"out must be a new file, and {out} is there already. Choose another name.")
+    if not out.parent.is_dir():
+        raise ValueError(f"out must be a file in a folder that is there, and {out.parent} is not. Make it, or choose another.")
     tensors, recipe = load_lora(lora)
-    converted = to_diffusers(tensors) if to == "diffusers" else from_diffusers(tensors)
-    save_lora(Path(out), converted, recipe)
+    if odd := [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]:
+        raise ValueError(f"{lora} must hold finite weights, got NaN or infinity in {listed(odd)}. Take another.")
+    told = recipe.trained if recipe else {}
+    family = family or (told.get("family") if told.get("family") in FAMILIES else None)
+    blocks = told.get("blocks") if type(told.get("blocks")) is int and 0 < told["blocks"] < 10 else None
+    try:
+        if read(tensors).keys() <= _demo_layers():
+            raise ValueError("a packaged teacher's LoRA has no other format. ComfyUI loads it as it is.")
+        converted = (to_diffusers if to == "diffusers" else from_diffusers)(tensors, family, blocks)
+    except ValueError as error:
+        raise ValueError(f"{lora}: {error}") from error
+    try:
+        save_lora(out, converted, recipe)
+    except OSError as error:
+        raise OSError(f"{out} can't be written ({error.strerror or error}). Free some space, or choose another folder.") from error
     return len({key.rsplit(".", 2)[0] for key in converted if not key.endswith(".alpha")})
+
+
+def _demo_layers():
+    """The names of a packaged teacher's layers."""
+    with torch.device("meta"):
+        return set(target_layers(EmojiNet(KINDS[0], label_width())))

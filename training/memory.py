@@ -22,6 +22,9 @@ from .restoration import run_of
 COPIES = 7              # of the adapter, see above
 MARGIN = 1.3            # over what autograd holds: tensors in passing, the allocator's rounding
 EXTRA = 256 << 20       # contexts and workspaces
+ROOT = Path("/")
+CGROUPS = (("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),       # version 2, version 1
+           ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
 BUDGETS = (8, 12, 16, 24, 48)       # GB, of the presets
 
 
@@ -135,9 +138,21 @@ def available(device):
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:        # with what the system gives back of its caches
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        lines = (ROOT / "proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):        # Windows, macOS
+        return math.inf
+    return min(free, *map(_granted, CGROUPS))
+
+
+def _granted(files):
+    """Bytes that a container's limit leaves, with what the system gives back of its caches; inf without a limit."""
+    folder, limit, taken, cache = files
+    try:
+        limit, taken = (int((ROOT / folder / name).read_text()) for name in (limit, taken))
+        counts = dict(line.split() for line in (ROOT / folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - taken + int(counts.get(cache, 0)))
+    except (OSError, ValueError):       # no such control group, or "max"
         return math.inf
 
 

@@ -61,6 +61,8 @@ def from_file(path):
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".json"):
         raise ValueError(f"file must be a .txt with one prompt a line or a .json with a list of texts, got {path.name!r}.")
+    if not path.is_file():
+        raise ValueError(f"file must be there, and {str(path)!r} is not. Check its name and folder.")
     try:
         text = path.read_text(encoding="utf-8-sig")
         value = typed(text) if path.suffix.lower() == ".txt" else json.loads(text)

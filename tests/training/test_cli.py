@@ -31,13 +31,20 @@ def test_fit_writes_recipes_report_and_samples(tmp_path, capsys, teacher):
 @pytest.mark.parametrize("options, word", [
     (["--steps", "0"], "steps"), (["--steps", "2,x"], "steps"), (["--steps", ""], "steps"), (["--steps", "99"], "steps"),
     (["--trajectories", "2"], "trajectories"), (["--trajectories", "many"], "trajectories"), (["--effort", "0"], "effort"),
-    (["--reference-steps", "3"], "reference_steps"), (["--cfg", "nan"], "cfg"), (["--seconds", "0"], "seconds"),
+    (["--reference-steps", "3"], "reference_steps"), (["--cfg", "nan"], "cfg"), (["--cfg", "-1"], "cfg"),
+    (["--seed", "-1"], "seed"), (["--seed", str(2**64)], "seed"), (["--reference-steps", "1000000000"], "reference_steps"),
+    (["--seconds", "0"], "seconds"),
     (["--seconds", "nan"], "seconds"), (["--teacher", "cat"], "teacher"), (["--frobnicate"], "frobnicate")])
 def test_bad_options_are_one_line_and_status_2(tmp_path, capsys, options, word):
     assert run(["fit", "--out", str(tmp_path / "out"), *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("fewstep") and word in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_has_no_restoration(capsys):
+    assert run(["demo", "--method", "restoration"]) == 2
+    assert "invalid choice: 'restoration'" in capsys.readouterr().err
 
 
 def test_an_unusable_folder_is_named(tmp_path, capsys):

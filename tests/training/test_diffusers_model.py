@@ -225,6 +225,14 @@ def test_folders_that_do_not_do_are_refused(tmp_path):
     ("sd1", {**SCALED, "use_flow_sigmas": True}, "got PNDMScheduler with use_flow_sigmas"),
     ("sd1", FLOW, "a discrete one for a UNet2DConditionModel, got FlowMatch"),
     ("flux", SCALED, "a flow-matching one for a FluxTransformer2DModel, got PNDM"),
+    ("sd1", {**SCALED, "beta_schedule": "nope"}, "beta_schedule that diffusers knows, .*'nope'"),
+    ("sd1", {**SCALED, "beta_end": "x"}, "beta_schedule that diffusers knows, and numbers beside it, got .*'beta_end': 'x'"),
+    ("sd1", {**SCALED, "num_train_timesteps": 1}, "noise levels that rise, two or more"),
+    ("sd1", {**SCALED, "beta_start": 0.0}, "noise levels that rise, two or more"),
+    ("sd3", {**FLOW, "shift": 0}, "a shift from 0.001 to 1000, got 0"),
+    ("sd3", {**FLOW, "shift": "a"}, "numbers for shift, .*got 'a'"),
+    ("flux", {**DYNAMIC, "max_image_seq_len": 256}, "numbers for shift"),
+    ("flux", {**DYNAMIC, "base_shift": 900}, "a shift from 0.001 to 1000"),
     ("sd3", {**FLOW, "invert_sigmas": True}, "without invert_sigmas")])
 def test_schedulers_that_do_not_do_are_refused(family, changes, why):
     with pytest.raises(ValueError, match=why):
@@ -249,8 +257,9 @@ def test_without_diffusers_it_says_how_to_install_it(monkeypatch):
 
 def test_sizes_and_conditionings_that_do_not_do_are_refused():
     net, (one, two, _) = module("flux"), conditionings("flux")
-    for size in ((60, 64), (8, 8), (64,)):
-        with pytest.raises(ValueError, match="multiples of 16, got"):
+    for size, why in (((60, 64), "multiples of 16 pixels, got 64 wide and 60 high"), ((8, 8), "multiples of 16 pixels, got 8 wide"),
+                      ((64,), r"a height and a width in pixels, got \(64,\)")):
+        with pytest.raises(ValueError, match=why):
             DiffusersDenoiser.from_component(net, FLOW, [one], two, size)
     with pytest.raises(ValueError, match=r"conditioning 1 must have embeds of shape \(5, 16\), got \(4, 16\)"):
         DiffusersDenoiser.from_component(net, FLOW, [one, (two[0][:4], two[1])], two, (64, 64))

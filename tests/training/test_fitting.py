@@ -48,9 +48,28 @@ def test_denoisers_that_share_a_folder_must_be_told_apart(tmp_path):
         fit_denoiser(lambda x, sigma: x, (4,), "flow", 4, folder=tmp_path)
 
 
+@pytest.mark.parametrize("change, why", [
+    ({"denoise": lambda x, sigma: None}, r"denoise must answer x of shape \(8, 4\) with x0 of that shape, got NoneType"),
+    ({"denoise": lambda x, sigma: x[:, :1]}, r"x0 of that shape, got \(8, 1\)"), ({"foo": 1}, "those of FitConfig, got foo"),
+    ({"shape": 4}, "shape must be that of one sample, such as .*got 4"), ({"shape": ()}, "shape must be"),
+    ({"path": "variance exploding", "sigma_range": (1,)}, r"sigma_range must be .*got \(1,\)")])
+def test_denoisers_that_do_not_do_are_refused(change, why):
+    given = {"denoise": lambda x, sigma: x, "shape": (4,), "path": "flow", "steps": 2, "trajectories": 4, "reference_steps": 24}
+    with pytest.raises(ValueError, match=why):
+        fit_denoiser(**{**given, **change})
+
+
+def test_a_recipe_without_a_solver_is_refused():
+    with pytest.raises(ValueError, match="recipe must have coefficients of a solver, .* got none in one of phased"):
+        sample_recipe(Recipe(method="phased", path="flow", sigmas=(1.0, 0.0)), lambda x, sigma: x, torch.zeros(1, 4))
+
+
 @pytest.mark.parametrize("change, word", [({"steps": ()}, "steps"), ({"steps": (0,)}, "steps"), ({"steps": (13,)}, "steps"),
                                           ({"trajectories": 3}, "trajectories"), ({"reference_steps": 8}, "reference_steps"),
-                                          ({"effort": 0.0}, "effort"), ({"starts": 0}, "starts")])
+                                          ({"effort": 0.0}, "effort"), ({"starts": 0}, "starts"), ({"seed": -1}, "seed"),
+                                          ({"seed": 2**64}, "seed"), ({"reference_steps": 10**9}, "reference_steps"),
+                                          ({"trajectories": 10**12}, "trajectories"), ({"steps": ("a", 1)}, "steps"),
+                                          ({"effort": "a"}, "effort"), ({"dtype": "int8"}, "dtype")])
 def test_settings_out_of_range_are_refused(change, word):
     with pytest.raises(ValueError, match=word):
         FitConfig(**change)

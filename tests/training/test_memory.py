@@ -11,7 +11,7 @@ from fewstep.training.denoiser import InParts
 from fewstep.training.descent import Descent
 from fewstep.training.distil import Distillation
 from fewstep.training.gradients import Backward
-from fewstep.training.memory import COPIES, EXTRA, MARGIN, Memory, available, fit
+from fewstep.training.memory import CGROUPS, COPIES, EXTRA, MARGIN, Memory, available, fit
 from tiny import Tiny
 
 SMALL = dict(updates=6, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
@@ -210,3 +210,22 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     assert isinstance(descent, Descent) and len(gradients) == 3
     for other in gradients[1:]:
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max())) for a, b in zip(gradients[0], other))
+
+
+@pytest.mark.parametrize("folder, limit, taken, cache", CGROUPS)
+def test_a_containers_limit_counts(folder, limit, taken, cache, tmp_path, monkeypatch):
+    """What it leaves, with the caches that the system gives back; none of it where there is no limit."""
+    monkeypatch.setattr("fewstep.training.memory.ROOT", tmp_path)
+    group = tmp_path / folder
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    assert available("cpu") == 8000 << 10
+    for name, text in ((limit, "5000000\n"), (taken, "3000000\n"), ("memory.stat", f"anon 5\n{cache} 1000000\n")):
+        (group / name).write_text(text)
+    assert available("cpu") == 3_000_000
+    (group / taken).write_text("7000000\n")
+    assert available("cpu") == 0
+    for free in ("max", str(2**63 - 4096)):
+        (group / limit).write_text(free)
+        assert available("cpu") == 8000 << 10

@@ -28,8 +28,8 @@ def fit(out, *, kind="flow", cfg=2.0, seconds=math.inf, device="cpu", **settings
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
-    if not math.isfinite(cfg):
-        raise ValueError(f"cfg must be a finite number, got {cfg!r}.")
+    if not 0 <= cfg <= 100:
+        raise ValueError(f"cfg must be a number from 0 to 100, got {cfg!r}.")
     if not seconds > 0:
         raise ValueError(f"seconds must be above 0, got {seconds!r}.")
     config = FitConfig(**settings)
