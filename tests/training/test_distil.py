@@ -228,7 +228,7 @@ def _overflow(run, backward, compute):
 
 
 @pytest.mark.parametrize("bad, why", [
-    ({"steps": 0}, "steps must be a whole number of 1 or more, got 0"), ({"rank": -1}, "rank must be a whole number"),
+    ({"steps": 0}, "steps must be a whole number from 1 to"), ({"rank": -1}, "rank must be a whole number"),
     ({"phases": 3, "image_steps": 8}, "image_steps must be a multiple of phases"), ({"metric": "l7"}, "metric must be one of"),
     ({"lr": float("nan")}, "lr must be a finite"), ({"between": -1}, "between must be a whole number"),
     ({"method": "magic"}, "method must be one of")])

@@ -1,15 +1,15 @@
 """A run that can't be lost: exact resumption, kills at any moment, and faults with the outcome that is promised."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import pkgutil
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import children
 import pytest
 import torch
 from fewstep.training import job as jobs
@@ -97,39 +97,29 @@ def test_ctrl_c_while_an_update_takes_effect_waits_for_its_end(tmp_path, monkeyp
     assert same(whole, run(tmp_path / "parts"))
 
 
-PROGRAM = """
-import sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
-import conftest, torch
-torch.set_num_threads(1)
-from parts import ABOUT, SMALL, result, run, same
-from tiny import Tiny
-from fewstep.training.config import DistilConfig
-from fewstep.training.distil import Distillation
-from fewstep.training.job import Job
-run = Distillation(Tiny({width}), DistilConfig(**{config!r}))
-with Job({folder!r}, run, {about!r}, every={every}) as job:
-    for progress in job.progress():
-        print(run.done, flush=True)
-"""
+PROCESSES = multiprocessing.get_context("forkserver")       # each a fork of one that has PyTorch imported
+PROCESSES.set_forkserver_preload(["torch"])
 
 
+@contextlib.contextmanager
 def program(folder, every=1, width=24, **changes):
-    """The same run in a process of its own."""
-    text = PROGRAM.format(tests=str(Path(__file__).parent.parent), config={**SMALL, **changes}, folder=str(folder), about=ABOUT,
-                          every=every, width=width)
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """The same run in a process of its own: (process, updates done as they are told)."""
+    told, tell = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=children.told, args=(tell, folder, every, width, changes))
+    process.start()
+    tell.close()
+    try:
+        yield process, iter(told.recv, None)
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.slow
 def test_100_steps_at_once_equal_40_a_kill_and_the_rest(tmp_path):
     whole = run(tmp_path / "whole", updates=100)
-    process = program(tmp_path / "parts", every=10, updates=100)
-    for line in process.stdout:
-        if int(line) >= 40:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
+    with program(tmp_path / "parts", every=10, updates=100) as (_, told):
+        next(done for done in told if done >= 40)
     assert json.loads((tmp_path / "parts" / STATUS).read_text())["done"] in (30, 40)
     assert same(whole, run(tmp_path / "parts", updates=100))
 
@@ -140,13 +130,10 @@ def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
     dice, seen, killed = random.Random(1), 0, 0
     options = {"updates": 4000, "rank": 256, "width": 2048}
     while killed < 20:
-        process = program(tmp_path, **options)
-        for line in process.stdout:
-            if int(line) > seen:        # under way: kill it at a moment that nothing chooses
-                time.sleep(dice.uniform(0, 0.4))
-                break
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        with program(tmp_path, **options) as (process, told):
+            next(done for done in told if done > seen)
+            time.sleep(dice.uniform(0, 0.4))        # under way: kill it at a moment that nothing chooses
+        assert process.exitcode == -signal.SIGKILL
         killed += 1
         tensors, numbers = load_state(tmp_path / STATE)
         assert numbers["done"] >= seen and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())

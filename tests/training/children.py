@@ -1,0 +1,22 @@
+"""Runs for processes of their own, in which this file comes first: it makes the checkout importable, as pytest's conftest does."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import conftest  # noqa: E402, F401
+import torch  # noqa: E402
+from fewstep.training.config import DistilConfig  # noqa: E402
+from fewstep.training.distil import Distillation  # noqa: E402
+from fewstep.training.job import Job  # noqa: E402
+from parts import ABOUT, SMALL  # noqa: E402
+from tiny import Tiny  # noqa: E402
+
+
+def told(pipe, folder, every, width, changes):
+    """A run that sends the updates done after each."""
+    torch.set_num_threads(1)
+    run = Distillation(Tiny(width), DistilConfig(**{**SMALL, **changes}))
+    with Job(folder, run, ABOUT, every=every) as job:
+        for _ in job.progress():
+            pipe.send(run.done)
