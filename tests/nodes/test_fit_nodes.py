@@ -259,8 +259,8 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
     ({"positive": []}, "positive must be wired"),
     ({"negative": None}, "negative must be wired where cfg is not 1, got none at cfg 2"),
     ({"steps": "2, 13"}, r"steps must be whole numbers from 1 to 12, got \(2, 13\)"), ({"steps": "two"}, "steps must be whole"),
-    ({"trajectories": 3}, "trajectories must be a whole number of 4 or more, got 3"),
-    ({"reference_steps": 23}, "reference_steps must be a whole number of 24"),
+    ({"trajectories": 3}, "trajectories must be a whole number from 4 to 1000000, got 3"),
+    ({"reference_steps": 23}, "reference_steps must be a whole number from 24"),
     ({"limit_gib": 0.001}, "trajectories must fit into 0.00 GiB")], ids=str)
 def test_bad_inputs_are_refused_by_name_before_the_model_is_called(host, flow, changes, why):
     model = flow[0].clone()
