@@ -8,6 +8,7 @@ from fewstep.training import distil, pictures, sampling
 from fewstep.training.cache import TrajectoryCache
 from fewstep.training.config import DistilConfig
 from fewstep.training.demo import data
+from fewstep.training.demo import run as demos
 from fewstep.training.demo.run import COLUMNS, demo
 from fewstep.training.demo.teacher import DemoTeacher, label_vector
 from fewstep.training.distil import Distillation
@@ -244,7 +245,8 @@ def test_an_unknown_label_or_teacher_is_refused_by_name():
         DemoTeacher("v")
 
 
-def test_the_demo_writes_all_it_promises(tmp_path):
+def test_the_demo_writes_all_it_promises(tmp_path, monkeypatch):
+    monkeypatch.setattr(demos, "EVALUATED", 16)
     result = demo(tmp_path / "out", kind="epsilon", seed=5, **{**SMALL, "updates": 4})
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"demo.png", "curves.png", "lora.safetensors", "metrics.json"}

@@ -128,7 +128,7 @@ def test_100_steps_at_once_equal_40_a_kill_and_the_rest(tmp_path):
 def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
     """A state of several MB is written after every update, so that kills fall into the writing too."""
     dice, seen, killed = random.Random(1), 0, 0
-    options = {"updates": 4000, "rank": 256, "width": 2048}
+    options = {"updates": 4000, "rank": 256, "width": 768}
     while killed < 20:
         with program(tmp_path, **options) as (process, told):
             next(done for done in told if done > seen)
