@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from distil_table import BASE, RECIPE, STEPS, line, show, summary
 from fewstep.diffusion.grids import grid, shifted
-from fewstep.training.config import METHODS, DistilConfig
+from fewstep.training.config import DISTILLING, DistilConfig
 from fewstep.training.demo import data
 from fewstep.training.demo.features import features
 from fewstep.training.demo.teacher import DemoTeacher
@@ -52,7 +52,6 @@ from safetensors.torch import load_file, save_file
 CFG, BATCH = 2.0, 16
 RATES = 3e-5, 1e-4, 3e-4
 TRIED, SPARE = 8, 0.98      # updates of a trial; share of the seconds that is planned for
-DISTILLED = tuple(name for name in METHODS if name != "restoration")      # that one learns another task than the teacher's
 KEY = ("teacher", "method", "lr", "budget", "asked", "device", "noises")
 
 
@@ -235,7 +234,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
     parser.add_argument("--samples", type=int, default=2400, help="of each run (default: %(default)s)")
     parser.add_argument("--teachers", type=names(("flow", "epsilon")), default=["flow", "epsilon"])
-    parser.add_argument("--methods", type=names(DISTILLED), default=list(DISTILLED), help="of ours; the recipe always runs")
+    parser.add_argument("--methods", type=names(DISTILLING), default=list(DISTILLING), help="of ours; the recipe always runs")
     parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)

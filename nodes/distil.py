@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..training.config import METHODS, DistilConfig
+from ..training.config import DISTILLING, DistilConfig
 from ..training.data import Data
 from . import families, lora_files
 from .restore import PROCESS
@@ -41,7 +41,7 @@ class Distil(io.ComfyNode):
                 PROCESS.Input("process", optional=True,
                               tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired pictures or on "
                                       "the model's own. Use it with Restore (Few-Step)."),
-                io.Combo.Input("method", options=["auto", *(m for m in METHODS if m != "restoration")], default="auto",
+                io.Combo.Input("method", options=["auto", *DISTILLING], default="auto",
                                tooltip="auto: phased consistency, or consistency where pictures are wired."),
                 io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
                 io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1,

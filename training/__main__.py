@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 try:
-    from .config import METHODS
+    from .config import DISTILLING, METHODS
     from .denoiser import is_out_of_memory
     from .export import FAMILIES
 except ImportError as error:
@@ -62,7 +62,7 @@ def _parser():
     demo = commands.add_parser("demo", help="distil a LoRA from the packaged teacher and show what it does")
     demo.add_argument("--out", default="demo-out", help="folder for the picture, curves, LoRA and metrics (default: %(default)s)")
     _common(demo)
-    demo.add_argument("--method", choices=[m for m in METHODS if m != "restoration"], default=METHODS[0],
+    demo.add_argument("--method", choices=DISTILLING, default=DISTILLING[0],
                       help="how to distil (default: %(default)s)")
     demo.set_defaults(run=_demo)
 

@@ -10,7 +10,8 @@ from .forward import checked, process_of
 from .objectives.metrics import METRICS
 from .objectives.solver import SOLVERS
 
-METHODS = ("phased", "consistency", "consistency-training", "reflow", "rectified-diffusion", "windowed-reflow", "restoration")
+DISTILLING = ("phased", "consistency", "consistency-training", "reflow", "rectified-diffusion", "windowed-reflow")
+METHODS = (*DISTILLING, "restoration")      # the last learns another task than the teacher's
 TARGETS = ("stop-gradient", "ema")
 CHOICES = {"method": METHODS, "target": TARGETS, "metric": tuple(METRICS), "solver": SOLVERS, "times": DISTRIBUTIONS,
            "weighting": ("none", *WEIGHTINGS)}

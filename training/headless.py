@@ -61,8 +61,7 @@ class Spec:
         for name, choices in (("device", DEVICES), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
+        check_device(self.device)
 
     def denoiser(self):
         """The model."""
@@ -75,6 +74,12 @@ class Spec:
         size = None if self.width is None else (self.height, self.width)
         return DiffusersDenoiser(self.model, list(self.prompts), self.negative, size=size, device=self.device,
                                  dtype=getattr(torch, self.dtype))
+
+
+def check_device(device):
+    """Raise ValueError for "cuda" where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
 
 
 def read_config(path):

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from fewstep.training.config import METHODS, DistilConfig
+from fewstep.training.config import DISTILLING, DistilConfig
 from fewstep.training.denoiser import InParts
 from fewstep.training.descent import Descent
 from fewstep.training.distil import Distillation
@@ -48,7 +48,7 @@ def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
         memory.choose(budget, 4)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "restoration"])
+@pytest.mark.parametrize("method", DISTILLING)
 def test_every_step_count_and_phase_count_can_begin(method):
     """The trial's noise level is one at which the network is asked, whatever the grid; then two updates."""
     for steps in range(1, 9):

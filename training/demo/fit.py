@@ -12,6 +12,7 @@ from ..cache import start
 from ..denoiser import Guided
 from ..files import check_folder, save_recipe, write
 from ..fitting import FitConfig, SolverFit, sample_recipe
+from ..headless import check_device
 from . import data
 from .run import SHOWN
 from .teacher import DemoTeacher
@@ -26,8 +27,7 @@ def fit(out, *, kind="flow", cfg=2.0, seconds=math.inf, device="cpu", **settings
     report.txt and samples.png at the end. Raises OSError when `out` cannot be written, ValueError for a setting out of range, both
     before any work; KeyboardInterrupt, when stopped, says what is kept.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
+    check_device(device)
     if not 0 <= cfg <= 100:
         raise ValueError(f"cfg must be a number from 0 to 100, got {cfg!r}.")
     if not seconds > 0:

@@ -11,6 +11,7 @@ from .. import pictures
 from ..config import DistilConfig
 from ..distil import Distillation
 from ..files import check_folder, write_json
+from ..headless import check_device
 from ..metrics import frechet, rmse
 from ..sampling import teacher_samples
 from . import data
@@ -29,8 +30,7 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     Raises OSError when `out` cannot be written, ValueError for a setting out of range; both before any work.
     """
     started = time.perf_counter()
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu on this machine: PyTorch finds no CUDA GPU. Leave --device out.")
+    check_device(device)
     if method == "phased":      # the picture shows one, two and four steps of the same LoRA
         settings = {"one_step": 0.1, **settings}
     config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
