@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LOCALES = ROOT / "locales"
 RAISED = {"ValueError", "TypeError", "OSError", "MemoryError", "RuntimeError", "ArithmeticError", "LookupError"}
-ROUTES = {"nodes/panel.py", "nodes/model_info.py", "training/runs.py"}      # raise for the panel, which has words for their codes
+# raise for the panel, which has words for their codes
+ROUTES = {"nodes/server/routes.py", "nodes/comfy/model_info.py", "training/run/runs.py"}
 
 
 # ---- nodes, from the host ----------------------------------------------------------------------
@@ -60,7 +61,7 @@ def load():
 
 def sources():
     """The files that the nodes import, directly or through others."""
-    seen, left = set(), sorted((ROOT / "nodes").glob("*.py"))
+    seen, left = set(), sorted((ROOT / "nodes").rglob("*.py"))
     while left:
         path = left.pop()
         if path not in seen:

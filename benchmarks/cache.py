@@ -17,10 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import conftest  # noqa: E402, F401   makes the checkout importable as `fewstep`
-from fewstep.diffusion.grids import grid  # noqa: E402
-from fewstep.training.cache import CacheSpec, TrajectoryCache  # noqa: E402
-from fewstep.training.demo.teacher import DemoTeacher  # noqa: E402
-from fewstep.training.denoiser import Guided  # noqa: E402
+from fewstep.diffusion.schedules.grids import grid  # noqa: E402
+from fewstep.training.models.demo.teacher import DemoTeacher  # noqa: E402
+from fewstep.training.models.denoiser import Guided  # noqa: E402
+from fewstep.training.trajectories.cache import CacheSpec, TrajectoryCache  # noqa: E402
 
 TARGET = 1.1
 

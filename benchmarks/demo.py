@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fewstep.training.demo.run import demo
+from fewstep.training.cli.demo import demo
 
 
 def main():

@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 
 import torch
-from fewstep.diffusion.grids import grid
-from fewstep.training import pictures
-from fewstep.training.demo import data
-from fewstep.training.demo.features import classify, features
-from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.metrics import frechet
-from fewstep.training.sampling import in_chunks
+from fewstep.diffusion.schedules.grids import grid
+from fewstep.training.models.demo import data
+from fewstep.training.models.demo.features import classify, features
+from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.reports import pictures
+from fewstep.training.reports.metrics import frechet
+from fewstep.training.trajectories.sampling import in_chunks
 
 SHOWN_ROWS, SHOWN_COLUMNS = 8, 8
 

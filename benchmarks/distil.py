@@ -37,15 +37,15 @@ from pathlib import Path
 
 import torch
 from distil_table import BASE, RECIPE, STEPS, line, show, summary
-from fewstep.diffusion.grids import grid, shifted
-from fewstep.training.config import DISTILLING, DistilConfig
-from fewstep.training.demo import data
-from fewstep.training.demo.features import features
-from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.distil import MEASURED, PROBES, Distillation
-from fewstep.training.files import write_json
-from fewstep.training.metrics import frechet, rmse
-from fewstep.training.sampling import SHARD, teacher_samples
+from fewstep.diffusion.schedules.grids import grid, shifted
+from fewstep.training.formats.files import write_json
+from fewstep.training.models.demo import data
+from fewstep.training.models.demo.features import features
+from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.reports.metrics import frechet, rmse
+from fewstep.training.run.config import DISTILLING, DistilConfig
+from fewstep.training.run.distil import MEASURED, PROBES, Distillation
+from fewstep.training.trajectories.sampling import SHARD, teacher_samples
 from lcm_recipe import SAMPLERS, Memory, train
 from safetensors.torch import load_file, save_file
 

@@ -2,7 +2,7 @@
 
 import statistics
 
-from fewstep.training.config import METHODS
+from fewstep.training.run.config import METHODS
 
 STEPS, JUDGED = (1, 2, 4, 8), "4"
 BASE, RECIPE = "base", "LCM-LoRA"

@@ -12,10 +12,10 @@ import dataclasses
 import math
 
 import torch
-from fewstep.diffusion.grids import discrete_sigma, flow_sigma
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, Path
 from fewstep.diffusion.samplers import solve
-from fewstep.training.demo import data
+from fewstep.diffusion.schedules.grids import discrete_sigma, flow_sigma
+from fewstep.training.models.demo import data
 
 EDM_RANGE = (0.002, 80.0)
 TYPES = ("eps", "v", "EDM", "flow shift 1", "flow shift 3")

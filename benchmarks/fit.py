@@ -18,13 +18,13 @@ from pathlib import Path
 import core
 import torch
 from fewstep.diffusion.samplers import solve
-from fewstep.training import pictures
-from fewstep.training.cache import start
-from fewstep.training.demo import data
-from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.denoiser import Guided
-from fewstep.training.files import write_json
-from fewstep.training.fitting import FitConfig, SolverFit, sample_recipe
+from fewstep.training.formats.files import write_json
+from fewstep.training.models.demo import data
+from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.models.denoiser import Guided
+from fewstep.training.reports import pictures
+from fewstep.training.run.fitting import FitConfig, SolverFit, sample_recipe
+from fewstep.training.trajectories.cache import start
 
 CFG, STEPS, SHOWN_STEPS, REFERENCE = 2.0, (1, 2, 3, 4, 6, 8), 4, 60
 HELD_OUT = 4                    # labels that the fit never sees

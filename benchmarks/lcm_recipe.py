@@ -38,10 +38,10 @@ import peft
 import torch
 from fewstep.diffusion.paths import FLOW, VARIANCE_PRESERVING
 from fewstep.diffusion.step import step
-from fewstep.training.demo import data
-from fewstep.training.demo.net import TIMESTEPS
-from fewstep.training.demo.teacher import DemoTeacher, label_vector
-from fewstep.training.denoiser import guided
+from fewstep.training.models.demo import data
+from fewstep.training.models.demo.net import TIMESTEPS
+from fewstep.training.models.demo.teacher import DemoTeacher, label_vector
+from fewstep.training.models.denoiser import guided
 
 LEVELS, CFG, RANK, CLIP, WEIGHT_DECAY = 50, 2.0, 64, 1.0, 1e-2
 SIGMA_DATA, TIME_SCALE, HUBER = 0.5, 10.0, 1e-3

@@ -15,8 +15,8 @@ from pathlib import Path
 import core
 import exact
 import torch
-from fewstep.diffusion import grids
 from fewstep.diffusion.samplers import sample
+from fewstep.diffusion.schedules import grids
 
 POINT, STEPS, LIMIT, CORE_STEPS = 1.3, (1, 2, 4, 8, 20), 0.01, 8
 SOLVERS = [{"order": order, "corrector": corrected} for order in (1, 2, 3) for corrected in (False, True)] + [{"order": "heun"}]

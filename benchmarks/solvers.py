@@ -22,13 +22,13 @@ from pathlib import Path
 import core
 import exact
 import torch
-from fewstep.diffusion import auto, grids
 from fewstep.diffusion.paths import Path as DiffusionPath
 from fewstep.diffusion.samplers import batch_noise, solve
-from fewstep.training.demo import data
-from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.denoiser import bound
-from fewstep.training.fitting import MOST_STEPS, FitConfig, SolverFit, sample_recipe
+from fewstep.diffusion.schedules import auto, grids
+from fewstep.training.models.demo import data
+from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.models.denoiser import bound
+from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit, sample_recipe
 
 TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
 CASES = (*exact.CASES, *TEACHERS)

@@ -23,17 +23,17 @@ import time
 from pathlib import Path
 
 import torch
-from fewstep.diffusion.degradations import cosines, fall
+from fewstep.diffusion.destruction.degradations import cosines, fall
 from fewstep.diffusion.samplers import batch_noise
-from fewstep.training.config import DistilConfig
-from fewstep.training.data import Data
-from fewstep.training.demo import data
-from fewstep.training.demo.features import features
-from fewstep.training.demo.teacher import DemoTeacher
-from fewstep.training.files import write_json
-from fewstep.training.metrics import frechet
-from fewstep.training.pictures import grid
-from fewstep.training.restoration import Restoration, restore, times_for
+from fewstep.training.formats.files import write_json
+from fewstep.training.models.demo import data
+from fewstep.training.models.demo.features import features
+from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.reports.metrics import frechet
+from fewstep.training.reports.pictures import grid
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.data import Data
+from fewstep.training.run.restoration import Restoration, restore, times_for
 from torch.nn import functional as F
 
 PROCESSES = {"pixelate": [{"kind": "pixelate", "largest": 8}], "blur": [{"kind": "blur", "width": 3.0}], "mask": [{"kind": "mask"}],

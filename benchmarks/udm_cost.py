@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import torch
-from fewstep.diffusion.degradations import hot_blur
-from fewstep.diffusion.forward import gaussian
+from fewstep.diffusion.destruction.degradations import hot_blur
+from fewstep.diffusion.destruction.forward import gaussian
 
 SHAPE, TIMES, STEP, WIDTH, TARGET = (1, 16, 128, 128), (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.05, 20.0, 2.0
 

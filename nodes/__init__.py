@@ -8,18 +8,17 @@ from . import (
     demo_teacher,
     distil,
     draw,
-    errors,
     fit,
     inspect_sampler,
     load_lora,
     pairs,
-    panel,
     prompts,
     recipes,
     restore,
     sampling,
     schedules,
 )
+from .server import messages, routes
 
 
 class FewstepExtension(ComfyExtension):
@@ -28,9 +27,9 @@ class FewstepExtension(ComfyExtension):
     async def on_load(self):
         recipes.register_folder()
         if getattr(PromptServer, "instance", None) is not None:     # none when ComfyUI is used as a library
-            panel.register()
+            routes.register()
 
     async def get_node_list(self):
         files = (demo_teacher, schedules, draw, sampling, inspect_sampler, compare, fit, prompts, distil, pairs,
                  load_lora, recipes, restore)
-        return [errors.speaking(node) for file in files for node in file.NODES]
+        return [messages.speaking(node) for file in files for node in file.NODES]

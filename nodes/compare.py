@@ -13,10 +13,12 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..diffusion import grids, samplers
-from ..training import pictures
-from . import host, show
-from .decode import decode
+from ..diffusion import samplers
+from ..diffusion.schedules import grids
+from ..training.reports import pictures
+from . import show
+from .comfy import host
+from .comfy.decoding import decode
 from .sampling import sample
 
 OURS = {"auto": {"order": "auto"}, "order 1": {"order": 1}, "order 2": {"order": 2}, "order 3": {"order": 3},

@@ -9,9 +9,9 @@ import comfy.supported_models_base
 import torch
 from comfy_api.latest import io
 
-from ..training.demo import data, net
-from ..training.demo.teacher import label_vector, weights
-from . import errors
+from ..training.models.demo import data, net
+from ..training.models.demo.teacher import label_vector, weights
+from .server import messages
 
 TYPES = {"flow": comfy.model_base.ModelType.FLOW, "epsilon": comfy.model_base.ModelType.EPS}
 
@@ -40,7 +40,7 @@ class EmojiConfig(comfy.supported_models_base.BASE):
 
 
 class _Net(net.EmojiNet):
-    forward = errors.in_words(net.EmojiNet.forward)     # it runs inside the host's nodes
+    forward = messages.in_words(net.EmojiNet.forward)     # it runs inside the host's nodes
 
 
 def build(kind, disable_dynamic=False):

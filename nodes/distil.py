@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..training.config import DISTILLING, DistilConfig
-from ..training.data import Data
-from . import families, lora_files
+from ..training.run.config import DISTILLING, DistilConfig
+from ..training.run.data import Data
+from .comfy import families, lora_files
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, train
 

@@ -4,8 +4,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..diffusion import drawn
-from . import host, model_info
+from ..diffusion.schedules import drawn
+from .comfy import host, model_info
 
 START = "[[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]"      # a straight line, the uniform schedule
 LONGEST = 10_000        # characters

@@ -5,14 +5,15 @@ import math
 import comfy.utils
 from comfy_api.latest import io
 
-from ..diffusion.linear import solve
-from ..training import pictures
-from ..training.files import check_folder
-from ..training.fitting import FitConfig, SolverFit
-from . import host, recipes, show
+from ..diffusion.solvers.linear import solve
+from ..training.formats.files import check_folder
+from ..training.reports import pictures
+from ..training.run.fitting import FitConfig, SolverFit
+from . import recipes, show
+from .comfy import host
+from .comfy.decoding import decode
+from .comfy.guiding import Prompts, Teacher
 from .compare import step_counts
-from .decode import decode
-from .guiding import Prompts, Teacher
 from .training import FIXED
 
 SHOWN = 4       # held-out pictures in the report

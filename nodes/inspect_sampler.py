@@ -6,8 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion import probe
-from ..training import pictures
-from . import host, probing, show
+from ..training.reports import pictures
+from . import show
+from .comfy import host, probing
 from .training import FIXED
 
 STATE, CROWD = (1, 4, 16, 16), (1, 4, 128, 128)      # of the one-hot probe, and of the oracle whose statistics are taken

@@ -4,7 +4,7 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ..training.files import load_lora
+from ..training.formats.files import load_lora
 from . import recipes
 
 

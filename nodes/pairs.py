@@ -5,14 +5,15 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.grids import grid, shifted
-from ..training.cache import CacheSpec, TrajectoryCache
-from ..training.data import Data, load_pairs, pair_noise, save_pairs
-from ..training.denoiser import Guided, InParts
-from ..training.files import check_folder, free_name
-from . import families, host, lora_files, show
+from ..diffusion.schedules.grids import grid, shifted
+from ..training.formats.files import check_folder, free_name
+from ..training.models.denoiser import Guided, InParts
+from ..training.run.data import Data, load_pairs, pair_noise, save_pairs
+from ..training.trajectories.cache import CacheSpec, TrajectoryCache
+from . import show
+from .comfy import families, host, lora_files
+from .comfy.guiding import digest, patches_of
 from .distil import HIDDEN, advanced_inputs, config_for, finish, graph_of, outputs
-from .guiding import digest, patches_of
 from .training import FIXED, MEMORY, Order, check, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")

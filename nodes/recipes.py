@@ -7,8 +7,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..training.files import check_folder, free_name, load_recipe, save_recipe
-from . import host
+from ..training.formats.files import check_folder, free_name, load_recipe, save_recipe
+from .comfy import host
 from .sampling import recipe_sampler
 from .show import file_stem
 

@@ -9,12 +9,14 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..diffusion import grids, samplers
-from ..training import forward
-from ..training.files import load_lora
-from ..training.restoration import Seen, restore, times_for
-from . import host, lora_files, recipes
-from .decode import decode
+from ..diffusion import samplers
+from ..diffusion.schedules import grids
+from ..training.formats import processes
+from ..training.formats.files import load_lora
+from ..training.run.restoration import Seen, restore, times_for
+from . import recipes
+from .comfy import host, lora_files
+from .comfy.decoding import decode
 from .sampling import last_of
 from .training import FIXED
 
@@ -30,7 +32,7 @@ def _options(kind):
             "fill": "What masked pixels become, in the model's own values; 0 is their mean.",
             "strength": "Standard deviation of the strongest noise, in the model's own values, whose spread is about 1."}
     inputs = []
-    for name, (default, low, high) in forward.KINDS[kind][1].items():
+    for name, (default, low, high) in processes.KINDS[kind][1].items():
         make = io.Int.Input if isinstance(default, int) else io.Float.Input
         step = {} if isinstance(default, int) else {"step": 0.05, "round": False}
         inputs.append(make(name, default=default, min=low, max=high, tooltip=tips[name], **step))
@@ -50,7 +52,7 @@ class Process(io.ComfyNode):
                         "Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
             search_aliases=["blur", "pixelate", "mask", "cold diffusion", "restore", "fewstep"],
             inputs=[
-                io.DynamicCombo.Input("kind", options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in forward.KINDS],
+                io.DynamicCombo.Input("kind", options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in processes.KINDS],
                                       tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in an "
                                               "order that is drawn. noise: a little noise on top. gaussian: all the way to noise."),
                 PROCESS.Input("after", optional=True, tooltip="A process that comes before this one: blur, then noise. Only the "
@@ -62,8 +64,8 @@ class Process(io.ComfyNode):
     @classmethod
     def execute(cls, kind, after=None):
         part = {"kind": kind["kind"], **{k: v for k, v in kind.items() if k != "kind"}}
-        parts = forward.checked([*(after or ()), part])
-        forward.process_of(parts)
+        parts = processes.checked([*(after or ()), part])
+        processes.process_of(parts)
         return io.NodeOutput([dict(p) for p in parts])
 
 
@@ -93,7 +95,7 @@ class Corrupt(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, image, process, amount, seed):
-        process = forward.process_of(process)
+        process = processes.process_of(process)
         whole = model.model.process_latent_in(vae.encode(image[..., :3]))
         noise = samplers.batch_noise(seed)(whole)
         at = lambda t, n=None: model.model.process_latent_out(process.corrupt(whole[:n], noise[:n], t))
@@ -164,7 +166,7 @@ class Restore(io.ComfyNode):
         if lora_name != lora_files.NONE:
             loaded, recipe = _with_lora(model, lora_name, any_base)
             process, usual = process or recipe.trained["process"], len(recipe.sigmas) - 1
-        process, samples = forward.process_of(process), host.latent_of(loaded, latent)
+        process, samples = processes.process_of(process), host.latent_of(loaded, latent)
         sampling = loaded.get_model_object("model_sampling")
         levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(amount * times_for(steps or usual)[:-1])[0]
         destroyed = _filled(process, loaded.model.process_latent_in(samples), latent.get("noise_mask"))

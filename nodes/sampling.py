@@ -5,14 +5,17 @@ import torch
 from comfy_api.latest import io
 from tqdm.auto import trange
 
-from ..diffusion import auto, grids, linear, samplers
+from ..diffusion import samplers
+from ..diffusion.schedules import auto, grids
+from ..diffusion.solvers import linear
 from ..diffusion.step import share_of
-from . import errors, host
+from .comfy import host
+from .server import messages
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
 
 
-@errors.in_words
+@messages.in_words
 def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order=1, kappa=None, gamma=None, s_noise=1.0,
            **noising):
     """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions; `noising` goes to its `plan`.
@@ -55,7 +58,7 @@ def last_of(run, x, moves, last, callback, disable):
     return x
 
 
-@errors.in_words
+@messages.in_words
 def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None, recipe=None):
     """`diffusion.linear.run` of a recipe's own solver in the signature of ComfyUI's sampler functions.
 

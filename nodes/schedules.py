@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..diffusion import edits, grids
-from ..training import pictures
-from . import host, model_info, show
+from ..diffusion.schedules import edits, grids
+from ..training.reports import pictures
+from . import show
+from .comfy import host, model_info
 
 CATEGORY = "Fewstep"
 

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from . import errors
+from .server import messages
 
 
 def image(picture):
@@ -33,4 +33,4 @@ def say(node, text):
     """A line of text on the node."""
     server = getattr(PromptServer, "instance", None)     # none when ComfyUI is used as a library
     if server is not None and node is not None:
-        server.send_progress_text(errors.told(text), node)
+        server.send_progress_text(messages.told(text), node)

@@ -7,15 +7,16 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..training import pictures
-from ..training.files import check_folder, free_name, load_lora
-from ..training.job import Job, folder_name
-from ..training.memory import BUDGETS, cut, gib
-from ..training.restoration import run_of
-from . import host, show
-from .decode import decode
-from .guiding import digest, patches_of
-from .live import SHOWN, Live, ended
+from ..training.formats.files import check_folder, free_name, load_lora
+from ..training.reports import pictures
+from ..training.run.job import Job, folder_name
+from ..training.run.memory import BUDGETS, cut, gib
+from ..training.run.restoration import run_of
+from . import show
+from .comfy import host
+from .comfy.decoding import decode
+from .comfy.guiding import digest, patches_of
+from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
 FIXED = io.ControlAfterGenerate.fixed       # the frontend would draw another seed after every queue, and begin another run

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fewstep.training.config import METHODS
+from fewstep.training.run.config import METHODS
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("fewstep_locales", ROOT / ".ci" / "locales.py")
@@ -18,12 +18,12 @@ FILES = ("main", "nodeDefs", "commands")
 HOLE = re.compile(r"\{(\w*)\}")
 CJK = re.compile("[\u4e00-\u9fff]")
 KEY = re.compile(r"""["'`]((?:panel|graph|plots)\.[^"'`]*?)(?:_?\$\{[^}]*\}([^"'`]*))?["'`]""")
+ROUTES = ROOT / "nodes" / "server" / "routes.py"
 FILE_NAME = re.compile(r"\.(js|css)$")
 # words that scripts look up by what the server says; the first three are the server's
 DYNAMIC = {
     "panel.methods.": METHODS,
-    "panel.errors.": sorted({*re.findall(r'Refusal\(\d+, "([\w-]+)"', (ROOT / "nodes" / "panel.py").read_text(encoding="utf-8")),
-                             "unknown-run"}),
+    "panel.errors.": sorted({*re.findall(r'Refusal\(\d+, "([\w-]+)"', ROUTES.read_text(encoding="utf-8")), "unknown-run"}),
     "panel.states.": ("sampling", "running", "paused", "stopped", "finished", "failed"),
     "panel.stages.": ("sampling the teacher", "training"),
     "plots.model.": ("flow", "demo", "edm", "sd", "file", "run", "assumed"),

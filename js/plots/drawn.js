@@ -1,5 +1,5 @@
 // The curve of Draw Schedule: the model's time over the share of the steps, a monotone cubic through control points. The port of
-// diffusion/drawn.py, and the moves of the editor on a list of points. Points are [share, time], the ends not among them.
+// diffusion/schedules/drawn.py, and the moves of the editor on a list of points. Points are [share, time], the ends not among them.
 
 import { descending } from "./grids.js";
 

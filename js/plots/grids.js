@@ -1,4 +1,4 @@
-// Step grids: where between noise and data the model is asked. The port of diffusion/grids.py (auto.py and published.py with it),
+// Step grids: where between noise and data the model is asked. The port of diffusion/schedules/grids.py (auto.py and published.py with it),
 // held equal to it by tests/js/test_grids.py; the papers that each grid comes from are named there.
 //
 //   grid(name, steps, model, { denoise, shift, ...options }) -> steps + 1 sigmas, strictly descending, the last one 0
@@ -132,7 +132,7 @@ function published(table, steps, top, path) {
   return snr.map((value) => sigmaAt(path, value));
 }
 
-/** The automatic choice, diffusion/auto.py: uniform in flow time, moved towards the noise. */
+/** The automatic choice, diffusion/schedules/auto.py: uniform in flow time, moved towards the noise. */
 function automatic(path, steps, top, half, dimension) {
   const own = path === FLOW ? half / alpha(path, half) : 1;      // the shift of a flow model
   const shift = dimension === undefined ? Math.max(5, own) : Math.min(5, 0.45 * dimension ** 0.35);

@@ -1,5 +1,5 @@
 // What a model's times are: sigmaOf, a function from time t in (0, 1] to sigma, rising, sigmaOf(1) the largest. With its path it is
-// all that a step grid needs to know of a model. The port of the end of diffusion/grids.py, and of the tables that are formulas.
+// all that a step grid needs to know of a model. The port of the end of diffusion/schedules/grids.py, and of the tables that are formulas.
 
 import { EXPLODING, FLOW } from "./paths.js";
 

@@ -2,8 +2,9 @@
 
 import json
 
-from fewstep.training import job, runs, storage
-from fewstep.training.config import DistilConfig
+from fewstep.training.run import job, runs
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.trajectories import folders
 
 
 def write_runs(root, count, **changes):
@@ -16,6 +17,6 @@ def write_runs(root, count, **changes):
         status = {"state": "finished", "done": 600, "total": 600, "skipped": 0, "method": "phased", "steps": 4, "loss": 0.03,
                   "fidelity": 0.2, "best": 0.19, "saved_at": began + 500, "about": about,
                   "notes": {"started_at": began, "name": f"old-{i}", "model": "dream.safetensors", "lora": f"old-{i}.safetensors"}}
-        (folder / storage.MANIFEST).write_text(json.dumps(job.manifest(config, about)))
+        (folder / folders.MANIFEST).write_text(json.dumps(job.manifest(config, about)))
         (folder / job.STATUS).write_text(json.dumps({**status, **changes}))
-    assert storage.is_ours(folder) and runs.summary(folder)["state"] == "finished"
+    assert folders.is_ours(folder) and runs.summary(folder)["state"] == "finished"

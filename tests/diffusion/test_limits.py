@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from fewstep.diffusion.mixture import line_mixture
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from fewstep.diffusion.samplers import sample, solve
 from fewstep.diffusion.step import fresh_share
+from oracles.mixture import line_mixture
 
 SHAPE = (2, 3, 4, 4)
 TIGHT = 1e-10

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from fewstep.diffusion import auto, grids, samplers
-from fewstep.diffusion.mixture import line_mixture
+from fewstep.diffusion import samplers
 from fewstep.diffusion.multistep import correction_weights, heun_weights, target_weights
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING
 from fewstep.diffusion.samplers import batch_noise, solve
+from fewstep.diffusion.schedules import auto, grids
 from fewstep.diffusion.step import fresh_share, weights
+from oracles.mixture import line_mixture
 
 F64 = torch.float64
 LEVELS = {"variance exploding": [12.0, 5.0, 2.5, 1.0, 0.3, 0.0], "flow": [1.0, 0.85, 0.6, 0.4, 0.15, 0.0],

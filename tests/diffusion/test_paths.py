@@ -3,9 +3,9 @@
 
 import pytest
 import torch
-from fewstep.diffusion import grids
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING, check_sigmas, path
 from fewstep.diffusion.predictions import KINDS, expand, from_x0, to_x0
+from fewstep.diffusion.schedules import grids
 
 DISCRETE = grids.discrete_sigma(torch.linspace(0.03, 14.6, 1000, dtype=torch.float64))
 

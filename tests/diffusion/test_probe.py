@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from fewstep.diffusion import grids, probe
+from fewstep.diffusion import probe
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING
 from fewstep.diffusion.samplers import batch_noise, solve
+from fewstep.diffusion.schedules import grids
 
 STATE, CROWD = (1, 4, 8, 8), (1, 4, 128, 128)
 KARRAS = (lambda t: (10 ** (1 / 7) * t + (1 - t) * 0.03 ** (1 / 7)) ** 7, VARIANCE_EXPLODING)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from fewstep.diffusion import grids
-from fewstep.diffusion.mixture import line_mixture
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from fewstep.diffusion.samplers import batch_noise, sample, solve
+from fewstep.diffusion.schedules import grids
 from fewstep.diffusion.step import check_churn, fresh_share, step, weights
+from oracles.mixture import line_mixture
 
 LEVELS = {"variance exploding": (20.0, 5.0), "flow": (0.9, 0.6), "variance preserving": (0.95, 0.7)}
 START = {"variance exploding": 40.0, "flow": 1.0, "variance preserving": 1.0}

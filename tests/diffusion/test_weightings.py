@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from fewstep.diffusion import processes
 from fewstep.diffusion import weightings as w
+from fewstep.diffusion.destruction import noise_schedules
 from fewstep.diffusion.paths import PATHS, VARIANCE_PRESERVING
 from fewstep.diffusion.predictions import KINDS, from_x0
 
@@ -75,7 +75,7 @@ def test_densities_integrate_to_one(name, shift):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_uniform_flow_density_is_the_time_of_the_flow_process(shift):
-    process = processes.flow(shift)
+    process = noise_schedules.flow(shift)
     step = 1e-5
     slope = (process.time(LAMBDA - step) - process.time(LAMBDA + step)) / (2 * step)
     assert torch.allclose(w.uniform_flow_density(LAMBDA, shift), slope, rtol=1e-6)

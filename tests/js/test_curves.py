@@ -3,8 +3,7 @@
 import random
 
 import pytest
-
-from .plots import node
+from fewstep.tests.js.plots import node
 
 COLUMNS = 240
 CURVE = """

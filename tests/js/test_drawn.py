@@ -5,9 +5,8 @@ import random
 
 import pytest
 import torch
-from fewstep.diffusion import drawn, grids
-
-from .plots import node
+from fewstep.diffusion.schedules import drawn, grids
+from fewstep.tests.js.plots import node
 
 F64 = torch.float64
 TEXTS = ["[]", "[[0.5, 0.5]]", "[[0, 1], [0.3, 0.6], [1, 0]]", "[[0.1, 0.9], [0.1001, 0.8999]]", "[[0.1, 0.9], [0.1, 0.8]]",

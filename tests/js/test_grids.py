@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from fewstep.diffusion import grids, paths
-from fewstep.training.demo import net
-
-from .plots import node
+from fewstep.diffusion import paths
+from fewstep.diffusion.schedules import grids
+from fewstep.tests.js.plots import node
+from fewstep.training.models.demo import net
 
 F64 = torch.float64
 STEPS, TAKEN = range(1, 31), 9        # every combination gets each ninth number of steps, from another first one

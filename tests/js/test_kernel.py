@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from fewstep.diffusion import grids, probe, samplers
+from fewstep.diffusion import probe, samplers
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING
+from fewstep.diffusion.schedules import grids
 from fewstep.diffusion.step import share_of
-
-from .plots import node
+from fewstep.tests.js.plots import node
 
 F64 = torch.float64
 MODELS = {"flow": (grids.flow_sigma(3.0), FLOW), "exploding": (lambda t: (10 ** (1 / 7) * t + (1 - t) * 0.03 ** (1 / 7)) ** 7,

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .plots import node
+from fewstep.tests.js.plots import node
 
 LOCALES = Path(__file__).parent.parent.parent / "locales"
 SCRIPT = """

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from .plots import node
+from fewstep.tests.js.plots import node
 
 LOCALES = Path(__file__).parent.parent.parent / "locales"
 STORE = """

@@ -1,6 +1,6 @@
 """The plot modules do nothing when they are loaded, which ComfyUI does with every script, and import nothing of the host."""
 
-from .plots import JS, node
+from fewstep.tests.js.plots import JS, node
 
 
 def test_modules_load_without_a_page(tmp_path):

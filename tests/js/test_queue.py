@@ -1,6 +1,6 @@
 """Queueing parts of a graph, without a browser: what the host's widgets are worth afterwards."""
 
-from .plots import node
+from fewstep.tests.js.plots import node
 
 HOST = """
 import { queueNodes } from "./js/graph/queue.js";

@@ -1,8 +1,7 @@
 """Which picture "Use it" takes to restore, without a browser: graphs of bare nodes."""
 
 import pytest
-
-from .plots import node
+from fewstep.tests.js.plots import node
 
 GRAPH = """
 import { restoringPlan } from "./js/graph/restorers.js";

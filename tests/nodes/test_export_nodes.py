@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fewstep.training.export import from_diffusers, to_diffusers
-from fewstep.training.lora import Lora, target_layers
+from fewstep.training.adapter.lora import Lora, target_layers
+from fewstep.training.formats.lora_keys import from_diffusers, to_diffusers
 
 pytestmark = pytest.mark.comfy
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import zoo
-from fewstep.training.gradients import Backward, check_gradient, slope
-from fewstep.training.lora import Lora
+from fewstep.training.adapter.gradients import Backward, check_gradient, slope
+from fewstep.training.adapter.lora import Lora
 from graph import pack
 
 pytestmark = pytest.mark.comfy

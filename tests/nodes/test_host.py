@@ -56,7 +56,7 @@ def test_stock_ksampler_draws_with_the_teacher(host, teacher, sampler, scheduler
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_node_and_the_headless_teacher_are_one_model(host, kind):
     """x0 of ComfyUI's apply_model and of the command line's adapter, at the same levels."""
-    from fewstep.training.demo.teacher import DemoTeacher
+    from fewstep.training.models.demo.teacher import DemoTeacher
 
     model, _, positive, negative, _ = run(host, "FewstepLoadDemoTeacher", teacher=kind, label="heart")
     headless = DemoTeacher(kind)

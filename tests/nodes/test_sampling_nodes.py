@@ -5,8 +5,7 @@ import time
 
 import pytest
 import torch
-
-from .test_host import pack, run, sample_custom, uniform
+from fewstep.tests.nodes.test_host import pack, run, sample_custom, uniform
 
 pytestmark = pytest.mark.comfy
 

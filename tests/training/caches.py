@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 import torch
-from fewstep.diffusion.grids import discrete_sigma, flow_sigma, grid
-from fewstep.diffusion.mixture import line_mixture
 from fewstep.diffusion.paths import path
-from fewstep.training.cache import CacheSpec, TrajectoryCache
+from fewstep.diffusion.schedules.grids import discrete_sigma, flow_sigma, grid
+from fewstep.training.trajectories.cache import CacheSpec, TrajectoryCache
+from oracles.mixture import line_mixture
 
 MIXTURE = line_mixture(4)
 TABLE = torch.linspace(-3.5, 2.7, 100, dtype=torch.float64).exp()

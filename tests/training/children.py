@@ -6,9 +6,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import conftest  # noqa: E402, F401
 import torch  # noqa: E402
-from fewstep.training.config import DistilConfig  # noqa: E402
-from fewstep.training.distil import Distillation  # noqa: E402
-from fewstep.training.job import Job  # noqa: E402
+from fewstep.training.run.config import DistilConfig  # noqa: E402
+from fewstep.training.run.distil import Distillation  # noqa: E402
+from fewstep.training.run.job import Job  # noqa: E402
 from parts import ABOUT, SMALL  # noqa: E402
 from tiny import Tiny  # noqa: E402
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from fewstep.training.gradients import Backward
+from fewstep.training.adapter.gradients import Backward
 from torch import nn
 from torch.nn import functional as F
 

@@ -1,9 +1,9 @@
 """A tiny run in a folder, at once or in parts, and what it has to show."""
 
 import torch
-from fewstep.training.config import DistilConfig
-from fewstep.training.job import Job
-from fewstep.training.restoration import run_of
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.job import Job
+from fewstep.training.run.restoration import run_of
 from tiny import Tiny
 
 SMALL = dict(updates=20, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)

@@ -1,10 +1,10 @@
 """A model of a few hundred weights, for tests of what a run does with any: quick, and nothing is told about pictures."""
 
 import torch
-from fewstep.diffusion.grids import flow_sigma
 from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.predictions import expand, to_x0
-from fewstep.training.lora import fingerprint
+from fewstep.diffusion.schedules.grids import flow_sigma
+from fewstep.training.adapter.lora import fingerprint
 
 
 class Tiny:

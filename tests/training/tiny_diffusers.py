@@ -3,7 +3,7 @@
 import diffusers
 import torch
 import transformers
-from fewstep.training.diffusers_model import DiffusersDenoiser
+from fewstep.training.models.diffusers_model import DiffusersDenoiser
 
 WIDTH, POOLED = 16, 16
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}

@@ -1,0 +1,1 @@
+"""Forward processes that destroy a picture, noise schedules among them."""

@@ -1,0 +1,1 @@
+"""Step grids: by name, by automatic choice, published, edited, drawn."""

@@ -1,0 +1,1 @@
+"""Solvers written out as weights of predictions, and their fit to trajectories."""

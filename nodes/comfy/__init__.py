@@ -1,0 +1,1 @@
+"""All that knows how ComfyUI loads, patches, samples and names things."""

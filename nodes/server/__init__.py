@@ -1,0 +1,1 @@
+"""Routes, the live run, and messages in the user's language."""

@@ -1,0 +1,206 @@
+"""The run that is under way in this process: what the panel is told of it, and what the panel asks of it."""
+
+import json
+import logging
+import time
+
+import comfy.model_management
+import torch
+from server import PromptServer
+
+from ...training.formats.files import write, write_json
+from ...training.reports import pictures
+from ...training.run import runs
+from ...training.run.job import last
+from ...training.run.memory import used
+from ..comfy.decoding import decode
+from . import messages
+
+EVERY = 0.2         # seconds between events
+SHOWN = 4           # pictures in a column
+EVENT = "fewstep.run"
+SLACK = 256 << 20   # bytes to stay free when a preview is decoded
+LIVE = {}           # id: Live
+
+
+class Live:
+    """A `training.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
+
+    order: a `training.Order`. What the panel asks for (`pause`, `stop`) happens at the next call of the model or update.
+    """
+
+    def __init__(self, job, order):
+        self.job, self.run, self.order, self.id = job, job.run, order, job.folder.name
+        self.paused, self.over, self.progress = False, False, None
+        self.told, self.sent = 0.0, [0, 0]      # when the last event was; how much of both histories went out
+        self.pictured, self.pictures = None, True       # update of the newest preview; whether any can be made
+        self.run.denoiser.check = self.check
+
+    def __enter__(self):
+        notes = self.job.notes
+        notes.setdefault("started_at", round(time.time()))
+        notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
+        self._store()
+        LIVE[self.id] = self
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.over = True
+        self.run.denoiser.check = comfy.model_management.throw_exception_if_processing_interrupted
+        self.send()
+
+    def _store(self):
+        """Keep what the run can be queued again from: its node and all that feeds it. A graph that JSON can't hold is not kept."""
+        graph = above(self.order.prompt or {}, self.order.node)
+        try:
+            if graph:
+                json.dumps([graph, self.order.workflow], allow_nan=False)
+                stored = {"prompt": graph, "workflow": self.order.workflow, "node": self.order.node}
+                write_json(self.job.folder / runs.PROMPT, stored)
+        except (TypeError, ValueError, OSError) as error:
+            logging.warning("Fewstep: this run can't be resumed from the panel (%s).", error)
+
+    # ---- asked by the panel, from the server's thread ------------------------------------------
+
+    def pause(self):
+        """End the job as if its user had cancelled it: state and LoRA are saved. False where it is at its end already."""
+        self.paused = not self.over
+        return self.paused
+
+    def stop(self):
+        """End the run after this update; False where there is nothing to keep yet, or it is at its end already."""
+        if self.run.done and not self.over:
+            self.run.stop()
+        return bool(self.run.done) and not self.over
+
+    def check(self):
+        """Raise what the host raises for a cancelled job when the panel or the user asks for it."""
+        if self.paused:
+            raise comfy.model_management.InterruptProcessingException()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    # ---- told to the panel ---------------------------------------------------------------------
+
+    def tell(self, progress):
+        """Take a step of the run down, keep pictures of a new measurement, and send an event unless one just went."""
+        self.progress, notes = progress, self.job.notes
+        notes["memory"] = used(self.run.denoiser.device)
+        if progress.samples_per_second:
+            notes["samples_per_second"] = round(progress.samples_per_second, 2)
+        self._picture()
+        if time.monotonic() - self.told >= EVERY:
+            self.send()
+
+    def send(self):
+        """Send an event with the points since the last."""
+        points = [h[n:] for h, n in zip((self.run.loss, self.run.fidelity), self.sent)]
+        self.told, self.sent = time.monotonic(), [len(self.run.loss), len(self.run.fidelity)]
+        _send(self.summary(), *points)
+
+    def summary(self):
+        """The run as `runs.summary` tells it, as it is at this moment."""
+        run, progress, notes = self.run, self.progress, self.job.notes
+        training = progress is not None and progress.stage == "training"
+        return {"id": self.id, "name": notes["name"], "model": notes["model"], "method": run.config.method,
+                "steps": run.config.steps, "state": "running" if training else "sampling",
+                "stage": progress.stage if progress else "getting ready", "step": progress.step if progress else run.done,
+                "total": progress.total if progress else run.config.updates, "done": run.done, "updates": run.config.updates,
+                "skipped": run.descent.skipped, "loss": last(run.loss), "fidelity": last(run.fidelity),
+                "best": run.best and run.best[0], "seconds_left": progress.seconds_left if progress else None,
+                "samples_per_second": notes.get("samples_per_second"), "memory": notes.get("memory"),
+                "started_at": notes["started_at"], "saved_at": round(time.time()), "lora": notes.get("lora"), "error": None,
+                "previews": runs.previews(self.job.folder), "resumable": (self.job.folder / runs.PROMPT).exists()}
+
+    # ---- pictures ------------------------------------------------------------------------------
+
+    def _picture(self):
+        """Columns of pictures from the probe's noise: teacher and before once, now after each measurement."""
+        run = self.run
+        if run.drawn is None or not self.pictures or self.pictured == run.fidelity[-1][0]:
+            return
+        self.pictured = run.fidelity[-1][0]
+        try:
+            folder = self.job.folder / runs.PREVIEWS
+            folder.mkdir(exist_ok=True)
+            if not (folder / "before.png").exists():
+                self._column(folder / "teacher.png", run.probe[2][:SHOWN])
+                self._column(folder / "before.png", run.before(SHOWN))
+            self._column(folder / f"{self.pictured}.png", run.drawn[:SHOWN])
+        except Exception as error:      # pictures are a courtesy: a run does not end for want of them
+            logging.warning("Fewstep: no previews of this run (%s).", error)
+            self.pictures = False
+
+    def _column(self, path, latents):
+        model, vae = self.run.denoiser.model, self.order.vae
+        latents = latents.detach().cpu()
+        latents = latents[:, :, :1] if latents.ndim == 5 else latents       # a video's first frame stands alone
+        if vae is not None and _fits(vae, latents, self.run.denoiser.device):
+            pixels = decode(vae, model.process_latent_out(latents))
+            if not comfy.model_management.is_device_cpu(vae.device):        # whose memory the run was promised
+                vae.patcher.detach()
+        else:
+            pixels = rough(model.latent_format, latents)
+        write(path, pictures.png(pictures.column(pixels)))
+
+
+def ended(folder):
+    """Let a run go, and tell the panel how it stands on disk."""
+    LIVE.pop(folder.name, None)
+    if found := runs.summary(folder):
+        _send(messages.of_run(found))
+
+
+def _send(summary, loss=(), fidelity=()):
+    server = getattr(PromptServer, "instance", None)      # none when ComfyUI is used as a library
+    if server is not None:
+        found = runs.shown(loss, fidelity)
+        server.send_sync(EVENT, {"run": summary, "loss": found["loss"], "fidelity": found["fidelity"]})
+
+
+def rough(latent_format, latents):
+    """Latents as small pictures (N, 3, H, W) in [-1, 1] by the family's own colours, without a VAE; the first frame of a video."""
+    factors = latent_format.latent_rgb_factors
+    if factors is None:
+        raise ValueError("this family's latents have no colours without a VAE; wire one")
+    x = latents[:, :, 0] if latents.ndim == 5 else latents
+    if hasattr(latent_format, "latent_rgb_factors_reshape") and latent_format.latent_rgb_factors_reshape is not None:
+        x = latent_format.latent_rgb_factors_reshape(x)
+    bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
+    return torch.einsum("nchw,cr->nrhw", x.float(), torch.tensor(factors)) + bias[:, None, None]
+
+
+def _fits(vae, latents, device):
+    """Whether the VAE can decode without the model in training having to make room: by what the host asks for at most."""
+    management = comfy.model_management
+    if management.is_device_cpu(vae.device):
+        return management.is_device_cpu(device)     # else it would hold up the GPU
+    reserved = management.extra_reserved_memory()
+    work = max(management.minimum_inference_memory(), vae.memory_used_decode(latents.shape, vae.vae_dtype) + reserved)
+    return management.get_free_memory(vae.device) > SLACK + 1.1 * vae.patcher.model_size() + work
+
+
+def above(prompt, node):
+    """The part of an API-format graph that a node needs, itself included; {} where it is not in it, as one that was expanded."""
+    found, nodes = {}, [node] if node in prompt else []
+    while nodes:
+        at = nodes.pop()
+        if at in found or at not in prompt:
+            continue
+        found[at] = {k: v for k, v in prompt[at].items() if k != "is_changed"}
+        nodes += [str(v[0]) for v in found[at].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2]
+    return found
+
+
+def model_name(prompt, node):
+    """What the user calls the model wired to a node of an API-format graph: the nearest loader's file or choice; "" if none."""
+    names, seen, nodes = ("ckpt_name", "unet_name", "model_name", "teacher"), set(), [node]
+    while nodes and prompt:
+        at = nodes.pop(0)
+        inputs = prompt.get(at, {}).get("inputs", {})
+        for key in names:
+            if at != node and isinstance(inputs.get(key), str):
+                return inputs[key]
+        links = [v for k, v in sorted(inputs.items(), key=lambda item: item[0] != "model") if isinstance(v, list) and len(v) == 2]
+        nodes += [str(v[0]) for v in links if str(v[0]) not in seen]
+        seen.update(str(v[0]) for v in links)
+    return ""

@@ -1,0 +1,146 @@
+"""The panel's routes: GET for what there is to know of runs, POST to control them and to say which language is shown.
+
+Events come from `live`.
+
+Run ids are looked up among the folders that are there, and never become part of a path.
+"""
+
+import asyncio
+
+from aiohttp import web
+from server import PromptServer
+
+from ...training.run import runs
+from ...training.run.job import delete
+from ..comfy import host
+from . import messages
+from .live import LIVE
+
+MOST_BODY = 1024        # bytes; no route reads one
+ROUTE = "/fewstep/runs/{id}"
+
+
+def register():
+    """Add the routes to ComfyUI's server, which serves them below /api too."""
+    routes = PromptServer.instance.routes
+    for path, handler in (("/fewstep/runs", listing), (ROUTE, single), (f"{ROUTE}/curves", curves),
+                          (f"{ROUTE}/preview/{{column}}", preview), (f"{ROUTE}/prompt", prompt), ("/fewstep/model", model)):
+        routes.get(path)(_answered(handler))
+    for name, handler in (("pause", pause), ("stop", stop), ("delete", remove)):
+        routes.post(f"{ROUTE}/{name}")(_answered(handler))
+    routes.post("/fewstep/language/{name}")(_answered(language))
+
+
+class Refusal(Exception):
+    """What a route refuses: an HTTP status, and a code that the panel has words for."""
+
+    def __init__(self, status, code, message):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+def _answered(handler):
+    """The handler with its refusals as JSON, run off the server's loop as it reads files."""
+    async def answer(request):
+        try:
+            if (request.content_length or 0) > MOST_BODY or request.headers.get("Transfer-Encoding"):
+                raise Refusal(413, "bad-request", f"The body must be at most {MOST_BODY} bytes; no route here reads one.")
+            return await asyncio.to_thread(handler, request)
+        except Refusal as refusal:
+            return _json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
+        except OSError as error:
+            return _json({"error": {"code": "bad-request", "message": f"The run's files can't be used ({error.strerror})."}}, 409)
+        except LookupError as error:
+            return _json({"error": {"code": "unknown-run", "message": str(error.args[0])}}, 404)
+
+    return answer
+
+
+def _json(value, status=200):
+    return web.json_response(value, status=status, headers={"Cache-Control": "no-store"})
+
+
+def _folder(request):
+    return runs.find(host.folder("runs"), request.match_info["id"])
+
+
+def _live(request):
+    found = LIVE.get(_folder(request).name)
+    if found is None:
+        raise Refusal(409, "not-running", "This run must be under way for that, and is not.")
+    return found
+
+
+def listing(request):
+    """GET /fewstep/runs."""
+    live = [live.summary() for live in list(LIVE.values())]
+    others = runs.listing(host.folder("runs"), {run["id"] for run in live})
+    return _json({"runs": sorted([*live, *map(messages.of_run, others)], key=lambda run: -run["started_at"])})
+
+
+def single(request):
+    """GET /fewstep/runs/{id}."""
+    folder = _folder(request)
+    live = LIVE.get(folder.name)
+    found = live.summary() if live else messages.of_run(runs.summary(folder))
+    if found is None:
+        raise LookupError("This run's status can't be read. Queue it again.")
+    return _json(found)
+
+
+def curves(request):
+    """GET /fewstep/runs/{id}/curves."""
+    folder = _folder(request)
+    live = LIVE.get(folder.name)
+    return _json(runs.shown(list(live.run.loss), list(live.run.fidelity)) if live else runs.curves(folder))
+
+
+def preview(request):
+    """GET /fewstep/runs/{id}/preview/{column}."""
+    return web.FileResponse(runs.preview(_folder(request), request.match_info["column"]),
+                            headers={"Cache-Control": "no-cache", "Content-Type": "image/png"})
+
+
+def prompt(request):
+    """GET /fewstep/runs/{id}/prompt."""
+    file = _folder(request) / runs.PROMPT
+    if not file.exists():
+        raise LookupError("This run has no stored graph. Queue its workflow again.")
+    return web.FileResponse(file, headers={"Cache-Control": "no-store", "Content-Type": "application/json"})
+
+
+def model(request):
+    """GET /fewstep/model?checkpoint=NAME or ?unet=NAME."""
+    from ..comfy.model_info import describe
+
+    kind, name = next(iter(request.query.items()), ("", ""))
+    if kind not in ("checkpoint", "unet") or len(request.query) != 1:
+        raise Refusal(400, "bad-request", "The query must be checkpoint or unet with the name of a file.")
+    return _json(describe(kind, name))
+
+
+def language(request):
+    """POST /fewstep/language/{name}: which one the frontend shows."""
+    return _json({"language": messages.hear(request.match_info["name"])})
+
+
+def pause(request):
+    """POST /fewstep/runs/{id}/pause."""
+    if not _live(request).pause():
+        raise Refusal(409, "not-running", "This run is at its end already, and being saved.")
+    return _json({})
+
+
+def stop(request):
+    """POST /fewstep/runs/{id}/stop."""
+    if not _live(request).stop():
+        raise Refusal(409, "not-running", "The run must have trained for that, and has not begun to. Pause it instead.")
+    return _json({})
+
+
+def remove(request):
+    """POST /fewstep/runs/{id}/delete."""
+    folder = _folder(request)
+    if folder.name in LIVE or not delete(folder):
+        raise Refusal(409, "running", "The run must be over to be deleted. Pause it first.")
+    return _json({})

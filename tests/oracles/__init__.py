@@ -1,0 +1,1 @@
+"""Exact answers that tests compare with: Gaussian mixtures, churn conversions, categorical data, marginals."""

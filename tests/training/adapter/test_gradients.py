@@ -1,0 +1,216 @@
+"""Gradients against the same function written without writes in place, their proof, and the memory they hold."""
+
+import logging
+
+import pytest
+import torch
+from fewstep.training.adapter.gradients import Backward, check_gradient, exact_graph, saved_bytes, slope
+from overwriting import case, gradient, reference
+from torch import nn
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_equals_the_one_of_the_same_function_without_writes(overwrite, checkpointing):
+    """Dicts, dataclasses, keywords, views and a mask go in and out of the blocks."""
+    loss, grad = gradient(*case(overwrite), checkpointing=checkpointing)
+    wanted_loss, wanted = reference()
+    assert torch.allclose(loss, wanted_loss, rtol=1e-6) and not loss.requires_grad
+    assert (grad - wanted).norm() / wanted.norm() < 1e-6
+
+
+def test_the_case_is_one_that_plain_autograd_refuses_and_pytorchs_remedy_gets_wrong():
+    net, parameters, compute = case(overwrite=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        compute().backward()
+    for p in parameters:
+        p.grad = None
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        compute().backward()
+    wanted = reference()[1]
+    assert (torch.cat([p.grad.flatten() for p in parameters]) - wanted).norm() / wanted.norm() > 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_two_calls_add_up_and_the_second_knows_the_model(checkpointing):
+    net, parameters, compute = case(overwrite=True)
+    backward, calls, first = Backward(net, parameters, checkpointing), [], torch.ones_like(parameters[0])
+    parameters[0].grad = first
+
+    def counted():
+        calls.append(1)
+        return compute()
+
+    backward(counted)
+    assert len(calls) == 2 and backward.overwrites
+    backward(counted)
+    assert len(calls) == 3 and parameters[0].grad is first
+    parameters[0].grad = first - 1
+    grad, wanted = torch.cat([p.grad.flatten() for p in parameters]), reference()[1]
+    assert (grad - 2 * wanted).norm() / wanted.norm() < 1e-6
+
+
+def test_a_failure_leaves_the_gradients_as_they_were():
+    net, parameters, compute = case(overwrite=False)
+    kept = parameters[-1].grad = torch.full_like(parameters[-1], 3.0)
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise MemoryError("in the middle")
+
+    def failing():
+        return compute() + Fails.apply(parameters[0]).sum()
+
+    with pytest.raises(MemoryError, match="in the middle"):
+        Backward(net, parameters)(failing)
+    assert parameters[-1].grad is kept and kept.eq(3).all() and all(p.grad is None for p in parameters[:-1])
+
+
+def test_exact_graph_nests_and_survives_lists_and_out():
+    w = torch.linspace(0.1, 1, 6, requires_grad=True)
+
+    def f(overwrite):
+        x, y = w * 2, w * 3
+        z = x.sin() + y.exp()
+        if overwrite:
+            torch._foreach_mul_([x, y], 2.0)
+            torch.add(x.detach(), 1, out=y.detach()[:])
+        else:
+            x, y = x * 2, y * 2
+            y = y + (x + 1 - y).detach()
+        return (z * x.square() + y).sum()
+
+    wanted = torch.autograd.grad(f(False), w)[0]
+    with exact_graph():
+        outer = f(True)
+        with exact_graph():
+            inner = torch.autograd.grad(f(True), w)[0]
+        assert torch.equal(inner, torch.autograd.grad(outer, w)[0])
+    assert torch.allclose(inner, wanted)
+
+
+def test_a_write_that_no_operation_shows_is_refused():
+    w = torch.ones(3, requires_grad=True)
+    with exact_graph():
+        x = w * 2
+        y = x.square().sum()
+        with torch.utils._python_dispatch._disable_current_modes():
+            x.detach().zero_()
+        with pytest.raises(RuntimeError, match="written over where PyTorch shows no operation"):
+            y.backward()
+
+
+# ---- proof -------------------------------------------------------------------------------------
+
+class Scaled(torch.autograd.Function):
+    """Nothing, with a gradient that is too large by `factor`."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_slope_of_a_right_gradient_is_1_and_nothing_is_changed(overwrite):
+    net, parameters, compute = case(overwrite)
+    parameters[0].grad = kept = torch.randn_like(parameters[0])
+    before = [p.detach().clone() for p in parameters], kept.clone()
+    backward = Backward(net, parameters, checkpointing=True)
+    assert abs(slope(compute, parameters, backward=backward) - 1) < 1e-3
+    assert abs(check_gradient(compute, parameters, backward=backward) - 1) < 1e-3
+    assert all(torch.equal(p, w) for p, w in zip(parameters, before[0]))
+    assert parameters[0].grad is kept and torch.equal(kept, before[1]) and all(p.grad is None for p in parameters[1:])
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.9, -1.0])
+def test_a_wrong_gradient_is_found(factor):
+    _, parameters, compute = case(False)
+
+    def wrong():
+        return Scaled.apply(compute(), factor)
+
+    assert abs(slope(wrong, parameters) - 1 / factor) < 1e-3
+    with pytest.raises(ArithmeticError, match="must have slope 1 along itself, within 0.002; it has -?[01]"):
+        check_gradient(wrong, parameters)
+
+
+def test_a_gradient_that_lives_in_one_half_of_a_lora_is_proved():
+    from fewstep.training.adapter.lora import Lora
+
+    net, _, compute = case(True)
+    lora = Lora(net.requires_grad_(False), 2)
+    backward = Backward(net, lora.parameters(), checkpointing=True)
+    assert abs(check_gradient(compute, lora.parameters(), backward=backward) - 1) < 2e-3
+
+
+def test_doubt_is_logged_and_not_raised(caplog):
+    """A loss that rounds: its slopes contradict each other."""
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    noise = iter(torch.tensor([0, 1, -1, -9, 9, 5, -2]).tolist())
+
+    def compute():
+        return w.square().sum() + next(noise)
+
+    with caplog.at_level(logging.WARNING):
+        check_gradient(compute, [w])
+    assert "couldn't be checked" in caplog.text
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_no_gradient_is_an_error_with_a_remedy(value):
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(ArithmeticError, match="must be finite and not 0, its norm is .*Check that"):
+        slope(lambda: (w * value).sum(), [w])
+    assert torch.equal(w, torch.ones(2)) and w.grad is None
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        return self.down(self.up(x).tanh())
+
+
+def chain(depth, batch=5):
+    """Linear 4 -> 7 -> 4 with tanh between, `depth` times."""
+    net = nn.Sequential(*[Pair() for _ in range(depth)])
+    x = torch.randn(batch, 4)
+    return net, lambda: net(x).sum()
+
+
+def test_saved_bytes_of_a_linear_chain_by_hand():
+    net, compute = chain(30)
+    inputs, inside = 5 * 4 * 4, 5 * 7 * 4               # float32: a pair's input, and tanh's output (saved twice, held once)
+    loss, held = saved_bytes(compute)
+    assert held == 30 * (inputs + inside) and torch.equal(loss, compute().detach())
+    held = Backward(net, net.parameters(), checkpointing=True).saved_bytes(compute)[1]
+    assert held == 30 * inputs + (inputs + inside)       # the inputs of all blocks, and one block's inside on its copies
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_saved_bytes_leaves_out_weights_that_are_no_parameters_and_counts_copies():
+    w, x = torch.randn(4, 4, requires_grad=True), torch.randn(2, 4)
+    assert saved_bytes(lambda: (x @ w).sum(), [w])[1] == x.nbytes
+    assert saved_bytes(lambda: (x @ w).sum())[1] == x.nbytes        # w is needed for the gradient of x alone, which nobody wants
+
+    def overwriting():
+        y = x @ w
+        z = y.sin()
+        y += 1
+        return (z + y.square()).sum()
+
+    assert saved_bytes(overwriting, [w])[1] == x.nbytes + 2 * x.nbytes

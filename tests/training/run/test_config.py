@@ -1,0 +1,30 @@
+"""Settings of a distillation: what is out of bounds is refused by name."""
+
+import pytest
+from fewstep.training.run.config import WHOLE, DistilConfig
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_have_bounds(name):
+    least, most = WHOLE[name]
+    for value in (least - 1, most + 1, 10**12 if most < 10**12 else 10**30, 1.5, True, "1"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number from {least} to {most}, got"):
+            DistilConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["shift", "cfg", "lr", "alpha"])
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), "1", True])
+def test_numbers_are_finite(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a"):
+        DistilConfig(**{name: value})
+
+
+@pytest.mark.parametrize("process", [[{"kind": []}], [{"kind": {}}], [1], {"kind": "blur"}, 5])
+def test_a_process_that_is_none_is_refused(process):
+    with pytest.raises(ValueError, match="process must be a list of parts"):
+        DistilConfig(method="restoration", process=process)
+
+
+def test_what_follows_from_others_has_bounds_too():
+    with pytest.raises(ValueError, match="image_steps must be a whole number from 1 to 100000, got 9"):
+        DistilConfig(steps=997, phases=996)

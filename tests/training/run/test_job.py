@@ -1,0 +1,280 @@
+"""A run that can't be lost: exact resumption, kills at any moment, and faults with the outcome that is promised."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import random
+import signal
+import time
+
+import children
+import pytest
+import torch
+from fewstep.training.run import job as jobs
+from fewstep.training.run.config import METHODS, DistilConfig
+from fewstep.training.run.distil import Distillation
+from fewstep.training.run.job import STATE, STATUS, Job, load_state, save_state
+from parts import ABOUT, SMALL, result, run, same
+from tiny import Tiny
+
+
+@pytest.mark.parametrize("options", [{"method": m} for m in METHODS] + [
+    {"method": "reflow", "rounds": 3}, {"times": "adaptive", "method": "windowed-reflow"}, {"target": "ema", "between": 1},
+    {"curriculum": True, "method": "consistency", "solver": "2m", "substeps": 2}, {"micro": 3}, {"checkpointing": True}])
+def test_a_run_in_parts_equals_a_run_at_once(tmp_path, options):
+    whole = run(tmp_path / "whole", **options)
+    for last in (1, 5, 9, 14):
+        assert run(tmp_path / "parts", last, **options).done == last
+        assert json.loads((tmp_path / "parts" / STATUS).read_text())["state"] == "paused"
+    assert same(whole, run(tmp_path / "parts", **options))
+    status = json.loads((tmp_path / "parts" / STATUS).read_text())
+    assert (status["state"], status["done"], status["total"]) == ("finished", 20, 20) and status["best"] == whole.best[0]
+
+
+def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
+    whole = run(tmp_path)
+    monkeypatch.setattr(Distillation, "update", lambda self: pytest.fail("trained again"))
+    again = run(tmp_path)
+    assert result(again)[1:] == result(whole)[1:]
+    assert all(torch.equal(a, b) for a, b in zip(again.lora_tensors().values(), whole.lora_tensors().values()))
+
+
+def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(tmp_path):
+    """The model itself raises, at each of many calls, as it does when a user cancels in ComfyUI."""
+    whole = run(tmp_path / "whole")
+
+    class Cancelled(Tiny):
+        left = 0
+
+        def __call__(self, *args):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().__call__(*args)
+
+    dice, teacher = random.Random(0), Cancelled()
+    for _ in range(40):
+        parts, teacher.left = Distillation(teacher, DistilConfig(**SMALL)), dice.randint(26, 40)
+        try:
+            with Job(tmp_path / "parts", parts, ABOUT, every=3) as job:
+                for _ in job.progress():
+                    pass
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            parts.close()
+    assert same(whole, parts)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, also where the tests run in the background, with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("where", ["torch.optim.AdamW.step", "torch.Tensor.lerp_", "fewstep.training.methods.times.Times.learn"])
+def test_ctrl_c_while_an_update_takes_effect_waits_for_its_end(tmp_path, monkeypatch, ctrl_c, where):
+    whole, left = run(tmp_path / "whole"), [5]
+    name, attribute = where.rsplit(".", 1)
+    owner = pkgutil.resolve_name(name)
+    usual = getattr(owner, attribute)
+
+    def interrupted(*args, **options):
+        answer = usual(*args, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        return answer
+
+    monkeypatch.setattr(owner, attribute, interrupted)
+    assert 0 < run(tmp_path / "parts").done < whole.done
+    assert left[0] <= 0 and signal.getsignal(signal.SIGINT) is ctrl_c
+    assert same(whole, run(tmp_path / "parts"))
+
+
+PROCESSES = multiprocessing.get_context("forkserver")       # each a fork of one that has PyTorch imported
+PROCESSES.set_forkserver_preload(["torch"])
+
+
+@contextlib.contextmanager
+def program(folder, every=1, width=24, **changes):
+    """The same run in a process of its own: (process, updates done as they are told)."""
+    told, tell = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=children.told, args=(tell, folder, every, width, changes))
+    process.start()
+    tell.close()
+    try:
+        yield process, iter(told.recv, None)
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.slow
+def test_100_steps_at_once_equal_40_a_kill_and_the_rest(tmp_path):
+    whole = run(tmp_path / "whole", updates=100)
+    with program(tmp_path / "parts", every=10, updates=100) as (_, told):
+        next(done for done in told if done >= 40)
+    assert json.loads((tmp_path / "parts" / STATUS).read_text())["done"] in (30, 40)
+    assert same(whole, run(tmp_path / "parts", updates=100))
+
+
+@pytest.mark.slow
+def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
+    """A state of several MB is written after every update, so that kills fall into the writing too."""
+    dice, seen, killed = random.Random(1), 0, 0
+    options = {"updates": 4000, "rank": 256, "width": 768}
+    while killed < 20:
+        with program(tmp_path, **options) as (process, told):
+            next(done for done in told if done > seen)
+            time.sleep(dice.uniform(0, 0.4))        # under way: kill it at a moment that nothing chooses
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+        tensors, numbers = load_state(tmp_path / STATE)
+        assert numbers["done"] >= seen and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
+        json.loads((tmp_path / STATUS).read_text()), json.loads((tmp_path / "manifest.json").read_text())
+        seen = numbers["done"]
+    assert seen >= 20
+
+
+def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
+    run(tmp_path, 2)
+    with pytest.raises(ValueError, match="holds another run: its lr is 0.002 and not 0.001. Choose another folder"):
+        run(tmp_path, lr=1e-3)
+    other = Distillation(Tiny(), DistilConfig(**SMALL))
+    with pytest.raises(ValueError, match="its base is 'demo' and not 'other'"), Job(tmp_path, other, {**ABOUT, "base": "other"}):
+        pass
+    other.close()
+    run(tmp_path, 4, micro=2)       # how it is cut to fit the memory is nobody's concern
+
+
+@pytest.mark.parametrize("name", ["mine.safetensors", "status.json", "run.json", "curves.png"])
+def test_a_folder_of_other_work_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    (tmp_path / ".fewstep-notes").write_text("mine")
+    with pytest.raises(ValueError, match=f"must be empty or hold a run, and holds {name}. Choose another folder"):
+        run(tmp_path)
+    assert {f.name: f.read_text() for f in tmp_path.iterdir() if f.name != ".lock"} == {name: "mine", ".fewstep-notes": "mine"}
+
+
+def test_two_at_once_are_refused(tmp_path):
+    first, second = (Distillation(Tiny(), DistilConfig(**SMALL)) for _ in range(2))
+    with Job(tmp_path, first, ABOUT):
+        with pytest.raises(RuntimeError, match="must be free to run in, and another process"), Job(tmp_path, second, ABOUT):
+            pass
+    first.close(), second.close()
+
+
+def test_a_damaged_state_or_manifest_is_refused_by_name(tmp_path):
+    run(tmp_path, 4)
+    data = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(data[:len(data) // 2])
+    with pytest.raises(ValueError, match="state.safetensors must be a run's state, and can't be read"):
+        run(tmp_path)
+    (tmp_path / STATE).write_bytes(data)
+    tensors, numbers = load_state(tmp_path / STATE)
+    save_state(tmp_path / STATE, {k: v for k, v in tensors.items() if k != "averaged.1"}, numbers)
+    with pytest.raises(ValueError, match="state.safetensors must be the state of this run, is of another version or damaged"):
+        run(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="manifest.json must be the manifest of a run"):
+        run(tmp_path)
+
+
+def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
+    """Writing fails between updates 7 and 12; the state of update 6 stays, later ones are written again."""
+    write, seen = jobs.write_tensors, []
+
+    def full(path, tensors, metadata):
+        if 7 <= trained.done <= 12:
+            seen.append(load_state(tmp_path / STATE)[1]["done"])
+            raise OSError(28, "No space left on device")
+        return write(path, tensors, metadata)
+
+    monkeypatch.setattr(jobs, "write_tensors", full)
+    trained = Distillation(Tiny(), DistilConfig(**SMALL))
+    with Job(tmp_path, trained, ABOUT, every=3) as job:
+        for _ in job.progress():
+            pass
+    trained.close()
+    assert seen and set(seen) == {6} and "No space left on device" in caplog.text and job.unsaved is None
+    monkeypatch.undo()
+    assert same(trained, run(tmp_path / "other"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom folders can be closed to")
+def test_a_folder_that_is_read_only_is_refused_before_any_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="must be writable"):
+        run(tmp_path / "run")
+
+
+def test_a_file_in_the_folders_place_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "run").write_text("x")
+    monkeypatch.setattr(Distillation, "progress", lambda self: pytest.fail("work began"))
+    with pytest.raises(OSError, match="must be writable"):
+        run(tmp_path / "run")
+
+
+def test_stop_ends_after_the_update_and_keeps_what_was_learnt(tmp_path):
+    stopped = Distillation(Tiny(), DistilConfig(**SMALL))
+    with Job(tmp_path, stopped, ABOUT) as job:
+        for _ in job.progress():
+            if stopped.done == 5:
+                stopped.stop()
+    stopped.close()
+    assert stopped.done == 5 and json.loads((tmp_path / STATUS).read_text())["state"] == "stopped"
+    assert len(stopped.lora_tensors()) == 6
+
+
+def test_only_folders_of_runs_are_deleted(tmp_path):
+    config = DistilConfig(**SMALL)
+    folder = tmp_path / jobs.folder_name(config, ABOUT)
+    run(folder, 2)
+    (tmp_path / "mine").mkdir()
+    assert not jobs.delete(tmp_path / "mine") and (tmp_path / "mine").is_dir()
+    assert jobs.delete(folder) and not folder.exists()
+
+
+class Failing(Tiny):
+    """Gives NaN at those calls that ask for a gradient."""
+
+    def __init__(self, *calls):
+        super().__init__()
+        self.calls, self.number = calls, 0
+
+    def __call__(self, x, sigma, condition):
+        out = super().__call__(x, sigma, condition)
+        if torch.is_grad_enabled():
+            self.number += 1
+            if self.number in self.calls:
+                return out * float("nan")
+        return out
+
+
+def test_nan_is_left_out_counted_and_told(tmp_path):
+    run = Distillation(Failing(3, 4, 9), DistilConfig(**SMALL))
+    with Job(tmp_path, run, ABOUT) as job:
+        for _ in job.progress():
+            pass
+    run.close()
+    assert run.done == 20 and run.descent.skipped == 3 and run.recipe().trained["skipped"] == 3
+    assert all(bool(v.isfinite().all()) for v in load_state(tmp_path / STATE)[0].values() if v.is_floating_point())
+    assert json.loads((tmp_path / STATUS).read_text())["skipped"] == 3
+
+
+def test_nan_without_end_stops_the_run_with_the_last_good_state(tmp_path):
+    run = Distillation(Failing(*range(6, 100)), DistilConfig(**SMALL))
+    with pytest.raises(ArithmeticError, match="10 updates in a row were not, because the model's output overflowed"):
+        with Job(tmp_path, run, ABOUT, every=1) as job:
+            for _ in job.progress():
+                pass
+    run.close()
+    tensors, numbers = load_state(tmp_path / STATE)
+    assert numbers["skipped"] == 10 and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
+    assert json.loads((tmp_path / STATUS).read_text())["state"] == "failed"

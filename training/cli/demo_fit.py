@@ -1,0 +1,107 @@
+"""`fewstep fit`: fit solvers to a packaged teacher and show what they do, with nothing to download."""
+
+import math
+import sys
+
+import torch
+from tqdm import tqdm
+
+from ...diffusion.samplers import solve
+from ..formats.files import check_folder, save_recipe, write
+from ..models.demo import data
+from ..models.demo.teacher import DemoTeacher
+from ..models.denoiser import Guided
+from ..reports import pictures
+from ..run.fitting import FitConfig, SolverFit, sample_recipe
+from ..trajectories.cache import start
+from .demo import SHOWN
+from .headless import check_device
+
+CACHE = "trajectories"      # folder of the trajectories, below that of the results
+
+
+def fit(out, *, kind="flow", cfg=2.0, seconds=math.inf, device="cpu", **settings):
+    """Fit into the folder `out`; returns the `SolverFit`. `settings` as in `FitConfig`.
+
+    recipe_<steps>.json of each step count is written as soon as there is one, and again for each better one; report.png,
+    report.txt and samples.png at the end. Raises OSError when `out` cannot be written, ValueError for a setting out of range, both
+    before any work; KeyboardInterrupt, when stopped, says what is kept.
+    """
+    check_device(device)
+    if not 0 <= cfg <= 100:
+        raise ValueError(f"cfg must be a number from 0 to 100, got {cfg!r}.")
+    if not seconds > 0:
+        raise ValueError(f"seconds must be above 0, got {seconds!r}.")
+    config = FitConfig(**settings)
+    teacher = DemoTeacher(kind, device)
+    out = check_folder(out)
+    run = SolverFit(Guided(teacher, cfg), config, out / CACHE, seconds=seconds)
+    try:
+        _follow(run, out)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(run, out)) from None
+    pictures.fit_report(run.rows).save(out / "report.png")
+    write(out / "report.txt", (run.report() + "\n").encode())
+    _samples(run, teacher.labels).save(out / "samples.png")
+    return run
+
+
+def recipe_file(out, steps):
+    """Where the recipe for that step count is."""
+    return out / f"recipe_{steps}.json"
+
+
+def _follow(run, out):
+    """The run with a bar for each stage; each recipe is written whenever it has become better."""
+    bar, stages = None, []
+    try:
+        for progress in run.progress():
+            if progress.stage not in stages:
+                if bar is not None:
+                    bar.close()
+                stages.append(progress.stage)
+                bar = tqdm(total=100, desc=progress.stage, dynamic_ncols=True, file=sys.stderr,
+                           bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}")
+            bar.update(progress.step - 100 * (len(stages) - 1) - bar.n)
+            if progress.fidelity is not None:
+                steps = list(run.found)[-1]
+                recipe = run.recipe(steps)
+                bar.set_postfix_str(f"error {recipe.errors['held_out']:.4f}, {recipe.method}")
+                save_recipe(recipe_file(out, steps), recipe)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _kept(run, out):
+    """What a run that was stopped leaves behind, in words."""
+    count = min(run.config.trajectories, run.cache.spec.shard * len(list(run.cache.folder.glob("*.safetensors"))))
+    recipes = "".join(f", {recipe_file(out, steps).name}" for steps in run.found)
+    return (f"{count} of {run.config.trajectories} trajectories{recipes} are kept in {out}; the same command goes on from the "
+            "trajectories.")
+
+
+@torch.no_grad()
+def _samples(run, labels):
+    """Teacher, Euler and the recipes from the same noise, which no trajectory of the fit began with."""
+    teacher, shown = run.teacher, [label for label in SHOWN if label in labels]
+    condition = torch.tensor([labels.index(label) for label in shown])
+    noise = torch.randn(len(shown), *teacher.shape, generator=torch.Generator().manual_seed(1_000_000 + run.config.seed))
+    denoise = lambda x, sigma: teacher(x, sigma, condition)
+
+    def solved(name, steps, **solver):
+        sigmas = run.grid(name, steps)
+        return solve(denoise, start(noise, sigmas, teacher.path), sigmas, teacher.path, **solver)
+
+    reference = solved("auto", 50, order=2, corrector=True)
+    images = {"Euler\n4 steps": solved("uniform", 4)}
+    for steps in sorted(run.found):
+        recipe = run.recipe(steps)
+        heading = f"{recipe.method}\n{steps} step{'s' * (steps > 1)}"
+        images[heading] = sample_recipe(recipe, denoise, noise)
+    columns = {f"teacher\n50 steps, CFG {teacher.cfg:g}\nreference": reference}
+    for name, x in images.items():
+        error = float((x - reference).square().mean().sqrt()) / run.data.deviation
+        columns[f"{name}\nRMSE {error:.3f}"] = x
+    pixels = {name: data.to_pixels(x) for name, x in columns.items()}
+    return pictures.grid(pixels, shown, "Same starting noise in every row", scale=3)

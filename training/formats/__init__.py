@@ -1,0 +1,1 @@
+"""Files and documents: recipes, LoRA keys, prompts, forward processes by name."""

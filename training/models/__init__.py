@@ -1,0 +1,1 @@
+"""What answers: the denoiser protocol, diffusers folders, model families, the packaged teachers."""

@@ -1,0 +1,67 @@
+"""The packaged teachers as `Denoiser`s: real models of real images, for the demo, the tests and the nodes."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ....diffusion.paths import FLOW, VARIANCE_EXPLODING
+from ....diffusion.predictions import expand, to_x0
+from ....diffusion.schedules.grids import discrete_sigma, flow_sigma, nearest_index
+from ...adapter.lora import fingerprint
+from . import data
+from .net import CHANNELS, KINDS, SIZE, EmojiNet, discrete_sigmas
+
+HERE = Path(__file__).parent
+
+
+def weights(kind):
+    """The state dict of a teacher, as stored (half precision)."""
+    if kind not in KINDS:
+        raise ValueError(f"teacher must be one of {', '.join(KINDS)}, got {kind!r}.")
+    return load_file(HERE / f"{kind}.safetensors")
+
+
+def label_vector(label=None):
+    """The conditioning (labels,) of a label, all zero without one; raises ValueError that lists the known ones."""
+    numbers = data.label_numbers()
+    vector = torch.zeros(data.label_width())
+    if label is not None:
+        if label not in numbers:
+            raise ValueError(f"label must be one of: {', '.join(numbers)}; got {label!r}.")
+        vector[numbers[label]] = 1
+    return vector
+
+
+class DemoTeacher:
+    """A `Denoiser` over one of the packaged networks, with every label as a condition.
+
+    flow: x = (1-s) x_0 + s eps. epsilon: x = x_0 + s eps, as ComfyUI's samplers have it.
+    """
+
+    def __init__(self, kind="flow", device="cpu", state=None):
+        state = state or weights(kind)
+        self.kind, self.device = kind, torch.device(device)
+        self.labels = list(data.label_numbers())
+        self.module = EmojiNet(kind, data.label_width())
+        self.module.load_state_dict({k: v.float() for k, v in state.items()})
+        self.module.to(self.device).eval().requires_grad_(False)
+        self.path = FLOW if kind == "flow" else VARIANCE_EXPLODING
+        self.shape, self.conditions = (CHANNELS, SIZE, SIZE), len(self.labels)
+        self.table = discrete_sigmas()
+        self.sigma_of = flow_sigma() if kind == "flow" else discrete_sigma(self.table)
+        self.noise_scale, self.prediction = 1.0, "velocity" if kind == "flow" else "epsilon"
+        self.base = fingerprint(self.module)
+        self._labels = torch.stack([label_vector(label) for label in [*self.labels, None]]).to(self.device)
+
+    def __call__(self, x, sigma, condition):
+        home, x = x.device, x.to(self.device)
+        sigma, condition = sigma.to(self.device, torch.float32), condition.to(self.device)
+        context = self._labels[condition][:, None]
+        level = expand(sigma, x)
+        if self.kind == "flow":
+            return to_x0(self.module(x, 1000 * sigma, context), "velocity", x, 1 - level, level).to(home)
+        # the nearest index, as ComfyUI's discrete sampling does
+        index = nearest_index(sigma, self.table).float()
+        scale = (level.square() + 1).rsqrt()
+        return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level).to(home)

@@ -1,0 +1,1 @@
+"""A run: config, student, probe, loop, state on disk, memory plan."""

@@ -1,0 +1,294 @@
+"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by runs that ask alike.
+
+    cache = TrajectoryCache(folder, spec)
+    for done in cache.build(teacher, count): ...        # trajectories so far; what is there already is not worked out again
+    states, predictions = cache.read(count)             # (count, kept, ...), (count, kept - 1, ...)
+
+A cache is a folder named by a hash of its spec: `manifest.json` with the spec, and shards `00000.safetensors`, ... of `spec.shard`
+trajectories each. Starting noise is not stored: it is drawn from (seed, number). Shards do not depend on each other, are written
+whole or not at all and carry a checksum, so that what was begun, damaged or asked for in larger number is completed and nothing
+else. Two runs at once write the same bytes, and neither removes for room what the other has open (`folders`).
+The ends of a trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn from.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from ...diffusion import samplers
+from ...diffusion.paths import check_sigmas, path
+from ..formats.files import check_folder, read_tensors, write_json, write_tensors
+from . import folders
+from .folders import MANIFEST
+
+VERSION = 1
+LIMIT = 8 << 30         # bytes of all caches in a folder
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What makes two caches the same.
+
+    model         fingerprint of the base model
+    patches       of what is patched into it (LoRAs and the like), "" for nothing
+    conditioning  of the prompts, and `conditions`, how many: trajectory n is drawn for prompt n % conditions
+    guidance      CFG as text, or what else guides
+    path, shape   of the model, and of one sample
+    sigmas, kept  the teacher's step grid, and which of its levels are stored, the first (noise) and the last (image) among them
+    order, corrector    its solver
+    noise_scale   what unit noise is multiplied by beside sigma
+    seed          of the starting noises
+    dtype         of what is stored; shard: trajectories of one file, which are also solved in one batch
+    predictions   whether the predictions are stored beside the states
+    """
+
+    model: str
+    patches: str
+    conditioning: str
+    conditions: int
+    guidance: str
+    path: str
+    shape: tuple
+    sigmas: tuple
+    kept: tuple
+    order: int = 2
+    corrector: bool = True
+    noise_scale: float = 1.0
+    seed: int = 0
+    dtype: str = "float32"
+    shard: int = 8
+    predictions: bool = True
+
+    def __post_init__(self):
+        grid = check_sigmas(self.sigmas, path(self.path))
+        if grid[-1] != 0:
+            raise ValueError(f"sigmas must end at 0, got {grid[-1]:g}.")
+        samplers.check_order(self.order)
+        object.__setattr__(self, "sigmas", tuple(grid.tolist()))
+        object.__setattr__(self, "noise_scale", float(self.noise_scale))
+        for name in ("shape", "kept"):
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        rising = all(b > a for a, b in zip(self.kept, self.kept[1:]))
+        if len(self.kept) < 2 or self.kept[0] != 0 or self.kept[-1] != len(grid) - 1 or not rising:
+            raise ValueError(f"kept must rise from 0 to the last of {len(grid)} levels, got {self.kept}.")
+        for name, least in (("conditions", self.conditions), ("shard", self.shard), ("shape", min(self.shape, default=1))):
+            if least < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}.")
+        if not 0 < self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale must be above 0, got {self.noise_scale}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+
+    @property
+    def key(self):
+        """The name of the cache's folder."""
+        return folders.key(VERSION, dataclasses.asdict(self))
+
+    @property
+    def bytes_each(self):
+        """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but the last."""
+        return (1 + self.predictions) * (len(self.kept) - 1) * math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+class TrajectoryCache:
+    """The cache of a spec below `folder`; `limit` bounds the bytes of all caches there, of which the longest unused give way."""
+
+    def __init__(self, folder, spec, limit=LIMIT):
+        self.root, self.spec, self.limit = Path(folder), spec, limit
+        self.folder, self._held = self.root / spec.key, None
+
+    def bytes(self, count):
+        """Size on disk of `count` trajectories, without the few kB of headers."""
+        return self._shards(count) * self.spec.shard * self.spec.bytes_each
+
+    @torch.no_grad()
+    def build(self, teacher, count):
+        """Work out what is missing of the first `count` trajectories; yields the share of the work that is done, after every step.
+
+        teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma a float, condition (B,) int64.
+        Raises, before any call of the teacher, ValueError when the size is above the limit or the folder holds the manifest of
+        something else, and OSError when the disk can't take it; later ValueError when a trajectory is not finite.
+        """
+        shards = self._shards(count)
+        self._open(count)
+        for number in range(shards):
+            if self._load(number) is None:
+                for share in self._solve(teacher, number):
+                    yield (number + share) / shards
+            yield (number + 1) / shards
+
+    def read(self, count):
+        """(states (count, kept, *shape), predictions (count, kept - 1, *shape) or None where not stored), float32.
+
+        Raises ValueError naming the shard that is missing or damaged.
+        """
+        states, predictions = [], []
+        self._held = self._held or folders.lock(self.folder)
+        for number in range(self._shards(count)):
+            loaded = self._load(number)
+            if loaded is None:
+                raise ValueError(f"trajectory cache must be whole, {self._file(number)} is missing or damaged. Run again: it will "
+                                 "be rebuilt.")
+            states.append(torch.cat([self._start(number)[:, None], loaded["states"].float()], 1))
+            predictions += [loaded["predictions"].float()] if self.spec.predictions else []
+        return torch.cat(states)[:count], torch.cat(predictions)[:count] if predictions else None
+
+    def noise(self, count):
+        """The unit noise that the first `count` trajectories start from, (count, *shape)."""
+        return noises(self.spec.seed, range(count), self.spec.shape)
+
+    def conditions(self, count):
+        """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
+        return torch.arange(count) % self.spec.conditions
+
+    # ---- one shard -----------------------------------------------------------------------------
+
+    def _shards(self, count):
+        if count < 1:
+            raise ValueError(f"trajectories must be 1 or more, got {count}.")
+        return -(-count // self.spec.shard)
+
+    def _file(self, number):
+        return self.folder / f"{number:05d}.safetensors"
+
+    def _members(self, number):
+        return range(number * self.spec.shard, (number + 1) * self.spec.shard)
+
+    def _start(self, number):
+        """The shard's states at the first level: noise, from each trajectory's own seed."""
+        spec = self.spec
+        return start(noises(spec.seed, self._members(number), spec.shape), spec.sigmas, path(spec.path), spec.noise_scale)
+
+    def _solve(self, teacher, number):
+        """Solve and write a shard; yields the share done."""
+        spec, x = self.spec, self._start(number)
+        condition = torch.tensor(self._members(number)) % spec.conditions
+        states, predictions, dtype = [], [], DTYPES[spec.dtype]
+        run = samplers.sample(lambda x, sigma: teacher(x, sigma, condition), x, spec.sigmas, path(spec.path), order=spec.order,
+                              corrector=spec.corrector)
+        for state in recorded(run, spec.kept, states, predictions):
+            if not all(bool(v.to(dtype).isfinite().all()) for v in (*states[-1:], *predictions[-1:])):
+                hint = ", or store them in float32" if spec.dtype == "float16" else ""
+                raise ValueError(f"The teacher's trajectories must be finite, and at sigma {state.sigma:g} one is not. Check the "
+                                 f"model at these settings with an ordinary sampler{hint}.")
+            yield (state.index + 1) / len(spec.sigmas)
+        tensors = {"states": states, **({"predictions": predictions} if spec.predictions else {})}
+        tensors = {name: torch.stack(parts, 1).to(dtype).cpu().contiguous() for name, parts in tensors.items()}
+        try:
+            write_tensors(self._file(number), tensors, {"shard": self._mark(number, tensors)})
+        except OSError as error:
+            raise OSError(f"{self._file(number)} must be written, which gave \"{error.strerror or error}\". Free some space and "
+                          "run again: what was written before is kept.") from error
+
+    def _load(self, number):
+        """The tensors of a shard, or None when it is missing or damaged, which is logged."""
+        file = self._file(number)
+        if not file.exists():
+            return None
+        try:
+            tensors, metadata = read_tensors(file)
+            found, wanted = metadata["shard"], self._mark(number, tensors)
+            why = "" if found == wanted else f"its mark is {found} and not {wanted}"
+        except Exception as error:
+            why = str(error) or type(error).__name__
+        if why:
+            logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, why)
+        return None if why else tensors
+
+    def _mark(self, number, tensors):
+        """Cache, place and checksum of a shard. One entry of metadata, as safetensors writes several in an order of chance."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        return f"{self.spec.key} {number} {digest.hexdigest()}"
+
+    # ---- the folder ----------------------------------------------------------------------------
+
+    def _open(self, count):
+        """Make the folder and its manifest, or check that it is ours; make room."""
+        size = self.bytes(count)
+        if size > self.limit:
+            raise ValueError(f"trajectories must fit into {self.limit / 2**30:.2f} GiB, {count} of this size take "
+                             f"{size / 2**30:.2f}. Ask for fewer, or fewer kept levels, or store them in float16.")
+        wanted = {"version": VERSION, "key": self.spec.key, "spec": json.loads(json.dumps(dataclasses.asdict(self.spec)))}
+        manifest = self.folder / MANIFEST
+        if manifest.exists():
+            _check_manifest(manifest, wanted)
+        check_folder(self.folder)
+        self._hold()
+        if manifest.exists():
+            os.utime(manifest)
+        else:
+            write_json(manifest, wanted)
+        there = folders.size(self.folder)
+        folders.make_room(self.root, self.limit, self.folder, max(size, there))
+        free = shutil.disk_usage(self.folder).free
+        if size - there > free:
+            raise OSError(f"{self.folder} must have {(size - there) / 2**30:.2f} GiB free for {count} trajectories, got "
+                          f"{free / 2**30:.2f}. Free some space, or ask for fewer.")
+
+    def close(self):
+        """Let others remove it for room; reading or building holds it again."""
+        if self._held:
+            self._held.close()
+            self._held = None
+
+    def _hold(self):
+        """Mark the folder as in use for as long as this object or its process lives."""
+        if self._held:
+            self._held.close()
+        folders.tidy(self.folder)
+        self._held = folders.lock(self.folder)
+
+
+def _check_manifest(file, wanted):
+    """Raise ValueError when a manifest is not the one that is wanted, naming the first field that differs."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        spec = dict(found["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} must be the manifest of a trajectory cache, and can't be read ({error}). Delete its "
+                         "folder.") from error
+    if found.get("version") != VERSION:
+        raise ValueError(f"{file} must be of version {VERSION}, got {found.get('version')}. Delete its folder.")
+    if found != wanted:
+        odd = next((k for k, v in wanted["spec"].items() if spec.get(k) != v), "key")
+        raise ValueError(f"{file} must belong to this run, its {odd} is {spec.get(odd, found.get(odd))!r} and not "
+                         f"{wanted['spec'].get(odd, wanted.get(odd))!r}. Delete its folder.")
+
+
+def noises(seed, numbers, shape):
+    """The starting noise of those trajectories, float32 (len(numbers), *shape), each from a generator of its own."""
+    return torch.stack([_noise(seed, number, shape) for number in numbers])
+
+
+def _noise(seed, number, shape):
+    digest = hashlib.blake2b(f"trajectory {int(seed)} {int(number)}".encode(), digest_size=7).digest()
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+
+def start(noise, sigmas, path, noise_scale=1.0):
+    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where alpha is 1."""
+    first = torch.as_tensor(sigmas[0], dtype=torch.float64)
+    level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
+    return noise * (float(level) * noise_scale)
+
+
+def recorded(run, kept, states, predictions):
+    """The states of a sampler's run, passed on; x at the levels in `kept` (but the first) and the predictions made at them (but
+    the last) are appended to the two lists."""
+    for state in run:
+        if state.index in kept:
+            predictions.append(state.x0)
+        if state.index + 1 in kept:
+            states.append(state.x)
+        yield state
