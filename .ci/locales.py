@@ -1,5 +1,5 @@
-"""What there is to translate. COMFYUI_PATH=/path/to/ComfyUI python .ci/locales.py writes locales/en/nodeDefs.json from the nodes'
-own schemas and lists what other languages lack.
+"""What there is to translate. COMFYUI_PATH=/path/to/ComfyUI python .ci/locales.py writes
+locales/en/nodeDefs.json from the nodes' own schemas and lists what other languages lack.
 """
 
 import ast
@@ -13,19 +13,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOCALES = ROOT / "locales"
-RAISED = {"ValueError", "TypeError", "OSError", "MemoryError", "RuntimeError", "ArithmeticError", "LookupError"}
+RAISED = {
+    "ValueError",
+    "TypeError",
+    "OSError",
+    "MemoryError",
+    "RuntimeError",
+    "ArithmeticError",
+    "LookupError",
+}
 # raise for the panel, which has words for their codes
 ROUTES = {"nodes/server/routes.py", "nodes/comfy/model_info.py", "training/run/runs.py"}
 
 
 # ---- nodes, from the host ----------------------------------------------------------------------
 
+
 def texts(node):
-    """What the frontend looks up for a node class; an input that a dynamic combo shows has the key "combo_input"."""
+    """What the frontend looks up for a node class; an input that a dynamic combo shows has the key
+    "combo_input".
+    """
     schema = node.GET_SCHEMA()
-    return {"display_name": schema.display_name, "description": schema.description,
-            "inputs": {key: _named(i, i.id) for key, i in inputs(schema.inputs)},
-            "outputs": {str(n): _named(output, output.io_type) for n, output in enumerate(schema.outputs)}}
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": {key: _named(i, i.id) for key, i in inputs(schema.inputs)},
+        "outputs": {str(n): _named(output, output.io_type) for n, output in enumerate(schema.outputs)},
+    }
 
 
 def inputs(found, before=""):
@@ -42,7 +56,9 @@ def _named(part, otherwise):
 
 def nodes_of(host):
     """{id: class} of this pack's nodes that ComfyUI's `nodes` module knows."""
-    return {name: node for name, node in sorted(host.NODE_CLASS_MAPPINGS.items()) if name.startswith("Fewstep")}
+    return {
+        name: node for name, node in sorted(host.NODE_CLASS_MAPPINGS.items()) if name.startswith("Fewstep")
+    }
 
 
 def load():
@@ -59,6 +75,7 @@ def load():
 
 # ---- messages, from the source -----------------------------------------------------------------
 
+
 def sources():
     """The files that the nodes import, directly or through others."""
     seen, left = set(), sorted((ROOT / "nodes").rglob("*.py"))
@@ -66,8 +83,12 @@ def sources():
         path = left.pop()
         if path not in seen:
             seen.add(path)
-            left += [f for node in ast.walk(_tree(path)) if isinstance(node, ast.ImportFrom) and node.level
-                     for f in _imported(path, node)]
+            left += [
+                f
+                for node in ast.walk(_tree(path))
+                if isinstance(node, ast.ImportFrom) and node.level
+                for f in _imported(path, node)
+            ]
     return sorted(seen)
 
 
@@ -75,7 +96,11 @@ def _imported(path, node):
     folder = path.parents[node.level - 1]
     if node.module:
         folder = folder.joinpath(*node.module.split("."))
-    found = [folder.with_suffix(".py"), folder / "__init__.py", *(folder / f"{alias.name}.py" for alias in node.names)]
+    found = [
+        folder.with_suffix(".py"),
+        folder / "__init__.py",
+        *(folder / f"{alias.name}.py" for alias in node.names),
+    ]
     return [f for f in found if f.is_file() and ROOT in f.parents]
 
 
@@ -107,8 +132,17 @@ def said():
         name = path.relative_to(ROOT).as_posix()
         for node in ast.walk(_tree(path)) if name not in ROUTES else ():
             call = node.exc if isinstance(node, ast.Raise) else node
-            spoken = isinstance(node, ast.Raise) and getattr(getattr(call, "func", None), "id", None) in RAISED and call.args[:1]
-            spoken = spoken or isinstance(node, ast.Call) and ast.unparse(node.func) == "show.say" and node.args[1:2]
+            spoken = (
+                isinstance(node, ast.Raise)
+                and getattr(getattr(call, "func", None), "id", None) in RAISED
+                and call.args[:1]
+            )
+            spoken = (
+                spoken
+                or isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "show.say"
+                and node.args[1:2]
+            )
             for text in templates(spoken[0]) if spoken else ():
                 if any(c.isalpha() for c in text.replace("{}", "")):
                     found.setdefault(text, f"{name}:{node.lineno}")
@@ -140,7 +174,9 @@ def languages():
 
 def main():
     made = {name: texts(node) for name, node in nodes_of(load()).items()}
-    (LOCALES / "en" / "nodeDefs.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (LOCALES / "en" / "nodeDefs.json").write_text(
+        json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     for language in languages():
         for name in ("nodeDefs", "main"):
             for key in leaves(read("en", name)).keys() - leaves(read(language, name)).keys():

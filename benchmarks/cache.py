@@ -2,8 +2,9 @@
 
     python benchmarks/cache.py [--json FILE] [--repeats N] [--trajectories N] [--steps N] [--cfg X]
 
-A packaged teacher's trajectories are built into an empty cache; bare is the model called as often, in the same batches. They take
-turns shard by shard, and each shard's shortest time over the repeats counts. Target: at most 1.1 times.
+A packaged teacher's trajectories are built into an empty cache; bare is the model called as often, in the
+same batches. They take turns shard by shard, and each shard's shortest time over the repeats counts. Target:
+at most 1.1 times.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def built(work, shards, number):
 
 @torch.no_grad()
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the row there")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--trajectories", type=int, default=32)
@@ -54,9 +57,14 @@ def main():
     parser.add_argument("--cfg", type=float, default=2.0)
     args = parser.parse_args()
     teacher = Guided(DemoTeacher("flow"), args.cfg)
-    spec = CacheSpec(**teacher.identity, conditions=teacher.conditions, path=teacher.path.name, shape=teacher.shape,
-                     sigmas=tuple(grid("uniform", args.steps, teacher.sigma_of, teacher.path).tolist()),
-                     kept=tuple(range(args.steps + 1)))
+    spec = CacheSpec(
+        **teacher.identity,
+        conditions=teacher.conditions,
+        path=teacher.path.name,
+        shape=teacher.shape,
+        sigmas=tuple(grid("uniform", args.steps, teacher.sigma_of, teacher.path).tolist()),
+        kept=tuple(range(args.steps + 1)),
+    )
     shards, times = -(-args.trajectories // spec.shard), {}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -65,12 +73,23 @@ def main():
             for number in range(shards):
                 for name, took in (("bare", bare(teacher, cache)), ("built", built(work, shards, number))):
                     times.setdefault((name, number), []).append(took)
-    bare_s, built_s = (sum(min(v) for (name, _), v in times.items() if name == wanted) for wanted in ("bare", "built"))
-    row = {"trajectories": args.trajectories, "steps": args.steps, "cfg": args.cfg, "bare_s": round(bare_s, 2),
-           "built_s": round(built_s, 2), "ratio": round(built_s / bare_s, 3), "target": TARGET,
-           "mib": round(cache.bytes(args.trajectories) / 2**20, 1)}
-    print(f"{row['trajectories']} trajectories of {row['steps']} steps: model alone {bare_s:.2f} s, built {built_s:.2f} s, "
-          f"{row['mib']} MiB, ratio {row['ratio']:.3f}, target {TARGET}{'' if row['ratio'] <= TARGET else '  MISSED'}")
+    bare_s, built_s = (
+        sum(min(v) for (name, _), v in times.items() if name == wanted) for wanted in ("bare", "built")
+    )
+    row = {
+        "trajectories": args.trajectories,
+        "steps": args.steps,
+        "cfg": args.cfg,
+        "bare_s": round(bare_s, 2),
+        "built_s": round(built_s, 2),
+        "ratio": round(built_s / bare_s, 3),
+        "target": TARGET,
+        "mib": round(cache.bytes(args.trajectories) / 2**20, 1),
+    }
+    print(
+        f"{row['trajectories']} trajectories of {row['steps']} steps: model alone {bare_s:.2f} s, built {built_s:.2f} s, "
+        f"{row['mib']} MiB, ratio {row['ratio']:.3f}, target {TARGET}{'' if row['ratio'] <= TARGET else '  MISSED'}"
+    )
     if args.json:
         args.json.write_text(json.dumps({"rows": [row]}, indent=1) + "\n")
 

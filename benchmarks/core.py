@@ -4,9 +4,9 @@
     samples, calls = core.run(model, core.sampler("dpmpp_2m"), sigmas, noise, denoiser)
     for pair in core.core_pairs(model, nfe=6): ...
 
-ComfyUI runs in this process on the CPU (COMFYUI_PATH, or ~/ComfyUI). Its samplers meet a real CFGGuider and a real MODEL (the
-demo teacher's, with the noise levels of the wanted type), of which only the prediction is replaced, so no weights are used; that is
-what the pack's own *Inspect Sampler* does, whose code runs them.
+ComfyUI runs in this process on the CPU (COMFYUI_PATH, or ~/ComfyUI). Its samplers meet a real CFGGuider and a
+real MODEL (the demo teacher's, with the noise levels of the wanted type), of which only the prediction is
+replaced, so no weights are used; that is what the pack's own *Inspect Sampler* does, whose code runs them.
 """
 
 import asyncio
@@ -42,8 +42,8 @@ def start():
 
     if not asyncio.run(nodes.load_custom_node(str(ROOT))):
         raise RuntimeError(f"ComfyUI could not load the pack from {ROOT}; see its message above.")
-    warnings.filterwarnings("ignore", "Should have t", UserWarning)               # rounding inside torchsde
-    warnings.filterwarnings("ignore", "To copy construct", UserWarning)           # dpm_fast
+    warnings.filterwarnings("ignore", "Should have t", UserWarning)  # rounding inside torchsde
+    warnings.filterwarnings("ignore", "To copy construct", UserWarning)  # dpm_fast
     return nodes
 
 
@@ -66,7 +66,9 @@ def _sampling(kind):
     import comfy.model_sampling as ms
 
     if kind in ("eps", "v"):
-        return type("Discrete", (ms.ModelSamplingDiscrete, ms.EPS if kind == "eps" else ms.V_PREDICTION), {})()
+        return type(
+            "Discrete", (ms.ModelSamplingDiscrete, ms.EPS if kind == "eps" else ms.V_PREDICTION), {}
+        )()
     if kind == "EDM":
         sampling = type("Continuous", (ms.ModelSamplingContinuousEDM, ms.EDM), {})()
         sampling.set_parameters(*EDM_RANGE, sigma_data=0.5)
@@ -102,7 +104,8 @@ def sigmas(model, sampler_name, scheduler, steps):
 def run(model, sampler, sigmas, noise, denoiser, seed=0, latent=None):
     """(samples, model calls) of a SAMPLER from unit `noise` (B, C, H, W), over `latent` or an empty one.
 
-    denoiser(x, sigma) -> x0 with sigma a float. The global generator, which some samplers use, is seeded and put back.
+    denoiser(x, sigma) -> x0 with sigma a float. The global generator, which some samplers use, is seeded and
+    put back.
     """
     calls = 0
 
@@ -112,7 +115,9 @@ def run(model, sampler, sigmas, noise, denoiser, seed=0, latent=None):
         return denoiser(x, sigma)
 
     probing = pack_module("FewstepInspectSampler").probing
-    return probing.run(model, sampler, sigmas, counted, noise, torch.zeros_like(noise) if latent is None else latent, seed), calls
+    return probing.run(
+        model, sampler, sigmas, counted, noise, torch.zeros_like(noise) if latent is None else latent, seed
+    ), calls
 
 
 def twin(name):
@@ -146,7 +151,7 @@ class Pair:
         return f"{self.sampler} + {self.scheduler}"
 
 
-_counted = {}       # (model type's id, sampler, steps) -> calls, or the reason why there is no number
+_counted = {}  # (model type's id, sampler, steps) -> calls, or the reason why there is no number
 
 
 def count(model, name, levels):
@@ -166,7 +171,8 @@ def descends(levels):
 
 
 def core_pairs(model, nfe, report=print):
-    """Every distinct (sampler, scheduler) of the host at the most model calls that are not above `nfe`, a list of `Pair`.
+    """Every distinct (sampler, scheduler) of the host at the most model calls that are not above `nfe`, a
+    list of `Pair`.
 
     `report` gets one line for each sampler that is left out, and why.
     """
@@ -185,8 +191,10 @@ def core_pairs(model, nfe, report=print):
                 seen.add((name, tuple(pair.sigmas.tolist())))
                 pairs.append(pair)
         for reason, left_out in why.items():
-            report(f"left out at {nfe} calls: {name} with {'all' if len(left_out) == len(schedulers) else ', '.join(left_out)}, "
-                   f"{reason}")
+            report(
+                f"left out at {nfe} calls: {name} with {'all' if len(left_out) == len(schedulers) else ', '.join(left_out)}, "
+                f"{reason}"
+            )
     return pairs
 
 

@@ -15,7 +15,9 @@ from fewstep.training.cli.demo import demo
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--teacher", choices=("flow", "epsilon"), help="only this one")
     args = parser.parse_args()
@@ -28,12 +30,16 @@ def main():
                 shutil.copyfile(Path(folder) / f"{name}.png", out / f"{name}_{kind}.png")
         columns = result["columns"]
         (out / f"demo_{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(f"\n| {kind}, {result['seconds']:.0f} s | RMSE to teacher-50 | Fréchet to data |\n|---|---|---|")
+        print(
+            f"\n| {kind}, {result['seconds']:.0f} s | RMSE to teacher-50 | Fréchet to data |\n|---|---|---|"
+        )
         for name, row in columns.items():
             print(f"| {name} | {row.get('rmse', '–')} | {row['frechet']} |")
         base = columns["base-4"]["rmse"]
-        print(f"distilled-4 / base-4 {columns['distilled-4']['rmse'] / base:.3f}, "
-              f"distilled-1 / base-4 {columns['distilled-1']['rmse'] / base:.3f}")
+        print(
+            f"distilled-4 / base-4 {columns['distilled-4']['rmse'] / base:.3f}, "
+            f"distilled-1 / base-4 {columns['distilled-1']['rmse'] / base:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/demo_teachers.py [--out benchmarks/results]
 
-For each teacher one sample for each core emoji of the offered labels, with that label (20 steps of order 2, CFG 2): Frechet
-distance of classifier features to the core emoji, beside the distance between two halves of the emoji themselves (the floor);
-nearest-neighbour distance (RMSE of pixels in 0..1) to the training emoji, beside the one among the emoji; and how often the
-classifier finds the label. Writes demo_teachers.json and samples_<kind>.png (64 samples).
+For each teacher one sample for each core emoji of the offered labels, with that label (20 steps of order 2,
+CFG 2): Frechet distance of classifier features to the core emoji, beside the distance between two halves of
+the emoji themselves (the floor); nearest-neighbour distance (RMSE of pixels in 0..1) to the training emoji,
+beside the one among the emoji; and how often the classifier finds the label. Writes demo_teachers.json and
+samples_<kind>.png (64 samples).
 """
 
 import argparse
@@ -26,7 +27,9 @@ SHOWN_ROWS, SHOWN_COLUMNS = 8, 8
 
 def nearest(pixels, reference, skip_self=False):
     """Mean RMSE (pixels in 0..1) from each picture to its nearest in `reference`."""
-    distance = torch.cdist(pixels.flatten(1).double(), reference.flatten(1).double()) / pixels[0].numel() ** 0.5 / 2
+    distance = (
+        torch.cdist(pixels.flatten(1).double(), reference.flatten(1).double()) / pixels[0].numel() ** 0.5 / 2
+    )
     if skip_self:
         distance.fill_diagonal_(float("inf"))
     return float(distance.min(1).values.mean())
@@ -64,14 +67,18 @@ def measure(kind, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     result = {}
     for kind in ("flow", "epsilon"):
         result[kind], pixels = measure(kind)
-        pick = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))[:SHOWN_ROWS * SHOWN_COLUMNS]
+        pick = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))[
+            : SHOWN_ROWS * SHOWN_COLUMNS
+        ]
         tiles = pixels[pick].unflatten(0, (SHOWN_ROWS, SHOWN_COLUMNS))
         columns = {f" {c + 1}": tiles[:, c] for c in range(SHOWN_COLUMNS)}
         title = f"{kind} teacher: 64 samples, labels at random, CFG 2, 20 steps"

@@ -1,27 +1,35 @@
-"""Our trainer beside an independent run of the LCM-LoRA recipe (`lcm_recipe`), on both demo teachers at CFG 2.
+"""Our trainer beside an independent run of the LCM-LoRA recipe (`lcm_recipe`), on both demo teachers at CFG
+2.
 
-    python benchmarks/distil.py [--json FILE] [--seconds S] [--samples N] [--teachers a,b] [--methods a,b] [--device cpu|cuda]
+    python benchmarks/distil.py [--json FILE] [--seconds S] [--samples N] [--teachers a,b] [--methods a,b]
+    [--device cpu|cuda]
 
-Every method runs at equal training samples and at equal wall seconds, which count from the start of a run to its last update, the
-teacher's trajectories and the run's own measurements included. Each side has its own defaults, which is what a user runs: ours a
-rank of 16 and one rate, given beforehand; the recipe a rank of 64 and the best of three rates in hindsight (1e-3 is too high: it
-made the flow teacher worse than untrained). The same for both: batch 16, float32, every Linear and convolution layer. Ours has to
-know its length: a trial takes the time of a few updates, and the run gets as many as fit, with trajectories in the proportion of
-the defaults; after each quarter what is left is counted anew from its own speed. The recipe stops when the time is over. Run it on
-a machine that does nothing else: `cpu_seconds` of a row far below its seconds (times its threads) tells that others took part.
+Every method runs at equal training samples and at equal wall seconds, which count from the start of a run to
+its last update, the teacher's trajectories and the run's own measurements included. Each side has its own
+defaults, which is what a user runs: ours a rank of 16 and one rate, given beforehand; the recipe a rank of 64
+and the best of three rates in hindsight (1e-3 is too high: it made the flow teacher worse than untrained).
+The same for both: batch 16, float32, every Linear and convolution layer. Ours has to know its length: a trial
+takes the time of a few updates, and the run gets as many as fit, with trajectories in the proportion of the
+defaults; after each quarter what is left is counted anew from its own speed. The recipe stops when the time
+is over. Run it on a machine that does nothing else: `cpu_seconds` of a row far below its seconds (times its
+threads) tells that others took part.
 
-RMSE      to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1; 64 noises that no run has seen, over all labels.
-          Ours is sampled as its own recipe says; for the LCM-LoRA the best of its samplers in hindsight (`lcm_recipe.SAMPLERS`)
+RMSE      to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1; 64 noises that no run has
+          seen, over all labels.
+          Ours is sampled as its own recipe says; for the LCM-LoRA the best of its samplers in hindsight
+          (`lcm_recipe.SAMPLERS`)
 Frechet   distance of these 64 pictures to the emoji, in the features of the packaged classifier
 samples/s training samples by all seconds of the run
-memory    largest of the process (on CUDA: of tensors) while it trains, beyond what it holds with the teacher loaded and run once;
+memory    largest of the process (on CUDA: of tensors) while it trains, beyond what it holds with the teacher
+          loaded and run once;
           each run has a process of its own
 
-Three ratios, best of ours / recipe, geometric means over the teachers, from the runs of equal seconds: RMSE at 4 steps (target
-0.7), samples/s (target 1.2) and memory (target 0.8). The best of ours is one method for both teachers, the one of the lowest
-geometric mean of RMSE at 4 steps; the recipe's rate is the one best by that RMSE, for each teacher. The base model's row is the
-untrained one at CFG 2, the best of orders 1 and 2 with and without our shift. With --json, rows that the file already holds are
-kept, and each new one is saved as soon as it is known.
+Three ratios, best of ours / recipe, geometric means over the teachers, from the runs of equal seconds: RMSE
+at 4 steps (target 0.7), samples/s (target 1.2) and memory (target 0.8). The best of ours is one method for
+both teachers, the one of the lowest geometric mean of RMSE at 4 steps; the recipe's rate is the one best by
+that RMSE, for each teacher. The base model's row is the untrained one at CFG 2, the best of orders 1 and 2
+with and without our shift. With --json, rows that the file already holds are kept, and each new one is saved
+as soon as it is known.
 """
 
 import argparse
@@ -51,11 +59,12 @@ from safetensors.torch import load_file, save_file
 
 CFG, BATCH = 2.0, 16
 RATES = 3e-5, 1e-4, 3e-4
-TRIED, SPARE = 8, 0.98      # updates of a trial; share of the seconds that is planned for
+TRIED, SPARE = 8, 0.98  # updates of a trial; share of the seconds that is planned for
 KEY = ("teacher", "method", "lr", "budget", "asked", "device", "noises")
 
 
 # ---- one run, in a process of its own --------------------------------------------------------------
+
 
 def config_of(method, updates, images=None):
     """Our defaults at that length; images: None for the defaults' trajectories a training sample."""
@@ -72,7 +81,7 @@ def trial(teacher, method):
         marks.append(time.perf_counter())
         if progress.stage == "training":
             break
-    image = (marks[1] - marks[0]) / SHARD       # by the second shard; the first has all that happens once
+    image = (marks[1] - marks[0]) / SHARD  # by the second shard; the first has all that happens once
     updates = []
     for _ in range(TRIED):
         before = time.perf_counter()
@@ -80,14 +89,18 @@ def trial(teacher, method):
         updates.append(time.perf_counter() - before)
     before = time.perf_counter()
     run.measure()
-    return {"start": max(0.0, marks[0] - began - SHARD * image), "image": image, "update": statistics.median(updates),
-            "measure": time.perf_counter() - before}
+    return {
+        "start": max(0.0, marks[0] - began - SHARD * image),
+        "image": image,
+        "update": statistics.median(updates),
+        "measure": time.perf_counter() - before,
+    }
 
 
 def length(times, method, seconds):
     """(updates, images) that fit into the seconds."""
     usual = DistilConfig(method=method)
-    images = usual.images / (usual.updates * usual.batch) * BATCH       # an update
+    images = usual.images / (usual.updates * usual.batch) * BATCH  # an update
     left = SPARE * seconds - times["start"] - PROBES * times["image"] - (MEASURED + 2) * times["measure"]
     updates = max(2, int(left / (times["update"] + images * times["image"])))
     return updates, config_of(method, updates).images
@@ -107,24 +120,41 @@ def ours(teacher, job):
             end_at(run, began + SPARE * job["asked"], (now - began - drawn) / run.done)
         last = now
     samples, seconds = BATCH * run.done, time.perf_counter() - began
-    row = {"samples": samples, "seconds": seconds, "data_seconds": drawn, "images": run.config.images,
-           "peak_memory_mib": memory.peak() / 2**20}
+    row = {
+        "samples": samples,
+        "seconds": seconds,
+        "data_seconds": drawn,
+        "images": run.config.images,
+        "peak_memory_mib": memory.peak() / 2**20,
+    }
     churn = run.recipe().churn
-    return row, lambda noise, condition, steps: run.student_samples(noise, condition, run.sigmas_for(steps), churn)
+    return row, lambda noise, condition, steps: run.student_samples(
+        noise, condition, run.sigmas_for(steps), churn
+    )
 
 
 def end_at(run, moment, update):
-    """Count a run's updates anew, so that it ends at that moment of the clock; update: seconds of one, with its measurements."""
+    """Count a run's updates anew, so that it ends at that moment of the clock; update: seconds of one, with
+    its measurements.
+    """
     updates = run.done + max(1, int((moment - time.perf_counter()) / update))
     run.config = run.descent.config = dataclasses.replace(run.config, updates=updates)
 
 
 def recipe(teacher, job):
     """(row, sample) of a run of the recipe."""
-    until = {"updates": math.ceil(job["asked"] / BATCH)} if job["budget"] == "samples" else {"seconds": job["asked"]}
+    until = (
+        {"updates": math.ceil(job["asked"] / BATCH)}
+        if job["budget"] == "samples"
+        else {"seconds": job["asked"]}
+    )
     run = train(teacher, batch=BATCH, lr=job["lr"], **until)
-    return {"samples": run.samples_seen, "seconds": run.seconds, "data_seconds": 0.0,
-            "peak_memory_mib": run.peak_memory / 2**20}, run.sample
+    return {
+        "samples": run.samples_seen,
+        "seconds": run.seconds,
+        "data_seconds": 0.0,
+        "peak_memory_mib": run.peak_memory / 2**20,
+    }, run.sample
 
 
 @torch.no_grad()
@@ -157,26 +187,40 @@ def one(job, path):
         reference = data.to_pixels(sample(noise, condition, 50, 2, run.config.shift).cpu()).clamp(-1, 1)
         save_file({"reference": reference}, path)
         row = {"samples": 0, "seconds": 0.0}
-        samplers = {f"order {order}, shift {shift:g}": {"order": order, "shift": shift}
-                    for order in (1, 2) for shift in (1.0, run.config.shift)}
+        samplers = {
+            f"order {order}, shift {shift:g}": {"order": order, "shift": shift}
+            for order in (1, 2)
+            for shift in (1.0, run.config.shift)
+        }
     else:
         with torch.no_grad():
             teacher(noise[:1], torch.full((1,), 0.5), condition[:1])
         began = time.process_time()
         row, sample = (recipe if job["method"] == RECIPE else ours)(teacher, job)
-        row |= {"samples_per_second": row["samples"] / row["seconds"], "cpu_seconds": time.process_time() - began}
+        row |= {
+            "samples_per_second": row["samples"] / row["seconds"],
+            "cpu_seconds": time.process_time() - began,
+        }
         samplers = SAMPLERS if job["method"] == RECIPE else {"own": {}}
         reference = load_file(path)["reference"]
-    return {**{k: job[k] for k in KEY}, **row, "threads": torch.get_num_threads(),
-            "steps": evaluate(sample, samplers, noise, condition, reference)}
+    return {
+        **{k: job[k] for k in KEY},
+        **row,
+        "threads": torch.get_num_threads(),
+        "steps": evaluate(sample, samplers, noise, condition, reference),
+    }
 
 
 # ---- all of them -----------------------------------------------------------------------------------
 
+
 def child(job, path):
     """`one` in a process of its own; None, with a line, when it fails."""
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(job), "--reference", str(path)], stdout=subprocess.PIPE,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", json.dumps(job), "--reference", str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         print(f"FAILED ({done.returncode}): {job}", flush=True)
         return None
@@ -192,7 +236,9 @@ def jobs(kind, args):
 
 
 def planned(job, times, path):
-    """The job with the length of our run; times: of the trials so far, {method: ...}. None when its trial fails."""
+    """The job with the length of our run; times: of the trials so far, {method: ...}. None when its trial
+    fails.
+    """
     method = job["method"]
     if method == RECIPE:
         return job
@@ -228,13 +274,19 @@ def run_missing(kind, args, rows, save):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = lambda known: lambda text: [n for n in text.split(",") if n in known or parser.error(f"there is no {n}: {known}")]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = lambda known: (
+        lambda text: [n for n in text.split(",") if n in known or parser.error(f"there is no {n}: {known}")]
+    )
     parser.add_argument("--json", type=Path, help="write the rows there; those that it holds are kept")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
     parser.add_argument("--samples", type=int, default=2400, help="of each run (default: %(default)s)")
     parser.add_argument("--teachers", type=names(("flow", "epsilon")), default=["flow", "epsilon"])
-    parser.add_argument("--methods", type=names(DISTILLING), default=list(DISTILLING), help="of ours; the recipe always runs")
+    parser.add_argument(
+        "--methods", type=names(DISTILLING), default=list(DISTILLING), help="of ours; the recipe always runs"
+    )
     parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)

@@ -6,7 +6,11 @@ from fewstep.training.run.config import METHODS
 
 STEPS, JUDGED = (1, 2, 4, 8), "4"
 BASE, RECIPE = "base", "LCM-LoRA"
-TARGETS = {"rmse_ratio": ("RMSE at 4 steps", 0.7), "throughput_ratio": ("samples/s", 1.2), "memory_ratio": ("peak memory", 0.8)}
+TARGETS = {
+    "rmse_ratio": ("RMSE at 4 steps", 0.7),
+    "throughput_ratio": ("samples/s", 1.2),
+    "memory_ratio": ("peak memory", 0.8),
+}
 
 
 def summary(rows, args):
@@ -19,7 +23,9 @@ def summary(rows, args):
     for row in rows:
         if row["method"] in METHODS:
             methods.setdefault(row["method"], {})[row["teacher"]] = row
-    whole = {m: found for m, found in methods.items() if found.keys() >= set(args.teachers) and m in args.methods}
+    whole = {
+        m: found for m, found in methods.items() if found.keys() >= set(args.teachers) and m in args.methods
+    }
     if not whole or not theirs.keys() >= set(args.teachers):
         return dict.fromkeys(TARGETS)
     best = min(whole, key=lambda m: statistics.geometric_mean(error(whole[m][t]) for t in args.teachers))
@@ -27,25 +33,48 @@ def summary(rows, args):
     def ratio(value):
         return statistics.geometric_mean(value(whole[best][t]) / value(theirs[t]) for t in args.teachers)
 
-    return {"rmse_ratio": ratio(error), "throughput_ratio": ratio(lambda r: r["samples_per_second"]),
-            "memory_ratio": ratio(lambda r: r["peak_memory_mib"]), "best": best, "teachers": args.teachers,
-            "recipe_lr": {t: theirs[t]["lr"] for t in args.teachers}, "seconds_ratio": ratio(lambda r: r["seconds"]),
-            "training_throughput_ratio": ratio(lambda r: r["samples"] / (r["seconds"] - r["data_seconds"]))}
+    return {
+        "rmse_ratio": ratio(error),
+        "throughput_ratio": ratio(lambda r: r["samples_per_second"]),
+        "memory_ratio": ratio(lambda r: r["peak_memory_mib"]),
+        "best": best,
+        "teachers": args.teachers,
+        "recipe_lr": {t: theirs[t]["lr"] for t in args.teachers},
+        "seconds_ratio": ratio(lambda r: r["seconds"]),
+        "training_throughput_ratio": ratio(lambda r: r["samples"] / (r["seconds"] - r["data_seconds"])),
+    }
 
 
-HEAD = ("| teacher | equal | method | seconds | samples | samples/s | MiB | RMSE at 1, 2, 4, 8 steps | Fréchet at 1, 2, 4, 8 |\n"
-        + "|---" * 9 + "|")
+HEAD = (
+    "| teacher | equal | method | seconds | samples | samples/s | MiB | RMSE at 1, 2, 4, 8 steps | Fréchet at 1, 2, 4, 8 |\n"
+    + "|---" * 9
+    + "|"
+)
 
 
 def line(row):
     """A row of the table."""
     trained = row["method"] != BASE
     name = row["method"] + (f", {row['lr']:g}" if row["lr"] else "")
-    figures = [f"{row['seconds']:.0f}", row["samples"], f"{row['samples_per_second']:.1f}",
-               f"{row['peak_memory_mib']:.0f}"] if trained else ["–"] * 4
-    measured = [", ".join(format(row["steps"][str(n)][key], places) for n in STEPS)
-                for key, places in (("rmse", ".4f"), ("frechet", ".2f"))]
-    return "| " + " | ".join(map(str, [row["teacher"], row["budget"] if trained else "–", name, *figures, *measured])) + " |"
+    figures = (
+        [
+            f"{row['seconds']:.0f}",
+            row["samples"],
+            f"{row['samples_per_second']:.1f}",
+            f"{row['peak_memory_mib']:.0f}",
+        ]
+        if trained
+        else ["–"] * 4
+    )
+    measured = [
+        ", ".join(format(row["steps"][str(n)][key], places) for n in STEPS)
+        for key, places in (("rmse", ".4f"), ("frechet", ".2f"))
+    ]
+    return (
+        "| "
+        + " | ".join(map(str, [row["teacher"], row["budget"] if trained else "–", name, *figures, *measured]))
+        + " |"
+    )
 
 
 def show(rows, found):
@@ -55,8 +84,10 @@ def show(rows, found):
         print(line(row))
     if found["rmse_ratio"] is None:
         return print("\nNo ratios: runs are missing.")
-    print(f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, samples/s of training "
-          f"alone {found['training_throughput_ratio']:.2f}")
+    print(
+        f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, samples/s of training "
+        f"alone {found['training_throughput_ratio']:.2f}"
+    )
     for key, (name, target) in TARGETS.items():
         met = found[key] >= target if key == "throughput_ratio" else found[key] <= target
         print(f"{name}: {found[key]:.3f} of the recipe's, target {target}: {'met' if met else 'MISSED'}")

@@ -4,8 +4,9 @@
     x0 = case.denoise(x, sigma)                     # E[x_0 | x], float64 inside, any batch
     image, accuracy = converged(case.denoise, x, case.path, case.sigma_max, case.low, case.deviation)
 
-A model type ("eps", "v", "EDM", "flow shift 1", "flow shift 3") is a path with the noise levels of one: eps and v have those of
-Stable Diffusion 1.5 (0.0292 to 14.61), EDM 0.002 to 80. eps and v differ only in the network's output, not in x.
+A model type ("eps", "v", "EDM", "flow shift 1", "flow shift 3") is a path with the noise levels of one: eps
+and v have those of Stable Diffusion 1.5 (0.0292 to 14.61), EDM 0.002 to 80. eps and v differ only in the
+network's output, not in x.
 """
 
 import dataclasses
@@ -32,7 +33,9 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Cloud:
-    """An isotropic Gaussian mixture: means (K, D), weights (K,), one standard deviation; samples have `shape`, D numbers."""
+    """An isotropic Gaussian mixture: means (K, D), weights (K,), one standard deviation; samples have
+    `shape`, D numbers.
+    """
 
     means: torch.Tensor
     weights: torch.Tensor
@@ -103,8 +106,9 @@ class Case:
 
 
 def stable_diffusion_sigmas():
-    """sigma / alpha of Stable Diffusion 1.5 at its 1000 indices, ascending, float64: betas between 0.00085 and 0.012, linear in
-    their square roots (Rombach et al. 2022, arXiv:2112.10752, appendix)."""
+    """sigma / alpha of Stable Diffusion 1.5 at its 1000 indices, ascending, float64: betas between 0.00085
+    and 0.012, linear in their square roots (Rombach et al. 2022, arXiv:2112.10752, appendix).
+    """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     kept = (1 - betas).cumprod(0)
     return ((1 - kept) / kept).sqrt()
@@ -123,7 +127,9 @@ def model_type(name):
 
 
 def random_cloud(dimensions, parts, std, seed):
-    """A mixture with standard normal means and unequal weights (between 1 and 3 to 1), shaped as a one-pixel latent."""
+    """A mixture with standard normal means and unequal weights (between 1 and 3 to 1), shaped as a one-pixel
+    latent.
+    """
     g = torch.Generator().manual_seed(seed)
     means = torch.randn(parts, dimensions, generator=g, dtype=torch.float64)
     weights = torch.rand(parts, generator=g, dtype=torch.float64) + 0.5
@@ -133,7 +139,12 @@ def random_cloud(dimensions, parts, std, seed):
 def emoji_cloud(std=0.1):
     """A mixture with a part on every packaged emoji, in the demo models' units."""
     images = data.load("all", core=False)[0].double()
-    return Cloud(images.flatten(1), torch.full((len(images),), 1 / len(images), dtype=torch.float64), std, tuple(images.shape[1:]))
+    return Cloud(
+        images.flatten(1),
+        torch.full((len(images),), 1 / len(images), dtype=torch.float64),
+        std,
+        tuple(images.shape[1:]),
+    )
 
 
 def case(name):
@@ -141,14 +152,19 @@ def case(name):
     if name not in CASES:
         raise ValueError(f"case must be one of {', '.join(CASES)}, got {name!r}.")
     kind, dimensions, parts, std, seed = CASES[name]
-    return Case(name, kind, emoji_cloud(std) if dimensions is None else random_cloud(dimensions, parts, std, seed))
+    return Case(
+        name, kind, emoji_cloud(std) if dimensions is None else random_cloud(dimensions, parts, std, seed)
+    )
 
 
 def converged(denoiser, x, path, sigma_max, low, deviation, tolerance=1e-4, steps=250, most=4000):
-    """(x_0, accuracy): the probability-flow ODE from x at sigma_max, by the third-order kernel on ever finer grids.
+    """(x_0, accuracy): the probability-flow ODE from x at sigma_max, by the third-order kernel on ever finer
+    grids.
 
-    The grid has equal steps of lambda down to `low` (from 0.1 % of signal on where the path starts without), then one step to
-    0. Steps double until the result moves by at most `tolerance` (RMSE in units of `deviation`) or `most` is reached; accuracy
+    The grid has equal steps of lambda down to `low` (from 0.1 % of signal on where the path starts without),
+    then one step to
+    0. Steps double until the result moves by at most `tolerance` (RMSE in units of `deviation`) or `most` is
+       reached; accuracy
     is the last such movement.
     """
     result = None
@@ -171,7 +187,9 @@ def rmse(a, b):
 
 
 def sliced_wasserstein(a, b, directions):
-    """Sliced Wasserstein-2 distance of two sets of equally many samples (N, ...), over unit `directions` (P, D)."""
+    """Sliced Wasserstein-2 distance of two sets of equally many samples (N, ...), over unit `directions` (P,
+    D).
+    """
     first, second = ((v.flatten(1).double() @ directions.T).sort(0).values for v in (a, b))
     return float((first - second).square().mean().sqrt())
 
@@ -179,4 +197,6 @@ def sliced_wasserstein(a, b, directions):
 def unit_directions(count, dimensions, seed=0):
     """`count` random unit vectors (count, D)."""
     g = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(count, dimensions, generator=g, dtype=torch.float64), dim=1)
+    return torch.nn.functional.normalize(
+        torch.randn(count, dimensions, generator=g, dtype=torch.float64), dim=1
+    )

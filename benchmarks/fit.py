@@ -1,11 +1,13 @@
 """What fitting a solver to the demo teachers brings, and costs.
 
-    python benchmarks/fit.py [--teacher flow|epsilon] [--out benchmarks/results] [--trajectories N] [--noises N] [--cache DIR]
+    python benchmarks/fit.py [--teacher flow|epsilon] [--out benchmarks/results] [--trajectories N] [--noises
+    N] [--cache DIR]
 
-The fit sees all labels but the first four, at CFG 2. On those four, with noise of their own, each way to sample is held against the
-converged picture: RMSE in units of the data's standard deviation. The host's pair is the best of all in hindsight: all are
-run on 8 of the noises, the best few of them on all. Seconds of the cache are compared with as many bare model calls, which take
-turns with the cache's own. Writes fit_<teacher>.json and a picture; prints the tables.
+The fit sees all labels but the first four, at CFG 2. On those four, with noise of their own, each way to
+sample is held against the converged picture: RMSE in units of the data's standard deviation. The host's pair
+is the best of all in hindsight: all are run on 8 of the noises, the best few of them on all. Seconds of the
+cache are compared with as many bare model calls, which take turns with the cache's own. Writes
+fit_<teacher>.json and a picture; prints the tables.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from fewstep.training.run.fitting import FitConfig, SolverFit, sample_recipe
 from fewstep.training.trajectories.cache import start
 
 CFG, STEPS, SHOWN_STEPS, REFERENCE = 2.0, (1, 2, 3, 4, 6, 8), 4, 60
-HELD_OUT = 4                    # labels that the fit never sees
+HELD_OUT = 4  # labels that the fit never sees
 NOISES, JUDGED, FINALISTS, ROWS = 32, 8, 8, 8
 
 
@@ -77,7 +79,7 @@ def fit(run):
     seconds, last, stage = {}, time.perf_counter(), None
     for progress in run.progress():
         now = time.perf_counter()
-        if progress.fidelity is None:       # reading the cache
+        if progress.fidelity is None:  # reading the cache
             last = now
             continue
         if stage != progress.stage:
@@ -99,12 +101,14 @@ class HeldOut:
         self.accuracy = self.error(self.auto(REFERENCE // 2))
 
     def denoise(self, x, sigma):
-        return self.teacher(x, float(sigma), self.condition[:len(x)])
+        return self.teacher(x, float(sigma), self.condition[: len(x)])
 
     def solved(self, name, steps, **options):
         """Our kernel along the grid of that name."""
         sigmas = self.grid(name, steps)
-        return solve(self.denoise, start(self.noise, sigmas, self.teacher.path), sigmas, self.teacher.path, **options)
+        return solve(
+            self.denoise, start(self.noise, sigmas, self.teacher.path), sigmas, self.teacher.path, **options
+        )
 
     def auto(self, steps):
         return self.solved("auto", steps, order=2, corrector=True)
@@ -118,7 +122,7 @@ class HeldOut:
 
     def errors(self, images):
         """Of each image, (B,)."""
-        off = images.double() - self.reference[:len(images)].double()
+        off = images.double() - self.reference[: len(images)].double()
         return off.flatten(1).square().mean(1).sqrt() / self.deviation
 
     def error(self, images):
@@ -128,9 +132,13 @@ class HeldOut:
 
 
 def best_pair(held, kind, nfe):
-    """(images, name, how many pairs) of the host's best pair at that many calls, samplers that draw noise left out."""
+    """(images, name, how many pairs) of the host's best pair at that many calls, samplers that draw noise
+    left out.
+    """
     model = core.model(f"teacher {kind}")
-    pairs = [p for p in core.core_pairs(model, nfe, lambda line: None) if not core.draws_noise(model, p.sampler)]
+    pairs = [
+        p for p in core.core_pairs(model, nfe, lambda line: None) if not core.draws_noise(model, p.sampler)
+    ]
     judged = sorted(pairs, key=lambda pair: held.error(held.core(model, pair, JUDGED)))
     final = [(held.core(model, pair, len(held.noise)), pair.name) for pair in judged[:FINALISTS]]
     return *min(final, key=lambda item: held.error(item[0])), len(pairs)
@@ -140,36 +148,70 @@ def measure(kind, trajectories, noises, folder, report=print):
     """(result, picture) for one teacher."""
     whole = DemoTeacher(kind)
     teacher = Guided(Without(whole, HELD_OUT), CFG, f"labels from {HELD_OUT} on")
-    run = SolverFit(teacher, FitConfig(steps=STEPS, trajectories=trajectories, reference_steps=REFERENCE), folder)
+    run = SolverFit(
+        teacher, FitConfig(steps=STEPS, trajectories=trajectories, reference_steps=REFERENCE), folder
+    )
     began = time.perf_counter()
     seconds, bare, calls = build(run)
-    report(f"cache: {calls} guided calls in {seconds:.1f} s, bare {bare:.1f} s" if calls else "cache: was there")
+    report(
+        f"cache: {calls} guided calls in {seconds:.1f} s, bare {bare:.1f} s" if calls else "cache: was there"
+    )
     fits = fit(run)
     report(run.report())
     with torch.no_grad():
         held = HeldOut(Guided(whole, CFG), run.grid, noises)
         pair, pair_name, pairs = best_pair(held, kind, SHOWN_STEPS)
-        images = {"Euler": held.solved("uniform", SHOWN_STEPS), "best core": pair, "auto": held.auto(SHOWN_STEPS),
-                  "fitted": held.recipe(run.recipe(SHOWN_STEPS))}
-        new = {n: {"auto": held.error(held.auto(n)), "fitted": held.error(held.recipe(run.recipe(n)))} for n in STEPS}
+        images = {
+            "Euler": held.solved("uniform", SHOWN_STEPS),
+            "best core": pair,
+            "auto": held.auto(SHOWN_STEPS),
+            "fitted": held.recipe(run.recipe(SHOWN_STEPS)),
+        }
+        new = {
+            n: {"auto": held.error(held.auto(n)), "fitted": held.error(held.recipe(run.recipe(n)))}
+            for n in STEPS
+        }
         shown = held.auto(50)
     errors = {name: held.error(x) for name, x in images.items()}
     each = {name: held.errors(x) for name, x in images.items()}
     rows = [row | {"seconds": fits[row["steps"]], "new labels": new[row["steps"]]} for row in run.rows]
-    result = {"teacher": kind, "cfg": CFG, "trajectories": trajectories, "reference_steps": REFERENCE, "noises": noises,
-              "labels": whole.labels[:HELD_OUT], "reference_accuracy": held.accuracy,
-              "cache": {"calls": calls, "seconds": seconds, "bare_seconds": bare, "ratio": seconds / bare if bare else None,
-                        "mib": run.cache.bytes(trajectories) / 2**20},
-              "fits": rows, "at_4_calls": errors, "core_pair": pair_name, "core_pairs": pairs,
-              "each": {name: [round(v, 4) for v in values.tolist()] for name, values in each.items()},
-              "seconds": time.perf_counter() - began, "recipe": json.loads(run.recipe(SHOWN_STEPS).to_json())}
-    return result, picture(held, shown, images, each, errors, pair_name, result["recipe"]["method"], whole.labels)
+    result = {
+        "teacher": kind,
+        "cfg": CFG,
+        "trajectories": trajectories,
+        "reference_steps": REFERENCE,
+        "noises": noises,
+        "labels": whole.labels[:HELD_OUT],
+        "reference_accuracy": held.accuracy,
+        "cache": {
+            "calls": calls,
+            "seconds": seconds,
+            "bare_seconds": bare,
+            "ratio": seconds / bare if bare else None,
+            "mib": run.cache.bytes(trajectories) / 2**20,
+        },
+        "fits": rows,
+        "at_4_calls": errors,
+        "core_pair": pair_name,
+        "core_pairs": pairs,
+        "each": {name: [round(v, 4) for v in values.tolist()] for name, values in each.items()},
+        "seconds": time.perf_counter() - began,
+        "recipe": json.loads(run.recipe(SHOWN_STEPS).to_json()),
+    }
+    return result, picture(
+        held, shown, images, each, errors, pair_name, result["recipe"]["method"], whole.labels
+    )
 
 
 def picture(held, shown, images, each, errors, pair_name, method, labels):
-    """Columns from the same noise, with each tile's error under it; method says whether the fit's recipe is a fitted one."""
-    heads = {"Euler": "Euler\n4 steps", "best core": f"best in ComfyUI\n{pair_name}\n4 calls",
-             "fitted": f"{'fitted' if method == 'fitted' else 'fit: no gain, classical'}\n4 steps"}
+    """Columns from the same noise, with each tile's error under it; method says whether the fit's recipe is a
+    fitted one.
+    """
+    heads = {
+        "Euler": "Euler\n4 steps",
+        "best core": f"best in ComfyUI\n{pair_name}\n4 calls",
+        "fitted": f"{'fitted' if method == 'fitted' else 'fit: no gain, classical'}\n4 steps",
+    }
     columns, notes = {"teacher\n50 steps": shown}, {}
     for name, head in heads.items():
         head += f"\nRMSE {errors[name]:.3f}"
@@ -185,29 +227,47 @@ def show(result):
     cache = result["cache"]
     print(f"\n{result['teacher']}: {result['trajectories']} trajectories, {result['seconds']:.0f} s in all")
     if cache["ratio"]:
-        print(f"cache {cache['seconds']:.1f} s for {cache['calls']} guided calls, {cache['ratio']:.3f} of the bare model's time; "
-              f"{cache['mib']:.1f} MiB")
-    print("\n| steps | fitted | auto | best classical | seconds | fitted, new labels | auto, new labels |\n" + "|---" * 7 + "|")
+        print(
+            f"cache {cache['seconds']:.1f} s for {cache['calls']} guided calls, {cache['ratio']:.3f} of the bare model's time; "
+            f"{cache['mib']:.1f} MiB"
+        )
+    print(
+        "\n| steps | fitted | auto | best classical | seconds | fitted, new labels | auto, new labels |\n"
+        + "|---" * 7
+        + "|"
+    )
     for row in result["fits"]:
         new = row["new labels"]
-        print(f"| {row['steps']} | {row['fitted']:.4f}{'' if row['gained'] else ' (no gain)'} | {row['auto']:.4f} | "
-              f"{row['classical']:.4f} | {row['seconds']:.0f} | {new['fitted']:.4f} | {new['auto']:.4f} |")
-    print(f"\n| 4 calls, {result['noises']} new noises and {HELD_OUT} new labels | RMSE / deviation |\n|---|---|")
+        print(
+            f"| {row['steps']} | {row['fitted']:.4f}{'' if row['gained'] else ' (no gain)'} | {row['auto']:.4f} | "
+            f"{row['classical']:.4f} | {row['seconds']:.0f} | {new['fitted']:.4f} | {new['auto']:.4f} |"
+        )
+    print(
+        f"\n| 4 calls, {result['noises']} new noises and {HELD_OUT} new labels | RMSE / deviation |\n|---|---|"
+    )
     for name, value in result["at_4_calls"].items():
         print(f"| {name + ': ' + result['core_pair'] if name == 'best core' else name} | {value:.4f} |")
     errors = result["at_4_calls"]
-    print(f"fitted / best of {result['core_pairs']} core pairs {errors['fitted'] / errors['best core']:.3f}, fitted / Euler "
-          f"{errors['fitted'] / errors['Euler']:.3f}; reference moved by {result['reference_accuracy']:.4f} from half its steps",
-          flush=True)
+    print(
+        f"fitted / best of {result['core_pairs']} core pairs {errors['fitted'] / errors['best core']:.3f}, fitted / Euler "
+        f"{errors['fitted'] / errors['Euler']:.3f}; reference moved by {result['reference_accuracy']:.4f} from half its steps",
+        flush=True,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--teacher", choices=("flow", "epsilon"), help="only this one")
     parser.add_argument("--trajectories", type=int, default=64, help="of the fit (default: %(default)s)")
-    parser.add_argument("--noises", type=int, default=NOISES, help=f"to compare on, {JUDGED} or more (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, help="keep the trajectories there; what is there is not timed again")
+    parser.add_argument(
+        "--noises", type=int, default=NOISES, help=f"to compare on, {JUDGED} or more (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="keep the trajectories there; what is there is not timed again"
+    )
     args = parser.parse_args()
     if args.noises < JUDGED:
         parser.error(f"--noises must be {JUDGED} or more, got {args.noises}")

@@ -1,26 +1,34 @@
-"""The LCM-LoRA recipe of the diffusers scripts, built with diffusers' and peft's own parts: what our trainer is held against.
+"""The LCM-LoRA recipe of the diffusers scripts, built with diffusers' and peft's own parts: what our trainer
+is held against.
 
     python benchmarks/lcm_recipe.py [--teacher flow|epsilon] [--updates N] [--lr LR] [--loss huber|l2]
 
 checks its parts and runs it for a short while. It needs `pip install diffusers peft`.
 
-One update (Luo et al. 2023, arXiv:2310.04378, algorithm 1; with LoRA arXiv:2311.05556) draws real pictures x_0 with their labels c
-and a trained level t, uniformly from 50 (every 20th of 1000), with s the next one below:
+One update (Luo et al. 2023, arXiv:2310.04378, algorithm 1; with LoRA arXiv:2311.05556) draws real pictures
+x_0 with their labels c and a trained level t, uniformly from 50 (every 20th of 1000), with s the next one
+below:
 
     x_t  = alpha_t x_0 + sigma_t eps
-    x_s  = one DDIM step of the teacher, which is the student with its adapter disabled, at u + CFG (c - u), from x_t
-    loss = d( f(x_t, t), f(x_s, s) ),    f(x, t) = c_skip(t) x + c_out(t) x0,    the second without gradient, at the same weights
-    c_skip = d^2 / ((10 t)^2 + d^2),  c_out = 10 t / sqrt((10 t)^2 + d^2),  d = 0.5 and t the timestep of 0..999
+    x_s  = one DDIM step of the teacher, which is the student with its adapter disabled, at u + CFG (c - u),
+         from x_t
+    loss = d( f(x_t, t), f(x_s, s) ),    f(x, t) = c_skip(t) x + c_out(t) x0,    the second without gradient,
+                                         at the same weights
+    c_skip = d^2 / ((10 t)^2 + d^2),  c_out = 10 t / sqrt((10 t)^2 + d^2),  d = 0.5 and t the timestep of
+                                      0..999
 
-As in the scripts: rank 64, alpha 64, AdamW (0.9, 0.999) with weight decay 1e-2, gradients clipped to norm 1, a constant rate, u by
-an all-zero embedding in a call of its own, no EMA. Three choices are ours, none to its harm: guidance is fixed at the CFG 2 that
-everything here distils (the scripts draw 4 to 16, and would miss it); the adapter covers every Linear and convolution layer, as
-ours does (their list leaves out the first and last convolution and the time embedding); pictures are in memory, none is decoded.
-The scripts' default loss is l2, that of their guide pseudo-Huber (c = 1e-3, each number by itself). The default here is the second:
-in short runs it is the better one (60 updates at 1e-4 bring 4 steps to 0.116 of RMSE on the flow teacher, l2 to 0.174).
+As in the scripts: rank 64, alpha 64, AdamW (0.9, 0.999) with weight decay 1e-2, gradients clipped to norm 1,
+a constant rate, u by an all-zero embedding in a call of its own, no EMA. Three choices are ours, none to its
+harm: guidance is fixed at the CFG 2 that everything here distils (the scripts draw 4 to 16, and would miss
+it); the adapter covers every Linear and convolution layer, as ours does (their list leaves out the first and
+last convolution and the time embedding); pictures are in memory, none is decoded. The scripts' default loss
+is l2, that of their guide pseudo-Huber (c = 1e-3, each number by itself). The default here is the second: in
+short runs it is the better one (60 updates at 1e-4 bring 4 steps to 0.116 of RMSE on the flow teacher, l2 to
+0.174).
 
-Levels come from diffusers: the epsilon teacher's from DDIMScheduler's `alphas_cumprod`, made of the teacher's own table. The
-scripts know no flow models. There the levels are FlowMatchEulerDiscreteScheduler's at i/50, and DDIM's step is its Euler step.
+Levels come from diffusers: the epsilon teacher's from DDIMScheduler's `alphas_cumprod`, made of the teacher's
+own table. The scripts know no flow models. There the levels are FlowMatchEulerDiscreteScheduler's at i/50,
+and DDIM's step is its Euler step.
 """
 
 import argparse
@@ -45,19 +53,26 @@ from fewstep.training.models.denoiser import guided
 
 LEVELS, CFG, RANK, CLIP, WEIGHT_DECAY = 50, 2.0, 64, 1.0, 1e-2
 SIGMA_DATA, TIME_SCALE, HUBER = 0.5, 10.0, 1e-3
-SAMPLERS = {"LCM": dict(fresh=True), "DDIM": dict(), "LCM, shift 3": dict(fresh=True, shift=3.0), "DDIM, shift 3": dict(shift=3.0)}
-RESET = Path("/proc/self/clear_refs")       # of Linux
+SAMPLERS = {
+    "LCM": dict(fresh=True),
+    "DDIM": dict(),
+    "LCM, shift 3": dict(fresh=True, shift=3.0),
+    "DDIM, shift 3": dict(shift=3.0),
+}
+RESET = Path("/proc/self/clear_refs")  # of Linux
 
 
 class Memory:
-    """The largest memory of this process from here on, beyond what it holds now, in bytes; on CUDA that of tensors."""
+    """The largest memory of this process from here on, beyond what it holds now, in bytes; on CUDA that of
+    tensors.
+    """
 
     def __init__(self, device):
         self.cuda = torch.device(device).type == "cuda"
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         elif RESET.exists():
-            RESET.write_text("5")       # ru_maxrss would keep the peak of the imports, and of the parent
+            RESET.write_text("5")  # ru_maxrss would keep the peak of the imports, and of the parent
         self.before = self._largest()
 
     def _largest(self):
@@ -74,7 +89,9 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The 51 trained levels, from data up: timesteps of the network, alpha and sigma, float32 (51,), and diffusers' scheduler."""
+    """The 51 trained levels, from data up: timesteps of the network, alpha and sigma, float32 (51,), and
+    diffusers' scheduler.
+    """
 
     kind: str
     times: torch.Tensor
@@ -89,16 +106,30 @@ def levels_of(teacher):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS)
         scheduler.set_timesteps(sigmas=[i / LEVELS for i in range(LEVELS, 0, -1)])
         sigmas = scheduler.sigmas.flip(0)
-        return Levels("flow", *(table.to(teacher.device) for table in (TIMESTEPS * sigmas, 1 - sigmas, sigmas)), scheduler)
-    scheduler = diffusers.DDIMScheduler(trained_betas=betas_of(teacher.table), clip_sample=False, set_alpha_to_one=False)
+        return Levels(
+            "flow",
+            *(table.to(teacher.device) for table in (TIMESTEPS * sigmas, 1 - sigmas, sigmas)),
+            scheduler,
+        )
+    scheduler = diffusers.DDIMScheduler(
+        trained_betas=betas_of(teacher.table), clip_sample=False, set_alpha_to_one=False
+    )
     scheduler.set_timesteps(LEVELS)
-    places = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, LEVELS + 1) * (TIMESTEPS // LEVELS) - 1])
+    places = torch.cat(
+        [torch.zeros(1, dtype=torch.long), torch.arange(1, LEVELS + 1) * (TIMESTEPS // LEVELS) - 1]
+    )
     kept = scheduler.alphas_cumprod[places]
-    return Levels("epsilon", *(table.to(teacher.device) for table in (places.float(), kept.sqrt(), (1 - kept).sqrt())), scheduler)
+    return Levels(
+        "epsilon",
+        *(table.to(teacher.device) for table in (places.float(), kept.sqrt(), (1 - kept).sqrt())),
+        scheduler,
+    )
 
 
 def betas_of(table):
-    """The betas whose `alphas_cumprod` mean these sigma/alpha (N,), ascending; as a list, which is what diffusers wants."""
+    """The betas whose `alphas_cumprod` mean these sigma/alpha (N,), ascending; as a list, which is what
+    diffusers wants.
+    """
     kept = 1 / (1 + table.double() ** 2)
     return (1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])).tolist()
 
@@ -130,11 +161,13 @@ def ddim(levels, x0, eps, index):
 
 @dataclasses.dataclass
 class Trained:
-    """What a run leaves: the model with its adapter on, and what it took. Seconds and bytes count from the call of `train`."""
+    """What a run leaves: the model with its adapter on, and what it took. Seconds and bytes count from the
+    call of `train`.
+    """
 
     model: peft.PeftModel
     levels: Levels
-    labels: torch.Tensor        # (conditions, width)
+    labels: torch.Tensor  # (conditions, width)
     losses: list
     samples_seen: int = 0
     seconds: float = 0.0
@@ -142,9 +175,11 @@ class Trained:
 
     @torch.no_grad()
     def sample(self, noise, condition, steps, fresh=False, shift=1.0, seed=0, chunk=32):
-        """Images (N, ...) in model space from unit noise, without guidance, in so many steps among the trained levels.
+        """Images (N, ...) in model space from unit noise, without guidance, in so many steps among the
+        trained levels.
 
-        fresh: new noise after every step, as LCMScheduler draws it; else DDIM. shift 1: its timesteps; 3: nearer to the noise.
+        fresh: new noise after every step, as LCMScheduler draws it; else DDIM. shift 1: its timesteps; 3:
+        nearer to the noise.
         """
         g = torch.Generator().manual_seed(seed)
         places, device = places_of(steps, shift), self.levels.times.device
@@ -155,7 +190,10 @@ class Trained:
                 index = torch.full((len(x),), now, device=device)
                 x0, eps = predict(self.model, self.levels, x, index, context)
                 if fresh:
-                    x0, eps = boundary(self.levels, x, x0, index), torch.randn(x.shape, generator=g).to(device)
+                    x0, eps = (
+                        boundary(self.levels, x, x0, index),
+                        torch.randn(x.shape, generator=g).to(device),
+                    )
                 x = x0 if after is None else ddim(self.levels, x0, eps, torch.full_like(index, after))
             parts.append(x.cpu())
         return torch.cat(parts)
@@ -199,7 +237,9 @@ def distance(a, b, loss):
 
 
 def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="huber"):
-    """Run the recipe on a `DemoTeacher`, whose module it changes, for so many updates or until so many seconds are over."""
+    """Run the recipe on a `DemoTeacher`, whose module it changes, for so many updates or until so many
+    seconds are over.
+    """
     if (seconds is None) == (updates is None):
         raise ValueError(f"Give either seconds or updates, got {seconds} and {updates}.")
     memory, began = Memory(teacher.device), time.perf_counter()
@@ -218,7 +258,9 @@ def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="
         x_s = teacher_step(model, levels, x_t, index, context)
         with torch.no_grad():
             target = boundary(levels, x_s, predict(model, levels, x_s, index - 1, context)[0], index - 1)
-        value = distance(boundary(levels, x_t, predict(model, levels, x_t, index, context)[0], index), target, loss)
+        value = distance(
+            boundary(levels, x_t, predict(model, levels, x_t, index, context)[0], index), target, loss
+        )
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
@@ -231,9 +273,12 @@ def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="
 
 # ---- checks ----------------------------------------------------------------------------------------
 
+
 @torch.no_grad()
 def check_parts(kind):
-    """{what: largest difference}, all of which should be rounding: the recipe's parts beside diffusers' schedulers and ours."""
+    """{what: largest difference}, all of which should be rounding: the recipe's parts beside diffusers'
+    schedulers and ours.
+    """
     worst = lambda a, b: float((a - b).abs().max())
     teacher, base = DemoTeacher(kind), DemoTeacher(kind)
     levels, path = levels_of(teacher), FLOW if kind == "flow" else VARIANCE_PRESERVING
@@ -246,20 +291,29 @@ def check_parts(kind):
     with model.disable_adapter():
         off = predict(model, levels, x, index, context)[0]
     ours, after = ddim(levels, x0, eps, index - 1), (path, levels.sigmas[index], levels.sigmas[index - 1])
-    out = {"student at its start - teacher": worst(x0, off), "DDIM step - fewstep's": worst(ours, step(x, x0, *after))}
-    scale = 1 if kind == "flow" else at(levels.alphas, index)       # the teacher's own states have alpha 1
-    guess = guided(base, x / scale, (levels.sigmas / (1 if kind == "flow" else levels.alphas))[index], numbers, CFG)
-    out["guided teacher step - fewstep's"] = worst(teacher_step(model, levels, x, index, context), step(x, guess, *after))
+    out = {
+        "student at its start - teacher": worst(x0, off),
+        "DDIM step - fewstep's": worst(ours, step(x, x0, *after)),
+    }
+    scale = 1 if kind == "flow" else at(levels.alphas, index)  # the teacher's own states have alpha 1
+    guess = guided(
+        base, x / scale, (levels.sigmas / (1 if kind == "flow" else levels.alphas))[index], numbers, CFG
+    )
+    out["guided teacher step - fewstep's"] = worst(
+        teacher_step(model, levels, x, index, context), step(x, guess, *after)
+    )
     theirs, raw = [], model(x, levels.times[index], context)
     for i in range(LEVELS):
-        levels.scheduler._step_index = None     # of the flow scheduler, which otherwise counts on
+        levels.scheduler._step_index = None  # of the flow scheduler, which otherwise counts on
         t = levels.times[index[i]]
         theirs.append(levels.scheduler.step(raw[i], t if kind == "flow" else int(t), x[i]).prev_sample)
     out["DDIM step - diffusers'"] = worst(ours, torch.stack(theirs))
     trained = Trained(model, levels, torch.stack([label_vector(name) for name in base.labels]), [])
     for steps in (1, 4, 8):
         theirs = scheduler_samples(kind, base, model, x[:4], context[:4], steps)
-        out[f"{steps} steps of LCM - diffusers'"] = worst(trained.sample(x[:4], numbers[:4], steps, fresh=True), theirs)
+        out[f"{steps} steps of LCM - diffusers'"] = worst(
+            trained.sample(x[:4], numbers[:4], steps, fresh=True), theirs
+        )
     return out
 
 
@@ -270,7 +324,9 @@ def scheduler_samples(kind, teacher, model, x, context, steps):
         scheduler = diffusers.FlowMatchLCMScheduler(num_train_timesteps=TIMESTEPS)
         scheduler.set_timesteps(sigmas=[place / LEVELS for place in places_of(steps)])
     else:
-        scheduler = diffusers.LCMScheduler(trained_betas=betas_of(teacher.table), original_inference_steps=LEVELS)
+        scheduler = diffusers.LCMScheduler(
+            trained_betas=betas_of(teacher.table), original_inference_steps=LEVELS
+        )
         scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
         x = scheduler.step(model(x, t.float().expand(len(x)), context), t, x, generator=g).prev_sample
@@ -278,7 +334,9 @@ def scheduler_samples(kind, teacher, model, x, context, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--teacher", choices=("flow", "epsilon"), help="only this one")
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -289,9 +347,14 @@ def main():
         for name, value in check_parts(kind).items():
             print(f"  {name:34} {value:.1e}{'' if value < 1e-5 else '  WRONG'}", flush=True)
         run = train(DemoTeacher(kind), updates=args.updates, lr=args.lr, loss=args.loss)
-        first, last = (statistics.mean(part) for part in (run.losses[:args.updates // 4 + 1], run.losses[-args.updates // 4:]))
-        print(f"  {args.updates} updates: loss {first:.5f} in the first quarter, {last:.5f} in the last; {run.seconds:.0f} s, "
-              f"{run.peak_memory / 2**20:.0f} MiB")
+        first, last = (
+            statistics.mean(part)
+            for part in (run.losses[: args.updates // 4 + 1], run.losses[-args.updates // 4 :])
+        )
+        print(
+            f"  {args.updates} updates: loss {first:.5f} in the first quarter, {last:.5f} in the last; {run.seconds:.0f} s, "
+            f"{run.peak_memory / 2**20:.0f} MiB"
+        )
 
 
 if __name__ == "__main__":

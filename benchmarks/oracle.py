@@ -1,10 +1,12 @@
-"""Does a sampler keep the path's marginals? The worst deviation over all model calls, where the data is one point.
+"""Does a sampler keep the path's marginals? The worst deviation over all model calls, where the data is one
+point.
 
     python benchmarks/oracle.py [--json FILE] [--elements N] [--ours]
 
-With x0 known, x at every call must have mean alpha x0 and standard deviation sigma, whatever the sampler did before. Deviations
-are those of the mean relative to max(alpha |x0|, sigma) and of the standard deviation relative to sigma; 1 % is the limit.
-The host's own samplers stand beside ours (8 steps, scheduler "simple"); without ComfyUI that part is skipped.
+With x0 known, x at every call must have mean alpha x0 and standard deviation sigma, whatever the sampler did
+before. Deviations are those of the mean relative to max(alpha |x0|, sigma) and of the standard deviation
+relative to sigma; 1 % is the limit. The host's own samplers stand beside ours (8 steps, scheduler "simple");
+without ComfyUI that part is skipped.
 """
 
 import argparse
@@ -19,8 +21,12 @@ from fewstep.diffusion.samplers import sample
 from fewstep.diffusion.schedules import grids
 
 POINT, STEPS, LIMIT, CORE_STEPS = 1.3, (1, 2, 4, 8, 20), 0.01, 8
-SOLVERS = [{"order": order, "corrector": corrected} for order in (1, 2, 3) for corrected in (False, True)] + [{"order": "heun"}]
-NOISES = [{"churn": c, "mode": mode} for mode in ("each step", "raise first") for c in (0.0, 0.5, 1.0, math.inf)]
+SOLVERS = [{"order": order, "corrector": corrected} for order in (1, 2, 3) for corrected in (False, True)] + [
+    {"order": "heun"}
+]
+NOISES = [
+    {"churn": c, "mode": mode} for mode in ("each step", "raise first") for c in (0.0, 0.5, 1.0, math.inf)
+]
 NOISES += [{"churn": 1.0, "mode": "restart"}, {"kappa": 0.5}, {"kappa": 1.0}]
 
 
@@ -40,13 +46,16 @@ class Watch:
 
 
 def unit_noise(shape, generator):
-    """Normal noise (float64) with its sample's mean and variance brought to 0 and 1, so that less than 1 % is seen."""
+    """Normal noise (float64) with its sample's mean and variance brought to 0 and 1, so that less than 1 % is
+    seen.
+    """
     z = torch.randn(shape, generator=generator, dtype=torch.float64)
     return (z - z.mean()) / z.std()
 
 
 def attempt(path, run, *args, **kwargs):
-    """{"deviation": the worst at any call, "end": how far the result is from the data} of run(watch, ...), which yields states.
+    """{"deviation": the worst at any call, "end": how far the result is from the data} of run(watch, ...),
+    which yields states.
 
     Where it fails, or gives what is no number, both are None and there is an "error".
     """
@@ -82,8 +91,16 @@ def ours(elements, seed=0):
                     sigmas = grids.grid("uniform", steps, sigma_of, path)
                     start = path.alpha(sigmas[0]) * POINT + sigmas[0] * unit_noise(shape, generator)
                     row = {"who": "fewstep", "sampler": name, "model": kind, "steps": steps}
-                    yield row | attempt(path, own_run, start, sigmas, path, **solver, **options,
-                                        noise=lambda x: unit_noise(x.shape, generator))
+                    yield row | attempt(
+                        path,
+                        own_run,
+                        start,
+                        sigmas,
+                        path,
+                        **solver,
+                        **options,
+                        noise=lambda x: unit_noise(x.shape, generator),
+                    )
 
 
 def hosts(elements, seed=0):
@@ -102,11 +119,15 @@ def hosts(elements, seed=0):
 def host_run(watch, model, name, noise, seed):
     """The result of the host's sampler over data at POINT, as its only state."""
     sigmas = core.sigmas(model, name, "simple", CORE_STEPS)
-    yield core.run(model, core.sampler(name), sigmas, noise, watch, seed, latent=torch.full_like(noise, POINT))[0]
+    yield core.run(
+        model, core.sampler(name), sigmas, noise, watch, seed, latent=torch.full_like(noise, POINT)
+    )[0]
 
 
 def table(rows):
-    """A line for each sampler, a column for each model type: the worst of its steps in percent, ! above the limit, inf: failed."""
+    """A line for each sampler, a column for each model type: the worst of its steps in percent, ! above the
+    limit, inf: failed.
+    """
     cells = {}
     for row in rows:
         line = cells.setdefault(row["sampler"], {})
@@ -115,16 +136,29 @@ def table(rows):
     width = max(map(len, cells), default=0)
     print(" " * width, *(f"{kind:>13}" for kind in exact.TYPES))
     for name, line in cells.items():
-        print(f"{name:{width}}", *(f"{100 * line[kind]:12.3g}{'!' if line[kind] > LIMIT else ' '}" for kind in exact.TYPES))
-    off = sorted({f"{row['sampler']} on {row['model']} {100 * row['end']:.3g}" for row in rows if (row["end"] or 0) > LIMIT})
+        print(
+            f"{name:{width}}",
+            *(f"{100 * line[kind]:12.3g}{'!' if line[kind] > LIMIT else ' '}" for kind in exact.TYPES),
+        )
+    off = sorted(
+        {
+            f"{row['sampler']} on {row['model']} {100 * row['end']:.3g}"
+            for row in rows
+            if (row["end"] or 0) > LIMIT
+        }
+    )
     if off:
         print(f"results off the data by more than {100 * LIMIT:g} % of it: {'; '.join(off)}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the rows there")
-    parser.add_argument("--elements", type=int, default=200_000, help="elements of x; fewer are faster and noisier")
+    parser.add_argument(
+        "--elements", type=int, default=200_000, help="elements of x; fewer are faster and noisier"
+    )
     parser.add_argument("--ours", action="store_true", help="leave the host's samplers out")
     args = parser.parse_args()
     rows = list(ours(args.elements))
@@ -136,7 +170,9 @@ def main():
         settings = sorted({f"{row['sampler']} ({row['model']})" for row in failed if row["error"] == error})
         print(f"FAILED with {error}: {'; '.join(settings)}")
     if not failed:
-        print(f"worst of all {len(rows)} runs: {100 * worst:.3g} %, {'within' if worst <= LIMIT else 'ABOVE'} {100 * LIMIT:g} %\n")
+        print(
+            f"worst of all {len(rows)} runs: {100 * worst:.3g} %, {'within' if worst <= LIMIT else 'ABOVE'} {100 * LIMIT:g} %\n"
+        )
     if not args.ours:
         try:
             others = list(hosts(args.elements))

@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--json FILE] [--repeats N]
 
-20 steps on float32 latents; ours through the function that the node hands to the host. The samplers take turns within every
-repetition; medians. Targets: order 1 at most 1.0 times euler, order 3 at most 1.3 times.
+20 steps on float32 latents; ours through the function that the node hands to the host. The samplers take
+turns within every repetition; medians. Targets: order 1 at most 1.0 times euler, order 3 at most 1.3 times.
 """
 
 import argparse
@@ -35,8 +35,15 @@ def seconds(sampler, model, x, sigmas):
     extra = {"model_options": {}, "seed": 0, "denoise_mask": None}
     began = time.perf_counter()
     with torch.no_grad():
-        sampler.sampler_function(model, x, sigmas, extra_args=extra, callback=lambda state: None, disable=True,
-                                 **sampler.extra_options)
+        sampler.sampler_function(
+            model,
+            x,
+            sigmas,
+            extra_args=extra,
+            callback=lambda state: None,
+            disable=True,
+            **sampler.extra_options,
+        )
     return time.perf_counter() - began
 
 
@@ -45,7 +52,9 @@ def measure(shape, repeats):
     model = core.model(KIND)
     function = core.pack_module("FewstepSampler").sample
     kind = type(core.sampler("euler"))
-    samplers = {"euler": core.sampler("euler")} | {f"order {order}": kind(function, {"order": order}) for order in TARGETS}
+    samplers = {"euler": core.sampler("euler")} | {
+        f"order {order}": kind(function, {"order": order}) for order in TARGETS
+    }
     generator = torch.Generator().manual_seed(0)
     x, x0 = torch.randn(2, *shape, generator=generator).unbind(0)
     still, sigmas = Still(model, x0), core.sigmas(model, "euler", "simple", STEPS)
@@ -53,13 +62,15 @@ def measure(shape, repeats):
     for i in range(repeats + 3):
         for name, sampler in samplers.items():
             took = seconds(sampler, still, x, sigmas)
-            if i >= 3:      # the first runs warm caches up
+            if i >= 3:  # the first runs warm caches up
                 times[name].append(took / STEPS)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--repeats", type=int, default=200)
     args = parser.parse_args()
@@ -67,13 +78,20 @@ def main():
     for shape in SHAPES:
         medians = measure(shape, args.repeats)
         for order, target in TARGETS.items():
-            row = {"shape": list(shape[1:]), "order": order, "us_per_step": round(1e6 * medians[f"order {order}"], 1),
-                   "euler_us_per_step": round(1e6 * medians["euler"], 1),
-                   "ratio": round(medians[f"order {order}"] / medians["euler"], 3), "target": target}
+            row = {
+                "shape": list(shape[1:]),
+                "order": order,
+                "us_per_step": round(1e6 * medians[f"order {order}"], 1),
+                "euler_us_per_step": round(1e6 * medians["euler"], 1),
+                "ratio": round(medians[f"order {order}"] / medians["euler"], 3),
+                "target": target,
+            }
             rows.append(row)
-            print(f"{'x'.join(map(str, shape[1:])):>10}  order {order}: {row['us_per_step']:8.1f} us a step, euler "
-                  f"{row['euler_us_per_step']:8.1f} us, ratio {row['ratio']:.3f}, target {target}"
-                  f"{'' if row['ratio'] <= target else '  MISSED'}")
+            print(
+                f"{'x'.join(map(str, shape[1:])):>10}  order {order}: {row['us_per_step']:8.1f} us a step, euler "
+                f"{row['euler_us_per_step']:8.1f} us, ratio {row['ratio']:.3f}, target {target}"
+                f"{'' if row['ratio'] <= target else '  MISSED'}"
+            )
     if args.json:
         args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 

@@ -1,19 +1,22 @@
-"""The unified diffusion model on the demo: how well destroyed pictures are restored, and what renewing noise does.
+"""The unified diffusion model on the demo: how well destroyed pictures are restored, and what renewing noise
+does.
 
-    python benchmarks/udm.py [--json FILE] [--teacher flow|epsilon] [--updates N] [--only restoration|ablation]
+    python benchmarks/udm.py [--json FILE] [--teacher flow|epsilon] [--updates N] [--only
+    restoration|ablation]
 
-Restoration: one LoRA for each process, trained from the packaged teacher to undo it at all strengths, on emoji of every label
-(the teacher's own training set) with no label given. Judged on the emoji that neither teacher nor LoRA was trained on, destroyed
-to three times t of the process, restored in 1 and 4 steps. PSNR in dB, pixels in 0..1, mean over the pictures. The baseline is
-the best of no restoration at all and, for squares, bicubic interpolation between their centres; for missing pixels, the mean of
-those that are left nearby. Beside it stands, for blur, the Wiener filter that knows the blur, the noise and the emoji's mean
-power: what is possible without a model where the blur itself is known. Pictures without noise are rounded to 8 bits first, as in
-a file.
+Restoration: one LoRA for each process, trained from the packaged teacher to undo it at all strengths, on
+emoji of every label (the teacher's own training set) with no label given. Judged on the emoji that neither
+teacher nor LoRA was trained on, destroyed to three times t of the process, restored in 1 and 4 steps. PSNR in
+dB, pixels in 0..1, mean over the pictures. The baseline is the best of no restoration at all and, for
+squares, bicubic interpolation between their centres; for missing pixels, the mean of those that are left
+nearby. Beside it stands, for blur, the Wiener filter that knows the blur, the noise and the emoji's mean
+power: what is possible without a model where the blur itself is known. Pictures without noise are rounded to
+8 bits first, as in a file.
 
-Ablation: models that draw pictures from noise, on the Gaussian process (the teacher itself, with no guidance) and on hot blur (a
-LoRA that undoes blur + noise), in 4, 8 and 20 steps with a share kappa (Su's sigma~) of the noise renewed in each step. Frechet
-distance of the pictures to the emoji in the features of the packaged classifier: lower is better, to be compared within a
-process.
+Ablation: models that draw pictures from noise, on the Gaussian process (the teacher itself, with no guidance)
+and on hot blur (a LoRA that undoes blur + noise), in 4, 8 and 20 steps with a share kappa (Su's sigma~) of
+the noise renewed in each step. Frechet distance of the pictures to the emoji in the features of the packaged
+classifier: lower is better, to be compared within a process.
 """
 
 import argparse
@@ -36,12 +39,16 @@ from fewstep.training.run.data import Data
 from fewstep.training.run.restoration import Restoration, restore, times_for
 from torch.nn import functional as F
 
-PROCESSES = {"pixelate": [{"kind": "pixelate", "largest": 8}], "blur": [{"kind": "blur", "width": 3.0}], "mask": [{"kind": "mask"}],
-             "blur + noise": [{"kind": "blur", "width": 3.0}, {"kind": "noise", "strength": 0.2}]}
+PROCESSES = {
+    "pixelate": [{"kind": "pixelate", "largest": 8}],
+    "blur": [{"kind": "blur", "width": 3.0}],
+    "mask": [{"kind": "mask"}],
+    "blur + noise": [{"kind": "blur", "width": 3.0}, {"kind": "noise", "strength": 0.2}],
+}
 STRENGTHS = (1 / 3, 2 / 3, 1.0)
 HOT = [{"kind": "blur", "width": 8.0}, {"kind": "gaussian"}]
 SHARES, STEPS = (0.0, 0.3, 0.6, 1.0), (4, 8, 20)
-BITS = 1 / 127.5 / 12**0.5 / data.STD        # what rounding to 8 bits adds, in model space
+BITS = 1 / 127.5 / 12**0.5 / data.STD  # what rounding to 8 bits adds, in model space
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -59,8 +66,19 @@ class Unlabelled(DemoTeacher):
 def trained(teacher, process, updates, seed=0, images=None):
     """A `Restoration` after its run, on the emoji that are not held out."""
     images = data.load("train", core=False)[0] if images is None else images
-    config = DistilConfig(method="restoration", process=process, steps=1, updates=updates, batch=16, rank=32, seed=seed, images=8)
-    run = Restoration(teacher, config, data=Data(images=images, condition=torch.zeros(len(images), dtype=torch.long)))
+    config = DistilConfig(
+        method="restoration",
+        process=process,
+        steps=1,
+        updates=updates,
+        batch=16,
+        rank=32,
+        seed=seed,
+        images=8,
+    )
+    run = Restoration(
+        teacher, config, data=Data(images=images, condition=torch.zeros(len(images), dtype=torch.long))
+    )
     for _ in run.progress():
         pass
     return run
@@ -73,7 +91,9 @@ def psnr(pixels, reference):
 
 
 def baselines(kind, x, t, process, noise):
-    """{name: pictures} that need no model, of pictures destroyed to t by `process` and noise of that standard deviation."""
+    """{name: pictures} that need no model, of pictures destroyed to t by `process` and noise of that standard
+    deviation.
+    """
     found = {"none": x}
     if kind == "pixelate":
         size = 2 ** math.ceil(3 * t)
@@ -83,7 +103,9 @@ def baselines(kind, x, t, process, noise):
         known = (x != 0).any(1, keepdim=True).float()
         for width in (3, 5, 9):
             weight = F.avg_pool2d(known, width, 1, width // 2, count_include_pad=False)
-            mean = F.avg_pool2d(x * known, width, 1, width // 2, count_include_pad=False) / weight.clamp_min(1e-6)
+            mean = F.avg_pool2d(x * known, width, 1, width // 2, count_include_pad=False) / weight.clamp_min(
+                1e-6
+            )
             found[f"mean of {width} x {width}"] = torch.where(known > 0, x, mean)
     if kind == "blur":
         found["Wiener"] = wiener(process, x, t, noise)
@@ -91,9 +113,11 @@ def baselines(kind, x, t, process, noise):
 
 
 def wiener(process, x, t, noise):
-    """The best linear guess of blurred pictures, mode by mode, by the mean power of the training emoji; noise: standard deviation.
+    """The best linear guess of blurred pictures, mode by mode, by the mean power of the training emoji;
+    noise: standard deviation.
 
-    y = g x + n in every cosine mode: x = m + P g / (P g^2 + noise^2) (y - g m), with mean m and variance P of that mode.
+    y = g x + n in every cosine mode: x = m + P g / (P g^2 + noise^2) (y - g m), with mean m and variance P of
+    that mode.
     """
     whole, c = data.load("train", core=False)[0].double(), cosines(x.shape[-1])
     modes = c @ whole @ c.T
@@ -109,11 +133,15 @@ def restored(run, x, t, steps):
     """Pictures restored from time t in that many steps."""
     call = lambda x, sigma: run.asked(x, sigma, torch.zeros(len(x), dtype=torch.long))
     with run.lora.using(run.adapter):
-        return [state.x for state in restore(call, run.seen, x, t * times_for(steps), 0.0, batch_noise(1))][-1]
+        return [state.x for state in restore(call, run.seen, x, t * times_for(steps), 0.0, batch_noise(1))][
+            -1
+        ]
 
 
 def restoration(teacher, updates, show=print):
-    """Rows of restored against best baseline, and the pictures {heading: pixels} of the strongest destruction."""
+    """Rows of restored against best baseline, and the pictures {heading: pixels} of the strongest
+    destruction.
+    """
     truth = data.load("held-out", core=False)[0]
     reference, rows, pictures = data.to_pixels(truth), [], {}
     for name, process in PROCESSES.items():
@@ -122,24 +150,42 @@ def restoration(teacher, updates, show=print):
         seconds = time.perf_counter() - began
         noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(7))
         for t in STRENGTHS:
-            t = min(t, 0.9) if name == "mask" else t        # at 1 nothing is left of a picture
+            t = min(t, 0.9) if name == "mask" else t  # at 1 nothing is left of a picture
             x = run.process.corrupt(truth, noise, t)
-            if not run.process.noisy:       # as a file would hold it
+            if not run.process.noisy:  # as a file would hold it
                 x = data.from_pixels((data.to_pixels(x) * 127.5).round() / 127.5)
             first, spread = getattr(run.process, "degradations", [run.process])[0], BITS
             if run.process.noisy and name != "mask":
                 spread = float(run.process.noise(t))
-            known = {k: psnr(data.to_pixels(v), reference) for k, v in baselines(process[0]["kind"], x, t, first, spread).items()}
+            known = {
+                k: psnr(data.to_pixels(v), reference)
+                for k, v in baselines(process[0]["kind"], x, t, first, spread).items()
+            }
             linear = known.pop("Wiener", None)
             best = max(known, key=known.get)
             ours = {steps: restored(run, x, t, steps) for steps in (1, 4)}
             found = {steps: psnr(data.to_pixels(v), reference) for steps, v in ours.items()}
-            rows.append({"process": name, "strength": round(t, 3), "restored": found[1], "restored_4_steps": found[4],
-                         "best_baseline": known[best], "baseline": best, "wiener": linear, "seconds": seconds})
-            show(f"| {name} | {t:.2f} | {found[1]:.2f} | {found[4]:.2f} | {known[best]:.2f} ({best}) | "
-                 + (f"{linear:.2f} |" if linear else "– |"))
+            rows.append(
+                {
+                    "process": name,
+                    "strength": round(t, 3),
+                    "restored": found[1],
+                    "restored_4_steps": found[4],
+                    "best_baseline": known[best],
+                    "baseline": best,
+                    "wiener": linear,
+                    "seconds": seconds,
+                }
+            )
+            show(
+                f"| {name} | {t:.2f} | {found[1]:.2f} | {found[4]:.2f} | {known[best]:.2f} ({best}) | "
+                + (f"{linear:.2f} |" if linear else "– |")
+            )
             if t == (0.6 if name == "mask" else STRENGTHS[1]) or (name == "mask" and t == STRENGTHS[1]):
-                pictures |= {f"{name}\n{t:.2f}": data.to_pixels(x[:6]), f"restored\n{found[1]:.1f} dB": data.to_pixels(ours[1][:6])}
+                pictures |= {
+                    f"{name}\n{t:.2f}": data.to_pixels(x[:6]),
+                    f"restored\n{found[1]:.1f} dB": data.to_pixels(ours[1][:6]),
+                }
         run.close()
     return rows, {"whole": reference[:6], **pictures}
 
@@ -155,18 +201,32 @@ def ablation(teacher, updates, count=128, show=print):
         adapter = zero if name == "Gaussian" else run.adapter
         for steps in STEPS:
             for kappa in SHARES:
-                x = run.restored(adapter, run.destroyed(noise, noise), torch.zeros(count, dtype=torch.long), steps, kappa)
-                rows.append({"process": name, "steps": steps, "kappa": kappa,
-                             "frechet": frechet(features(data.to_pixels(x).clamp(-1, 1)), real)})
-            mine = rows[-len(SHARES):]
-            show(f"| {name} | {steps} | " + " | ".join(f"{row['frechet']:.0f}" for row in mine) + " | "
-                 + f"{min(mine, key=lambda row: row['frechet'])['kappa']:g} |")
+                x = run.restored(
+                    adapter, run.destroyed(noise, noise), torch.zeros(count, dtype=torch.long), steps, kappa
+                )
+                rows.append(
+                    {
+                        "process": name,
+                        "steps": steps,
+                        "kappa": kappa,
+                        "frechet": frechet(features(data.to_pixels(x).clamp(-1, 1)), real),
+                    }
+                )
+            mine = rows[-len(SHARES) :]
+            show(
+                f"| {name} | {steps} | "
+                + " | ".join(f"{row['frechet']:.0f}" for row in mine)
+                + " | "
+                + f"{min(mine, key=lambda row: row['frechet'])['kappa']:g} |"
+            )
         run.close()
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--teacher", choices=("flow", "epsilon"), default="flow")
     parser.add_argument("--updates", type=int, default=500)
@@ -174,9 +234,14 @@ def main():
     args = parser.parse_args()
     teacher = Unlabelled(args.teacher)
     found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    save = lambda: args.json and write_json(args.json, {"teacher": args.teacher, "updates": args.updates, **found})
+    save = lambda: (
+        args.json and write_json(args.json, {"teacher": args.teacher, "updates": args.updates, **found})
+    )
     if args.only != "ablation":
-        print(f"\n| process | strength | restored, 1 step | 4 steps | best baseline | Wiener |\n|{'---|' * 6}", flush=True)
+        print(
+            f"\n| process | strength | restored, 1 step | 4 steps | best baseline | Wiener |\n|{'---|' * 6}",
+            flush=True,
+        )
         found["restoration"], shown = restoration(teacher, args.updates, lambda text: print(text, flush=True))
         picture = grid(shown, [""] * 6, "Held-out emoji, destroyed and restored in one step", scale=2)
         picture.save(RESULTS / "udm.png")

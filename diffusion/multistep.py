@@ -1,16 +1,24 @@
-"""Multistep extrapolation: what stands in for the predicted x_0 over a whole step, from this prediction and others.
+"""Multistep extrapolation: what stands in for the predicted x_0 over a whole step, from this prediction and
+others.
 
-On every path  x_s / sigma_s = x_t / sigma_t + integral from u_t to u_s of x0(u) e^u du,  u = -log tau  (`paths.Path.tau`),
-the exponential integrator of Lu et al. 2022 (arXiv:2206.00927, eq. 3.4) in log sigma. Log-SNR would do as well in theory, but
-its first interval is infinite on a path that starts at pure noise. A step replaces x0(u) by a constant target:
+On every path  x_s / sigma_s = x_t / sigma_t + integral from u_t to u_s of x0(u) e^u du,  u = -log tau
+               (`paths.Path.tau`),
+the exponential integrator of Lu et al. 2022 (arXiv:2206.00927, eq. 3.4) in log sigma. Log-SNR would do as
+well in theory, but
+its first interval is infinite on a path that starts at pure noise. A step replaces x0(u) by a constant
+target:
 
 order 1     the prediction itself
-order 2     the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095)
+order 2     the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022,
+            arXiv:2211.01095)
 order 3     the parabola through the last three, at its e^u-weighted mean: exact to third order
-heun        the line through this prediction and one made at the step's end, so that the step is Heun's in the path's own sigma
+heun        the line through this prediction and one made at the step's end, so that the step is Heun's in the
+            path's own sigma
             (in tau where variance is preserved), algorithm 2 of Karras et al. 2022 (arXiv:2206.00364)
-corrector   once the prediction at a step's end is known, the step's target could have used it: the line (order 3: the parabola)
-            through it and the earlier ones. The difference is made good in the next step, at no model call (UniC, Zhao et al.
+corrector   once the prediction at a step's end is known, the step's target could have used it: the line
+            (order 3: the parabola)
+            through it and the earlier ones. The difference is made good in the next step, at no model call
+            (UniC, Zhao et al.
             2023, arXiv:2302.04867)
 """
 
@@ -18,14 +26,16 @@ import math
 from itertools import zip_longest
 
 ORDERS = (1, 2, 3)
-FARTHEST = 3.0      # times the last step's length in u: no prediction is extrapolated further than that
+FARTHEST = 3.0  # times the last step's length in u: no prediction is extrapolated further than that
 
 
 def target_weights(order, u_next, u):
-    """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1; a list of floats.
+    """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1; a list
+    of floats.
 
-    u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone. Where the step is more than `FARTHEST` times
-    as long as the one before, the prediction before serves no more: extrapolation would multiply its error.
+    u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone. Where the step is more
+    than `FARTHEST` times as long as the one before, the prediction before serves no more: extrapolation would
+    multiply its error.
     """
     if math.isinf(u_next):
         return [1.0]
@@ -40,9 +50,11 @@ def target_weights(order, u_next, u):
 
 
 def correction_weights(order, u):
-    """What the step from u[1] to u[0] should have weighed the predictions at u (the one at its end first) more than it did.
+    """What the step from u[1] to u[0] should have weighed the predictions at u (the one at its end first)
+    more than it did.
 
-    Sums to 0; [] where there is nothing to correct. u must hold one level more than `order` for the step's own weights.
+    Sums to 0; [] where there is nothing to correct. u must hold one level more than `order` for the step's
+    own weights.
     """
     if len(u) < 2 or u[0] <= u[1]:
         return []
@@ -56,14 +68,17 @@ def correction_weights(order, u):
 def heun_weights(u_next, u):
     """Weights of the predictions at u and at the step's end u_next (finite).
 
-    w + (tau' - tau)(d + d')/2 with d = (w - x0)/tau is the first-order step to the target x0 + tau/(2 tau') (x0' - x0).
+    w + (tau' - tau)(d + d')/2 with d = (w - x0)/tau is the first-order step to the target x0 + tau/(2 tau')
+    (x0' - x0).
     """
     r = math.exp(u_next - u) / 2
     return [1 - r, r]
 
 
 def _usable(steps, most):
-    """How many predictions serve together, given the lengths of steps: the coming one, the one before, and so on."""
+    """How many predictions serve together, given the lengths of steps: the coming one, the one before, and so
+    on.
+    """
     for i in range(1, min(most, len(steps))):
         if steps[i] <= 0 or max(steps[:i]) > FARTHEST * steps[i]:
             return i
@@ -71,18 +86,22 @@ def _usable(steps, most):
 
 
 def _mean_weights(h, places):
-    """Weights of values at two or three `places` in the mean over (0, h), weighted by e^u, of the polynomial through them."""
+    """Weights of values at two or three `places` in the mean over (0, h), weighted by e^u, of the polynomial
+    through them.
+    """
     m1, m2 = _moments(h)
     if len(places) == 2:
         p, q = places
         return [(m1 - q) / (p - q), (m1 - p) / (q - p)]
     p, q, r = places
-    return [(m2 - m1 * (y + z) + y * z) / ((x - y) * (x - z)) for x, y, z in ((p, q, r), (q, r, p), (r, p, q))]
+    return [
+        (m2 - m1 * (y + z) + y * z) / ((x - y) * (x - z)) for x, y, z in ((p, q, r), (q, r, p), (r, p, q))
+    ]
 
 
 def _moments(h):
     """Means of u and u^2 over (0, h) weighted by e^u."""
-    if h < 0.02:        # series, where the closed form cancels
+    if h < 0.02:  # series, where the closed form cancels
         return h / 2 + h * h / 12, h * h / 3 + h**3 / 12
     grown = math.exp(h) / math.expm1(h)
     m1 = h * grown - 1

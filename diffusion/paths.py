@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from .faults import BadValue
+
 
 @dataclasses.dataclass(frozen=True)
 class Path:
@@ -18,9 +20,10 @@ class Path:
 
     name: str
     sigma_max: float
-    linear = True           # a step is a x_t + b x_0 + k z with numbers a, b, k (`forward.ForwardProcess` has those that are not)
-    levels = "sigmas"       # what the entries of a step grid are
-    draws = "with kappa"    # when a step needs fresh noise
+    # a step is a x_t + b x_0 + k z with numbers a, b, k (`forward.ForwardProcess` has those that are not)
+    linear = True
+    levels = "sigmas"  # what the entries of a step grid are
+    draws = "with kappa"  # when a step needs fresh noise
 
     def alpha(self, sigma):
         """alpha(sigma), same shape and dtype as the tensor `sigma`."""
@@ -31,19 +34,24 @@ class Path:
         return torch.ones_like(sigma)
 
     def noise(self, sigma):
-        """The standard deviation of the noise at a level of a grid: the level itself, here (`forward.Gaussian`'s are times)."""
+        """The standard deviation of the noise at a level of a grid: the level itself, here
+        (`forward.Gaussian`'s are times).
+        """
         return sigma
 
     def tau(self, sigma):
         """The noise level in the coordinate of multistep solvers, rising with sigma, 0 at data.
 
-        `x_s / sigma_s = x_t / sigma_t + integral of x0 d(1/tau)` on every path: tau = sigma where alpha is 1 or 1 - sigma,
-        and sigma / (alpha + sigma), the flow time of the same lambda, where variance is preserved.
+        `x_s / sigma_s = x_t / sigma_t + integral of x0 d(1/tau)` on every path: tau = sigma where alpha is 1
+        or 1 - sigma, and sigma / (alpha + sigma), the flow time of the same lambda, where variance is
+        preserved.
         """
         return self.flow_time(sigma) if self.name == "variance preserving" else sigma
 
     def flow_time(self, sigma):
-        """sigma / (alpha + sigma), the time of the flow path (shift 1) at the same lambda: 1 at pure noise, 0 at data."""
+        """sigma / (alpha + sigma), the time of the flow path (shift 1) at the same lambda: 1 at pure noise, 0
+        at data.
+        """
         return sigma / (self.alpha(sigma) + sigma)
 
     def at_flow_time(self, time):
@@ -79,31 +87,57 @@ def path(name):
     Raises ValueError for a name that is not one of `PATHS`.
     """
     if name not in PATHS:
-        raise ValueError(f"path must be one of {', '.join(PATHS)}, got {name!r}.")
+        raise BadValue("path must be one of {paths}, got {got!r}.", paths=list(PATHS), got=name)
     return PATHS[name]
 
 
 def check_sigmas(sigmas, path=None, name="sigmas"):
     """`sigmas` as a float64 CPU tensor, after proving that it is a step grid.
 
-    A grid has shape (steps + 1,) with steps >= 1, is finite, not negative, strictly descending, and starts within the
-    path's range. It need not end at 0 (a run may be split).
-    Raises ValueError that names the first fault.
+    A grid has shape (steps + 1,) with steps >= 1, is finite, not negative, strictly descending, and starts
+    within the path's range. It need not end at 0 (a run may be split). Raises ValueError that names the first
+    fault.
     """
     grid = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"{name} must hold at least two noise levels (steps + 1) in one row, got shape "
-                         f"{tuple(grid.shape)}. Make it with a schedule node of 1 step or more.")
+        raise BadValue(
+            "{name} must hold at least two noise levels (steps + 1) in one row, got shape {shape}. Make it "
+            "with a schedule node of 1 step or more.",
+            name=name,
+            shape=tuple(grid.shape),
+        )
     levels = grid.tolist()
     for i, level in enumerate(levels):
         if not math.isfinite(level):
-            raise ValueError(f"{name} must be finite, got {level} at position {i}. Check the node that made it.")
+            raise BadValue(
+                "{name} must be finite, got {got} at position {i}. Check the node that made it.",
+                name=name,
+                got=level,
+                i=i,
+            )
         if level < 0:
-            raise ValueError(f"{name} must not be negative, got {level:g} at position {i}.")
+            raise BadValue(
+                "{name} must not be negative, got {got:g} at position {i}.",
+                name=name,
+                got=level,
+                i=i,
+            )
         if i and level >= levels[i - 1]:
-            raise ValueError(f"{name} must descend, got {levels[i - 1]:g} then {level:g} at position {i}. "
-                             "Flip it or remove repeated entries.")
+            raise BadValue(
+                "{name} must descend, got {got:g} then {level:g} at position {i}. Flip it or remove "
+                "repeated entries.",
+                name=name,
+                got=levels[i - 1],
+                level=level,
+                i=i,
+            )
     if path is not None and levels[0] > path.sigma_max * (1 + 1e-6):
-        raise ValueError(f"{name} must start at {path.sigma_max:g} or below on the {path.name} path, got "
-                         f"{levels[0]:g}. Use a schedule made for this model.")
+        raise BadValue(
+            "{name} must start at {sigma_max:g} or below on the {name2} path, got {got:g}. Use a schedule "
+            "made for this model.",
+            name=name,
+            sigma_max=path.sigma_max,
+            name2=path.name,
+            got=levels[0],
+        )
     return grid

@@ -2,21 +2,28 @@
 
 With x = alpha x_0 + sigma eps, d = sigma_data and D = sigma^2 + d^2 alpha^2:
 
-kind        definition                                        x_0 from it                                   undefined at
+kind        definition                                        x_0 from it
+            undefined at
 x0          x_0                                               x0                                            -
-epsilon     eps                                               (x - sigma eps) / alpha                       alpha = 0
+epsilon     eps                                               (x - sigma eps) / alpha
+            alpha = 0
 v           alpha eps - sigma x_0                             (alpha x - sigma v) / (alpha^2 + sigma^2)     -
 velocity    eps - x_0                                         (x - sigma u) / (alpha + sigma)               -
-score       -eps / sigma, the gradient of log p(x | x_0)      (x + sigma^2 score) / alpha                   alpha = 0
+score       -eps / sigma, the gradient of log p(x | x_0)      (x + sigma^2 score) / alpha
+            alpha = 0
 edm         (sigma x_0 - d^2 alpha eps) / (d sqrt(D))         d^2 alpha x / D + sigma d F / sqrt(D)         -
 
 EDM's own form is x_0 = c_skip(s) x/alpha + c_out(s) F with s = sigma/alpha, c_skip = d^2/(s^2 + d^2) and
-c_out = s d/sqrt(s^2 + d^2); multiplied out as above, alpha = 0 stays finite. With d = 1 and variance preserved F is -v.
+c_out = s d/sqrt(s^2 + d^2); multiplied out as above, alpha = 0 stays finite. With d = 1 and variance
+preserved F is -v.
 
-Sources: Salimans & Ho 2022 (arXiv:2202.00512) for v, Lipman et al. 2022 (arXiv:2210.02747) and Liu et al. 2022
-(arXiv:2209.03003) for the velocity, Song et al. 2021 (arXiv:2011.13456) for the score, Karras et al. 2022
-(arXiv:2206.00364, table 1) for F. `alpha` and `sigma` must broadcast against `x`; `expand` makes them so.
+Sources: Salimans & Ho 2022 (arXiv:2202.00512) for v, Lipman et al. 2022 (arXiv:2210.02747) and Liu et al.
+2022 (arXiv:2209.03003) for the velocity, Song et al. 2021 (arXiv:2011.13456) for the score, Karras et al.
+2022 (arXiv:2206.00364, table 1) for F. `alpha` and `sigma` must broadcast against `x`; `expand` makes them
+so.
 """
+
+from .faults import BadValue
 
 KINDS = ("x0", "epsilon", "v", "velocity", "score", "edm")
 
@@ -27,7 +34,9 @@ def expand(level, x):
 
 
 def to_x0(prediction, kind, x, alpha, sigma, *, sigma_data=0.5):
-    """x_0 from a network output of the given kind; shapes (B, ...). `sigma_data` > 0 matters to kind edm alone."""
+    """x_0 from a network output of the given kind; shapes (B, ...). `sigma_data` > 0 matters to kind edm
+    alone.
+    """
     if kind == "x0":
         return prediction
     if kind == "epsilon":
@@ -41,7 +50,7 @@ def to_x0(prediction, kind, x, alpha, sigma, *, sigma_data=0.5):
     if kind == "edm":
         total = sigma * sigma + sigma_data**2 * alpha * alpha
         return sigma_data**2 * alpha / total * x + sigma_data * sigma / total**0.5 * prediction
-    raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    raise BadValue("kind must be one of {kinds}, got {got!r}.", kinds=list(KINDS), got=kind)
 
 
 def from_x0(x0, kind, x, alpha, sigma, *, sigma_data=0.5):
@@ -49,7 +58,7 @@ def from_x0(x0, kind, x, alpha, sigma, *, sigma_data=0.5):
     if kind == "x0":
         return x0
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        raise BadValue("kind must be one of {kinds}, got {got!r}.", kinds=list(KINDS), got=kind)
     eps = (x - alpha * x0) / sigma
     if kind == "v":
         return alpha * eps - sigma * x0

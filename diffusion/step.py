@@ -4,11 +4,13 @@
     x_s  = alpha_s x0 + sigma_s ( sqrt(1 - kappa^2) eps^ + kappa z ),   z ~ N(0, 1)
     kappa = sqrt(1 - exp(-2 c (lambda_s - lambda_t)))                   churn c >= 0
 
-c = 0 is DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma = 0) and the flow-matching Euler step; c = 1 is
-DDPM's ancestral step (Ho et al. 2020, arXiv:2006.11239, eq. 7); c = inf is the multistep consistency sampler (Song et
-al. 2023, arXiv:2303.01469, algorithm 1). It holds on every path, with alpha_t = 0 and sigma_s = 0 included.
+c = 0 is DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma = 0) and the flow-matching Euler step; c
+= 1 is DDPM's ancestral step (Ho et al. 2020, arXiv:2006.11239, eq. 7); c = inf is the multistep consistency
+sampler (Song et al. 2023, arXiv:2303.01469, algorithm 1). It holds on every path, with alpha_t = 0 and
+sigma_s = 0 included.
 
-It is the Gaussian case of  x_s = F_s(x0, sqrt(1 - kappa^2) F_t^{-1}(x0, x_t) + kappa z)  with any forward process F
+It is the Gaussian case of  x_s = F_s(x0, sqrt(1 - kappa^2) F_t^{-1}(x0, x_t) + kappa z)  with any forward
+                            process F
 (`forward.py`), the unified diffusion model of Su 2022 (kexue.fm/archives/9262), whose sigma~ is kappa.
 """
 
@@ -16,6 +18,7 @@ import math
 
 import torch
 
+from .faults import BadValue
 from .predictions import expand
 
 
@@ -23,15 +26,20 @@ def check_churn(churn):
     """`churn` as a float; raises ValueError when it is negative or not a number."""
     churn = float(churn)
     if math.isnan(churn) or churn < 0:
-        raise ValueError(f"churn must be 0 or more (inf for fresh noise at every step), got {churn}. 0 adds no noise, "
-                         "1 is the DDPM step.")
+        raise BadValue(
+            "churn must be 0 or more (inf for fresh noise at every step), got {got}. 0 adds no noise, 1 is "
+            "the DDPM step.",
+            got=churn,
+        )
     return churn
 
 
 def fresh_share(churn, path, sigma_t, sigma_s):
-    """kappa, the share of fresh noise of the step sigma_t -> sigma_s (numbers or tensors of one shape); float64, in [0, 1].
+    """kappa, the share of fresh noise of the step sigma_t -> sigma_s (numbers or tensors of one shape);
+    float64, in [0, 1].
 
-    A finite churn adds none on the pure-noise step (alpha_t = 0), whose lambda-step is infinite; none is added on a last step.
+    A finite churn adds none on the pure-noise step (alpha_t = 0), whose lambda-step is infinite; none is
+    added on a last step.
     """
     t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_t, sigma_s))
     inner = s > 0
@@ -45,7 +53,8 @@ def fresh_share(churn, path, sigma_t, sigma_s):
 def share_of(path, sigma_reached, sigma_s):
     """kappa of a step that goes down to `sigma_reached` and is noised back up to sigma_s > 0; a float.
 
-    kappa^2 = 1 - (alpha_s sigma_d / (alpha_d sigma_s))^2 with d the level reached; 0 where d = s, 1 where d is data.
+    kappa^2 = 1 - (alpha_s sigma_d / (alpha_d sigma_s))^2 with d the level reached; 0 where d = s, 1 where d
+    is data.
     """
     d, s = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_reached, sigma_s))
     kept = path.alpha(s) * d / (path.alpha(d) * s)
@@ -55,8 +64,8 @@ def share_of(path, sigma_reached, sigma_s):
 def weights(path, sigma_t, sigma_s, kappa=0.0):
     """Coefficients (x_t, x0, z) of the step, as float64 tensors: x_s = a x_t + b x0 + k z.
 
-    sigma_t, sigma_s and kappa are numbers or tensors of one shape; sigma_t > 0. They are times where `path` is a
-    `forward.Gaussian`.
+    sigma_t, sigma_s and kappa are numbers or tensors of one shape; sigma_t > 0. They are times where `path`
+    is a `forward.Gaussian`.
     """
     t, s, k = (torch.as_tensor(v, dtype=torch.float64) for v in (sigma_t, sigma_s, kappa))
     level = path.noise(s)
@@ -80,7 +89,10 @@ def check_kappa(kappa):
     """kappa as a float64 tensor in [0, 1]; raises ValueError for any other."""
     kappa = torch.as_tensor(kappa, dtype=torch.float64)
     if not ((kappa >= 0) & (kappa <= 1)).all():
-        raise ValueError(f"kappa must be between 0 and 1, got {float(kappa.flatten()[0]):g}. It is the share of fresh noise.")
+        raise BadValue(
+            "kappa must be between 0 and 1, got {got:g}. It is the share of fresh noise.",
+            got=float(kappa.flatten()[0]),
+        )
     return kappa
 
 

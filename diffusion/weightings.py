@@ -1,14 +1,17 @@
 """Loss weightings of the literature, all as functions of lambda.
 
     lambda = log(alpha / sigma) is HALF the log signal-to-noise ratio, here as everywhere in this package.
-    Kingma & Gao and much of the literature write l = log(alpha^2 / sigma^2) = 2 lambda: their e^-l is e^(-2 lambda) here,
-    and a density over l is half the density over lambda.
+    Kingma & Gao and much of the literature write l = log(alpha^2 / sigma^2) = 2 lambda: their e^-l is e^(-2
+    lambda) here, and a density over l is half the density over lambda.
 
-Every loss on every prediction kind, under any noise of training, is one total weighting of the squared error of eps:
+Every loss on every prediction kind, under any noise of training, is one total weighting of the squared error
+of eps:
 
-    loss = integral of w(lambda) E |eps - eps^|^2 dlambda,      w = mse_factor(kind) x density x weight of the loss itself
+    loss = integral of w(lambda) E |eps - eps^|^2 dlambda,      w = mse_factor(kind) x density x weight of the
+                                                                loss itself
 
-w is invariant; how the noise is drawn only changes its variance (Kingma & Gao 2023, arXiv:2303.00848, sec. 3).
+w is invariant; how the noise is drawn only changes its variance (Kingma & Gao 2023, arXiv:2303.00848, sec.
+3).
 
 weighting              prediction kind   density over lambda       w(lambda) up to a constant
 eps-MSE                epsilon           cosine                    sech(lambda)
@@ -16,17 +19,20 @@ x0-MSE                 x0                cosine                    e^(-2 lambda)
 v-MSE + cosine         v                 cosine                    e^-lambda
 flow matching          velocity          uniform flow time         e^-lambda at shift 1
 EDM                    edm               log-normal sigma/alpha    N(lambda; 1.2, 1.2^2) (e^(-2 lambda) + d^2)
-SD3 logit-normal       velocity          logit-normal flow time    N(lambda; -m - log shift, s^2) (1 + e^-lambda)^2
+SD3 logit-normal       velocity          logit-normal flow time    N(lambda; -m - log shift, s^2) (1 +
+                                                                   e^-lambda)^2
 min-SNR                x0, clipped       cosine                    min(1, gamma e^(-2 lambda)) sech(lambda)
 sigmoid                epsilon           none: w itself            sigmoid(b - 2 lambda)
 
-`shift` multiplies sigma/alpha, the flow models' time shift: it moves a density by -log(shift). float64 throughout.
+`shift` multiplies sigma/alpha, the flow models' time shift: it moves a density by -log(shift). float64
+throughout.
 """
 
 import math
 
 import torch
 
+from .faults import BadValue
 from .paths import VARIANCE_PRESERVING
 from .predictions import KINDS
 
@@ -41,11 +47,12 @@ def mse_factor(kind, lam, path=VARIANCE_PRESERVING, sigma_data=0.5):
     score     1 / sigma^2
     edm       e^(-2 lambda) / d^2 + 1
     v and score alone depend on the path. Raises ValueError for a kind that is not one of `predictions.KINDS`.
-    Source: Kingma & Gao 2023 (arXiv:2303.00848, table 1) for x0, v and EDM; Gao et al. 2024 (diffusionflow.github.io).
+    Source: Kingma & Gao 2023 (arXiv:2303.00848, table 1) for x0, v and EDM; Gao et al. 2024
+    (diffusionflow.github.io).
     """
     lam = _float64(lam)
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        raise BadValue("kind must be one of {kinds}, got {got!r}.", kinds=list(KINDS), got=kind)
     if kind == "epsilon":
         return torch.ones_like(lam)
     if kind == "x0":
@@ -57,7 +64,7 @@ def mse_factor(kind, lam, path=VARIANCE_PRESERVING, sigma_data=0.5):
     sigma = path.sigma(lam)
     if kind == "score":
         return 1 / sigma.square()
-    return (sigma * (torch.exp(-lam) + torch.exp(lam))).square()        # alpha = sigma e^lambda
+    return (sigma * (torch.exp(-lam) + torch.exp(lam))).square()  # alpha = sigma e^lambda
 
 
 def cosine_density(lam, shift=1.0):
@@ -86,8 +93,12 @@ def edm_density(lam, p_mean=-1.2, p_std=1.2, shift=1.0):
     return _normal(_shifted(lam, shift), -p_mean, p_std, "p_std")
 
 
-DENSITIES = {"cosine": cosine_density, "uniform flow": uniform_flow_density, "logit-normal": logit_normal_density,
-             "EDM": edm_density}
+DENSITIES = {
+    "cosine": cosine_density,
+    "uniform flow": uniform_flow_density,
+    "logit-normal": logit_normal_density,
+    "EDM": edm_density,
+}
 
 
 def eps_mse(lam, shift=1.0):
@@ -101,7 +112,9 @@ def x0_mse(lam, shift=1.0):
 
 
 def v_mse_cosine(lam, shift=1.0):
-    """v-MSE under cosine noise, variance preserved (Salimans & Ho 2022, arXiv:2202.00512): 2/pi e^-lambda at shift 1."""
+    """v-MSE under cosine noise, variance preserved (Salimans & Ho 2022, arXiv:2202.00512): 2/pi e^-lambda at
+    shift 1.
+    """
     return mse_factor("v", lam) * cosine_density(lam, shift)
 
 
@@ -121,7 +134,8 @@ def sd3_logit_normal(lam, mean=0.0, std=1.0, shift=1.0):
 
 
 def sigmoid(lam, bias=0.0):
-    """sigmoid(bias - 2 lambda), whatever noise is drawn (Kingma & Gao 2023; Hoogeboom et al. 2024, arXiv:2410.19324).
+    """sigmoid(bias - 2 lambda), whatever noise is drawn (Kingma & Gao 2023; Hoogeboom et al. 2024,
+    arXiv:2410.19324).
 
     `bias` is in units of l = 2 lambda, as in the papers: the weight is one half at l = bias.
     """
@@ -129,27 +143,44 @@ def sigmoid(lam, bias=0.0):
 
 
 def min_snr(lam, gamma=5.0, shift=1.0):
-    """min(SNR, gamma) on the x0-MSE under cosine noise, SNR = e^(2 lambda) (Hang et al. 2023, arXiv:2303.09556).
+    """min(SNR, gamma) on the x0-MSE under cosine noise, SNR = e^(2 lambda) (Hang et al. 2023,
+    arXiv:2303.09556).
 
     Raises ValueError unless gamma > 0.
     """
     if not gamma > 0:
-        raise ValueError(f"gamma must be above 0, got {gamma}. 5 is the paper's; inf leaves the eps-MSE.")
-    clipped = (gamma * mse_factor("x0", lam)).clamp_max(1)      # min(SNR, gamma) e^(-2 lambda)
+        raise BadValue(
+            "gamma must be above 0, got {got}. 5 is the paper's; inf leaves the eps-MSE.",
+            got=gamma,
+        )
+    clipped = (gamma * mse_factor("x0", lam)).clamp_max(1)  # min(SNR, gamma) e^(-2 lambda)
     return clipped * cosine_density(lam, shift)
 
 
-WEIGHTINGS = {"eps-MSE": eps_mse, "x0-MSE": x0_mse, "v-MSE + cosine": v_mse_cosine, "flow matching": flow_matching, "EDM": edm,
-              "SD3 logit-normal": sd3_logit_normal, "sigmoid": sigmoid, "min-SNR": min_snr}
+WEIGHTINGS = {
+    "eps-MSE": eps_mse,
+    "x0-MSE": x0_mse,
+    "v-MSE + cosine": v_mse_cosine,
+    "flow matching": flow_matching,
+    "EDM": edm,
+    "SD3 logit-normal": sd3_logit_normal,
+    "sigmoid": sigmoid,
+    "min-SNR": min_snr,
+}
 
 
 def weighting(name, lam, **options):
-    """w(lambda), the total weighting of that name on the squared error of eps per unit of lambda; lam any shape.
+    """w(lambda), the total weighting of that name on the squared error of eps per unit of lambda; lam any
+    shape.
 
     `options` are those of the function in `WEIGHTINGS`. Raises ValueError for a name that is not one of them.
     """
     if name not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {name!r}.")
+        raise BadValue(
+            "weighting must be one of {weightings}, got {got!r}.",
+            weightings=list(WEIGHTINGS),
+            got=name,
+        )
     return WEIGHTINGS[name](lam, **options)
 
 
@@ -160,11 +191,11 @@ def _float64(lam):
 def _shifted(lam, shift):
     """lambda as it was before the shift."""
     if not shift > 0:
-        raise ValueError(f"shift must be above 0, got {shift}. 1 moves nothing.")
+        raise BadValue("shift must be above 0, got {got}. 1 moves nothing.", got=shift)
     return _float64(lam) + math.log(shift)
 
 
 def _normal(lam, mean, std, name):
     if not std > 0:
-        raise ValueError(f"{name} must be above 0, got {std}. It is a standard deviation.")
+        raise BadValue("{name} must be above 0, got {got}. It is a standard deviation.", name=name, got=std)
     return torch.exp(-0.5 * ((lam - mean) / std).square()) / (std * math.sqrt(2 * math.pi))

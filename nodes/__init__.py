@@ -26,10 +26,23 @@ class FewstepExtension(ComfyExtension):
 
     async def on_load(self):
         recipes.register_folder()
-        if getattr(PromptServer, "instance", None) is not None:     # none when ComfyUI is used as a library
+        if getattr(PromptServer, "instance", None) is not None:  # none when ComfyUI is used as a library
             routes.register()
 
     async def get_node_list(self):
-        files = (demo_teacher, schedules, draw, sampling, inspect_sampler, compare, fit, prompts, distil, pairs,
-                 load_lora, recipes, restore)
+        files = (
+            demo_teacher,
+            schedules,
+            draw,
+            sampling,
+            inspect_sampler,
+            compare,
+            fit,
+            prompts,
+            distil,
+            pairs,
+            load_lora,
+            recipes,
+            restore,
+        )
         return [messages.speaking(node) for file in files for node in file.NODES]

@@ -1,4 +1,6 @@
-"""How many steps does this model need? Samplers and step counts from the same noise, measured against a converged reference."""
+"""How many steps does this model need? Samplers and step counts from the same noise, measured against a
+converged reference.
+"""
 
 import dataclasses
 import math
@@ -14,6 +16,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion import samplers
+from ..diffusion.faults import BadValue
 from ..diffusion.schedules import grids
 from ..training.reports import pictures
 from . import show
@@ -21,16 +24,24 @@ from .comfy import host
 from .comfy.decoding import decode
 from .sampling import sample
 
-OURS = {"auto": {"order": "auto"}, "order 1": {"order": 1}, "order 2": {"order": 2}, "order 3": {"order": 3},
-        "heun": {"order": samplers.HEUN}, "consistency": {"kappa": 1.0}}
+OURS = {
+    "auto": {"order": "auto"},
+    "order 1": {"order": 1},
+    "order 2": {"order": 2},
+    "order 3": {"order": 3},
+    "heun": {"order": samplers.HEUN},
+    "consistency": {"kappa": 1.0},
+}
 REFERENCE_STEPS = (30, 60, 120)
-LONGEST = 200            # steps that may be asked for
-TILE = 128               # pixels of a picture in the grid, at least where the picture itself is smaller
+LONGEST = 200  # steps that may be asked for
+TILE = 128  # pixels of a picture in the grid, at least where the picture itself is smaller
 
 
 @dataclasses.dataclass
 class Result:
-    """One setting that was run: its name, steps, model calls, seconds, distance to the reference, and latents."""
+    """One setting that was run: its name, steps, model calls, seconds, distance to the reference, and
+    latents.
+    """
 
     name: str
     steps: int
@@ -52,7 +63,7 @@ class Compare(io.ComfyNode):
             display_name="Compare Few-Step",
             category="Fewstep",
             description="How many steps do I need? Draws the same noise with several samplers and step counts, measures how far "
-                        "each is from the converged picture, and hands on the cheapest that is near enough.",
+            "each is from the converged picture, and hands on the cheapest that is near enough.",
             search_aliases=["sampler grid", "xy plot", "how many steps", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample."),
@@ -60,19 +71,47 @@ class Compare(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
                 io.Latent.Input("latent", tooltip="Its size is sampled; distances are means over its batch."),
                 io.Vae.Input("vae", tooltip="Makes pictures of the latents."),
-                io.String.Input("samplers", default="auto, order 1, euler, dpmpp_2m/karras",
-                                tooltip="Names between commas, each with /schedule if you like. Ours: auto, order 1, order 2, "
-                                        "order 3, heun, consistency. ComfyUI's by their names in KSampler."),
+                io.String.Input(
+                    "samplers",
+                    default="auto, order 1, euler, dpmpp_2m/karras",
+                    tooltip="Names between commas, each with /schedule if you like. Ours: auto, order 1, order 2, "
+                    "order 3, heun, consistency. ComfyUI's by their names in KSampler.",
+                ),
                 io.String.Input("steps", default="2, 4, 8", tooltip="Step counts between commas."),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance, as in KSampler."),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
-                             tooltip="Of the starting noise."),
-                io.Float.Input("tolerance", default=0.1, min=0.001, max=1.0, step=0.005, round=False,
-                               tooltip="How far from the converged picture is near enough, as a share of the latents' own spread. "
-                                       "0.1 is hard to see."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance, as in KSampler.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the starting noise.",
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=0.1,
+                    min=0.001,
+                    max=1.0,
+                    step=0.005,
+                    round=False,
+                    tooltip="How far from the converged picture is near enough, as a share of the latents' own spread. "
+                    "0.1 is hard to see.",
+                ),
             ],
-            outputs=[io.Image.Output(display_name="grid"), io.Sampler.Output(display_name="SAMPLER"),
-                     io.Sigmas.Output(display_name="SIGMAS"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Image.Output(display_name="grid"),
+                io.Sampler.Output(display_name="SAMPLER"),
+                io.Sigmas.Output(display_name="SIGMAS"),
+                io.String.Output(display_name="report"),
+            ],
             is_output_node=True,
         )
 
@@ -80,18 +119,43 @@ class Compare(io.ComfyNode):
     def execute(cls, model, positive, negative, latent, vae, samplers, steps, cfg, seed, tolerance):
         counts = step_counts(steps)
         settings = [r for name in names(samplers) for r in (setting(model, name, n) for n in counts)]
-        run = _Runner(model, positive, negative, latent, cfg, seed, sum(counts) * len(names(samplers)) + sum(REFERENCE_STEPS[:2]))
+        run = _Runner(
+            model,
+            positive,
+            negative,
+            latent,
+            cfg,
+            seed,
+            sum(counts) * len(names(samplers)) + sum(REFERENCE_STEPS[:2]),
+        )
         reference, drift = converged(model, run, tolerance)
         for result in settings:
             result.distance = run.distance(run(result), reference)
         best, enough = cheapest(settings, tolerance)
-        data = {"reference": {"steps": reference.steps, "drift": drift}, "tolerance": tolerance,
-                "rows": [{"name": r.name, "steps": r.steps, "nfe": r.calls, "seconds": round(r.seconds, 3),
-                          "distance": round(r.distance, 5) if math.isfinite(r.distance) else None} for r in settings],
-                "chosen": f"{best.name}, {best.steps} steps"}
+        data = {
+            "reference": {"steps": reference.steps, "drift": drift},
+            "tolerance": tolerance,
+            "rows": [
+                {
+                    "name": r.name,
+                    "steps": r.steps,
+                    "nfe": r.calls,
+                    "seconds": round(r.seconds, 3),
+                    "distance": round(r.distance, 5) if math.isfinite(r.distance) else None,
+                }
+                for r in settings
+            ],
+            "chosen": f"{best.name}, {best.steps} steps",
+        }
         text = report(data, best, enough, drift)
-        return show.output(cls, _picture(vae, reference, settings, counts), {**data, "report": text}, best.sampler,
-                           best.sigmas, text)
+        return show.output(
+            cls,
+            _picture(vae, reference, settings, counts),
+            {**data, "report": text},
+            best.sampler,
+            best.sigmas,
+            text,
+        )
 
 
 def step_counts(text):
@@ -101,7 +165,11 @@ def step_counts(text):
     except ValueError:
         counts = []
     if not counts or counts[0] < 1 or counts[-1] > LONGEST:
-        raise ValueError(f"steps must be whole numbers from 1 to {LONGEST} between commas, such as 2, 4, 8; got {text!r}.")
+        raise BadValue(
+            "steps must be whole numbers from 1 to {longest} between commas, such as 2, 4, 8; got {got!r}.",
+            longest=LONGEST,
+            got=text,
+        )
     return counts
 
 
@@ -109,7 +177,7 @@ def names(text):
     """The settings in "auto, euler/simple", each once; raises ValueError when there is none."""
     found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
-        raise ValueError(f"samplers must name at least one sampler, such as auto, euler; got {text!r}.")
+        raise BadValue("samplers must name at least one sampler, such as auto, euler; got {got!r}.", got=text)
     return found
 
 
@@ -123,15 +191,25 @@ def setting(model, name, steps):
     elif sampler_name in comfy.samplers.KSampler.SAMPLERS:
         sampler, schedule = comfy.samplers.sampler_object(sampler_name), schedule or "simple"
     else:
-        raise ValueError(f"samplers must be among {', '.join(OURS)} or ComfyUI's own "
-                         f"({', '.join(comfy.samplers.KSampler.SAMPLERS)}), got {sampler_name!r}.")
+        raise BadValue(
+            "samplers must be among {ours} or ComfyUI's own ({samplers}), got {got!r}.",
+            ours=list(OURS),
+            samplers=list(comfy.samplers.KSampler.SAMPLERS),
+            got=sampler_name,
+        )
     if schedule in comfy.samplers.KSampler.SCHEDULERS and sampler_name not in OURS:
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, schedule).sigmas.cpu()
     elif schedule in grids.NAMES:
         sigmas = grids.grid(schedule, steps, host.sigma_of(sampling), host.path_of(sampling)).float()
     else:
-        raise ValueError(f"the schedule of {name!r} must be among {', '.join(grids.NAMES)}, or for ComfyUI's samplers "
-                         f"{', '.join(comfy.samplers.KSampler.SCHEDULERS)}; got {schedule!r}.")
+        raise BadValue(
+            "the schedule of {name!r} must be among {names}, or for ComfyUI's samplers {schedulers}; got "
+            "{got!r}.",
+            name=name,
+            names=list(grids.NAMES),
+            schedulers=list(comfy.samplers.KSampler.SCHEDULERS),
+            got=schedule,
+        )
     host.check_range(sigmas, sampling, f"the schedule of {name!r} with {steps} steps")
     return Result(name, steps, sampler, sigmas)
 
@@ -142,12 +220,17 @@ class _Runner:
     def __init__(self, model, positive, negative, latent, cfg, seed, total):
         self.model, self.calls = model.clone(), 0
         key = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
-        comfy.patcher_extension.add_wrapper_with_key(key, "fewstep compare", self._count, self.model.model_options, True)
+        comfy.patcher_extension.add_wrapper_with_key(
+            key, "fewstep compare", self._count, self.model.model_options, True
+        )
         self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
         self.latent = host.latent_of(self.model, latent)
         self.mask = latent.get("noise_mask")
-        self.weight = torch.ones_like(self.latent[:, :1]) if self.mask is None else comfy.sampler_helpers.prepare_mask(
-            self.mask, self.latent.shape, torch.device("cpu")).float()
+        self.weight = (
+            torch.ones_like(self.latent[:, :1])
+            if self.mask is None
+            else comfy.sampler_helpers.prepare_mask(self.mask, self.latent.shape, torch.device("cpu")).float()
+        )
         self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
         self.bar = comfy.utils.ProgressBar(total)
 
@@ -159,20 +242,36 @@ class _Runner:
         """Fill in latents, calls and seconds of a result."""
         self.calls, begun = 0, time.perf_counter()
         positive, negative = self.conditioning
-        sigmas = result.sigmas.clone()      # uni_pc writes into them
-        result.latents = comfy.sample.sample_custom(self.model, self.noise, self.cfg, result.sampler, sigmas, positive,
-                                                    negative, self.latent, noise_mask=self.mask, disable_pbar=True, seed=self.seed)
+        sigmas = result.sigmas.clone()  # uni_pc writes into them
+        result.latents = comfy.sample.sample_custom(
+            self.model,
+            self.noise,
+            self.cfg,
+            result.sampler,
+            sigmas,
+            positive,
+            negative,
+            self.latent,
+            noise_mask=self.mask,
+            disable_pbar=True,
+            seed=self.seed,
+        )
         result.seconds, result.calls = time.perf_counter() - begun, self.calls
         self.bar.update(result.steps)
         comfy.model_management.throw_exception_if_processing_interrupted()
         return result
 
     def distance(self, a, b):
-        """RMSE between two results' latents as a share of the second's spread, where the mask lets anything change."""
+        """RMSE between two results' latents as a share of the second's spread, where the mask lets anything
+        change.
+        """
         a, b, weight = a.latents.float(), b.latents.float(), self.weight.expand(a.latents.shape)
         total = weight.sum().clamp_min(1e-6)
         mean = (weight * b).sum() / total
-        error, spread = (weight * (a - b).square()).sum() / total, (weight * (b - mean).square()).sum() / total
+        error, spread = (
+            (weight * (a - b).square()).sum() / total,
+            (weight * (b - mean).square()).sum() / total,
+        )
         value = float((error / spread).sqrt())
         return value if math.isfinite(value) else math.inf
 
@@ -200,14 +299,25 @@ def cheapest(results, tolerance):
 
 def report(data, best, enough, drift):
     """The table in words, and the answer."""
-    lines = [f"Reference: order 2, {data['reference']['steps']} steps; its last doubling moved it by {drift:.3f}."]
+    lines = [
+        f"Reference: order 2, {data['reference']['steps']} steps; its last doubling moved it by {drift:.3f}."
+    ]
     if drift > data["tolerance"] / 4:
-        lines.append("It has not converged: distances near that figure mean nothing. Allow a larger tolerance or less guidance.")
-    lines += [f"{r['name']}, {r['steps']} steps: distance " + ("not finite" if r["distance"] is None else f"{r['distance']:.3f}")
-              + f", {r['nfe']} model calls, {r['seconds']:.2f} s" for r in data["rows"]]
+        lines.append(
+            "It has not converged: distances near that figure mean nothing. Allow a larger tolerance or less guidance."
+        )
+    lines += [
+        f"{r['name']}, {r['steps']} steps: distance "
+        + ("not finite" if r["distance"] is None else f"{r['distance']:.3f}")
+        + f", {r['nfe']} model calls, {r['seconds']:.2f} s"
+        for r in data["rows"]
+    ]
     answer = f"{best.name}, {best.steps} steps ({best.calls} model calls), distance {best.distance:.3f}"
-    lines.append(f"Cheapest within {data['tolerance']:g}: {answer}." if enough else
-                 f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps.")
+    lines.append(
+        f"Cheapest within {data['tolerance']:g}: {answer}."
+        if enough
+        else f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps."
+    )
     return "\n".join(lines)
 
 
@@ -216,10 +326,17 @@ def _picture(vae, reference, results, counts):
     rows = list(dict.fromkeys(r.name for r in results))
     tiles = {f"reference\n{reference.steps} steps": [reference] * len(rows)}
     for count in counts:
-        tiles[f"\n{count} steps"] = [next(r for r in results if r.name == name and r.steps == count) for name in rows]
+        tiles[f"\n{count} steps"] = [
+            next(r for r in results if r.name == name and r.steps == count) for name in rows
+        ]
     pixels = {head: torch.cat([decode(vae, r.latents[:1]) for r in column]) for head, column in tiles.items()}
-    notes = {head: ["" if r is reference else f"{r.distance:.3f} · {r.calls} calls · {r.seconds:.1f} s" for r in column]
-             for head, column in tiles.items()}
+    notes = {
+        head: [
+            "" if r is reference else f"{r.distance:.3f} · {r.calls} calls · {r.seconds:.1f} s"
+            for r in column
+        ]
+        for head, column in tiles.items()
+    }
     scale = max(1, TILE // next(iter(pixels.values())).shape[-1])
     return pictures.grid(pixels, rows, "Same starting noise: distance to the reference", scale, notes=notes)
 

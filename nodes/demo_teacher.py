@@ -40,7 +40,7 @@ class EmojiConfig(comfy.supported_models_base.BASE):
 
 
 class _Net(net.EmojiNet):
-    forward = messages.in_words(net.EmojiNet.forward)     # it runs inside the host's nodes
+    forward = messages.in_words(net.EmojiNet.forward)  # it runs inside the host's nodes
 
 
 def build(kind, disable_dynamic=False):
@@ -51,8 +51,12 @@ def build(kind, disable_dynamic=False):
     if kind == "epsilon":
         model.model_sampling.set_sigmas(net.discrete_sigmas().float())
     management = comfy.model_management
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
+    patcher_class = (
+        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    )
+    patcher = patcher_class(
+        model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
     state = {k: v.float() for k, v in weights(kind).items()}
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (build, (kind,))
@@ -69,17 +73,31 @@ class LoadDemoTeacher(io.ComfyNode):
             display_name="Load Demo Teacher (Fewstep)",
             category="Fewstep",
             description="A small emoji model that comes with Fewstep, so that every workflow here runs with no download. "
-                        "It makes 32x32 pictures: use an empty latent of that size, about 20 steps and CFG 2.",
+            "It makes 32x32 pictures: use an empty latent of that size, about 20 steps and CFG 2.",
             search_aliases=["emoji", "tiny model", "fewstep"],
             inputs=[
-                io.Combo.Input("teacher", options=list(net.KINDS), default="flow",
-                               tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like SD1.5 or SDXL."),
-                io.Combo.Input("label", options=list(data.label_numbers()), default="smiling face",
-                               tooltip="What to draw; it plays the part of the prompt."),
+                io.Combo.Input(
+                    "teacher",
+                    options=list(net.KINDS),
+                    default="flow",
+                    tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like SD1.5 or SDXL.",
+                ),
+                io.Combo.Input(
+                    "label",
+                    options=list(data.label_numbers()),
+                    default="smiling face",
+                    tooltip="What to draw; it plays the part of the prompt.",
+                ),
             ],
-            outputs=[io.Model.Output(display_name="MODEL"), io.Vae.Output(display_name="VAE"),
-                     io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative"),
-                     io.Conditioning.Output(display_name="all_labels", tooltip="Every label, one entry each: to distil on.")],
+            outputs=[
+                io.Model.Output(display_name="MODEL"),
+                io.Vae.Output(display_name="VAE"),
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(
+                    display_name="all_labels", tooltip="Every label, one entry each: to distil on."
+                ),
+            ],
         )
 
     @classmethod

@@ -4,11 +4,12 @@ import json
 
 from comfy_api.latest import io
 
+from ..diffusion.faults import BadValue
 from ..diffusion.schedules import drawn
 from .comfy import host, model_info
 
-START = "[[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]"      # a straight line, the uniform schedule
-LONGEST = 10_000        # characters
+START = "[[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]"  # a straight line, the uniform schedule
+LONGEST = 10_000  # characters
 
 
 class DrawSchedule(io.ComfyNode):
@@ -21,16 +22,25 @@ class DrawSchedule(io.ComfyNode):
             display_name="Draw Schedule",
             category="Fewstep",
             description="A schedule drawn by hand: drag the points of the curve. Left to right are the steps, from top to bottom "
-                        "the wired model's own time, from noise to picture.",
+            "the wired model's own time, from noise to picture.",
             search_aliases=["curve", "custom sigmas", "manual sigmas", "schedule editor", "fewstep"],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled."),
                 io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Model calls for one picture."),
-                io.String.Input("points", default=START,
-                                tooltip="The curve's points, [share of the steps, time] pairs as JSON, both from 0 to 1."),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
-                               tooltip="Image to image: the share of the way that is run. 1 starts from pure noise."),
+                io.String.Input(
+                    "points",
+                    default=START,
+                    tooltip="The curve's points, [share of the steps, time] pairs as JSON, both from 0 to 1.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Image to image: the share of the way that is run. 1 starts from pure noise.",
+                ),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS")],
         )
@@ -38,7 +48,7 @@ class DrawSchedule(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, points):
         try:
-            if points is not None:      # not known yet: wired from another node
+            if points is not None:  # not known yet: wired from another node
                 drawn.control_points(read(points))
         except ValueError as error:
             return str(error)
@@ -55,12 +65,20 @@ class DrawSchedule(io.ComfyNode):
 def read(points):
     """The JSON text as Python values; raises ValueError where it is none."""
     if not isinstance(points, str) or len(points) > LONGEST:
-        raise ValueError(f"points must be JSON text of at most {LONGEST} characters, got {str(points)[:80]!r}.")
+        raise BadValue(
+            "points must be JSON text of at most {longest} characters, got {got!r}.",
+            longest=LONGEST,
+            got=str(points)[:80],
+        )
     try:
         return json.loads(points)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"points must be JSON, a list of [share, time] pairs, got {points[:80]!r} ({error}). The editor's reset "
-                         "button makes a new one.") from error
+        raise BadValue(
+            "points must be JSON, a list of [share, time] pairs, got {got!r} ({error}). The editor's reset "
+            "button makes a new one.",
+            got=points[:80],
+            error=error,
+        ) from error
 
 
 NODES = [DrawSchedule]

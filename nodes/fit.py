@@ -5,6 +5,7 @@ import math
 import comfy.utils
 from comfy_api.latest import io
 
+from ..diffusion.faults import BadValue
 from ..diffusion.solvers.linear import solve
 from ..training.formats.files import check_folder
 from ..training.reports import pictures
@@ -16,8 +17,8 @@ from .comfy.guiding import Prompts, Teacher
 from .compare import step_counts
 from .training import FIXED
 
-SHOWN = 4       # held-out pictures in the report
-TILE = 128      # their pixels, at least
+SHOWN = 4  # held-out pictures in the report
+TILE = 128  # their pixels, at least
 
 
 class Fit(io.ComfyNode):
@@ -30,48 +31,144 @@ class Fit(io.ComfyNode):
             display_name="Fit Few-Step Solver",
             category="Fewstep",
             description="Fits a solver of few steps to the wired model: where to ask it, and what to do with its answers, so that "
-                        "few steps come as near as they can to the picture that many would draw. No weight is changed. Wire a "
-                        "model and prompts, or a guider.",
+            "few steps come as near as they can to the picture that many would draw. No weight is changed. Wire a "
+            "model and prompts, or a guider.",
             search_aliases=["solver", "recipe", "bns", "gits", "few steps", "fewstep"],
             is_output_node=True,
             inputs=[
                 io.Latent.Input("latent", tooltip="Its size is fitted for, as an empty latent's."),
-                io.Guider.Input("guider", optional=True, tooltip="What will sample: any guider with its own model and prompts, "
-                                                                 "ControlNets and regions included. In the place of model."),
-                io.Model.Input("model", optional=True, tooltip="The model that will be sampled, with all that is patched into it."),
-                io.Conditioning.Input("positive", optional=True, tooltip="Prompts to fit on; each conditioning entry is one prompt "
-                                                                         "(join more with Conditioning Combine)."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."),
-                io.Vae.Input("vae", optional=True, tooltip="Shows pictures in the report; without it there is only the curve."),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,
-                               tooltip="The guidance that you use with this model. A guider has its own."),
-                io.String.Input("steps", default="1, 2, 3, 4, 6, 8", optional=True,
-                                tooltip="Step counts between commas, a solver is fitted for each; 1 to 12."),
-                io.Int.Input("use_steps", default=4, min=1, max=12, optional=True,
-                             tooltip="Which of them is handed on; the nearest where it is not among them."),
-                io.Int.Input("trajectories", default=64, min=4, max=4096, optional=True,
-                             tooltip="Pictures that the model draws with many steps, to learn from. More are more certain."),
-                io.Float.Input("minutes", default=5.0, min=0.1, max=1440.0, step=0.5, optional=True,
-                               tooltip="After that time nothing is refined further. Trajectories are finished in any case, and "
-                                       "kept for the next fit."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, optional=True, control_after_generate=FIXED,
-                             tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew."),
-                io.Int.Input("reference_steps", default=60, min=24, max=1000, optional=True, advanced=True,
-                             tooltip="Steps of the trajectories: more are nearer to the converged picture."),
-                io.Float.Input("limit_gib", default=8.0, min=0.1, max=4096.0, step=0.5, optional=True, advanced=True,
-                               tooltip="Disk space for trajectories, in GiB; those unused for longest are removed."),
+                io.Guider.Input(
+                    "guider",
+                    optional=True,
+                    tooltip="What will sample: any guider with its own model and prompts, "
+                    "ControlNets and regions included. In the place of model.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that will be sampled, with all that is patched into it.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="Prompts to fit on; each conditioning entry is one prompt "
+                    "(join more with Conditioning Combine).",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Shows pictures in the report; without it there is only the curve.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    optional=True,
+                    tooltip="The guidance that you use with this model. A guider has its own.",
+                ),
+                io.String.Input(
+                    "steps",
+                    default="1, 2, 3, 4, 6, 8",
+                    optional=True,
+                    tooltip="Step counts between commas, a solver is fitted for each; 1 to 12.",
+                ),
+                io.Int.Input(
+                    "use_steps",
+                    default=4,
+                    min=1,
+                    max=12,
+                    optional=True,
+                    tooltip="Which of them is handed on; the nearest where it is not among them.",
+                ),
+                io.Int.Input(
+                    "trajectories",
+                    default=64,
+                    min=4,
+                    max=4096,
+                    optional=True,
+                    tooltip="Pictures that the model draws with many steps, to learn from. More are more certain.",
+                ),
+                io.Float.Input(
+                    "minutes",
+                    default=5.0,
+                    min=0.1,
+                    max=1440.0,
+                    step=0.5,
+                    optional=True,
+                    tooltip="After that time nothing is refined further. Trajectories are finished in any case, and "
+                    "kept for the next fit.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    optional=True,
+                    control_after_generate=FIXED,
+                    tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew.",
+                ),
+                io.Int.Input(
+                    "reference_steps",
+                    default=60,
+                    min=24,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps of the trajectories: more are nearer to the converged picture.",
+                ),
+                io.Float.Input(
+                    "limit_gib",
+                    default=8.0,
+                    min=0.1,
+                    max=4096.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Disk space for trajectories, in GiB; those unused for longest are removed.",
+                ),
             ],
-            outputs=[recipes.RECIPE.Output(display_name="RECIPE"), io.Sampler.Output(display_name="SAMPLER"),
-                     io.Sigmas.Output(display_name="SIGMAS"), io.Float.Output(display_name="cfg"),
-                     io.Image.Output(display_name="report"), io.String.Output(display_name="figures")],
+            outputs=[
+                recipes.RECIPE.Output(display_name="RECIPE"),
+                io.Sampler.Output(display_name="SAMPLER"),
+                io.Sigmas.Output(display_name="SIGMAS"),
+                io.Float.Output(display_name="cfg"),
+                io.Image.Output(display_name="report"),
+                io.String.Output(display_name="figures"),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, latent, guider=None, model=None, positive=None, negative=None, vae=None, cfg=4.0, steps="1, 2, 3, 4, 6, 8",
-                use_steps=4, trajectories=64, minutes=5.0, seed=0, reference_steps=60, limit_gib=8.0):
+    def execute(
+        cls,
+        latent,
+        guider=None,
+        model=None,
+        positive=None,
+        negative=None,
+        vae=None,
+        cfg=4.0,
+        steps="1, 2, 3, 4, 6, 8",
+        use_steps=4,
+        trajectories=64,
+        minutes=5.0,
+        seed=0,
+        reference_steps=60,
+        limit_gib=8.0,
+    ):
         guider = guider_of(guider, model, positive, negative, cfg)
-        config = FitConfig(steps=tuple(step_counts(steps)), trajectories=trajectories, reference_steps=reference_steps, seed=seed)
+        config = FitConfig(
+            steps=tuple(step_counts(steps)),
+            trajectories=trajectories,
+            reference_steps=reference_steps,
+            seed=seed,
+        )
         teacher = Teacher(guider, host.latent_of(guider.model_patcher, latent).shape[1:], seed)
         folder = check_folder(host.folder("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
@@ -88,28 +185,49 @@ class Fit(io.ComfyNode):
         picture = pictures.fit_report(run.rows)
         if drawn:
             picture = pictures.stack(_grid(drawn, vae, guider.model_patcher.model), picture)
-        data = {"rows": [{k: _plain(v) for k, v in row.items()} for row in run.rows], "chosen": chosen, "report": text}
+        data = {
+            "rows": [{k: _plain(v) for k, v in row.items()} for row in run.rows],
+            "chosen": chosen,
+            "report": text,
+        }
         shown = show.output(cls, picture, data)
         show.say(cls.hidden.unique_id, recipes.summary(recipe))
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
 
 
 def guider_of(guider, model, positive, negative, cfg):
-    """The guider that is wired, or one of model and prompts; raises ValueError where there is neither, or both."""
+    """The guider that is wired, or one of model and prompts; raises ValueError where there is neither, or
+    both.
+    """
     if guider is not None:
-        both = [name for name, value in (("model", model), ("positive", positive), ("negative", negative)) if value is not None]
+        both = [
+            name
+            for name, value in (("model", model), ("positive", positive), ("negative", negative))
+            if value is not None
+        ]
         if both:
-            raise ValueError(f"guider must be the only source of model and prompts, got {' and '.join(both)} too. Unwire one or "
-                             "the other.")
+            raise BadValue(
+                "guider must be the only source of model and prompts, got {got} too. Unwire one or the "
+                "other.",
+                got=" and ".join(both),
+            )
         return guider
     if model is None:
-        raise ValueError("model must be wired where guider is not, got neither. Wire model, positive and negative, or a guider.")
+        raise BadValue(
+            "model must be wired where guider is not, got neither. Wire model, positive and negative, or a "
+            "guider.",
+        )
     if not positive:
-        raise ValueError("positive must be wired where model is and hold at least one conditioning, got none. Wire a text "
-                         "encoder's output.")
+        raise BadValue(
+            "positive must be wired where model is and hold at least one conditioning, got none. Wire a "
+            "text encoder's output.",
+        )
     if not negative and cfg != 1:
-        raise ValueError(f"negative must be wired where cfg is not 1, got none at cfg {cfg:g}. Wire an empty prompt, or set cfg "
-                         "to 1.")
+        raise BadValue(
+            "negative must be wired where cfg is not 1, got none at cfg {cfg:g}. Wire an empty prompt, or "
+            "set cfg to 1.",
+            cfg=cfg,
+        )
     made = Prompts(model)
     made.set_conds(positive, negative or [])
     made.set_cfg(cfg)
@@ -122,23 +240,29 @@ def _progress(run, node):
     for progress in run.progress():
         bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
         bar.update_absolute(progress.step, progress.total)
-        text = progress.stage if progress.fidelity is None else (
-            f"{progress.stage}: {progress.fidelity:.4f} from the converged picture")
+        text = (
+            progress.stage
+            if progress.fidelity is None
+            else (f"{progress.stage}: {progress.fidelity:.4f} from the converged picture")
+        )
         if text != told:
             show.say(node, text)
             told = text
 
 
 def held_out(run, steps):
-    """{heading: latents} of some trajectories that were not fitted to: their ends, and the classical and the fitted solver's."""
+    """{heading: latents} of some trajectories that were not fitted to: their ends, and the classical and the
+    fitted solver's.
+    """
     which = run.data.split()[1][:SHOWN]
     solvers = {"best classical": run.found[steps].base}
     if run.gained(steps):
         solvers["fitted"] = run.recipe(steps).solver
     drawn = {f"converged\n{run.config.reference_steps} steps": run.data.states[which, -1]}
     for name, solver in solvers.items():
-        drawn[f"{name}\n{steps} steps"] = solve(solver, lambda x, sigma: run.data.denoise(x, sigma, which),
-                                                run.data.states[which, 0])
+        drawn[f"{name}\n{steps} steps"] = solve(
+            solver, lambda x, sigma: run.data.denoise(x, sigma, which), run.data.states[which, 0]
+        )
     return drawn
 
 
@@ -146,8 +270,12 @@ def _grid(drawn, vae, model):
     """The latents as pictures side by side."""
     columns = {head: decode(vae, model.process_latent_out(x)) for head, x in drawn.items()}
     first = next(iter(columns.values()))
-    return pictures.grid(columns, [str(i + 1) for i in range(len(first))], "Same starting noise, not fitted to",
-                         max(1, TILE // first.shape[-1]))
+    return pictures.grid(
+        columns,
+        [str(i + 1) for i in range(len(first))],
+        "Same starting noise, not fitted to",
+        max(1, TILE // first.shape[-1]),
+    )
 
 
 def _plain(value):

@@ -1,9 +1,12 @@
-"""Load Few-Step LoRA: the file's recipe configures sampler, schedule and CFG, so that no one has to remember them."""
+"""Load Few-Step LoRA: the file's recipe configures sampler, schedule and CFG, so that no one has to remember
+them.
+"""
 
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
+from ..diffusion.faults import BadValue
 from ..training.formats.files import load_lora
 from . import recipes
 
@@ -18,28 +21,54 @@ class LoadFewStepLora(io.ComfyNode):
             display_name="Load Few-Step LoRA",
             category="Fewstep",
             description="Loads a LoRA made by Fewstep and sets up sampling from the recipe inside it: wire all four outputs to the "
-                        "sampling node.",
+            "sampling node.",
             search_aliases=["lora", "recipe", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made from."),
-                io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras"), tooltip="A LoRA made by Fewstep."),
-                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="1 is what it was made for."),
-                io.Boolean.Input("any_base", default=False, optional=True, advanced=True,
-                                 tooltip="Load it on a model that it was not made from, a relative for instance."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="A LoRA made by Fewstep.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="1 is what it was made for.",
+                ),
+                io.Boolean.Input(
+                    "any_base",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Load it on a model that it was not made from, a relative for instance.",
+                ),
             ],
-            outputs=[io.Model.Output(display_name="MODEL"), io.Sampler.Output(display_name="SAMPLER"),
-                     io.Sigmas.Output(display_name="SIGMAS"), io.Float.Output(display_name="cfg")],
+            outputs=[
+                io.Model.Output(display_name="MODEL"),
+                io.Sampler.Output(display_name="SAMPLER"),
+                io.Sigmas.Output(display_name="SIGMAS"),
+                io.Float.Output(display_name="cfg"),
+            ],
         )
 
     @classmethod
     def execute(cls, model, lora_name, strength, any_base=False):
         tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name))
         if recipe is None:
-            raise ValueError(f"lora_name must be a LoRA with a Fewstep recipe inside, {lora_name} has none. Load it with "
-                             "LoraLoaderModelOnly and choose sampler and schedule yourself.")
+            raise BadValue(
+                "lora_name must be a LoRA with a Fewstep recipe inside, {lora_name} has none. Load it with "
+                "LoraLoaderModelOnly and choose sampler and schedule yourself.",
+                lora_name=lora_name,
+            )
         if recipe.method == "restoration":
-            raise ValueError(f"lora_name must be a LoRA to draw pictures with, {lora_name} was trained to restore them. Wire it to "
-                             "Restore (Few-Step).")
+            raise BadValue(
+                "lora_name must be a LoRA to draw pictures with, {lora_name} was trained to restore them. "
+                "Wire it to Restore (Few-Step).",
+                lora_name=lora_name,
+            )
         warning = recipes.check_base(recipe, model, "lora_name", lora_name, any_base)
         loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)
         return io.NodeOutput(loaded, *recipes.outputs(recipe), ui={"text": (warning,)} if warning else None)

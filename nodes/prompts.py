@@ -1,4 +1,6 @@
-"""Prompts for Distilling: typed ones, those of the user's own pictures and the bundled list, each encoded as its own entry."""
+"""Prompts for Distilling: typed ones, those of the user's own pictures and the bundled list, each encoded as
+its own entry.
+"""
 
 import hashlib
 import json
@@ -11,11 +13,12 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
+from ..diffusion.faults import BadValue, Failed
 from ..training.formats import prompts
 from . import show
 
 TYPED, MINE, BUNDLED = SOURCES = ("typed only", "my pictures, then the bundled list", "bundled list")
-LISTED = 8      # of the pictures' sizes
+LISTED = 8  # of the pictures' sizes
 
 
 class Prompts(io.ComfyNode):
@@ -28,31 +31,61 @@ class Prompts(io.ComfyNode):
             display_name="Prompts for Distilling",
             category="Fewstep",
             description="Prompts to distil or fit with: yours, one a line; those that your own pictures were made with; and a "
-                        "bundled list. No data set is needed. Each becomes one conditioning entry.",
+            "bundled list. No data set is needed. Each becomes one conditioning entry.",
             search_aliases=["prompt list", "data set", "train", "harvest", "metadata", "fewstep"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model, as for any prompt."),
-                io.String.Input("text", multiline=True, default="", placeholder="one prompt a line, or none",
-                                tooltip="Prompts, one a line; between lines of --- they may be longer. They come first."),
-                io.Combo.Input("source", options=list(SOURCES), default=MINE,
-                               tooltip="Where more come from until there are count: the pictures in your output folder know "
-                                       "their prompts, the most used come first."),
-                io.Int.Input("count", default=32, min=1, max=1000, tooltip="Prompts in all, at most. More take more memory."),
-                io.String.Input("negative", multiline=True, default="", optional=True,
-                                tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if they are "
-                                        "the source."),
-                io.String.Input("folder", default="", optional=True, advanced=True,
-                                tooltip="A folder in the output folder to look for pictures in; empty for all of it."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    placeholder="one prompt a line, or none",
+                    tooltip="Prompts, one a line; between lines of --- they may be longer. They come first.",
+                ),
+                io.Combo.Input(
+                    "source",
+                    options=list(SOURCES),
+                    default=MINE,
+                    tooltip="Where more come from until there are count: the pictures in your output folder know "
+                    "their prompts, the most used come first.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=32,
+                    min=1,
+                    max=1000,
+                    tooltip="Prompts in all, at most. More take more memory.",
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if they are "
+                    "the source.",
+                ),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="A folder in the output folder to look for pictures in; empty for all of it.",
+                ),
             ],
-            outputs=[io.Conditioning.Output(display_name="positive", tooltip="One entry a prompt."),
-                     io.Conditioning.Output(display_name="negative"),
-                     io.String.Output(display_name="prompts", tooltip="All of them with their source, as text could hold them.")],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="One entry a prompt."),
+                io.Conditioning.Output(display_name="negative"),
+                io.String.Output(
+                    display_name="prompts", tooltip="All of them with their source, as text could hold them."
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def fingerprint_inputs(cls, text="", source=MINE, count=32, negative="", folder="", **others):
-        """Changes with the choice of prompts, not with each new picture: a run that trains on them would start again.
+        """Changes with the choice of prompts, not with each new picture: a run that trains on them would
+        start again.
 
         Inputs that are wired are None here: then it changes with the names and times of all pictures.
         """
@@ -68,8 +101,10 @@ class Prompts(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text, source, count, negative="", folder=""):
         if clip is None:
-            raise RuntimeError("clip must be a text encoder, got None. If it comes from a checkpoint loader, that checkpoint has "
-                               "none in it: load one with a CLIP loader.")
+            raise Failed(
+                "clip must be a text encoder, got None. If it comes from a checkpoint loader, that "
+                "checkpoint has none in it: load one with a CLIP loader.",
+            )
         check = comfy.model_management.throw_exception_if_processing_interrupted
         chosen, negative, harvest = choice(text, source, count, negative, folder, check)
         bar = comfy.utils.ProgressBar(len(chosen) + 1, node_id=cls.hidden.unique_id)
@@ -78,7 +113,9 @@ class Prompts(io.ComfyNode):
             check()
             entries.append(encode(clip, prompt))
             bar.update(1)
-        told = listing(chosen, negative, harvest, left=len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen))
+        told = listing(
+            chosen, negative, harvest, left=len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen)
+        )
         line = told.partition("\n")[0].removeprefix("# ")
         show.say(cls.hidden.unique_id, line)
         return io.NodeOutput(entries[1:], entries[:1], told, ui={"text": (line,)})
@@ -87,18 +124,25 @@ class Prompts(io.ComfyNode):
 def choice(text, source, count, negative, folder, check=lambda: None):
     """([(prompt, source)], negative prompt, the Harvest or None) for the node's inputs.
 
-    check() is called between pictures: it may raise to stop. Raises ValueError where there is no prompt at all, or the folder
-    is not one in the output folder.
+    check() is called between pictures: it may raise to stop. Raises ValueError where there is no prompt at
+    all, or the folder is not one in the output folder.
     """
     harvest = None
     if source == MINE:
         harvest = prompts.harvest(output_folder(folder), check=check)
         negative = negative.strip() or next(iter(harvest.negatives), "")
-    chosen = prompts.choose(count, typed=prompts.typed(text), harvested=harvest.prompts if harvest else (),
-                            bundled=() if source == TYPED else prompts.bundled())
+    chosen = prompts.choose(
+        count,
+        typed=prompts.typed(text),
+        harvested=harvest.prompts if harvest else (),
+        bundled=() if source == TYPED else prompts.bundled(),
+    )
     if not chosen:
-        raise ValueError(f"text must hold at least one prompt where source is \"{TYPED}\", got none. Type one a line, or choose "
-                         "another source.")
+        raise BadValue(
+            'text must hold at least one prompt where source is "{typed}", got none. Type one a line, or '
+            "choose another source.",
+            typed=TYPED,
+        )
     return chosen, negative, harvest
 
 
@@ -107,35 +151,56 @@ def output_folder(folder):
     root = Path(folder_paths.get_output_directory()).resolve()
     try:
         path = Path(root, folder).resolve()
-    except (OSError, ValueError, RuntimeError):     # no path at all, or a circle of links
+    except (OSError, ValueError, RuntimeError):  # no path at all, or a circle of links
         path = None
     if path is None or not path.is_relative_to(root):
-        raise ValueError(f"folder must lie in ComfyUI's output folder, got {folder!r}. Give its name as it is seen from there.")
+        raise BadValue(
+            "folder must lie in ComfyUI's output folder, got {got!r}. Give its name as it is seen from "
+            "there.",
+            got=folder,
+        )
     if folder and not path.is_dir():
-        raise ValueError(f"folder must be in ComfyUI's output folder, got {folder!r}, which is not there. Leave it empty for all "
-                         f"of {os.fspath(root)}.")
+        raise BadValue(
+            "folder must be in ComfyUI's output folder, got {got!r}, which is not there. Leave it empty "
+            "for all of {root}.",
+            got=folder,
+            root=os.fspath(root),
+        )
     return path
 
 
 def encode(clip, text):
-    """The conditioning entry of a prompt, as CLIP Text Encode makes it; raises ValueError where the encoder makes several."""
+    """The conditioning entry of a prompt, as CLIP Text Encode makes it; raises ValueError where the encoder
+    makes several.
+    """
     entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(entries) != 1:
-        raise ValueError(f"clip must make one conditioning entry of a prompt, this one makes {len(entries)}, as it has scheduled "
-                         "hooks. Wire the CLIP from before that node.")
+        raise BadValue(
+            "clip must make one conditioning entry of a prompt, this one makes {count}, as it has "
+            "scheduled hooks. Wire the CLIP from before that node.",
+            count=len(entries),
+        )
     return entries[0]
 
 
 def listing(chosen, negative, harvest, left=0):
-    """What was chosen, as a text that `text` could hold: all but the prompts are comments. left: typed ones that were not."""
+    """What was chosen, as a text that `text` could hold: all but the prompts are comments. left: typed ones
+    that were not.
+    """
     counts = Counter(source for _, source in chosen)
-    lines = [f"# {len(chosen)} prompt{'s' * (len(chosen) != 1)}: {', '.join(f'{n} {source}' for source, n in counts.items())}"]
+    lines = [
+        f"# {len(chosen)} prompt{'s' * (len(chosen) != 1)}: {', '.join(f'{n} {source}' for source, n in counts.items())}"
+    ]
     if left > 0:
         lines[0] += f"; {left} typed left out, count is {len(chosen)}"
     lines.append(f"# negative: {_line(negative) or '(empty)'}")
     if harvest:
-        sizes = ", ".join(f"{width}x{height} ({n})" for (width, height), n in list(harvest.sizes.items())[:LISTED])
-        lines.append(f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}")
+        sizes = ", ".join(
+            f"{width}x{height} ({n})" for (width, height), n in list(harvest.sizes.items())[:LISTED]
+        )
+        lines.append(
+            f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}"
+        )
     for source in counts:
         lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""Recipes in the graph: saved to files, loaded as SAMPLER, SIGMAS and cfg, and checked against the model that they are wired to."""
+"""Recipes in the graph: saved to files, loaded as SAMPLER, SIGMAS and cfg, and checked against the model that
+they are wired to.
+"""
 
 import logging
 import os
@@ -7,18 +9,21 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..diffusion.faults import BadValue
 from ..training.formats.files import check_folder, free_name, load_recipe, save_recipe
 from .comfy import host
 from .sampling import recipe_sampler
 from .show import file_stem
 
-FOLDER = "fewstep_recipes"      # the host's name for models/fewstep
+FOLDER = "fewstep_recipes"  # the host's name for models/fewstep
 RECIPE = io.Custom("FEWSTEP_RECIPE")
 
 
 def register_folder():
     """Tell the host where recipes are, so that it lists them as it lists models."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, "fewstep"), is_default=True)
+    folder_paths.add_model_folder_path(
+        FOLDER, os.path.join(folder_paths.models_dir, "fewstep"), is_default=True
+    )
     folder_paths.folder_names_and_paths[FOLDER][1].add(".json")
 
 
@@ -30,13 +35,20 @@ def outputs(recipe):
 def check_model(recipe, model, name, label):
     """A warning where a recipe was made from another base model, None otherwise; logged too.
 
-    name: of the input that the recipe came from, label: what it is called. Raises ValueError where it can't be used on this model.
+    name: of the input that the recipe came from, label: what it is called. Raises ValueError where it can't
+    be used on this model.
     """
     sampling = model.get_model_object("model_sampling")
     path = host.path_of(sampling)
     if path.name != recipe.path:
-        raise ValueError(f"{name} must be for a model on the {path.name} path, {label} was made for {recipe.path}. Wire the model "
-                         "that it was made from.")
+        raise BadValue(
+            "{name} must be for a model on the {name2} path, {label} was made for {path}. Wire the model "
+            "that it was made from.",
+            name=name,
+            name2=path.name,
+            label=label,
+            path=recipe.path,
+        )
     host.check_range(recipe.sigmas, sampling, f"{name}: the sigmas of {label}")
     if recipe.base and host.base_of(model) != recipe.base:
         warning = f"{label} was made from another base model than the wired one; results may differ."
@@ -49,7 +61,10 @@ def check_base(recipe, model, name, label, any_base=False):
     """`check_model`, which refuses another base model too unless `any_base`."""
     warning = check_model(recipe, model, name, label)
     if warning and not any_base:
-        raise ValueError(f"{warning} Wire the model that it was made from, or switch any_base on to try.")
+        raise BadValue(
+            "{warning} Wire the model that it was made from, or switch any_base on to try.",
+            warning=warning,
+        )
     return warning
 
 
@@ -91,18 +106,31 @@ class LoadRecipe(io.ComfyNode):
             description="Sets up sampling from a recipe: wire all three outputs to the sampling node.",
             search_aliases=["recipe", "solver", "fewstep"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample: the one that the recipe was made from, or one like it."),
-                io.Combo.Input("recipe_name", options=folder_paths.get_filename_list(FOLDER), optional=True,
-                               tooltip="A recipe saved by Save Recipe."),
-                RECIPE.Input("recipe", optional=True, tooltip="Is used in the place of the file where it is wired."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to sample: the one that the recipe was made from, or one like it.",
+                ),
+                io.Combo.Input(
+                    "recipe_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    optional=True,
+                    tooltip="A recipe saved by Save Recipe.",
+                ),
+                RECIPE.Input(
+                    "recipe", optional=True, tooltip="Is used in the place of the file where it is wired."
+                ),
             ],
-            outputs=[io.Sampler.Output(display_name="SAMPLER"), io.Sigmas.Output(display_name="SIGMAS"),
-                     io.Float.Output(display_name="cfg")],
+            outputs=[
+                io.Sampler.Output(display_name="SAMPLER"),
+                io.Sigmas.Output(display_name="SIGMAS"),
+                io.Float.Output(display_name="cfg"),
+            ],
         )
 
     @classmethod
     def validate_inputs(cls, recipe_name=None):
-        return True     # a name that is not listed does no harm where a recipe is wired; without one, execute refuses it
+        # a name that is not listed does no harm where a recipe is wired; without one, execute refuses it
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, recipe_name=None, **others):
@@ -124,8 +152,11 @@ def _file(name):
     """The path of a recipe; raises ValueError where there is none of that name."""
     path = folder_paths.get_full_path(FOLDER, name) if name else None
     if path is None:
-        raise ValueError(f"recipe_name must be a file in models/fewstep, got {name!r}, which is not there. Save one with Save "
-                         "Recipe, press R to list the files again, or wire a recipe.")
+        raise BadValue(
+            "recipe_name must be a file in models/fewstep, got {got!r}, which is not there. Save one with "
+            "Save Recipe, press R to list the files again, or wire a recipe.",
+            got=name,
+        )
     return path
 
 

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion import samplers
+from ..diffusion.faults import BadValue
 from ..diffusion.schedules import grids
 from ..training.formats import processes
 from ..training.formats.files import load_lora
@@ -21,16 +22,18 @@ from .sampling import last_of
 from .training import FIXED
 
 PROCESS = io.Custom("FEWSTEP_PROCESS")
-STRIP = 8       # pictures of a strip, at most
-FRESH = 1.0     # tells the noise that restoring draws from what destroyed the picture with the same seed
+STRIP = 8  # pictures of a strip, at most
+FRESH = 1.0  # tells the noise that restoring draws from what destroyed the picture with the same seed
 
 
 def _options(kind):
     """The inputs of a kind of process."""
-    tips = {"largest": "Side of the largest squares, in the model's own pixels: a power of two.",
-            "width": "Standard deviation of the strongest blur, in the model's own pixels.",
-            "fill": "What masked pixels become, in the model's own values; 0 is their mean.",
-            "strength": "Standard deviation of the strongest noise, in the model's own values, whose spread is about 1."}
+    tips = {
+        "largest": "Side of the largest squares, in the model's own pixels: a power of two.",
+        "width": "Standard deviation of the strongest blur, in the model's own pixels.",
+        "fill": "What masked pixels become, in the model's own values; 0 is their mean.",
+        "strength": "Standard deviation of the strongest noise, in the model's own values, whose spread is about 1.",
+    }
     inputs = []
     for name, (default, low, high) in processes.KINDS[kind][1].items():
         make = io.Int.Input if isinstance(default, int) else io.Float.Input
@@ -49,14 +52,21 @@ class Process(io.ComfyNode):
             display_name="Forward Process",
             category="Fewstep",
             description="A gradual destruction of pictures that a model can learn to undo: squares, blur, missing pixels, noise. "
-                        "Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
+            "Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
             search_aliases=["blur", "pixelate", "mask", "cold diffusion", "restore", "fewstep"],
             inputs=[
-                io.DynamicCombo.Input("kind", options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in processes.KINDS],
-                                      tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in an "
-                                              "order that is drawn. noise: a little noise on top. gaussian: all the way to noise."),
-                PROCESS.Input("after", optional=True, tooltip="A process that comes before this one: blur, then noise. Only the "
-                                                              "last may be mask, noise or gaussian."),
+                io.DynamicCombo.Input(
+                    "kind",
+                    options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in processes.KINDS],
+                    tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in an "
+                    "order that is drawn. noise: a little noise on top. gaussian: all the way to noise.",
+                ),
+                PROCESS.Input(
+                    "after",
+                    optional=True,
+                    tooltip="A process that comes before this one: blur, then noise. Only the "
+                    "last may be mask, noise or gaussian.",
+                ),
             ],
             outputs=[PROCESS.Output(display_name="PROCESS")],
         )
@@ -85,12 +95,30 @@ class Corrupt(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input("image", tooltip="The picture, or several."),
                 PROCESS.Input("process", tooltip="From Forward Process."),
-                io.Float.Input("amount", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="How far. 1: as far as it goes."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED,
-                             tooltip="Of the noise or the mask."),
+                io.Float.Input(
+                    "amount",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far. 1: as far as it goes.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=FIXED,
+                    tooltip="Of the noise or the mask.",
+                ),
             ],
-            outputs=[io.Latent.Output(display_name="LATENT", tooltip="To be restored."), io.Image.Output(display_name="IMAGE"),
-                     io.Image.Output(display_name="strip", tooltip="The first picture on its way, from whole to destroyed.")],
+            outputs=[
+                io.Latent.Output(display_name="LATENT", tooltip="To be restored."),
+                io.Image.Output(display_name="IMAGE"),
+                io.Image.Output(
+                    display_name="strip", tooltip="The first picture on its way, from whole to destroyed."
+                ),
+            ],
         )
 
     @classmethod
@@ -110,15 +138,20 @@ def _image(pixels):
     return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
-def sample_process(model, x, sigmas, extra_args=None, callback=None, disable=None, *, process, destroyed, kappa, amount):
-    """`training.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed` (model space) in the place
-    of x."""
+def sample_process(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, process, destroyed, kappa, amount
+):
+    """`training.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed` (model
+    space) in the place of x.
+    """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     seen = Seen(process, host.path_of(sampling), host.sigma_of(sampling))
     steps, x = len(sigmas) - 1, destroyed.to(x)
     fresh = samplers.batch_noise(extra_args.get("seed") or 0, FRESH)
-    run = restore(lambda x, sigma: model(x, sigma, **extra_args), seen, x, amount * times_for(steps), kappa, fresh)
+    run = restore(
+        lambda x, sigma: model(x, sigma, **extra_args), seen, x, amount * times_for(steps), kappa, fresh
+    )
     return last_of(run, x, steps, steps - 1, callback, disable)
 
 
@@ -132,60 +165,122 @@ class Restore(io.ComfyNode):
             display_name="Restore (Few-Step)",
             category="Fewstep",
             description="Undoes a forward process with a LoRA that was trained to: de-pixelates, de-blurs, fills in. The LoRA's "
-                        "recipe knows the process.",
+            "recipe knows the process.",
             search_aliases=["deblur", "depixelate", "inpaint", "super resolution", "udm", "fewstep"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was made from, without it; or with it, where a process is "
-                                                "wired."),
-                io.Combo.Input("lora_name", options=lora_files.names(),
-                               tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says which."),
-                io.Conditioning.Input("positive", tooltip="The prompt, as in training; an empty one where it was empty."),
-                io.Latent.Input("latent", tooltip="The destroyed picture: from Corrupt Image, or an encoded one."),
-                io.Float.Input("amount", default=1.0, min=0.01, max=1.0, step=0.05,
-                               tooltip="How far the picture is destroyed, as in Corrupt Image. 1: as far as the process goes."),
-                io.Int.Input("steps", default=0, min=0, max=1000,
-                             tooltip="Model calls; 0: as the LoRA was made for, 1 without a LoRA here."),
-                io.Float.Input("renew", default=0.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, 1 forgets "
-                                       "all but the prediction."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=FIXED,
-                             tooltip="Of the noise that is drawn, where any is."),
-                PROCESS.Input("process", optional=True, tooltip="What is to be undone, instead of what the LoRA's recipe says."),
-                io.Boolean.Input("any_base", default=False, optional=True, advanced=True,
-                                 tooltip="Load the LoRA on a model that it was not made from, a relative for instance."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the LoRA was made from, without it; or with it, where a process is "
+                    "wired.",
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_files.names(),
+                    tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says which.",
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt, as in training; an empty one where it was empty."
+                ),
+                io.Latent.Input(
+                    "latent", tooltip="The destroyed picture: from Corrupt Image, or an encoded one."
+                ),
+                io.Float.Input(
+                    "amount",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far the picture is destroyed, as in Corrupt Image. 1: as far as the process goes.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Model calls; 0: as the LoRA was made for, 1 without a LoRA here.",
+                ),
+                io.Float.Input(
+                    "renew",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, 1 forgets "
+                    "all but the prediction.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=FIXED,
+                    tooltip="Of the noise that is drawn, where any is.",
+                ),
+                PROCESS.Input(
+                    "process",
+                    optional=True,
+                    tooltip="What is to be undone, instead of what the LoRA's recipe says.",
+                ),
+                io.Boolean.Input(
+                    "any_base",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Load the LoRA on a model that it was not made from, a relative for instance.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="LATENT")],
         )
 
     @classmethod
-    def execute(cls, model, lora_name, positive, latent, amount, steps, renew, seed, process=None, any_base=False):
+    def execute(
+        cls, model, lora_name, positive, latent, amount, steps, renew, seed, process=None, any_base=False
+    ):
         if lora_name == lora_files.NONE and process is None:
-            raise ValueError("lora_name must be a LoRA that was trained to restore where no process is wired, got none. Choose "
-                             "one, or wire the process and a model with the LoRA in it.")
+            raise BadValue(
+                "lora_name must be a LoRA that was trained to restore where no process is wired, got none. "
+                "Choose one, or wire the process and a model with the LoRA in it.",
+            )
         loaded, usual = model, 1
         if lora_name != lora_files.NONE:
             loaded, recipe = _with_lora(model, lora_name, any_base)
             process, usual = process or recipe.trained["process"], len(recipe.sigmas) - 1
         process, samples = processes.process_of(process), host.latent_of(loaded, latent)
         sampling = loaded.get_model_object("model_sampling")
-        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(amount * times_for(steps or usual)[:-1])[0]
+        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(
+            amount * times_for(steps or usual)[:-1]
+        )[0]
         destroyed = _filled(process, loaded.model.process_latent_in(samples), latent.get("noise_mask"))
         options = {"process": process, "destroyed": destroyed, "kappa": renew, "amount": amount}
         sigmas = grids.descending(torch.cat([levels, levels.new_zeros(1)])).float()
-        out = comfy.sample.sample_custom(loaded, torch.zeros_like(samples), 1.0, comfy.samplers.KSAMPLER(sample_process, options),
-                                         sigmas, positive, positive, samples, seed=seed,
-                                         callback=latent_preview.prepare_callback(loaded, len(levels)))
+        out = comfy.sample.sample_custom(
+            loaded,
+            torch.zeros_like(samples),
+            1.0,
+            comfy.samplers.KSAMPLER(sample_process, options),
+            sigmas,
+            positive,
+            positive,
+            samples,
+            seed=seed,
+            callback=latent_preview.prepare_callback(loaded, len(levels)),
+        )
         return io.NodeOutput({**latent, "samples": out})
 
 
 def _filled(process, x, mask):
-    """The latent with the masked pixels as a mask process leaves them; raises ValueError where none is missing."""
+    """The latent with the masked pixels as a mask process leaves them; raises ValueError where none is
+    missing.
+    """
     if not process.sudden:
         return x
     if mask is not None:
         x = torch.where(comfy.sampler_helpers.prepare_mask(mask, x.shape, x.device) > 0.5, process.fill, x)
     if not process.masked(x).any():
-        raise ValueError("latent must have missing pixels to be filled in, got none. Wire Corrupt Image, or Set Latent Noise Mask.")
+        raise BadValue(
+            "latent must have missing pixels to be filled in, got none. Wire Corrupt Image, or Set Latent "
+            "Noise Mask.",
+        )
     return x
 
 
@@ -193,8 +288,11 @@ def _with_lora(model, name, any_base):
     """The model with a LoRA that was trained to restore, and its recipe; raises ValueError for another."""
     tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", name))
     if recipe is None or recipe.method != "restoration":
-        raise ValueError(f"lora_name must be a LoRA that was trained to restore, {name} was not. Train one with Distil Few-Step "
-                         "LoRA and a process, or load this one with Load Few-Step LoRA.")
+        raise BadValue(
+            "lora_name must be a LoRA that was trained to restore, {name} was not. Train one with Distil "
+            "Few-Step LoRA and a process, or load this one with Load Few-Step LoRA.",
+            name=name,
+        )
     recipes.check_base(recipe, model, "lora_name", name, any_base)
     return comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)[0], recipe
 

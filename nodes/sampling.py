@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from tqdm.auto import trange
 
 from ..diffusion import samplers
+from ..diffusion.faults import BadValue
 from ..diffusion.schedules import auto, grids
 from ..diffusion.solvers import linear
 from ..diffusion.step import share_of
@@ -16,12 +17,24 @@ ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
 
 
 @messages.in_words
-def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order=1, kappa=None, gamma=None, s_noise=1.0,
-           **noising):
-    """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions; `noising` goes to its `plan`.
+def sample(
+    model,
+    x,
+    sigmas,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    order=1,
+    kappa=None,
+    gamma=None,
+    s_noise=1.0,
+    **noising,
+):
+    """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions; `noising` goes to its
+    `plan`.
 
-    order "auto": what `diffusion.auto` chooses. gamma: TCD's, in the model's own time. Noise comes from generators of its own,
-    seeded from the host's seed, one for each picture of the batch.
+    order "auto": what `diffusion.auto` chooses. gamma: TCD's, in the model's own time. Noise comes from
+    generators of its own, seeded from the host's seed, one for each picture of the batch.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
@@ -42,8 +55,16 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, order
 
     samplers.check_order(order, s_noise)
     moves = samplers.plan(grid, path, kappa=kappa, **noising)
-    run = samplers.follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise,
-                          noise=lambda x: scale * fresh(x))
+    run = samplers.follow(
+        denoiser,
+        x,
+        moves,
+        path,
+        order=order,
+        corrector=corrector,
+        s_noise=s_noise,
+        noise=lambda x: scale * fresh(x),
+    )
     return last_of(run, x, len(moves), len(grid) - 2, callback, disable)
 
 
@@ -52,8 +73,15 @@ def last_of(run, x, moves, last, callback, disable):
     for _ in trange(moves, disable=disable):
         before, state = x, next(run)
         if callback is not None:
-            callback({"x": before, "i": min(state.index, last), "sigma": state.sigma, "sigma_hat": state.sigma,
-                      "denoised": state.x0})
+            callback(
+                {
+                    "x": before,
+                    "i": min(state.index, last),
+                    "sigma": state.sigma,
+                    "sigma_hat": state.sigma,
+                    "denoised": state.x0,
+                }
+            )
         x = state.x
     return x
 
@@ -62,19 +90,28 @@ def last_of(run, x, moves, last, callback, disable):
 def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None, recipe=None):
     """`diffusion.linear.run` of a recipe's own solver in the signature of ComfyUI's sampler functions.
 
-    Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no others.
+    Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no
+    others.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     path, solver = host.path_of(sampling), recipe.solver
     if path.name != recipe.path:
-        raise ValueError(f"model must be on the {recipe.path} path that the sampler's solver was fitted on, this one is on "
-                         f"{path.name}. Fit a solver to it, or wire Few-Step Sampler.")
+        raise BadValue(
+            "model must be on the {path} path that the sampler's solver was fitted on, this one is on "
+            "{name}. Fit a solver to it, or wire Few-Step Sampler.",
+            path=recipe.path,
+            name=path.name,
+        )
     own = torch.tensor(solver.sigmas)
     if len(sigmas) != len(own) or not torch.allclose(sigmas.cpu().float(), own, rtol=1e-5, atol=0):
-        raise ValueError(f"sigmas must be those that the solver was fitted for, {_listed(own)}, got {_listed(sigmas)}. Wire SIGMAS "
-                         "of the same node as SAMPLER; image-to-image and split schedules need an unfitted sampler, such as "
-                         "Few-Step Sampler.")
+        raise BadValue(
+            "sigmas must be those that the solver was fitted for, {own}, got {got}. Wire SIGMAS of the "
+            "same node as SAMPLER; image-to-image and split schedules need an unfitted sampler, such as "
+            "Few-Step Sampler.",
+            own=_listed(own),
+            got=_listed(sigmas),
+        )
     host.check_range(own, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
     ones = x.new_ones(x.shape[0])
@@ -102,12 +139,19 @@ def _check_mask(mask, x):
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"mask must fit the latent, whose shape is {tuple(x.shape)}, got {tuple(mask.shape)}. Make it with Set "
-                         "Latent Noise Mask from a mask of the picture.")
+        raise BadValue(
+            "mask must fit the latent, whose shape is {shape}, got {got}. Make it with Set Latent Noise "
+            "Mask from a mask of the picture.",
+            shape=tuple(x.shape),
+            got=tuple(mask.shape),
+        )
 
 
 def tcd_share(gamma, path, sigma_of):
-    """The share of fresh noise (sigma, sigma_next) -> kappa of TCD: it steps to (1 - gamma) of the next time and noises back."""
+    """The share of fresh noise (sigma, sigma_next) -> kappa of TCD: it steps to (1 - gamma) of the next time
+    and noises back.
+    """
+
     def share(sigma, sigma_next):
         if sigma_next == 0 or gamma == 0:
             return 0.0
@@ -128,28 +172,70 @@ class Sampler(io.ComfyNode):
             display_name="Few-Step Sampler",
             category="Fewstep",
             description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their kin in one sampler: order says how it steps, churn "
-                        "how much noise is renewed. Both mean the same on every model and for every step count.",
+            "how much noise is renewed. Both mean the same on every model and for every step count.",
             search_aliases=["ddim", "euler", "flow", "heun", "dpm++", "restart", "edm", "churn", "fewstep"],
             inputs=[
-                io.Float.Input("churn", default=0.0, min=0.0, max=100.0, step=0.05, round=False,
-                               tooltip="How much of each step is noised afresh. 0: none, the seed alone decides the picture (DDIM, "
-                                       "flow Euler). 1: as much as DDPM. More: towards the consistency sampler. Fewer steps want "
-                                       "less. A step from pure noise, the first on flow models, and the last never add any."),
-                io.Combo.Input("order", options=list(ORDERS), default="auto",
-                               tooltip="How many predictions a step uses. auto: 2 with a corrector that costs no model "
-                                       "call, the most accurate here. 1: the plain step, which distilled LoRAs want. 2 and 3: "
-                                       "earlier predictions too. heun: two model calls a step."),
-                io.Combo.Input("mode", options=list(samplers.MODES), default=samplers.MODES[0], advanced=True, optional=True,
-                               tooltip="Where churn adds its noise. each step: after each step. raise first: before it (EDM). "
-                                       "restart: the steps between start and end are run again, churn times "
-                                       "(a whole number)."),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
-                               tooltip="Noise is added from this share of the run on. 0: from the first step."),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
-                               tooltip="Noise is added up to this share of the run. 1: to the end; the last step never adds any."),
-                io.Float.Input("s_noise", default=1.0, min=0.0, max=2.0, step=0.01, advanced=True, optional=True, round=False,
-                               tooltip="Strength of the added noise. 1 is right for an exact model; a little more can bring back "
-                                       "detail that a model smooths away."),
+                io.Float.Input(
+                    "churn",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    round=False,
+                    tooltip="How much of each step is noised afresh. 0: none, the seed alone decides the picture (DDIM, "
+                    "flow Euler). 1: as much as DDPM. More: towards the consistency sampler. Fewer steps want "
+                    "less. A step from pure noise, the first on flow models, and the last never add any.",
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default="auto",
+                    tooltip="How many predictions a step uses. auto: 2 with a corrector that costs no model "
+                    "call, the most accurate here. 1: the plain step, which distilled LoRAs want. 2 and 3: "
+                    "earlier predictions too. heun: two model calls a step.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(samplers.MODES),
+                    default=samplers.MODES[0],
+                    advanced=True,
+                    optional=True,
+                    tooltip="Where churn adds its noise. each step: after each step. raise first: before it (EDM). "
+                    "restart: the steps between start and end are run again, churn times "
+                    "(a whole number).",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Noise is added from this share of the run on. 0: from the first step.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Noise is added up to this share of the run. 1: to the end; the last step never adds any.",
+                ),
+                io.Float.Input(
+                    "s_noise",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    advanced=True,
+                    optional=True,
+                    round=False,
+                    tooltip="Strength of the added noise. 1 is right for an exact model; a little more can bring back "
+                    "detail that a model smooths away.",
+                ),
             ],
             outputs=[io.Sampler.Output(display_name="SAMPLER")],
         )
@@ -158,7 +244,14 @@ class Sampler(io.ComfyNode):
     def execute(cls, churn, order, mode=samplers.MODES[0], start=0.0, end=1.0, s_noise=1.0):
         churn = samplers.check_noising(churn, mode, start, end)
         order = order if order in ("auto", samplers.HEUN) else int(order)
-        options = {"order": order, "churn": churn, "mode": mode, "start": start, "end": end, "s_noise": s_noise}
+        options = {
+            "order": order,
+            "churn": churn,
+            "mode": mode,
+            "start": start,
+            "end": end,
+            "s_noise": s_noise,
+        }
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
 
@@ -167,24 +260,41 @@ class ConsistencySampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        noise = io.Float.Input("fresh_noise", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of new noise in each step. 1: all of it (LCM). 0: none, the same as deterministic.")
-        gamma = io.Float.Input("gamma", default=0.3, min=0.0, max=1.0, step=0.05,
-                               tooltip="TCD's stochasticity: each step goes on to (1 - gamma) of the next time and is noised back. "
-                                       "0: none; 1: all noise is new; TCD's authors use 0.2 to 0.3.")
+        noise = io.Float.Input(
+            "fresh_noise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of new noise in each step. 1: all of it (LCM). 0: none, the same as deterministic.",
+        )
+        gamma = io.Float.Input(
+            "gamma",
+            default=0.3,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="TCD's stochasticity: each step goes on to (1 - gamma) of the next time and is noised back. "
+            "0: none; 1: all noise is new; TCD's authors use 0.2 to 0.3.",
+        )
         return io.Schema(
             node_id="FewstepConsistencySampler",
             display_name="Consistency Sampler",
             category="Fewstep",
             description="For consistency-distilled models and LoRAs (LCM, TCD, PCM, Hyper): predict the picture, renew noise, "
-                        "predict again. On epsilon, v and flow models alike.",
+            "predict again. On epsilon, v and flow models alike.",
             search_aliases=["lcm", "tcd", "pcm", "hyper", "consistency", "fewstep"],
             inputs=[
-                io.DynamicCombo.Input("method", tooltip="consistency: multistep consistency sampling, which is LCM. TCD: renews "
-                                      "only a part, by gamma. deterministic: no new noise.",
-                                      options=[io.DynamicCombo.Option("consistency", [noise]),
-                                               io.DynamicCombo.Option("TCD", [gamma]),
-                                               io.DynamicCombo.Option("deterministic", [])]),
+                io.DynamicCombo.Input(
+                    "method",
+                    tooltip="consistency: multistep consistency sampling, which is LCM. TCD: renews "
+                    "only a part, by gamma. deterministic: no new noise.",
+                    options=[
+                        io.DynamicCombo.Option("consistency", [noise]),
+                        io.DynamicCombo.Option("TCD", [gamma]),
+                        io.DynamicCombo.Option("deterministic", []),
+                    ],
+                ),
             ],
             outputs=[io.Sampler.Output(display_name="SAMPLER")],
         )

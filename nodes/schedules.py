@@ -11,33 +11,69 @@ CATEGORY = "Fewstep"
 
 
 def _rho(default):
-    return io.Float.Input("rho", default=default, min=0.1, max=50.0, step=0.1,
-                          tooltip="karras: higher puts more steps near the picture, 7 is usual. polyexponential: below 1 more near "
-                                  "the noise, above 1 more near the picture.")
+    return io.Float.Input(
+        "rho",
+        default=default,
+        min=0.1,
+        max=50.0,
+        step=0.1,
+        tooltip="karras: higher puts more steps near the picture, 7 is usual. polyexponential: below 1 more near "
+        "the noise, above 1 more near the picture.",
+    )
 
 
 OPTIONS = {
     "karras": lambda: [_rho(7.0)],
     "polyexponential": lambda: [_rho(1.0)],
-    "beta": lambda: [io.Float.Input("alpha", default=0.6, min=0.05, max=20.0, step=0.05,
-                                    tooltip="Below 1: more steps near the picture; above 1: fewer."),
-                     io.Float.Input("beta", default=0.6, min=0.05, max=20.0, step=0.05,
-                                    tooltip="Below 1: more steps near the noise; above 1: fewer.")],
-    "trailing anchors": lambda: [io.Int.Input("anchors", default=grids.ANCHORS, min=1, max=1000,
-                                              tooltip="The equal times that the model was distilled on. LCM: 50.")],
-    "phase edges": lambda: [io.Int.Input("phases", default=grids.PHASES, min=1, max=64,
-                                         tooltip="The phases that the model was distilled with (PCM).")],
+    "beta": lambda: [
+        io.Float.Input(
+            "alpha",
+            default=0.6,
+            min=0.05,
+            max=20.0,
+            step=0.05,
+            tooltip="Below 1: more steps near the picture; above 1: fewer.",
+        ),
+        io.Float.Input(
+            "beta",
+            default=0.6,
+            min=0.05,
+            max=20.0,
+            step=0.05,
+            tooltip="Below 1: more steps near the noise; above 1: fewer.",
+        ),
+    ],
+    "trailing anchors": lambda: [
+        io.Int.Input(
+            "anchors",
+            default=grids.ANCHORS,
+            min=1,
+            max=1000,
+            tooltip="The equal times that the model was distilled on. LCM: 50.",
+        )
+    ],
+    "phase edges": lambda: [
+        io.Int.Input(
+            "phases",
+            default=grids.PHASES,
+            min=1,
+            max=64,
+            tooltip="The phases that the model was distilled with (PCM).",
+        )
+    ],
 }
 
 
 def schedule_input():
     """The choice of grid, each with its own options."""
     return io.DynamicCombo.Input(
-        "schedule", options=[io.DynamicCombo.Option(name, OPTIONS.get(name, list)()) for name in grids.NAMES],
+        "schedule",
+        options=[io.DynamicCombo.Option(name, OPTIONS.get(name, list)()) for name in grids.NAMES],
         tooltip="uniform: equal time steps, what distilled LoRAs are made on. auto: what measures best for this kind of model and "
-                "step count. log-SNR, log sigma, karras, polyexponential, cosine: equal steps of another scale. beta: more steps "
-                "at both ends. trailing anchors (LCM), phase edges (PCM): the times that such a model knows. AYS: published "
-                "tables, moved to this model.")
+        "step count. log-SNR, log sigma, karras, polyexponential, cosine: equal steps of another scale. beta: more steps "
+        "at both ends. trailing anchors (LCM), phase edges (PCM): the times that such a model knows. AYS: published "
+        "tables, moved to this model.",
+    )
 
 
 class Schedule(io.ComfyNode):
@@ -50,18 +86,30 @@ class Schedule(io.ComfyNode):
             display_name="Few-Step Schedule",
             category=CATEGORY,
             description="Where between noise and picture the model is asked, for the wired model's own range and shift. Always "
-                        "exactly `steps` steps, from the model's largest noise level to 0.",
+            "exactly `steps` steps, from the model's largest noise level to 0.",
             search_aliases=["sigmas", "scheduler", "karras", "beta", "ays", "fewstep"],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled."),
                 schedule_input(),
                 io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Model calls for one picture."),
-                io.Float.Input("shift", default=1.0, min=0.1, max=100.0, step=0.1,
-                               tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. Few steps "
-                                       "gain from it; 3 is what Distil Few-Step LoRA uses."),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
-                               tooltip="Image to image: the share of the way that is run. 1 starts from pure noise."),
+                io.Float.Input(
+                    "shift",
+                    default=1.0,
+                    min=0.1,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. Few steps "
+                    "gain from it; 3 is what Distil Few-Step LoRA uses.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Image to image: the share of the way that is run. 1 starts from pure noise.",
+                ),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS")],
         )
@@ -70,7 +118,15 @@ class Schedule(io.ComfyNode):
     def execute(cls, model, schedule, steps, shift, denoise):
         sampling = model.get_model_object("model_sampling")
         options = {k: v for k, v in schedule.items() if k != "schedule"}
-        sigmas = grids.grid(schedule["schedule"], steps, host.sigma_of(sampling), host.path_of(sampling), denoise, shift, **options)
+        sigmas = grids.grid(
+            schedule["schedule"],
+            steps,
+            host.sigma_of(sampling),
+            host.path_of(sampling),
+            denoise,
+            shift,
+            **options,
+        )
         sigmas = sigmas.float()
         return io.NodeOutput(sigmas, ui=model_info.shown(sigmas, sampling))
 
@@ -85,25 +141,60 @@ class EditSchedule(io.ComfyNode):
             display_name="Edit Schedule",
             category=CATEGORY,
             description="Shift, scale, blend, snap and split a schedule from any node, in the wired model's own time. The edits "
-                        "are made in the order of the inputs; the number of steps stays.",
+            "are made in the order of the inputs; the number of steps stays.",
             search_aliases=["split sigmas", "shift sigmas", "blend sigmas", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the schedule is for."),
                 io.Sigmas.Input("sigmas", tooltip="The schedule to edit."),
-                io.Float.Input("shift", default=1.0, min=0.1, max=100.0, step=0.1,
-                               tooltip="Above 1: more of the steps near the noise. The ends stay."),
-                io.Float.Input("scale", default=1.0, min=0.01, max=100.0, step=0.01,
-                               tooltip="All noise levels (noise over signal) times this, never above the model's largest."),
-                io.Sigmas.Input("blend_with", optional=True, tooltip="A second schedule; it may have another number of steps."),
-                io.Float.Input("blend", default=0.5, min=0.0, max=1.0, step=0.05,
-                               tooltip="How much of the second schedule, when one is wired."),
-                io.Int.Input("snap", default=0, min=0, max=1000,
-                             tooltip="Move each step to the nearest of this many equal times, for distilled models. 0: off."),
-                io.Int.Input("split", default=0, min=0, max=999,
-                             tooltip="HIGH holds the steps before this one, LOW the others. 0: HIGH is all, LOW the last step."),
+                io.Float.Input(
+                    "shift",
+                    default=1.0,
+                    min=0.1,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Above 1: more of the steps near the noise. The ends stay.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="All noise levels (noise over signal) times this, never above the model's largest.",
+                ),
+                io.Sigmas.Input(
+                    "blend_with",
+                    optional=True,
+                    tooltip="A second schedule; it may have another number of steps.",
+                ),
+                io.Float.Input(
+                    "blend",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the second schedule, when one is wired.",
+                ),
+                io.Int.Input(
+                    "snap",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Move each step to the nearest of this many equal times, for distilled models. 0: off.",
+                ),
+                io.Int.Input(
+                    "split",
+                    default=0,
+                    min=0,
+                    max=999,
+                    tooltip="HIGH holds the steps before this one, LOW the others. 0: HIGH is all, LOW the last step.",
+                ),
             ],
-            outputs=[io.Sigmas.Output(display_name="SIGMAS"), io.Sigmas.Output("high", display_name="HIGH"),
-                     io.Sigmas.Output("low", display_name="LOW")],
+            outputs=[
+                io.Sigmas.Output(display_name="SIGMAS"),
+                io.Sigmas.Output("high", display_name="HIGH"),
+                io.Sigmas.Output("low", display_name="LOW"),
+            ],
         )
 
     @classmethod
@@ -130,7 +221,7 @@ class TranslateSchedule(io.ComfyNode):
             display_name="Translate Schedule",
             category=CATEGORY,
             description="A schedule found on one model, moved to another: the same signal-to-noise ratios at every step, from the "
-                        "other model's largest noise level.",
+            "other model's largest noise level.",
             search_aliases=["convert sigmas", "fewstep"],
             inputs=[
                 io.Sigmas.Input("sigmas", tooltip="The schedule, made for from_model."),
@@ -143,8 +234,13 @@ class TranslateSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, sigmas, from_model, to_model):
         a, b = (m.get_model_object("model_sampling") for m in (from_model, to_model))
-        grid = edits.translate(sigmas, host.path_of(a, "from_model"), float(a.sigma_max), host.path_of(b, "to_model"),
-                               float(b.sigma_max))
+        grid = edits.translate(
+            sigmas,
+            host.path_of(a, "from_model"),
+            float(a.sigma_max),
+            host.path_of(b, "to_model"),
+            float(b.sigma_max),
+        )
         return io.NodeOutput(grid.float())
 
 
@@ -153,15 +249,21 @@ class ShowSchedule(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        more = [io.Sigmas.Input(f"sigmas_{i}", optional=True, tooltip="Another schedule to draw beside it.") for i in (2, 3, 4)]
+        more = [
+            io.Sigmas.Input(f"sigmas_{i}", optional=True, tooltip="Another schedule to draw beside it.")
+            for i in (2, 3, 4)
+        ]
         return io.Schema(
             node_id="FewstepShowSchedule",
             display_name="Show Schedule",
             category=CATEGORY,
             description="Draws up to four schedules over their steps: signal-to-noise ratio and the model's own time.",
             search_aliases=["plot sigmas", "sigma graph", "fewstep"],
-            inputs=[io.Model.Input("model", tooltip="The model that the schedules are for."),
-                    io.Sigmas.Input("sigmas", tooltip="The schedule."), *more],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the schedules are for."),
+                io.Sigmas.Input("sigmas", tooltip="The schedule."),
+                *more,
+            ],
             outputs=[io.Image.Output(display_name="plot")],
             is_output_node=True,
         )
@@ -172,8 +274,14 @@ class ShowSchedule(io.ComfyNode):
         path, sigma_of = host.path_of(sampling), host.sigma_of(sampling)
         given = {"sigmas": sigmas, "sigmas_2": sigmas_2, "sigmas_3": sigmas_3, "sigmas_4": sigmas_4}
         drawn = {name: host.check_range(s, sampling, name) for name, s in given.items() if s is not None}
-        data = {name: {"sigmas": g.tolist(), "time": grids.time_of(sigma_of, g).tolist(),
-                       "log_snr": [v if abs(v) < 8 else None for v in path.log_snr(g).tolist()]} for name, g in drawn.items()}
+        data = {
+            name: {
+                "sigmas": g.tolist(),
+                "time": grids.time_of(sigma_of, g).tolist(),
+                "log_snr": [v if abs(v) < 8 else None for v in path.log_snr(g).tolist()],
+            }
+            for name, g in drawn.items()
+        }
         return show.output(cls, pictures.schedules(data), {"schedules": data})
 
 

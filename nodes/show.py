@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..diffusion.faults import BadValue
 from .server import messages
 
 
@@ -16,7 +17,9 @@ def image(picture):
 
 
 def output(node, picture, data, *others):
-    """An IMAGE output that the node shows by itself, followed by `others`; `data` goes to the panel under "fewstep"."""
+    """An IMAGE output that the node shows by itself, followed by `others`; `data` goes to the panel under
+    "fewstep".
+    """
     shown = image(picture)
     return io.NodeOutput(shown, *others, ui={**ui.PreviewImage(shown, cls=node).as_dict(), "fewstep": [data]})
 
@@ -25,12 +28,12 @@ def file_stem(name):
     """A plain file name from what the user typed."""
     stem = re.sub(r"[^\w\- ]+", "_", name).strip()
     if not any(c.isalnum() for c in stem):
-        raise ValueError(f"name must hold a letter or a digit, got {name!r}.")
+        raise BadValue("name must hold a letter or a digit, got {got!r}.", got=name)
     return stem[:100]
 
 
 def say(node, text):
     """A line of text on the node."""
-    server = getattr(PromptServer, "instance", None)     # none when ComfyUI is used as a library
+    server = getattr(PromptServer, "instance", None)  # none when ComfyUI is used as a library
     if server is not None and node is not None:
         server.send_progress_text(messages.told(text), node)

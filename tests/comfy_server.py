@@ -1,4 +1,6 @@
-"""A real ComfyUI server for tests: the pack in a base directory of its own, the process, and the few calls that tests make."""
+"""A real ComfyUI server for tests: the pack in a base directory of its own, the process, and the few calls
+that tests make.
+"""
 
 import json
 import os
@@ -31,11 +33,23 @@ class Server:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(base),
-                   "--database-url", f"sqlite:///{base}/comfy.db", *arguments]
+        command = [
+            sys.executable,
+            "main.py",
+            "--cpu",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(base),
+            "--database-url",
+            f"sqlite:///{base}/comfy.db",
+            *arguments,
+        ]
         self.log = open(base / "server.log", "w")
         environment = {"OMP_NUM_THREADS": "2", **os.environ}
-        self.process = subprocess.Popen(command, cwd=folder, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdout=self.log, stderr=subprocess.STDOUT, env=environment
+        )
         self.wait(lambda: self.get("/system_stats"), 180)
 
     def get(self, path):
@@ -43,8 +57,11 @@ class Server:
             return json.load(reply)
 
     def post(self, path, value):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(value).encode(),
-                                         {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(value).encode(),
+            {"Content-Type": "application/json"},
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
                 text = reply.read()

@@ -1,4 +1,6 @@
-"""Makes the checkout importable as `fewstep` without installing it, and finds ComfyUI for the tests marked `comfy`."""
+"""Makes the checkout importable as `fewstep` without installing it, and finds ComfyUI for the tests marked
+`comfy`.
+"""
 
 import importlib.util
 import os
@@ -10,10 +12,12 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 
-sys.path.insert(0, str(ROOT / "tests"))      # `oracles`, which several rooms compare with
+sys.path.insert(0, str(ROOT / "tests"))  # `oracles`, which several rooms compare with
 
 if "fewstep" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("fewstep", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "fewstep", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["fewstep"] = module
     spec.loader.exec_module(module)

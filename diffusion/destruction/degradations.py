@@ -1,17 +1,22 @@
-"""Destruction without noise, D_t, alone ("cold") or as the front of a `forward.Chain` that ends in noise ("hot").
+"""Destruction without noise, D_t, alone ("cold") or as the front of a `forward.Chain` that ends in noise
+("hot").
 
-Blur        heat run for tau = w^2/2: the cosine modes i, j of an H x W image fall by exp(-tau pi^2 (i^2/H^2 + j^2/W^2)), with
-            w = width sin^2(pi t/2) the standard deviation of the blur in pixels (Rissanen et al. 2022, arXiv:2206.13397;
-            Hoogeboom & Salimans 2022, arXiv:2209.05557, whose schedule it is). Edges reflect, so the mean stays.
-Pixelate    means over squares of 1, 2, 4, ... `largest` pixels, faded from one size to the next; squares at the edges are cut
+Blur        heat run for tau = w^2/2: the cosine modes i, j of an H x W image fall by exp(-tau pi^2 (i^2/H^2 +
+            j^2/W^2)), with
+            w = width sin^2(pi t/2) the standard deviation of the blur in pixels (Rissanen et al. 2022,
+            arXiv:2206.13397;
+            Hoogeboom & Salimans 2022, arXiv:2209.05557, whose schedule it is). Edges reflect, so the mean
+            stays.
+Pixelate    means over squares of 1, 2, 4, ... `largest` pixels, faded from one size to the next; squares at
+            the edges are cut
 Mask        pixels whose `order` is below t become `fill`
 Fade        (1 - t) x0 + t other
 DrawnMask   a mask whose order is drawn: the noise in the first channel, masked where Phi(eps) < t
 DrawnFade   a fade to an image that is drawn: the noise is that image
 
-Blur is exact in frequency: with C the orthonormal cosine basis (DCT-II) of an axis, the blur along it is C' diag(e) C, a product
-with one matrix for each axis, which is kept for the last few times. Where e leaves few modes above rounding, the rows of C that
-they need do the same in two thin products for each axis.
+Blur is exact in frequency: with C the orthonormal cosine basis (DCT-II) of an axis, the blur along it is C'
+diag(e) C, a product with one matrix for each axis, which is kept for the last few times. Where e leaves few
+modes above rounding, the rows of C that they need do the same in two thin products for each axis.
 """
 
 import dataclasses
@@ -21,10 +26,11 @@ import math
 import torch
 from torch.nn.functional import avg_pool2d
 
+from ..faults import BadValue
 from ..predictions import expand
 from .forward import ROUNDING, Chain, ForwardProcess, gaussian, time_of
 
-THIN = 0.55     # share of an axis's modes below which two thin products are faster than a square one
+THIN = 0.55  # share of an axis's modes below which two thin products are faster than a square one
 
 
 class Degradation(ForwardProcess):
@@ -37,24 +43,34 @@ class Degradation(ForwardProcess):
         return self.degrade(check_image(x0), time_of(t))
 
     def solve_noise(self, x0, x, t, fresh=None):
-        raise ValueError(f"process must have noise to solve for, got {self.name}, which has none. Use its `transition`, or put "
-                         "noise behind it with `forward.Chain`.")
+        raise BadValue(
+            "process must have noise to solve for, got {got}, which has none. Use its `transition`, or put "
+            "noise behind it with `forward.Chain`.",
+            got=self.name,
+        )
 
     def weighted(self, x0, terms):
-        """The sum of w D_t(x0) over `terms`, [(w, t)] of numbers, a tensor of its own; a process may share work between them."""
+        """The sum of w D_t(x0) over `terms`, [(w, t)] of numbers, a tensor of its own; a process may share
+        work between them.
+        """
         return functools.reduce(torch.add, (w * self.corrupt(x0, None, t) for w, t in terms))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blur(Degradation):
-    """Gaussian blur of standard deviation width sin^2(pi t/2) pixels of x0. Raises ValueError for a width that is not above 0."""
+    """Gaussian blur of standard deviation width sin^2(pi t/2) pixels of x0. Raises ValueError for a width
+    that is not above 0.
+    """
 
     width: float = 20.0
     name = "blur"
 
     def __post_init__(self):
         if not 0 < self.width < math.inf:
-            raise ValueError(f"width must be above 0, in pixels, got {self.width:g}. 20 leaves little of 128 x 128.")
+            raise BadValue(
+                "width must be above 0, in pixels, got {got:g}. 20 leaves little of 128 x 128.",
+                got=self.width,
+            )
 
     def std(self, t):
         """The blur's standard deviation at t in pixels, float64."""
@@ -82,14 +98,19 @@ class Blur(Degradation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pixelate(Degradation):
-    """Squares of largest^t pixels, sizes between powers of two being faded. Raises ValueError for a `largest` that is none."""
+    """Squares of largest^t pixels, sizes between powers of two being faded. Raises ValueError for a `largest`
+    that is none.
+    """
 
     largest: int = 16
     name = "pixelate"
 
     def __post_init__(self):
         if self.largest < 2 or self.largest & (self.largest - 1):
-            raise ValueError(f"largest must be a power of two, 2 or more, in pixels, got {self.largest}. Take 8, 16 or 32.")
+            raise BadValue(
+                "largest must be a power of two, 2 or more, in pixels, got {got}. Take 8, 16 or 32.",
+                got=self.largest,
+            )
 
     def degrade(self, x0, t):
         if t.ndim:
@@ -101,7 +122,8 @@ class Pixelate(Degradation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Mask(Degradation):
-    """Pixels with order < t become `fill`. order (H, W), (B, 1, H, W) or as x0, values in [0, 1), or inf for pixels that stay.
+    """Pixels with order < t become `fill`. order (H, W), (B, 1, H, W) or as x0, values in [0, 1), or inf for
+    pixels that stay.
 
     0 is masked at once. Raises ValueError for an order of another size than the image.
     """
@@ -129,11 +151,12 @@ class Fade(Degradation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnMask(ForwardProcess):
-    """Pixels become `fill`, in all channels, in an order that is drawn: at t where eps < Phi^{-1}(t), a share t of them.
+    """Pixels become `fill`, in all channels, in an order that is drawn: at t where eps < Phi^{-1}(t), a share
+    t of them.
 
-    What x_t leaves open of eps is its place below or above Phi^{-1}(t), from which `solve_noise` draws. Pixels that are not
-    masked show x0, so a step takes them from x_t. kappa = 0 unmasks and never masks again. data must not be `fill` itself, nor
-    within a millionth of it.
+    What x_t leaves open of eps is its place below or above Phi^{-1}(t), from which `solve_noise` draws.
+    Pixels that are not masked show x0, so a step takes them from x_t. kappa = 0 unmasks and never masks
+    again. data must not be `fill` itself, nor within a millionth of it.
     """
 
     fill: float = 0.0
@@ -160,7 +183,9 @@ class DrawnMask(ForwardProcess):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnFade(ForwardProcess):
-    """(1 - t) x0 + t eps, eps an image of another set: `fresh` must draw such images. kappa is 0 or 1, as images do not mix."""
+    """(1 - t) x0 + t eps, eps an image of another set: `fresh` must draw such images. kappa is 0 or 1, as
+    images do not mix.
+    """
 
     name = "drawn fade"
 
@@ -170,7 +195,10 @@ class DrawnFade(ForwardProcess):
     def solve_noise(self, x0, x, t, fresh=None):
         t = time_of(t)
         if not (t > 0).all():
-            raise ValueError(f"t must be above 0 on the process {self.name}, got 0, where nothing of the other image is seen.")
+            raise BadValue(
+                "t must be above 0 on the process {name}, got 0, where nothing of the other image is seen.",
+                name=self.name,
+            )
         return torch.lerp(x0, x, expand(1 / t, x))
 
     def mix(self, eps, z, kappa):
@@ -180,11 +208,17 @@ class DrawnFade(ForwardProcess):
     def check_shares(self, shares):
         wrong = [k for k in shares if k not in (0, 1)]
         if wrong:
-            raise ValueError(f"kappa must be 0 or 1 on the process {self.name}, got {wrong[0]:g}. Images do not mix.")
+            raise BadValue(
+                "kappa must be 0 or 1 on the process {name}, got {got:g}. Images do not mix.",
+                name=self.name,
+                got=wrong[0],
+            )
 
 
 def hot_blur(width=20.0, schedule="flow", **options):
-    """Blur + noise: alpha_t D_t(x0) + sigma_t eps, on a schedule of `forward.gaussian`; "EDM", sigma_max=0.1 adds but a little."""
+    """Blur + noise: alpha_t D_t(x0) + sigma_t eps, on a schedule of `forward.gaussian`; "EDM", sigma_max=0.1
+    adds but a little.
+    """
     return Chain(Blur(width=width), gaussian(schedule, **options), name="hot blur")
 
 
@@ -193,21 +227,32 @@ def hot_pixelate(largest=16, schedule="flow", **options):
     return Chain(Pixelate(largest=largest), gaussian(schedule, **options), name="pixelate + noise")
 
 
-FORWARD = {"Gaussian": gaussian, "hot blur": hot_blur, "cold blur": Blur, "pixelate + noise": hot_pixelate, "pixelate": Pixelate,
-           "mask": Mask, "drawn mask": DrawnMask, "fade": Fade, "drawn fade": DrawnFade}
+FORWARD = {
+    "Gaussian": gaussian,
+    "hot blur": hot_blur,
+    "cold blur": Blur,
+    "pixelate + noise": hot_pixelate,
+    "pixelate": Pixelate,
+    "mask": Mask,
+    "drawn mask": DrawnMask,
+    "fade": Fade,
+    "drawn fade": DrawnFade,
+}
 
 
 def cosines(size):
     """The orthonormal DCT-II of an axis: rows are modes, float64 (size, size); its transpose is its inverse."""
     k = torch.arange(size)
-    turns = k[:, None] * (2 * k + 1) % (4 * size)       # in whole numbers, so that no digits are lost
+    turns = k[:, None] * (2 * k + 1) % (4 * size)  # in whole numbers, so that no digits are lost
     basis = torch.cos(math.pi / (2 * size) * turns.double()) * (2 / size) ** 0.5
     basis[0] *= 0.5**0.5
     return basis
 
 
 def fall(size, std):
-    """exp(-(std pi k / size)^2 / 2), what a blur of that standard deviation leaves of mode k; (size,) or (B, size), float64."""
+    """exp(-(std pi k / size)^2 / 2), what a blur of that standard deviation leaves of mode k; (size,) or (B,
+    size), float64.
+    """
     modes = torch.arange(size, dtype=torch.float64, device=std.device) * (math.pi / size)
     return torch.exp(-0.5 * (std[..., None] * modes).square())
 
@@ -215,27 +260,36 @@ def fall(size, std):
 def check_image(x):
     """x, after proving that it has the axes (B, C, H, W)."""
     if x.ndim < 4:
-        raise ValueError(f"x0 must have the shape (B, C, H, W), got {tuple(x.shape)}. Add the missing axes in front.")
+        raise BadValue(
+            "x0 must have the shape (B, C, H, W), got {got}. Add the missing axes in front.",
+            got=tuple(x.shape),
+        )
     return x
 
 
 def _modes(size, std, dtype):
     """How many modes of an axis a blur leaves above rounding, in whole eights, in which products are fast."""
     least = math.log(2 / torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
-    return size if std < ROUNDING else min(size, 8 * math.ceil((size * math.sqrt(2 * least) / (math.pi * std) + 1) / 8))
+    return (
+        size
+        if std < ROUNDING
+        else min(size, 8 * math.ceil((size * math.sqrt(2 * least) / (math.pi * std) + 1) / 8))
+    )
 
 
 def _in_few_modes(x, modes, weights, stds):
     """The sum of w D(x) over blurs that leave so few `modes` (rows, columns): there, each is a factor."""
-    gain = sum(w * fall(x.shape[-2], std)[:modes[0], None] * fall(x.shape[-1], std)[:modes[1]]
-               for w, std in zip(weights, torch.tensor(stds, dtype=torch.float64))).to(x)
+    gain = sum(
+        w * fall(x.shape[-2], std)[: modes[0], None] * fall(x.shape[-1], std)[: modes[1]]
+        for w, std in zip(weights, torch.tensor(stds, dtype=torch.float64))
+    ).to(x)
     up, down = (_few(size, m, x.device, x.dtype) for size, m in zip(x.shape[-2:], modes))
     return up[1] @ (up[0] @ (x @ down[1]) * gain) @ down[0]
 
 
 @functools.lru_cache(8)
 def _basis(size, device, dtype):
-    with torch.inference_mode(False):       # what is kept may serve a training step later
+    with torch.inference_mode(False):  # what is kept may serve a training step later
         return cosines(size).to(device, torch.promote_types(dtype, torch.float32))
 
 
@@ -252,7 +306,9 @@ def _blur(size, std, device, dtype):
     """The blur of an axis, a symmetric matrix (size, size)."""
     with torch.inference_mode(False):
         basis = _basis(size, device, dtype)
-        return (basis.T @ (fall(size, torch.tensor(std, dtype=torch.float64)).to(basis)[:, None] * basis)).to(dtype)
+        return (basis.T @ (fall(size, torch.tensor(std, dtype=torch.float64)).to(basis)[:, None] * basis)).to(
+            dtype
+        )
 
 
 def _blurs(size, std, x):
@@ -267,11 +323,16 @@ def _squares(x, size):
     if size == 1:
         return x
     means = avg_pool2d(x.flatten(0, -3), size, ceil_mode=True, count_include_pad=False)
-    wide = means.repeat_interleave(size, -2)[:, :x.shape[-2]].repeat_interleave(size, -1)[..., :x.shape[-1]]
+    wide = means.repeat_interleave(size, -2)[:, : x.shape[-2]].repeat_interleave(size, -1)[..., : x.shape[-1]]
     return wide.reshape(x.shape)
 
 
 def _same_size(name, value, x):
     if value.shape[-2:] != x.shape[-2:]:
-        raise ValueError(f"{name} must have the size of the image, {x.shape[-2]} x {x.shape[-1]}, got "
-                         f"{' x '.join(map(str, value.shape[-2:]))}. Resize it.")
+        raise BadValue(
+            "{name} must have the size of the image, {shape} x {shape2}, got {got}. Resize it.",
+            name=name,
+            shape=x.shape[-2],
+            shape2=x.shape[-1],
+            got=" x ".join(map(str, value.shape[-2:])),
+        )

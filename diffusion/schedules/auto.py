@@ -1,32 +1,38 @@
 """The automatic choice: step grid, order and churn for a number of steps, with no model call.
 
-The grid is uniform in the flow time of the same signal-to-noise ratio, tau = sigma/(alpha + sigma), moved towards the noise by
-t -> s t / (1 + (s - 1) t). All paths are one in that coordinate (`paths.py`), so one rule serves them all. The more numbers a
-sample has, the higher the noise level at which it is decided what it will be (Hoogeboom et al. 2023, arXiv:2301.11093; Esser et
-al. 2024, arXiv:2403.03206, sec. 5.3.2), hence a shift s that grows with them. Where steps are many, t^p with p above 1 spends
-more of them near the picture. The constants were fitted once, on Gaussian mixtures in 2 to 32 dimensions and on clouds of small
-pictures of other size or choice than those of `benchmarks/solvers.py`, which holds the choice against every pair of ComfyUI's own.
+The grid is uniform in the flow time of the same signal-to-noise ratio, tau = sigma/(alpha + sigma), moved
+towards the noise by t -> s t / (1 + (s - 1) t). All paths are one in that coordinate (`paths.py`), so one
+rule serves them all. The more numbers a sample has, the higher the noise level at which it is decided what it
+will be (Hoogeboom et al. 2023, arXiv:2301.11093; Esser et al. 2024, arXiv:2403.03206, sec. 5.3.2), hence a
+shift s that grows with them. Where steps are many, t^p with p above 1 spends more of them near the picture.
+The constants were fitted once, on Gaussian mixtures in 2 to 32 dimensions and on clouds of small pictures of
+other size or choice than those of `benchmarks/solvers.py`, which holds the choice against every pair of
+ComfyUI's own.
 """
 
 import math
 
 import torch
 
-SCALE, GROWTH = 0.45, 0.35      # s = SCALE * dimension^GROWTH
-LARGEST = 5.0                   # from about 1000 numbers on: all pictures
-POWERS = ((5, 1.0), (10, 1.25), (math.inf, 1.5))    # p for up to that many steps
-CHURN = 0.1                     # where fresh noise is wanted: more costs accuracy at few steps
+SCALE, GROWTH = 0.45, 0.35  # s = SCALE * dimension^GROWTH
+LARGEST = 5.0  # from about 1000 numbers on: all pictures
+POWERS = ((5, 1.0), (10, 1.25), (math.inf, 1.5))  # p for up to that many steps
+CHURN = 0.1  # where fresh noise is wanted: more costs accuracy at few steps
 
 
 def shift(dimension=None, own=1.0):
-    """s for samples of that many numbers; where that is not told, that of a picture, or the model's `own` where it is larger."""
+    """s for samples of that many numbers; where that is not told, that of a picture, or the model's `own`
+    where it is larger.
+    """
     return max(LARGEST, own) if dimension is None else min(LARGEST, SCALE * dimension**GROWTH)
 
 
 def sigmas(path, steps, top, dimension=None, own=1.0):
     """The automatic grid's levels above 0, float64 (steps,), from the noise level `top` down."""
     s = shift(dimension, own)
-    t = (1 - torch.arange(steps, dtype=torch.float64) / steps) ** next(p for most, p in POWERS if steps <= most)
+    t = (1 - torch.arange(steps, dtype=torch.float64) / steps) ** next(
+        p for most, p in POWERS if steps <= most
+    )
     top = torch.as_tensor(top, dtype=torch.float64)
     out = path.at_flow_time(s * t / (1 + (s - 1) * t) * path.flow_time(top))
     out[0] = top

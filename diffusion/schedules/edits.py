@@ -1,36 +1,49 @@
 """Changes to a finished step grid: shift, scale, blend, split, snap, and the move to another model.
 
-Grids are `sigmas` (steps + 1,), float64, descending (`paths.check_sigmas`). Edits keep the number of steps, the entry 0 at the end
-where there is one, and the order: entries that an edit would make equal are pulled apart by a relative 1e-4.
+Grids are `sigmas` (steps + 1,), float64, descending (`paths.check_sigmas`). Edits keep the number of steps,
+the entry 0 at the end where there is one, and the order: entries that an edit would make equal are pulled
+apart by a relative 1e-4.
 """
 
 import math
 
 import torch
 
+from ..faults import BadValue
 from ..paths import check_sigmas
 from .grids import descending, shifted, time_of
 
 
 def _positive(name, value, neutral):
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0, got {value}. {neutral:g} changes nothing.")
+        raise BadValue(
+            "{name} must be above 0, got {got}. {neutral:g} changes nothing.",
+            name=name,
+            got=value,
+            neutral=neutral,
+        )
 
 
 def shift(sigmas, sigma_of, amount):
-    """Time moved towards the noise, t -> amount t / (1 + (amount - 1) t) for the share t of the model's time between both ends."""
+    """Time moved towards the noise, t -> amount t / (1 + (amount - 1) t) for the share t of the model's time
+    between both ends.
+    """
     _positive("shift", amount, 1)
     if amount == 1:
         return sigmas
     times = time_of(sigma_of, sigmas)
     high, low = times[0], times[-1]
-    moved = shifted(lambda t: sigma_of(low + t * (high - low)), amount)((times - low) / (high - low)).to(torch.float64)
+    moved = shifted(lambda t: sigma_of(low + t * (high - low)), amount)((times - low) / (high - low)).to(
+        torch.float64
+    )
     moved[0], moved[-1] = sigmas[0], sigmas[-1]
     return descending(moved)
 
 
 def scale(sigmas, path, amount, highest):
-    """sigma/alpha of every entry times `amount` (lambda minus log amount), never above `highest`, the model's largest."""
+    """sigma/alpha of every entry times `amount` (lambda minus log amount), never above `highest`, the model's
+    largest.
+    """
     _positive("scale", amount, 1)
     if amount == 1:
         return sigmas
@@ -39,7 +52,9 @@ def scale(sigmas, path, amount, highest):
 
 
 def _below(sigmas, path, highest):
-    """`sigmas` with those above `highest` spread evenly in flow time sigma/(alpha + sigma) from there to the first below it."""
+    """`sigmas` with those above `highest` spread evenly in flow time sigma/(alpha + sigma) from there to the
+    first below it.
+    """
     above = int((sigmas >= highest).sum())
     if above < 2:
         return descending(sigmas.clamp_max(highest))
@@ -50,9 +65,14 @@ def _below(sigmas, path, highest):
 
 
 def blend(sigmas, other, sigma_of, share):
-    """Between two grids: the mean of the model's times with weight `share` on `other`, which is resampled to as many steps."""
+    """Between two grids: the mean of the model's times with weight `share` on `other`, which is resampled to
+    as many steps.
+    """
     if not 0 <= share <= 1:
-        raise ValueError(f"blend must be between 0 (the first schedule) and 1 (the second), got {share}.")
+        raise BadValue(
+            "blend must be between 0 (the first schedule) and 1 (the second), got {got}.",
+            got=share,
+        )
     a, b = time_of(sigma_of, sigmas), time_of(sigma_of, other)
     place = torch.linspace(0, len(b) - 1, len(a), dtype=torch.float64)
     low = place.floor().long().clamp_max(len(b) - 2)
@@ -62,7 +82,8 @@ def blend(sigmas, other, sigma_of, share):
 
 
 def snap(sigmas, sigma_of, anchors):
-    """Every entry at the nearest of `anchors` equal times that no earlier entry took; for models distilled on such times.
+    """Every entry at the nearest of `anchors` equal times that no earlier entry took; for models distilled on
+    such times.
 
     Raises ValueError when there are fewer anchors than steps.
     """
@@ -70,10 +91,14 @@ def snap(sigmas, sigma_of, anchors):
     ends_at_data = bool(sigmas[-1] == 0)
     count = len(sigmas) - ends_at_data
     if anchors < count:
-        raise ValueError(f"anchors must be at least {count}, the number of noise levels to place, got {anchors}.")
+        raise BadValue(
+            "anchors must be at least {count}, the number of noise levels to place, got {got}.",
+            count=count,
+            got=anchors,
+        )
     chosen, above = [], anchors + 1
     for i, place in enumerate(places[:count].tolist()):
-        above = min(max(round(place), count - i), above - 1)     # leave room for those that follow
+        above = min(max(round(place), count - i), above - 1)  # leave room for those that follow
         chosen.append(above)
     levels = sigma_of(torch.tensor(chosen, dtype=torch.float64) / anchors).to(torch.float64)
     return torch.cat([levels, levels.new_zeros(1)]) if ends_at_data else levels
@@ -85,14 +110,21 @@ def split(sigmas, step):
     Raises ValueError when either side would have no step.
     """
     if not 1 <= step <= len(sigmas) - 2:
-        raise ValueError(f"split must be between 1 and {len(sigmas) - 2} for this schedule of {len(sigmas) - 1} steps, got {step}.")
-    return sigmas[:step + 1], sigmas[step:]
+        raise BadValue(
+            "split must be between 1 and {count} for this schedule of {count2} steps, got {got}.",
+            count=len(sigmas) - 2,
+            count2=len(sigmas) - 1,
+            got=step,
+        )
+    return sigmas[: step + 1], sigmas[step:]
 
 
 def translate(sigmas, path, sigma_max, other, other_max):
-    """A grid for another model with the same signal-to-noise ratios: sigma' with lambda'(sigma') = lambda(sigma).
+    """A grid for another model with the same signal-to-noise ratios: sigma' with lambda'(sigma') =
+    lambda(sigma).
 
-    An entry at the first model's largest level goes to the other's largest; entries beyond that are spread below it.
+    An entry at the first model's largest level goes to the other's largest; entries beyond that are spread
+    below it.
     """
     grid = check_sigmas(sigmas, path)
     moved = torch.where(grid > 0, other.sigma(path.log_snr(grid)), 0.0)

@@ -1,7 +1,8 @@
 """Tables published by others: facts, used with their source.
 
-AYS: the ten-step noise levels sigma/alpha of "Align Your Steps" (Sabour, Fidler & Kreis 2024, arXiv:2404.14507, and its project
-page), found for Stable Diffusion 1.5, SDXL and Stable Video Diffusion. Elsewhere they are a starting point, not an optimum.
+AYS: the ten-step noise levels sigma/alpha of "Align Your Steps" (Sabour, Fidler & Kreis 2024,
+arXiv:2404.14507, and its project page), found for Stable Diffusion 1.5, SDXL and Stable Video Diffusion.
+Elsewhere they are a starting point, not an optimum.
 """
 
 AYS = {

@@ -1,18 +1,27 @@
-"""Fitting a solver to a model: step grid and weights for a few steps, from accurate trajectories, with no gradient of the model.
+"""Fitting a solver to a model: step grid and weights for a few steps, from accurate trajectories, with no
+gradient of the model.
 
     data = trajectories.Trajectories(path, sigmas, states, predictions, denoise)
     for fitted in fit(data, grids): ...          # the first is a classical solver, each later one is better
     fitted.solver                                # a `linear.LinearSolver`
 
-1. Grids: those given, and one by dynamic programming over the trajectories' own levels (Chen et al. 2024, GITS, arXiv:2405.11326).
-   They are compared by runs in which the model's answers are read off the trajectories, which cost no model call.
-2. The best few are run, each with the classical weights of order 2 and 3, and each step's weights are then moved to where least
-   squares would bring the run back onto the trajectory (the solver's own roll-out, Kim et al. 2025, S4S, arXiv:2502.17423).
-3. From the best of these, damped Gauss-Newton steps (Levenberg-Marquardt) in all weights and levels at once, towards the end of
-   each trajectory; derivatives are differences of runs. The loss is pseudo-Huber in each sample's distance, so that the few that
-   end at another picture do not outweigh all others (fitting all weights and levels: Shaul et al. 2024, BNS, arXiv:2403.01329).
+1. Grids: those given, and one by dynamic programming over the trajectories' own levels (Chen et al. 2024,
+   GITS, arXiv:2405.11326).
+   They are compared by runs in which the model's answers are read off the trajectories, which cost no model
+   call.
+2. The best few are run, each with the classical weights of order 2 and 3, and each step's weights are then
+   moved to where least
+   squares would bring the run back onto the trajectory (the solver's own roll-out, Kim et al. 2025, S4S,
+   arXiv:2502.17423).
+3. From the best of these, damped Gauss-Newton steps (Levenberg-Marquardt) in all weights and levels at once,
+   towards the end of
+   each trajectory; derivatives are differences of runs. The loss is pseudo-Huber in each sample's distance,
+   so that the few that
+   end at another picture do not outweigh all others (fitting all weights and levels: Shaul et al. 2024, BNS,
+   arXiv:2403.01329).
 
-A part of the trajectories is held out: it says which candidate is kept, when to stop, and whether there is a gain at all.
+A part of the trajectories is held out: it says which candidate is kept, when to stop, and whether there is a
+gain at all.
 """
 
 import dataclasses
@@ -25,15 +34,17 @@ from .linear import LinearSolver, classical, run, solve
 from .refine import differences, moved, parameters, solve_damped
 from .trajectories import at_levels, by_dynamic_programming, ranked
 
-REAL = 1.5              # standard errors of a gain that is taken for real
-ORDERS = (2, 3)         # of the classical solvers, with corrector
-RIDGE = 1e-3            # of the least squares of a roll-out, in units of each term's own size
-PATIENCE = 3            # steps without gain on the held-out part
-SOFT = 0.8              # quantile of the distances above which a sample counts in proportion to its distance, not its square
-FINEST, COARSEST = 1e-4, 0.03   # perturbations: as large as the median distance, within these
-REUSES = 4              # steps taken with the derivatives of one point
-DAMPING = 0.01          # of the first Gauss-Newton step, in units of each parameter's own size
-DAMPINGS = (1.0, 8.0, 64.0)     # tried in turn, as multiples of the current damping
+REAL = 1.5  # standard errors of a gain that is taken for real
+ORDERS = (2, 3)  # of the classical solvers, with corrector
+RIDGE = 1e-3  # of the least squares of a roll-out, in units of each term's own size
+PATIENCE = 3  # steps without gain on the held-out part
+SOFT = (
+    0.8  # quantile of the distances above which a sample counts in proportion to its distance, not its square
+)
+FINEST, COARSEST = 1e-4, 0.03  # perturbations: as large as the median distance, within these
+REUSES = 4  # steps taken with the derivatives of one point
+DAMPING = 0.01  # of the first Gauss-Newton step, in units of each parameter's own size
+DAMPINGS = (1.0, 8.0, 64.0)  # tried in turn, as multiples of the current damping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +52,13 @@ class Fitted:
     """A solver and its errors on the held-out trajectories, in units of the images' deviation.
 
     error        RMSE over all of them
-    base         the first grid's classical solver of order 2, or the best of those run where it is better beyond chance
+    base         the first grid's classical solver of order 2, or the best of those run where it is better
+                 beyond chance
     classical    the base's error; auto: that of the first grid's of order 2
-    gain         mean difference of their distances or log distances, base minus this, in standard errors: the larger of the two,
-                 as a few samples that now end at the right picture tell in the first, a closer fit of all in the second
+    gain         mean difference of their distances or log distances, base minus this, in standard errors: the
+                 larger of the two,
+                 as a few samples that now end at the right picture tell in the first, a closer fit of all in
+                 the second
     evaluations  of the model, in samples, that the fit has cost so far
     """
 
@@ -70,17 +84,25 @@ def fit(data, grids, evaluations=math.inf, starts=3, seed=0, others=()):
     """
     bench = _Bench(data, evaluations, seed)
     steps = len(grids[0]) - 1
-    more = ranked(data, [*grids[1:], data.sigmas[by_dynamic_programming(data, steps)]], bench.train)[:starts - 1]
-    solvers = [classical(grid, data.path, order) for grid in [grids[0], *more] for order in ORDERS[:max(1, steps - 1)]]
+    more = ranked(data, [*grids[1:], data.sigmas[by_dynamic_programming(data, steps)]], bench.train)[
+        : starts - 1
+    ]
+    solvers = [
+        classical(grid, data.path, order)
+        for grid in [grids[0], *more]
+        for order in ORDERS[: max(1, steps - 1)]
+    ]
     known = sorted(solvers, key=bench.score)
     bench.auto = bench.base = solvers[0]
     if bench.gain(known[0]) > REAL:
         bench.base = known[0]
     yield bench.fitted(bench.base, "classical")
-    fresh = [bench.roll_out(solver) for solver in known[:1 if bench.short(0.5) else starts]]
+    fresh = [bench.roll_out(solver) for solver in known[: 1 if bench.short(0.5) else starts]]
     best = known[0]
     for start in sorted([*known, *fresh, *others], key=bench.score)[:starts]:
-        for stage, solver in itertools.chain([("start", start)], (("refined", s) for s in bench.descend(start))):
+        for stage, solver in itertools.chain(
+            [("start", start)], (("refined", s) for s in bench.descend(start))
+        ):
             if bench.score(solver) < bench.score(best):
                 best = solver
                 yield bench.fitted(best, stage)
@@ -88,8 +110,11 @@ def fit(data, grids, evaluations=math.inf, starts=3, seed=0, others=()):
 
 # ---- the bench -------------------------------------------------------------------------------------
 
+
 class _Bench:
-    """Runs solvers on the trajectories. State: evaluations so far, the generator, solvers to compare with, known distances."""
+    """Runs solvers on the trajectories. State: evaluations so far, the generator, solvers to compare with,
+    known distances.
+    """
 
     def __init__(self, data, evaluations, seed):
         self.data, self.limit, self.count = data, evaluations, 0
@@ -104,6 +129,7 @@ class _Bench:
 
     def model(self, which):
         """(x, sigma) -> x0 for rows that belong to the trajectories `which`, perhaps several times over."""
+
         def call(x, sigma):
             self.count += len(x)
             return self.data.denoise(x, sigma, which.repeat(len(x) // len(which)))
@@ -132,7 +158,9 @@ class _Bench:
     def gain(self, solver):
         """How much nearer than the base a solver is, in standard errors."""
         own, theirs = self.held_out_distances(solver), self.held_out_distances(self.base)
-        return max(_standard_errors(theirs - own), _standard_errors((theirs + 1e-9).log() - (own + 1e-9).log()))
+        return max(
+            _standard_errors(theirs - own), _standard_errors((theirs + 1e-9).log() - (own + 1e-9).log())
+        )
 
     def fitted(self, solver, stage):
         """What is reported of a solver."""
@@ -148,7 +176,7 @@ class _Bench:
             held.insert(0, model(x, solver.sigmas[i]))
             terms = torch.stack([x, *held]).flatten(2)
             prior = torch.zeros(len(terms), dtype=torch.float64)
-            prior[:len(row)] = torch.tensor(row, dtype=torch.float64)
+            prior[: len(row)] = torch.tensor(row, dtype=torch.float64)
             missing = targets[i].flatten(1) - torch.einsum("k,knd->nd", prior.to(terms), terms)
             size, gram, slope = _normal_equations(terms, missing)
             row = prior + solve_damped(gram, slope, RIDGE) / size
@@ -159,7 +187,8 @@ class _Bench:
     def descend(self, solver):
         """Damped Gauss-Newton steps from a solver; yields the solver after each.
 
-        The derivatives of one point serve a few steps, corrected by what each step was seen to do (Broyden 1965, eq. 4.5).
+        The derivatives of one point serve a few steps, corrected by what each step was seen to do (Broyden
+        1965, eq. 4.5).
         """
         damping, idle, path, score = DAMPING, 0, self.data.path, self.score(solver)
         while idle < PATIENCE:
@@ -176,7 +205,7 @@ class _Bench:
                 soft = float(before.quantile(SOFT)) + 1e-9
                 weight = (1 + (before / soft).square()).pow(-0.25).to(end).reshape(-1, *[1] * (end.ndim - 1))
                 size, gram, slope = _normal_equations(columns * weight, ((target - end) * weight).flatten(1))
-                for times in DAMPINGS[:1 if reuse else None]:
+                for times in DAMPINGS[: 1 if reuse else None]:
                     if self.count + solver.steps * (len(which) + len(self.held_out)) > self.limit:
                         return
                     change = solve_damped(gram, slope, damping * times) / size
@@ -200,7 +229,9 @@ class _Bench:
                 yield solver
 
     def _subset(self, steps):
-        """Training trajectories for one Gauss-Newton step: all, or as many as leave evaluations for two more; None when spent."""
+        """Training trajectories for one Gauss-Newton step: all, or as many as leave evaluations for two more;
+        None when spent.
+        """
         if math.isinf(self.limit):
             return self.train
         each = sum((i + 2 + (i > 0)) * (steps - 1 - i) for i in range(steps)) + 4 * steps
@@ -212,7 +243,9 @@ class _Bench:
 
 
 def _normal_equations(terms, missing):
-    """(size, gram, slope) of least squares for `missing` (N, D) in `terms` (K, N, D), each term brought to unit size; float64."""
+    """(size, gram, slope) of least squares for `missing` (N, D) in `terms` (K, N, D), each term brought to
+    unit size; float64.
+    """
     flat = terms.flatten(1)
     gram = (flat @ flat.T).double().cpu()
     slope = (flat @ missing.flatten()).double().cpu()

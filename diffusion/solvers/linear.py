@@ -1,6 +1,8 @@
-"""Solvers written out: as every sampler here is linear in its predictions, a run without noise is one row of weights a step.
+"""Solvers written out: as every sampler here is linear in its predictions, a run without noise is one row of
+weights a step.
 
-    x_{i+1} = r_0 x_i + r_1 x0_i + r_2 x0_{i-1} + ... + r_{i+1} x0_0        row i, with x0_i the prediction made of x_i at sigma_i
+    x_{i+1} = r_0 x_i + r_1 x0_i + r_2 x0_{i-1} + ... + r_{i+1} x0_0        row i, with x0_i the prediction
+                                                                            made of x_i at sigma_i
 
 Classical solvers are such rows, worked out from the step grid; fitted ones (`fit.py`) have rows of their own.
 """
@@ -10,6 +12,7 @@ import math
 
 import torch
 
+from ..faults import BadValue
 from ..paths import check_sigmas
 from ..samplers import State, combine, rows
 from ..step import weights
@@ -20,7 +23,8 @@ class LinearSolver:
     """Where the model is asked and what is done with its answers.
 
     sigmas  (steps + 1) noise levels, descending; the model is told sigmas[i] in step i, the last is 0
-    rows    `steps` rows of weights: of the state, of this prediction, of the one before, and so on; at most all there are
+    rows    `steps` rows of weights: of the state, of this prediction, of the one before, and so on; at most
+            all there are
     Raises ValueError for sigmas that are no such grid, and for rows that do not fit them or are not finite.
     """
 
@@ -30,17 +34,28 @@ class LinearSolver:
     def __post_init__(self):
         grid = check_sigmas(self.sigmas)
         if grid[-1] != 0:
-            raise ValueError(f"sigmas must end at 0, got {grid[-1]:g}.")
+            raise BadValue("sigmas must end at 0, got {got:g}.", got=grid[-1])
         object.__setattr__(self, "sigmas", tuple(grid.tolist()))
         object.__setattr__(self, "rows", tuple(tuple(float(w) for w in row) for row in self.rows))
         if len(self.rows) != self.steps:
-            raise ValueError(f"coefficients must have a row for each of {self.steps} steps, got {len(self.rows)}.")
+            raise BadValue(
+                "coefficients must have a row for each of {steps} steps, got {got}.",
+                steps=self.steps,
+                got=len(self.rows),
+            )
         for i, row in enumerate(self.rows):
             if not 2 <= len(row) <= i + 2:
-                raise ValueError(f"coefficients of step {i + 1} must be 2 to {i + 2} numbers (state, this prediction, earlier "
-                                 f"ones), got {len(row)}.")
+                raise BadValue(
+                    "coefficients of step {i} must be 2 to {i2} numbers (state, this prediction, earlier "
+                    "ones), got {got}.",
+                    i=i + 1,
+                    i2=i + 2,
+                    got=len(row),
+                )
             if not all(map(math.isfinite, row)):
-                raise ValueError(f"coefficients must be finite; those of step {i + 1} are {', '.join(f'{w:g}' for w in row)}.")
+                raise ValueError(
+                    f"coefficients must be finite; those of step {i + 1} are {', '.join(f'{w:g}' for w in row)}."
+                )
 
     @property
     def steps(self):
@@ -48,24 +63,31 @@ class LinearSolver:
 
 
 def classical(sigmas, path, order=2, corrector=True):
-    """The kernel's solver of that order along `sigmas` as a `LinearSolver`: the same run to rounding, without churn."""
+    """The kernel's solver of that order along `sigmas` as a `LinearSolver`: the same run to rounding, without
+    churn.
+    """
     return LinearSolver(tuple(torch.as_tensor(sigmas).tolist()), tuple(rows(sigmas, path, order, corrector)))
 
 
 def lengthened(solver, path):
     """The solver with one step more and the same results: its longest step, in flow time, is taken in two.
 
-    On the way lies the first-order step's state x' = a x + b x0, from which the old step goes on: x = (x' - b x0) / a. The new
-    prediction has no weight yet.
+    On the way lies the first-order step's state x' = a x + b x0, from which the old step goes on: x = (x' - b
+    x0) / a. The new prediction has no weight yet.
     """
     times = path.flow_time(torch.tensor(solver.sigmas, dtype=torch.float64))
     at = int((times[:-1] - times[1:]).argmax())
-    middle = float(path.at_flow_time(times[at:at + 2].mean()))
+    middle = float(path.at_flow_time(times[at : at + 2].mean()))
     a, b = (float(v) for v in weights(path, solver.sigmas[at], middle)[:2])
     state, prediction, *earlier = solver.rows[at]
     new = [(a, b), (state / a, 0.0, prediction - state * b / a, *earlier)]
-    later = [(*row[:i + 1], 0.0, *row[i + 1:]) if len(row) > i + 1 else row for i, row in enumerate(solver.rows[at + 1:], 1)]
-    return LinearSolver((*solver.sigmas[:at + 1], middle, *solver.sigmas[at + 1:]), (*solver.rows[:at], *new, *later))
+    later = [
+        (*row[: i + 1], 0.0, *row[i + 1 :]) if len(row) > i + 1 else row
+        for i, row in enumerate(solver.rows[at + 1 :], 1)
+    ]
+    return LinearSolver(
+        (*solver.sigmas[: at + 1], middle, *solver.sigmas[at + 1 :]), (*solver.rows[:at], *new, *later)
+    )
 
 
 def run(solver, denoiser, x):

@@ -1,4 +1,6 @@
-"""What a fit learns from: a model's accurate trajectories, and what can be read off them without asking the model again."""
+"""What a fit learns from: a model's accurate trajectories, and what can be read off them without asking the
+model again.
+"""
 
 import dataclasses
 import math
@@ -6,11 +8,12 @@ from collections.abc import Callable
 
 import torch
 
+from ..faults import BadValue
 from ..paths import Path
 from ..step import step, weights
 from .linear import classical, solve
 
-HELD_OUT = 0.25         # share of the trajectories
+HELD_OUT = 0.25  # share of the trajectories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Trajectories:
     sigmas       (K + 1,) levels from the start to 0, float64
     states       (N, K + 1, ...) x at those levels
     predictions  (N, K, ...) the model's x0 there
-    denoise      (x, sigma, which) -> x0 for x (B, ...), sigma a float, which (B,) the trajectories that the rows of x belong to
+    denoise      (x, sigma, which) -> x0 for x (B, ...), sigma a float, which (B,) the trajectories that the
+                 rows of x belong to
     prompts      (N,) which prompt each was drawn for; None where there is but one
     """
 
@@ -37,13 +41,17 @@ class Trajectories:
         return float(self.states[:, -1].float().std())
 
     def split(self):
-        """(training, held-out) indices: every fourth prompt is held out, the last quarter where there are fewer than four.
+        """(training, held-out) indices: every fourth prompt is held out, the last quarter where there are
+        fewer than four.
 
         Raises ValueError for fewer than 4 trajectories.
         """
         every = torch.arange(len(self.states))
         if len(every) < 4:
-            raise ValueError(f"trajectories must be 4 or more, so that some can be held out; got {len(every)}.")
+            raise BadValue(
+                "trajectories must be 4 or more, so that some can be held out; got {got}.",
+                got=len(every),
+            )
         held_out = every >= len(every) - max(1, round(HELD_OUT * len(every)))
         if self.prompts is not None and len(self.prompts.unique()) >= 4:
             held_out = self.prompts.unique(return_inverse=True)[1] % 4 == 3
@@ -51,20 +59,25 @@ class Trajectories:
 
 
 def by_dynamic_programming(data, steps):
-    """Which of the trajectories' levels to stop at, a list of steps + 1 indices: least sum of the first-order steps' errors.
+    """Which of the trajectories' levels to stop at, a list of steps + 1 indices: least sum of the first-order
+    steps' errors.
 
-    The error of a step from level i to j is the distance of its end from the trajectory, in units of what x is scaled by there,
-    alpha + sigma, so that every path gives the same grid.
+    The error of a step from level i to j is the distance of its end from the trajectory, in units of what x
+    is scaled by there, alpha + sigma, so that every path gives the same grid.
     """
     path, levels = data.path, data.sigmas
     last = len(levels) - 1
     if not 1 <= steps <= last:
-        raise ValueError(f"steps must be from 1 to {last}, the steps that the trajectories are kept at; got {steps}.")
+        raise BadValue(
+            "steps must be from 1 to {last}, the steps that the trajectories are kept at; got {got}.",
+            last=last,
+            got=steps,
+        )
     scale = path.alpha(levels) + levels
     cost = torch.full((last + 1, last + 1), math.inf, dtype=torch.float64)
     states, predictions = data.states.flatten(2).float(), data.predictions.flatten(2).float()
     for i in range(last):
-        a, b, _ = weights(path, levels[i], levels[i + 1:])
+        a, b, _ = weights(path, levels[i], levels[i + 1 :])
         for j in range(i + 1, last + 1):
             k = j - i - 1
             off = float(a[k]) * states[:, i] + float(b[k]) * predictions[:, i] - states[:, j]
@@ -81,7 +94,9 @@ def by_dynamic_programming(data, steps):
 
 
 def ranked(data, grids, which):
-    """`grids`, the one first whose order-2 run is nearest when the model's answers are read off the trajectories."""
+    """`grids`, the one first whose order-2 run is nearest when the model's answers are read off the
+    trajectories.
+    """
     times = data.path.flow_time(data.sigmas[:-1])
 
     def answer(x, sigma):
@@ -115,8 +130,15 @@ def at_levels(data, sigmas, which):
         if levels[at] == sigma:
             out.append(data.states[which, at])
             continue
-        a, before, after, x = levels[at], data.predictions[which, at], data.states[which, at + 1], data.states[which, at]
+        a, before, after, x = (
+            levels[at],
+            data.predictions[which, at],
+            data.states[which, at + 1],
+            data.states[which, at],
+        )
         guess, end = (step(x, before, data.path, a, to) for to in (sigma, levels[at + 1]))
         share = (a - sigma) / (a - levels[at + 1])
-        out.append(guess + share**2 * (after - end))      # a first-order step's error grows with the square of its length
+        out.append(
+            guess + share**2 * (after - end)
+        )  # a first-order step's error grows with the square of its length
     return out

@@ -6,6 +6,7 @@ import comfy.weight_adapter
 import folder_paths
 import torch
 
+from ...diffusion.faults import BadValue
 from ...training.formats.files import load_lora
 
 NONE = "none"
@@ -19,7 +20,8 @@ def names():
 def tensors(name, model):
     """The LoRA layers of the named file in native keys, for a MODEL; None for "none".
 
-    Raises ValueError naming the file when it has no layer of this model, or layers that are no plain LoRA (LoKr, DoRA, ...).
+    Raises ValueError naming the file when it has no layer of this model, or layers that are no plain LoRA
+    (LoKr, DoRA, ...).
     """
     if name == NONE:
         return None
@@ -31,13 +33,20 @@ def tensors(name, model):
     for key, patch in patches.items():
         plain = isinstance(key, str) and isinstance(patch, comfy.weight_adapter.LoRAAdapter)
         if not plain or any(v is not None for v in patch.weights[3:]):
-            raise ValueError(f"start_from must be a plain LoRA of whole layers; {name} has other changes at {key}. Choose another "
-                             "file, or apply this one to the model with a LoRA loader.")
+            raise BadValue(
+                "start_from must be a plain LoRA of whole layers; {name} has other changes at {layer}. "
+                "Choose another file, or apply this one to the model with a LoRA loader.",
+                name=name,
+                layer=key,
+            )
         up, down, alpha = patch.weights[:3]
         layer = key.removesuffix(".weight")
         out[f"{layer}.lora_up.weight"], out[f"{layer}.lora_down.weight"] = up, down
         if alpha is not None:
             out[f"{layer}.alpha"] = torch.tensor(float(alpha))
     if not out:
-        raise ValueError(f"start_from must be a LoRA for this model, {name} has none of its layers. Choose another file.")
+        raise BadValue(
+            "start_from must be a LoRA for this model, {name} has none of its layers. Choose another file.",
+            name=name,
+        )
     return out

@@ -1,6 +1,8 @@
-"""What a plot needs to know of a model, from a loaded one or from a file's header: its path and its noise level at every time.
+"""What a plot needs to know of a model, from a loaded one or from a file's header: its path and its noise
+level at every time.
 
-    {"path": "flow" | "variance exploding", "times": [0 ... 1], "sigmas": [...], "prediction": "epsilon" | "v" | "velocity" | ...}
+{"path": "flow" | "variance exploding", "times": [0 ... 1], "sigmas": [...], "prediction": "epsilon" | "v" |
+"velocity" | ...}
 """
 
 import collections.abc
@@ -13,21 +15,32 @@ import folder_paths
 import safetensors
 import torch
 
+from ...diffusion.faults import NotFound
 from . import host
 
 POINTS = 257
 FOLDERS = {"checkpoint": "checkpoints", "unet": "diffusion_models"}
-SMALL = 65_536          # elements; detection looks into the numbers of some small tensors, of a large one never
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
+SMALL = 65_536  # elements; detection looks into the numbers of some small tensors, of a large one never
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+}
 
 
 def table(sampling):
     """The description of a model's sampling object; raises ValueError for a type that has no path of ours."""
     times = torch.linspace(0, 1, POINTS, dtype=torch.float64)
-    return {"path": host.path_of(sampling).name, "times": times.tolist(),
-            "sigmas": [float(f"{v:.8g}") for v in host.sigma_of(sampling)(times).tolist()],
-            "prediction": host.prediction_of(sampling)}
+    return {
+        "path": host.path_of(sampling).name,
+        "times": times.tolist(),
+        "sigmas": [float(f"{v:.8g}") for v in host.sigma_of(sampling)(times).tolist()],
+        "prediction": host.prediction_of(sampling),
+    }
 
 
 def shown(sigmas, sampling):
@@ -36,15 +49,16 @@ def shown(sigmas, sampling):
 
 
 def describe(kind, name):
-    """The description of a file in models/checkpoints ("checkpoint") or models/diffusion_models ("unet"), read from its header.
+    """The description of a file in models/checkpoints ("checkpoint") or models/diffusion_models ("unet"),
+    read from its header.
 
     Raises LookupError where there is no such file, or where it doesn't tell.
     """
     if kind not in FOLDERS or name not in folder_paths.get_filename_list(FOLDERS[kind]):
-        raise LookupError(f"There is no {kind} of that name.")
+        raise NotFound("There is no {kind} of that name.", kind=kind)
     path = folder_paths.get_full_path(FOLDERS[kind], name)
     if path is None or not path.endswith((".safetensors", ".sft")):
-        raise LookupError(f"{name} has no header that can be read alone; safetensors files have.")
+        raise NotFound("{name} has no header that can be read alone; safetensors files have.", name=name)
     stat = os.stat(path)
     return _described(kind, path, stat.st_mtime_ns, stat.st_size)
 
@@ -55,12 +69,17 @@ def _described(kind, path, changed, size):
     try:
         with safetensors.safe_open(path, "pt") as file:
             return table(sampling_of(Header(file), kind, file.metadata()))
-    except Exception as error:      # detection meets files of any shape, and fails on some in ways of its own
-        raise LookupError(f"{os.path.basename(path)} is no model that can be told from its header: {error}") from error
+    except Exception as error:  # detection meets files of any shape, and fails on some in ways of its own
+        raise NotFound(
+            "{path} is no model that can be told from its header: {error}",
+            path=os.path.basename(path),
+            error=error,
+        ) from error
 
 
 def sampling_of(tensors, kind="unet", metadata=None):
-    """The sampling object that ComfyUI's loader of that kind would give the model of these tensors, a `Header`.
+    """The sampling object that ComfyUI's loader of that kind would give the model of these tensors, a
+    `Header`.
 
     Raises LookupError where ComfyUI detects none.
     """
@@ -68,9 +87,9 @@ def sampling_of(tensors, kind="unet", metadata=None):
     if kind == "unet":
         tensors, prefix = tensors.under(prefix) or tensors, ""
     config = detection.model_config_from_unet(tensors, prefix, metadata=metadata)
-    if config is None and kind == "checkpoint":     # the loader takes a diffusion model alone as well
+    if config is None and kind == "checkpoint":  # the loader takes a diffusion model alone as well
         return sampling_of(tensors, "unet", metadata)
-    if config is None:      # in diffusers' format
+    if config is None:  # in diffusers' format
         converted = detection.convert_diffusers_mmdit(tensors)
         if converted is not None:
             tensors = converted
@@ -78,18 +97,20 @@ def sampling_of(tensors, kind="unet", metadata=None):
         else:
             config = detection.model_config_from_diffusers_unet(tensors)
     if config is None:
-        raise LookupError("ComfyUI detects none in these tensors.")
-    config.unet_config["disable_unet_model_creation"] = True        # how it samples, without its network
+        raise NotFound("ComfyUI detects none in these tensors.")
+    config.unet_config["disable_unet_model_creation"] = True  # how it samples, without its network
     return config.get_model(tensors, prefix, device="meta").model_sampling
 
 
 class Header(collections.abc.MutableMapping):
-    """A file's tensors as a state dict: small ones are read when they are asked for, large ones have shape and dtype only."""
+    """A file's tensors as a state dict: small ones are read when they are asked for, large ones have shape
+    and dtype only.
+    """
 
     def __init__(self, file, names=None):
         self.file = file
         self.names = {name: name for name in file.keys()} if names is None else names
-        self.others = {}        # what was put in later
+        self.others = {}  # what was put in later
 
     def __getitem__(self, name):
         if name in self.others:
@@ -119,4 +140,6 @@ class Header(collections.abc.MutableMapping):
 
     def under(self, prefix):
         """The tensors whose names begin with `prefix`, named without it."""
-        return Header(self.file, {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)})
+        return Header(
+            self.file, {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
+        )

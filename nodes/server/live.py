@@ -8,6 +8,7 @@ import comfy.model_management
 import torch
 from server import PromptServer
 
+from ...diffusion.faults import BadValue
 from ...training.formats.files import write, write_json
 from ...training.reports import pictures
 from ...training.run import runs
@@ -16,24 +17,25 @@ from ...training.run.memory import used
 from ..comfy.decoding import decode
 from . import messages
 
-EVERY = 0.2         # seconds between events
-SHOWN = 4           # pictures in a column
+EVERY = 0.2  # seconds between events
+SHOWN = 4  # pictures in a column
 EVENT = "fewstep.run"
-SLACK = 256 << 20   # bytes to stay free when a preview is decoded
-LIVE = {}           # id: Live
+SLACK = 256 << 20  # bytes to stay free when a preview is decoded
+LIVE = {}  # id: Live
 
 
 class Live:
     """A `training.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
 
-    order: a `training.Order`. What the panel asks for (`pause`, `stop`) happens at the next call of the model or update.
+    order: a `training.Order`. What the panel asks for (`pause`, `stop`) happens at the next call of the model
+    or update.
     """
 
     def __init__(self, job, order):
         self.job, self.run, self.order, self.id = job, job.run, order, job.folder.name
         self.paused, self.over, self.progress = False, False, None
-        self.told, self.sent = 0.0, [0, 0]      # when the last event was; how much of both histories went out
-        self.pictured, self.pictures = None, True       # update of the newest preview; whether any can be made
+        self.told, self.sent = 0.0, [0, 0]  # when the last event was; how much of both histories went out
+        self.pictured, self.pictures = None, True  # update of the newest preview; whether any can be made
         self.run.denoiser.check = self.check
 
     def __enter__(self):
@@ -50,7 +52,9 @@ class Live:
         self.send()
 
     def _store(self):
-        """Keep what the run can be queued again from: its node and all that feeds it. A graph that JSON can't hold is not kept."""
+        """Keep what the run can be queued again from: its node and all that feeds it. A graph that JSON can't
+        hold is not kept.
+        """
         graph = above(self.order.prompt or {}, self.order.node)
         try:
             if graph:
@@ -63,12 +67,16 @@ class Live:
     # ---- asked by the panel, from the server's thread ------------------------------------------
 
     def pause(self):
-        """End the job as if its user had cancelled it: state and LoRA are saved. False where it is at its end already."""
+        """End the job as if its user had cancelled it: state and LoRA are saved. False where it is at its end
+        already.
+        """
         self.paused = not self.over
         return self.paused
 
     def stop(self):
-        """End the run after this update; False where there is nothing to keep yet, or it is at its end already."""
+        """End the run after this update; False where there is nothing to keep yet, or it is at its end
+        already.
+        """
         if self.run.done and not self.over:
             self.run.stop()
         return bool(self.run.done) and not self.over
@@ -82,7 +90,9 @@ class Live:
     # ---- told to the panel ---------------------------------------------------------------------
 
     def tell(self, progress):
-        """Take a step of the run down, keep pictures of a new measurement, and send an event unless one just went."""
+        """Take a step of the run down, keep pictures of a new measurement, and send an event unless one just
+        went.
+        """
         self.progress, notes = progress, self.job.notes
         notes["memory"] = used(self.run.denoiser.device)
         if progress.samples_per_second:
@@ -101,15 +111,32 @@ class Live:
         """The run as `runs.summary` tells it, as it is at this moment."""
         run, progress, notes = self.run, self.progress, self.job.notes
         training = progress is not None and progress.stage == "training"
-        return {"id": self.id, "name": notes["name"], "model": notes["model"], "method": run.config.method,
-                "steps": run.config.steps, "state": "running" if training else "sampling",
-                "stage": progress.stage if progress else "getting ready", "step": progress.step if progress else run.done,
-                "total": progress.total if progress else run.config.updates, "done": run.done, "updates": run.config.updates,
-                "skipped": run.descent.skipped, "loss": last(run.loss), "fidelity": last(run.fidelity),
-                "best": run.best and run.best[0], "seconds_left": progress.seconds_left if progress else None,
-                "samples_per_second": notes.get("samples_per_second"), "memory": notes.get("memory"),
-                "started_at": notes["started_at"], "saved_at": round(time.time()), "lora": notes.get("lora"), "error": None,
-                "previews": runs.previews(self.job.folder), "resumable": (self.job.folder / runs.PROMPT).exists()}
+        return {
+            "id": self.id,
+            "name": notes["name"],
+            "model": notes["model"],
+            "method": run.config.method,
+            "steps": run.config.steps,
+            "state": "running" if training else "sampling",
+            "stage": progress.stage if progress else "getting ready",
+            "step": progress.step if progress else run.done,
+            "total": progress.total if progress else run.config.updates,
+            "done": run.done,
+            "updates": run.config.updates,
+            "skipped": run.descent.skipped,
+            "loss": last(run.loss),
+            "fidelity": last(run.fidelity),
+            "best": run.best and run.best[0],
+            "seconds_left": progress.seconds_left if progress else None,
+            "samples_per_second": notes.get("samples_per_second"),
+            "memory": notes.get("memory"),
+            "started_at": notes["started_at"],
+            "saved_at": round(time.time()),
+            "lora": notes.get("lora"),
+            "error": None,
+            "previews": runs.previews(self.job.folder),
+            "resumable": (self.job.folder / runs.PROMPT).exists(),
+        }
 
     # ---- pictures ------------------------------------------------------------------------------
 
@@ -126,17 +153,17 @@ class Live:
                 self._column(folder / "teacher.png", run.probe[2][:SHOWN])
                 self._column(folder / "before.png", run.before(SHOWN))
             self._column(folder / f"{self.pictured}.png", run.drawn[:SHOWN])
-        except Exception as error:      # pictures are a courtesy: a run does not end for want of them
+        except Exception as error:  # pictures are a courtesy: a run does not end for want of them
             logging.warning("Fewstep: no previews of this run (%s).", error)
             self.pictures = False
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
         latents = latents.detach().cpu()
-        latents = latents[:, :, :1] if latents.ndim == 5 else latents       # a video's first frame stands alone
+        latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):
             pixels = decode(vae, model.process_latent_out(latents))
-            if not comfy.model_management.is_device_cpu(vae.device):        # whose memory the run was promised
+            if not comfy.model_management.is_device_cpu(vae.device):  # whose memory the run was promised
                 vae.patcher.detach()
         else:
             pixels = rough(model.latent_format, latents)
@@ -151,48 +178,63 @@ def ended(folder):
 
 
 def _send(summary, loss=(), fidelity=()):
-    server = getattr(PromptServer, "instance", None)      # none when ComfyUI is used as a library
+    server = getattr(PromptServer, "instance", None)  # none when ComfyUI is used as a library
     if server is not None:
         found = runs.shown(loss, fidelity)
         server.send_sync(EVENT, {"run": summary, "loss": found["loss"], "fidelity": found["fidelity"]})
 
 
 def rough(latent_format, latents):
-    """Latents as small pictures (N, 3, H, W) in [-1, 1] by the family's own colours, without a VAE; the first frame of a video."""
+    """Latents as small pictures (N, 3, H, W) in [-1, 1] by the family's own colours, without a VAE; the first
+    frame of a video.
+    """
     factors = latent_format.latent_rgb_factors
     if factors is None:
-        raise ValueError("this family's latents have no colours without a VAE; wire one")
+        raise BadValue("this family's latents have no colours without a VAE; wire one")
     x = latents[:, :, 0] if latents.ndim == 5 else latents
-    if hasattr(latent_format, "latent_rgb_factors_reshape") and latent_format.latent_rgb_factors_reshape is not None:
+    if (
+        hasattr(latent_format, "latent_rgb_factors_reshape")
+        and latent_format.latent_rgb_factors_reshape is not None
+    ):
         x = latent_format.latent_rgb_factors_reshape(x)
     bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
     return torch.einsum("nchw,cr->nrhw", x.float(), torch.tensor(factors)) + bias[:, None, None]
 
 
 def _fits(vae, latents, device):
-    """Whether the VAE can decode without the model in training having to make room: by what the host asks for at most."""
+    """Whether the VAE can decode without the model in training having to make room: by what the host asks for
+    at most.
+    """
     management = comfy.model_management
     if management.is_device_cpu(vae.device):
-        return management.is_device_cpu(device)     # else it would hold up the GPU
+        return management.is_device_cpu(device)  # else it would hold up the GPU
     reserved = management.extra_reserved_memory()
-    work = max(management.minimum_inference_memory(), vae.memory_used_decode(latents.shape, vae.vae_dtype) + reserved)
+    work = max(
+        management.minimum_inference_memory(), vae.memory_used_decode(latents.shape, vae.vae_dtype) + reserved
+    )
     return management.get_free_memory(vae.device) > SLACK + 1.1 * vae.patcher.model_size() + work
 
 
 def above(prompt, node):
-    """The part of an API-format graph that a node needs, itself included; {} where it is not in it, as one that was expanded."""
+    """The part of an API-format graph that a node needs, itself included; {} where it is not in it, as one
+    that was expanded.
+    """
     found, nodes = {}, [node] if node in prompt else []
     while nodes:
         at = nodes.pop()
         if at in found or at not in prompt:
             continue
         found[at] = {k: v for k, v in prompt[at].items() if k != "is_changed"}
-        nodes += [str(v[0]) for v in found[at].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2]
+        nodes += [
+            str(v[0]) for v in found[at].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2
+        ]
     return found
 
 
 def model_name(prompt, node):
-    """What the user calls the model wired to a node of an API-format graph: the nearest loader's file or choice; "" if none."""
+    """What the user calls the model wired to a node of an API-format graph: the nearest loader's file or
+    choice; "" if none.
+    """
     names, seen, nodes = ("ckpt_name", "unet_name", "model_name", "teacher"), set(), [node]
     while nodes and prompt:
         at = nodes.pop(0)
@@ -200,7 +242,11 @@ def model_name(prompt, node):
         for key in names:
             if at != node and isinstance(inputs.get(key), str):
                 return inputs[key]
-        links = [v for k, v in sorted(inputs.items(), key=lambda item: item[0] != "model") if isinstance(v, list) and len(v) == 2]
+        links = [
+            v
+            for k, v in sorted(inputs.items(), key=lambda item: item[0] != "model")
+            if isinstance(v, list) and len(v) == 2
+        ]
         nodes += [str(v[0]) for v in links if str(v[0]) not in seen]
         seen.update(str(v[0]) for v in links)
     return ""

@@ -1,4 +1,5 @@
-"""The panel's routes: GET for what there is to know of runs, POST to control them and to say which language is shown.
+"""The panel's routes: GET for what there is to know of runs, POST to control them and to say which language
+is shown.
 
 Events come from `live`.
 
@@ -10,21 +11,28 @@ import asyncio
 from aiohttp import web
 from server import PromptServer
 
+from ...diffusion.faults import NotFound
 from ...training.run import runs
 from ...training.run.job import delete
 from ..comfy import host
 from . import messages
 from .live import LIVE
 
-MOST_BODY = 1024        # bytes; no route reads one
+MOST_BODY = 1024  # bytes; no route reads one
 ROUTE = "/fewstep/runs/{id}"
 
 
 def register():
     """Add the routes to ComfyUI's server, which serves them below /api too."""
     routes = PromptServer.instance.routes
-    for path, handler in (("/fewstep/runs", listing), (ROUTE, single), (f"{ROUTE}/curves", curves),
-                          (f"{ROUTE}/preview/{{column}}", preview), (f"{ROUTE}/prompt", prompt), ("/fewstep/model", model)):
+    for path, handler in (
+        ("/fewstep/runs", listing),
+        (ROUTE, single),
+        (f"{ROUTE}/curves", curves),
+        (f"{ROUTE}/preview/{{column}}", preview),
+        (f"{ROUTE}/prompt", prompt),
+        ("/fewstep/model", model),
+    ):
         routes.get(path)(_answered(handler))
     for name, handler in (("pause", pause), ("stop", stop), ("delete", remove)):
         routes.post(f"{ROUTE}/{name}")(_answered(handler))
@@ -41,15 +49,28 @@ class Refusal(Exception):
 
 def _answered(handler):
     """The handler with its refusals as JSON, run off the server's loop as it reads files."""
+
     async def answer(request):
         try:
             if (request.content_length or 0) > MOST_BODY or request.headers.get("Transfer-Encoding"):
-                raise Refusal(413, "bad-request", f"The body must be at most {MOST_BODY} bytes; no route here reads one.")
+                raise Refusal(
+                    413,
+                    "bad-request",
+                    f"The body must be at most {MOST_BODY} bytes; no route here reads one.",
+                )
             return await asyncio.to_thread(handler, request)
         except Refusal as refusal:
             return _json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
         except OSError as error:
-            return _json({"error": {"code": "bad-request", "message": f"The run's files can't be used ({error.strerror})."}}, 409)
+            return _json(
+                {
+                    "error": {
+                        "code": "bad-request",
+                        "message": f"The run's files can't be used ({error.strerror}).",
+                    }
+                },
+                409,
+            )
         except LookupError as error:
             return _json({"error": {"code": "unknown-run", "message": str(error.args[0])}}, 404)
 
@@ -84,7 +105,7 @@ def single(request):
     live = LIVE.get(folder.name)
     found = live.summary() if live else messages.of_run(runs.summary(folder))
     if found is None:
-        raise LookupError("This run's status can't be read. Queue it again.")
+        raise NotFound("This run's status can't be read. Queue it again.")
     return _json(found)
 
 
@@ -97,15 +118,17 @@ def curves(request):
 
 def preview(request):
     """GET /fewstep/runs/{id}/preview/{column}."""
-    return web.FileResponse(runs.preview(_folder(request), request.match_info["column"]),
-                            headers={"Cache-Control": "no-cache", "Content-Type": "image/png"})
+    return web.FileResponse(
+        runs.preview(_folder(request), request.match_info["column"]),
+        headers={"Cache-Control": "no-cache", "Content-Type": "image/png"},
+    )
 
 
 def prompt(request):
     """GET /fewstep/runs/{id}/prompt."""
     file = _folder(request) / runs.PROMPT
     if not file.exists():
-        raise LookupError("This run has no stored graph. Queue its workflow again.")
+        raise NotFound("This run has no stored graph. Queue its workflow again.")
     return web.FileResponse(file, headers={"Cache-Control": "no-store", "Content-Type": "application/json"})
 
 
@@ -134,7 +157,9 @@ def pause(request):
 def stop(request):
     """POST /fewstep/runs/{id}/stop."""
     if not _live(request).stop():
-        raise Refusal(409, "not-running", "The run must have trained for that, and has not begun to. Pause it instead.")
+        raise Refusal(
+            409, "not-running", "The run must have trained for that, and has not begun to. Pause it instead."
+        )
     return _json({})
 
 

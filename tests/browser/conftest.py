@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))       # for what the tests of this folder share,
-sys.path.insert(0, str(Path(__file__).parent.parent))       # and those of others too
+sys.path.insert(0, str(Path(__file__).parent))  # for what the tests of this folder share,
+sys.path.insert(0, str(Path(__file__).parent.parent))  # and those of others too
 
 from comfy_server import Server, link_pack  # noqa: E402
 from frontend import Frontend  # noqa: E402
@@ -26,7 +26,11 @@ def chromium(comfyui_folder):
         pytest.skip("needs a real ComfyUI: set COMFYUI_PATH to its folder")
     if program is None:
         pytest.skip("needs Chromium: no program chromium or google-chrome was found")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright").sync_playwright().start()
+    playwright = (
+        pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+        .sync_playwright()
+        .start()
+    )
     browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
     yield browser
     browser.close()
@@ -51,7 +55,9 @@ def page_of_comfy(chromium, comfy):
 
 @pytest.fixture
 def front(page_of_comfy):
-    """The page; fails a test in which our code left an error, or a warning that something of the host is deprecated."""
+    """The page; fails a test in which our code left an error, or a warning that something of the host is
+    deprecated.
+    """
     page_of_comfy.trouble.clear()
     yield page_of_comfy
     assert page_of_comfy.trouble == []

@@ -1,4 +1,6 @@
-"""ComfyUI's page as the browser tests use it: opened with settings, watched for errors, and its parts that they touch."""
+"""ComfyUI's page as the browser tests use it: opened with settings, watched for errors, and its parts that
+they touch.
+"""
 
 import json
 import os
@@ -9,17 +11,23 @@ from comfy_server import ROOT
 
 SHOTS = Path(__file__).parent / "shots"
 PICTURES = ROOT / "benchmarks" / "results"
-WANTED = bool(os.environ.get("FEWSTEP_PICTURES"))       # pictures for the README
+WANTED = bool(os.environ.get("FEWSTEP_PICTURES"))  # pictures for the README
 TEMPLATES = ROOT / "example_workflows"
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False,
-            "Comfy.Release.Status": "skipped", "Comfy.Locale": "en", "Comfy.ColorPalette": "dark",
-            "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.Release.Status": "skipped",
+    "Comfy.Locale": "en",
+    "Comfy.ColorPalette": "dark",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
 OURS = ("/extensions/fewstep/", "/fewstep/")
-TAB = '.fewstep-tab-button, [data-testid="fewstep-tab-button"]'       # as older and as newer frontends name it
+TAB = '.fewstep-tab-button, [data-testid="fewstep-tab-button"]'  # as older and as newer frontends name it
 READY = "(tab) => !!(window.app?.extensionManager && window.app.graph && document.querySelector(tab))"
 SAME_TYPES = "(types) => String(app.graph.nodes.map((node) => node.type).sort()) === String(types)"
 SECOND = 1000
-LONG = 400 * SECOND         # what may wait for a run on a busy machine
+LONG = 400 * SECOND  # what may wait for a run on a busy machine
 
 
 class Frontend:
@@ -30,7 +38,7 @@ class Frontend:
         self.whole = browser.new_browser_cdp_session()
         self.page = browser.new_context().new_page()
         self.page.set_default_timeout(60 * SECOND)
-        session = self.page.context.new_cdp_session(self.page)      # Playwright's own events know no stack
+        session = self.page.context.new_cdp_session(self.page)  # Playwright's own events know no stack
         session.on("Runtime.consoleAPICalled", self._on_console)
         session.on("Runtime.exceptionThrown", self._on_exception)
         session.on("Log.entryAdded", self._on_log)
@@ -73,7 +81,10 @@ class Frontend:
         self.leave()
         self.page.set_viewport_size({"width": 1500, "height": height})
         self.server.post("/settings", {**SETTINGS, **settings})
-        self.page.goto(f"http://127.0.0.1:{self.server.port}/" + (f"?template={template}&source=fewstep" if template else ""))
+        self.page.goto(
+            f"http://127.0.0.1:{self.server.port}/"
+            + (f"?template={template}&source=fewstep" if template else "")
+        )
         self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
         if template:
             wanted = sorted(node["type"] for node in graph_of(template)["nodes"])
@@ -96,7 +107,10 @@ class Frontend:
         self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
 
     def make_small(self, **inputs):
-        """Give the nodes that train these inputs on their way to the server: a test can't wait for what people want."""
+        """Give the nodes that train these inputs on their way to the server: a test can't wait for what
+        people want.
+        """
+
         def change(route):
             sent = route.request.post_data_json
             for node in sent["prompt"].values():
@@ -118,11 +132,15 @@ class Frontend:
 
     def wait_for_run(self, name, *states, updates=0):
         """Until the run that the panel shows has that name, one of these states and that many updates."""
-        self.page.wait_for_function("""([name, states, updates]) => {
+        self.page.wait_for_function(
+            """([name, states, updates]) => {
           const at = (place) => document.querySelector(`.fewstep-details ${place}`)?.textContent ?? "";
           return at(".fewstep-name") === name && states.includes(at(".fewstep-chip"))
             && Number(at(".fewstep-fact-updates dd").replaceAll(",", "").split(" ")[0]) >= updates;
-        }""", arg=[name, list(states), updates], timeout=LONG)
+        }""",
+            arg=[name, list(states), updates],
+            timeout=LONG,
+        )
 
     def wait_for_queue(self):
         """Until the server has nothing more to do."""
@@ -141,29 +159,43 @@ class Frontend:
         return self.server.result(reply.value.json()["prompt_id"])
 
     def images(self, entry):
-        return [self.server.base / i["type"] / i["filename"] for out in entry["outputs"].values() for i in out.get("images", [])]
+        return [
+            self.server.base / i["type"] / i["filename"]
+            for out in entry["outputs"].values()
+            for i in out.get("images", [])
+        ]
 
     def at(self, node, x, y):
         """Where on the page a point of a node is; x from its right edge if negative."""
-        return self.page.evaluate("""([id, x, y]) => {
+        return self.page.evaluate(
+            """([id, x, y]) => {
           const { pos, size } = app.graph.getNodeById(id);
           return app.canvas.convertOffsetToCanvas([pos[0] + x + (x < 0 ? size[0] : 0), pos[1] + y]);
-        }""", [node, x, y])
+        }""",
+            [node, x, y],
+        )
 
     def press_more(self, node, widget):
         """Click on what makes a number widget larger, as the renderer in use draws it."""
-        place = self.page.locator(f'[data-node-id="{node}"] [data-testid="node-widget"]').filter(has_text=widget)
+        place = self.page.locator(f'[data-node-id="{node}"] [data-testid="node-widget"]').filter(
+            has_text=widget
+        )
         if place.count():
             place.locator("button").last.click()
         else:
-            y = self.page.evaluate("([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).last_y",
-                                   [node, widget])
+            y = self.page.evaluate(
+                "([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).last_y",
+                [node, widget],
+            )
             self.page.mouse.click(*self.at(node, -20, y + 12))
 
     def plot(self, node):
         """What is drawn on a node, as a data URL."""
-        return self.page.evaluate("""(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "fewstep_plot")
-          .element.querySelector("canvas").toDataURL()""", node)
+        return self.page.evaluate(
+            """(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "fewstep_plot")
+          .element.querySelector("canvas").toDataURL()""",
+            node,
+        )
 
     # ---- pictures ------------------------------------------------------------------------------
 
@@ -175,7 +207,7 @@ class Frontend:
 
     def picture(self, name):
         """A picture for the README, where FEWSTEP_PICTURES asks for it."""
-        self.page.wait_for_timeout(8 * SECOND)       # the host's notices go
+        self.page.wait_for_timeout(8 * SECOND)  # the host's notices go
         self.shot(name)
         if WANTED:
             shutil.copy(SHOTS / f"{name}.png", PICTURES / f"{name}.png")

@@ -14,9 +14,25 @@ def write_runs(root, count, **changes):
         folder = root / job.folder_name(config, about)
         folder.mkdir(parents=True)
         began = 1_700_000_000 + 600 * i
-        status = {"state": "finished", "done": 600, "total": 600, "skipped": 0, "method": "phased", "steps": 4, "loss": 0.03,
-                  "fidelity": 0.2, "best": 0.19, "saved_at": began + 500, "about": about,
-                  "notes": {"started_at": began, "name": f"old-{i}", "model": "dream.safetensors", "lora": f"old-{i}.safetensors"}}
+        status = {
+            "state": "finished",
+            "done": 600,
+            "total": 600,
+            "skipped": 0,
+            "method": "phased",
+            "steps": 4,
+            "loss": 0.03,
+            "fidelity": 0.2,
+            "best": 0.19,
+            "saved_at": began + 500,
+            "about": about,
+            "notes": {
+                "started_at": began,
+                "name": f"old-{i}",
+                "model": "dream.safetensors",
+                "lora": f"old-{i}.safetensors",
+            },
+        }
         (folder / folders.MANIFEST).write_text(json.dumps(job.manifest(config, about)))
         (folder / job.STATUS).write_text(json.dumps({**status, **changes}))
     assert folders.is_ours(folder) and runs.summary(folder)["state"] == "finished"

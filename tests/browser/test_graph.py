@@ -1,4 +1,6 @@
-"""What the panel's buttons, the command and the plots do to the user's graph, where it is seen, and how it is undone."""
+"""What the panel's buttons, the command and the plots do to the user's graph, where it is seen, and how it is
+undone.
+"""
 
 import pytest
 
@@ -52,27 +54,31 @@ def lora(comfy):
 def use(front):
     front.button("Use it").click()
     front.page.get_by_text("are in the graph").wait_for()
-    front.page.wait_for_timeout(1500)       # the view moves
+    front.page.wait_for_timeout(1500)  # the view moves
 
 
 def undo(front, wanted):
     front.page.keyboard.press("Control+z")
-    front.page.wait_for_function("(types) => String(app.graph.nodes.map((node) => node.type).sort()) === String(types)",
-                                 arg=sorted(wanted))
+    front.page.wait_for_function(
+        "(types) => String(app.graph.nodes.map((node) => node.type).sort()) === String(types)",
+        arg=sorted(wanted),
+    )
 
 
-@pytest.mark.parametrize("vue, side", [(False, "left"), (True, "left"), (True, "right")], ids=["canvas", "vue", "vue-right"])
+@pytest.mark.parametrize(
+    "vue, side", [(False, "left"), (True, "left"), (True, "right")], ids=["canvas", "vue", "vue-right"]
+)
 def test_use_it_is_seen_beside_the_sidebar_and_undone_at_once(front, old_runs, lora, vue, side):
     old_runs(1)
     front.open("sample_in_4_steps", **{"Comfy.VueNodes.Enabled": vue, "Comfy.Sidebar.Location": side})
     front.open_tab()
     page, before = front.page, front.types()
-    page.route("**/object_info", lambda route: None)        # not answered for now
+    page.route("**/object_info", lambda route: None)  # not answered for now
     front.button("Use it").click()
     page.get_by_text("Working on it").wait_for()
     states = "() => [...document.querySelectorAll('.fewstep-buttons button')].map((one) => one.getAttribute('aria-disabled'))"
     assert set(page.evaluate(states)[:5]) == {"true"}
-    front.button("Delete").click(force=True)        # it is not asked meanwhile
+    front.button("Delete").click(force=True)  # it is not asked meanwhile
     assert page.locator(".fewstep-confirm").is_hidden()
     page.wait_for_timeout(500)
     page.unroute_all()
@@ -84,7 +90,7 @@ def test_use_it_is_seen_beside_the_sidebar_and_undone_at_once(front, old_runs, l
     assert sticks_out and max(sticks_out) <= 0, sticks_out
     after = front.types()
     assert sorted(after) == sorted([*before, "FewstepLoadLora"])
-    page.keyboard.press("Delete")           # the button has the focus, and the new node is selected
+    page.keyboard.press("Delete")  # the button has the focus, and the new node is selected
     page.wait_for_timeout(500)
     assert front.types() == after
     undo(front, before)
@@ -102,32 +108,52 @@ def test_a_lora_that_restores_gets_the_node_that_does(front, old_runs, lora):
       node.pos = [40, 500];
       app.graph.add(node);
     }""")
-    page.mouse.click(1200, 900)         # the host notes changes when a mouse button comes up
+    page.mouse.click(1200, 900)  # the host notes changes when a mouse button comes up
     before = front.types()
     use(front)
-    assert sorted(front.types()) == sorted([*before, "FewstepCorrupt", "FewstepRestore", "VAEDecode", "PreviewImage"])
+    assert sorted(front.types()) == sorted(
+        [*before, "FewstepCorrupt", "FewstepRestore", "VAEDecode", "PreviewImage"]
+    )
     wires = page.evaluate(WIRES)
-    assert wires == [["model", "FewstepLoadDemoTeacher"], ["positive", "FewstepLoadDemoTeacher"], ["latent", "FewstepCorrupt"]]
+    assert wires == [
+        ["model", "FewstepLoadDemoTeacher"],
+        ["positive", "FewstepLoadDemoTeacher"],
+        ["latent", "FewstepCorrupt"],
+    ]
     front.shot("restorer")
     undo(front, before)
 
     front.load("restore_a_pixelated_emoji")
     before = front.types()
     use(front)
-    assert sorted(front.types()) == sorted(before)      # the node that is there takes the file, on the model without another LoRA
-    assert dict(page.evaluate(WIRES)) == {"model": "FewstepLoadDemoTeacher", "positive": "FewstepLoadDemoTeacher",
-                                          "latent": "FewstepCorrupt", "process": "FewstepForwardProcess"}
-    assert page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepRestore').widgets[0].value") == LORA
-    assert page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepDistil').mode") == 2        # muted
+    assert sorted(front.types()) == sorted(
+        before
+    )  # the node that is there takes the file, on the model without another LoRA
+    assert dict(page.evaluate(WIRES)) == {
+        "model": "FewstepLoadDemoTeacher",
+        "positive": "FewstepLoadDemoTeacher",
+        "latent": "FewstepCorrupt",
+        "process": "FewstepForwardProcess",
+    }
+    assert (
+        page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepRestore').widgets[0].value")
+        == LORA
+    )
+    assert page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepDistil').mode") == 2  # muted
 
 
 def test_the_command_makes_few_step_beside_subgraphs_that_take_more_than_they_give(front):
-    front.open("sample_in_4_steps", **{"Comfy.VueNodes.Enabled": False, "Comfy.Sidebar.Location": "left", "Comfy.Locale": "zh"})
+    front.open(
+        "sample_in_4_steps",
+        **{"Comfy.VueNodes.Enabled": False, "Comfy.Sidebar.Location": "left", "Comfy.Locale": "zh"},
+    )
     page = front.page
     page.evaluate(FOLDS, ["SamplerCustom", "VAEDecode"])
     page.wait_for_timeout(500)
     page.route("**/api/prompt", lambda route: route.fulfill(json=QUEUED))
-    page.locator('[data-testid="comfy-menu-button"], .comfyui-logo-menu, .comfy-menu-button-wrapper').first.click()
+    page.locator(
+        '[data-testid="comfy-menu-button"], .comfyui-logo-menu, .comfy-menu-button-wrapper'
+    ).first.click()
     page.get_by_role("menuitem", name="Extensions").first.hover()
     page.get_by_role("menuitem", name="Fewstep").first.hover()
     with page.expect_request("**/api/prompt") as sent:
@@ -150,8 +176,10 @@ def test_plots_see_through_subgraphs_and_go_with_them(front):
     page.wait_for_function(f"() => ({NOTES})().every((note) => note.includes('Flow model'))")
     assert any("4 steps of the wired schedule" in note for note in page.evaluate(NOTES))
     front.load("how_many_steps")
-    page.wait_for_function("watching.size === app.graph.nodes.filter((node) => "
-                           "node.widgets?.some((widget) => widget.name === 'fewstep_plot')).length")
+    page.wait_for_function(
+        "watching.size === app.graph.nodes.filter((node) => "
+        "node.widgets?.some((widget) => widget.name === 'fewstep_plot')).length"
+    )
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])

@@ -71,7 +71,7 @@ def test_a_thousand_runs_and_a_hundred_thousand_points(front, old_runs):
     page, opened = front.page, []
     for _ in range(2):
         front.open(**{"Comfy.VueNodes.Enabled": False})
-        page.wait_for_timeout(3000)         # the page's own beginnings
+        page.wait_for_timeout(3000)  # the page's own beginnings
         before = busy(front)
         wall = page.evaluate(OPENS, [TAB, MANY]) / 1000
         opened.append((wall, busy(front) - before))
@@ -79,7 +79,9 @@ def test_a_thousand_runs_and_a_hundred_thousand_points(front, old_runs):
             break
     print(f"a tab of {MANY} runs opens in (seconds, of the processor): {opened}")
     front.shot("a_thousand_runs")
-    assert min(min(both) for both in opened) < 0.5      # where other work slows a machine, by what it takes of the processor
+    assert (
+        min(min(both) for both in opened) < 0.5
+    )  # where other work slows a machine, by what it takes of the processor
 
     page.locator(".fewstep-list").focus()
     page.keyboard.press("End")
@@ -91,8 +93,10 @@ def test_a_thousand_runs_and_a_hundred_thousand_points(front, old_runs):
     run = front.server.get("/fewstep/runs")["runs"][0]
     found = page.evaluate(DRAWS, [run, POINTS, 90])
     times = sorted(found["times"])
-    print(f"{POINTS} points: {statistics.median(times):.1f} ms a frame, 95 % within {times[85]:.1f} ms, worst {times[-1]:.1f} ms; "
-          f"{180 / found['seconds']:.0f} frames/s on this machine")
+    print(
+        f"{POINTS} points: {statistics.median(times):.1f} ms a frame, 95 % within {times[85]:.1f} ms, worst {times[-1]:.1f} ms; "
+        f"{180 / found['seconds']:.0f} frames/s on this machine"
+    )
     front.shot("many_points")
     assert times[85] < 33
 
@@ -100,7 +104,10 @@ def test_a_thousand_runs_and_a_hundred_thousand_points(front, old_runs):
 def test_every_control_is_reached_by_tab_and_speaks_chinese(front, old_runs):
     old_runs(2)
     page = front.page
-    front.open("how_many_steps", **{"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"})
+    front.open(
+        "how_many_steps",
+        **{"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"},
+    )
     front.open_tab()
     page.wait_for_timeout(1000)
     text = page.locator(".fewstep-panel").inner_text()
@@ -113,4 +120,6 @@ def test_every_control_is_reached_by_tab_and_speaks_chinese(front, old_runs):
         page.keyboard.press("Tab")
         met.append(page.evaluate(FOCUSED))
     met = " | ".join(one for one in met if one)
-    assert all(part in met for part in ("BUTTON 让此模型少步出图", "DIV 任务", "BUTTON 使用", "BUTTON 删除")), met
+    assert all(
+        part in met for part in ("BUTTON 让此模型少步出图", "DIV 任务", "BUTTON 使用", "BUTTON 删除")
+    ), met

@@ -3,7 +3,7 @@
 import pytest
 
 pytestmark = pytest.mark.browser
-SCHEDULE, SAMPLER, INSPECT = 2, 3, 4        # nodes of the templates
+SCHEDULE, SAMPLER, INSPECT = 2, 3, 4  # nodes of the templates
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
@@ -12,10 +12,14 @@ def test_a_curve_follows_its_widgets_before_anything_runs(front, vue):
     page = front.page
     before = front.plot(SCHEDULE), front.plot(SAMPLER)
     front.press_more(SCHEDULE, "steps")
-    page.wait_for_function("(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'steps').value === 5", arg=SCHEDULE)
+    page.wait_for_function(
+        "(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'steps').value === 5", arg=SCHEDULE
+    )
     page.wait_for_timeout(1000)
     after = front.plot(SCHEDULE), front.plot(SAMPLER)
-    assert before[0] != after[0] and before[1] != after[1]        # the sampler's plot is of the steps that it is given
+    assert (
+        before[0] != after[0] and before[1] != after[1]
+    )  # the sampler's plot is of the steps that it is given
     drawn = page.locator(".fewstep-nodeplot canvas").first
     assert drawn.is_visible() and drawn.bounding_box()["height"] > 60
     front.shot(f"curve_{'vue' if vue else 'canvas'}")

@@ -22,7 +22,7 @@ PICTURES = """() => [...document.querySelectorAll(".fewstep-picture")].map((imag
 
 def test_one_click_trains_and_a_reload_loses_nothing(front):
     front.open("sample_in_4_steps", height=1080, **{"Comfy.VueNodes.Enabled": False})
-    updates, batch = (150, 8) if WANTED else (60, 4)        # a picture for the README is to show what training does
+    updates, batch = (150, 8) if WANTED else (60, 4)  # a picture for the README is to show what training does
     small = {"quality": "quick", "updates": updates, "batch": batch, "name": "emoji"}
     front.make_small(**small)
     front.open_tab()
@@ -81,7 +81,9 @@ def test_pause_sample_resume_stop_and_use(front):
     front.button("Use it").click()
     page.get_by_text("are in the graph").wait_for()
     lora = page.locator(".fewstep-fact-lora dd").inner_text()
-    used = page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepLoadLora').widgets.map((widget) => widget.value)")
+    used = page.evaluate(
+        "app.graph.nodes.find((node) => node.type === 'FewstepLoadLora').widgets.map((widget) => widget.value)"
+    )
     assert lora in used
     entry = front.queue()
     assert entry["status"]["status_str"] == "success", entry["status"]

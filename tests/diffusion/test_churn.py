@@ -82,7 +82,9 @@ def test_flow_eta_1_is_not_churn_1():
     levels = torch.linspace(1, 0, 9, dtype=torch.float64)[1:-1]
     churn = c.flow_eta_to_churn(1.0, levels[:-1], levels[1:])
     assert (churn < 0.95).all() and abs(float(churn.median()) - 0.75) < 0.05
-    assert c.flow_eta_to_churn(3.0, 0.9, 0.6).isinf() and math.isclose(c.churn_to_flow_eta(math.inf, 0.9, 0.6), 3, rel_tol=1e-12)
+    assert c.flow_eta_to_churn(3.0, 0.9, 0.6).isinf() and math.isclose(
+        c.churn_to_flow_eta(math.inf, 0.9, 0.6), 3, rel_tol=1e-12
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.8, 1.0])
@@ -98,14 +100,22 @@ def test_tcd_gamma_is_that_of_diffusers(gamma, draws):
     x, x0, z = draws
     down = table[math.floor((1 - gamma) * s)]
     churn = c.overshoot_to_churn(VARIANCE_PRESERVING, table[t], table[s], down)
-    by_gamma = c.tcd_gamma_to_churn(VARIANCE_PRESERVING, table[t], table[s], gamma,
-                                    lambda sigma: (table - sigma).abs().argmin(), lambda time: table[int(time.floor())])
+    by_gamma = c.tcd_gamma_to_churn(
+        VARIANCE_PRESERVING,
+        table[t],
+        table[s],
+        gamma,
+        lambda sigma: (table - sigma).abs().argmin(),
+        lambda time: table[int(time.floor())],
+    )
     assert churn == by_gamma
     theirs._init_step_index(theirs.timesteps[1])
     rng = torch.Generator().manual_seed(3)
     wanted = theirs.step(x0, t, x, eta=gamma, generator=rng).prev_sample
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-    assert torch.allclose(ours((x, x0, z), VARIANCE_PRESERVING, table[t], table[s], churn), wanted, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(
+        ours((x, x0, z), VARIANCE_PRESERVING, table[t], table[s], churn), wanted, rtol=1e-10, atol=1e-10
+    )
 
 
 @every_path
@@ -118,7 +128,10 @@ def test_overshoot_is_a_plain_step_and_noise(path, churn, draws):
     wanted = back * step(x, x0, path, t, d) + (s.square() - (back * d).square()).clamp_min(0).sqrt() * z
     assert torch.allclose(ours(draws, path, t, s, churn), wanted, rtol=1e-10, atol=1e-10)
     assert math.isclose(c.overshoot_to_churn(path, t, s, d), churn, rel_tol=1e-9)
-    assert torch.allclose(c.churn_to_overshoot(path, t, s, 0.0), s, rtol=1e-14) and c.overshoot_to_churn(path, t, s, s) == 0
+    assert (
+        torch.allclose(c.churn_to_overshoot(path, t, s, 0.0), s, rtol=1e-14)
+        and c.overshoot_to_churn(path, t, s, s) == 0
+    )
 
 
 @every_path
@@ -141,8 +154,14 @@ def test_kappa_is_the_steps_share_of_fresh_noise(path):
     assert c.kappa_to_churn(1.0, h).isinf() and c.kappa_to_churn(0.0, h) == 0
 
 
-@pytest.mark.parametrize("there, back", [(c.kappa_to_churn, c.churn_to_kappa), (c.ddim_eta_to_churn, c.churn_to_ddim_eta),
-                                         (c.edm_gamma_to_churn, c.churn_to_edm_gamma)])
+@pytest.mark.parametrize(
+    "there, back",
+    [
+        (c.kappa_to_churn, c.churn_to_kappa),
+        (c.ddim_eta_to_churn, c.churn_to_ddim_eta),
+        (c.edm_gamma_to_churn, c.churn_to_edm_gamma),
+    ],
+)
 @pytest.mark.parametrize("h", [0.05, 0.7, 3.0])
 def test_knobs_convert_there_and_back(there, back, h):
     knob = torch.tensor([0.0, 0.1, 0.5, 0.99], dtype=torch.float64)
@@ -158,10 +177,14 @@ def test_tcd_gamma_converts_there_and_back_on_a_time_that_is_not_rounded():
     time_of = lambda sigma: process.time(VARIANCE_PRESERVING.log_snr(sigma))
     gamma = torch.tensor([0.0, 0.3, 0.9], dtype=torch.float64)
     churn = c.tcd_gamma_to_churn(VARIANCE_PRESERVING, 0.95, 0.7, gamma, time_of, process.sigma)
-    assert torch.allclose(c.churn_to_tcd_gamma(VARIANCE_PRESERVING, 0.95, 0.7, churn, time_of), gamma, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(
+        c.churn_to_tcd_gamma(VARIANCE_PRESERVING, 0.95, 0.7, churn, time_of), gamma, rtol=1e-9, atol=1e-9
+    )
     assert churn[0] < 1e-9 and (churn.diff() > 0).all()
-    quarters = process.sigma([1.0, 0.75, 0.5, 0.25])     # 4 steps of Stable Diffusion: 0.66, 0.53, 0.36
-    steps = c.tcd_gamma_to_churn(VARIANCE_PRESERVING, quarters[:-1], quarters[1:], 0.3, time_of, process.sigma)
+    quarters = process.sigma([1.0, 0.75, 0.5, 0.25])  # 4 steps of Stable Diffusion: 0.66, 0.53, 0.36
+    steps = c.tcd_gamma_to_churn(
+        VARIANCE_PRESERVING, quarters[:-1], quarters[1:], 0.3, time_of, process.sigma
+    )
     assert torch.allclose(steps, torch.tensor([0.66, 0.53, 0.36], dtype=torch.float64), rtol=0, atol=0.005)
     assert c.tcd_gamma_to_churn(VARIANCE_PRESERVING, 0.95, 0.7, 1.0, time_of, process.sigma).isinf()
 
@@ -176,16 +199,25 @@ def test_continuous_eta_squared_is_churn():
     assert math.isclose((kappa * sigma_s) ** 2, eta**2 * process.g2(t) * dt, rel_tol=1e-5)
 
 
-@pytest.mark.parametrize("call, why", [
-    (lambda: c.lambda_step(FLOW, 1.0, 0.5), "h must be above 0 and finite, got inf"),
-    (lambda: c.lambda_step(FLOW, 0.5, 0.0), "h must be above 0 and finite"),
-    (lambda: c.flow_eta_to_churn(1.0, 0.5, 0.7), "h must be above 0"),
-    (lambda: c.flow_eta_to_churn(3.1, 0.9, 0.6), "eta must be between 0 and 3, got 3.1"),
-    (lambda: c.kappa_to_churn(1.2, 1.0), "kappa must be between 0 and 1, got 1.2"),
-    (lambda: c.churn_to_kappa(-1.0, 1.0), "churn must be 0 or more"), (lambda: c.churn_to_kappa(math.nan, 1.0), "churn must be"),
-    (lambda: c.ddim_eta_to_churn(-0.1, 1.0), "eta must be 0 or more"), (lambda: c.edm_gamma_to_churn(-0.1, 1.0), "gamma must be 0"),
-    (lambda: c.tcd_gamma_to_churn(FLOW, 0.9, 0.6, 1.5, None, None), "gamma must be between 0 and 1"),
-    (lambda: c.overshoot_to_churn(FLOW, 0.9, 0.6, 0.7), "sigma_d must be between 0 and sigma_s = 0.6, got 0.7")])
+@pytest.mark.parametrize(
+    "call, why",
+    [
+        (lambda: c.lambda_step(FLOW, 1.0, 0.5), "h must be above 0 and finite, got inf"),
+        (lambda: c.lambda_step(FLOW, 0.5, 0.0), "h must be above 0 and finite"),
+        (lambda: c.flow_eta_to_churn(1.0, 0.5, 0.7), "h must be above 0"),
+        (lambda: c.flow_eta_to_churn(3.1, 0.9, 0.6), "eta must be between 0 and 3, got 3.1"),
+        (lambda: c.kappa_to_churn(1.2, 1.0), "kappa must be between 0 and 1, got 1.2"),
+        (lambda: c.churn_to_kappa(-1.0, 1.0), "churn must be 0 or more"),
+        (lambda: c.churn_to_kappa(math.nan, 1.0), "churn must be"),
+        (lambda: c.ddim_eta_to_churn(-0.1, 1.0), "eta must be 0 or more"),
+        (lambda: c.edm_gamma_to_churn(-0.1, 1.0), "gamma must be 0"),
+        (lambda: c.tcd_gamma_to_churn(FLOW, 0.9, 0.6, 1.5, None, None), "gamma must be between 0 and 1"),
+        (
+            lambda: c.overshoot_to_churn(FLOW, 0.9, 0.6, 0.7),
+            "sigma_d must be between 0 and sigma_s = 0.6, got 0.7",
+        ),
+    ],
+)
 def test_what_has_no_churn_is_refused(call, why):
     with pytest.raises(ValueError, match=f"^{why}"):
         call()

@@ -1,8 +1,8 @@
 """Whole runs of the kernel against the schedulers of diffusers, every state of a run, in float64.
 
-Both get the same model, a smooth function of (x, sigma) or a sequence of random predictions of x_0, and the same noise. The
-schedulers' tables are made in float32; they are widened, and the kernel is given the same numbers. A scheduler that casts to
-float32 inside `step` is run with a `torch` in which float32 means float64.
+Both get the same model, a smooth function of (x, sigma) or a sequence of random predictions of x_0, and the
+same noise. The schedulers' tables are made in float32; they are widened, and the kernel is given the same
+numbers. A scheduler that casts to float32 inside `step` is run with a `torch` in which float32 means float64.
 """
 
 import math
@@ -33,6 +33,7 @@ class Float64:
 @pytest.fixture
 def widen(monkeypatch):
     """Makes a diffusers scheduler compute in float64."""
+
     def widened(scheduler):
         monkeypatch.setattr(sys.modules[type(scheduler).__module__], "torch", Float64())
         for name, value in vars(scheduler).items():
@@ -90,8 +91,15 @@ def difference(a, b):
 def discrete(name, widen, steps=8, **options):
     """A discrete scheduler of SD1.5's table that takes x_0, and the noise levels of its run."""
     spacing = {} if name in ("LCMScheduler", "TCDScheduler") else {"timestep_spacing": "trailing"}
-    scheduler = getattr(diffusers, name)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                                         prediction_type="sample", **spacing, **options)
+    scheduler = getattr(diffusers, name)(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="sample",
+        **spacing,
+        **options,
+    )
     scheduler.set_timesteps(steps)
     widen(scheduler)
     return scheduler, [float((1 - scheduler.alphas_cumprod[t]).sqrt()) for t in scheduler.timesteps]
@@ -104,6 +112,7 @@ def ddim_share(eta):
 
 def ddim_churn(eta):
     """The same by way of the churn of each step, c = -ln[1 - eta^2 (1 - e^-2h)] / 2h."""
+
     def share(t, s):
         if s == 0:
             return 0.0
@@ -121,7 +130,10 @@ def test_ddim(eta, share, kind, widen):
     scheduler, sigmas = discrete("DDIMScheduler", widen)
     model = model_of(kind)
     wanted = run_theirs(scheduler, lambda i, x: model(x, sigmas[i]), start(), eta=eta, generator=draws())
-    assert difference(run_ours(kind, start(), [*sigmas, 0.0], VARIANCE_PRESERVING, kappa=share(eta)), wanted) < TIGHT
+    assert (
+        difference(run_ours(kind, start(), [*sigmas, 0.0], VARIANCE_PRESERVING, kappa=share(eta)), wanted)
+        < TIGHT
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -141,10 +153,20 @@ def test_churn_1_is_ddpm(name, kind, widen):
 @pytest.mark.parametrize("algorithm, churn", [("dpmsolver++", 0.0), ("sde-dpmsolver++", 1.0)])
 @pytest.mark.parametrize("order", [1, 2])
 def test_dpm_solver_multistep(order, algorithm, churn, kind, karras, widen):
-    """Theirs extrapolates in lambda: ours does on the variance-exploding path, whose x is theirs divided by alpha."""
+    """Theirs extrapolates in lambda: ours does on the variance-exploding path, whose x is theirs divided by
+    alpha.
+    """
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample", algorithm_type=algorithm,
-        solver_order=order, solver_type="midpoint", use_karras_sigmas=karras, final_sigmas_type="zero")
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        algorithm_type=algorithm,
+        solver_order=order,
+        solver_type="midpoint",
+        use_karras_sigmas=karras,
+        final_sigmas_type="zero",
+    )
     scheduler.set_timesteps(8)
     sigmas = widen(scheduler).sigmas
     scale = sigmas.square().add(1).sqrt()
@@ -164,20 +186,30 @@ def test_dpm_solver_multistep(order, algorithm, churn, kind, karras, widen):
 @pytest.mark.parametrize("algorithm, churn", [("dpmsolver++", 0.0), ("sde-dpmsolver++", 1.0)])
 def test_dpm_solver_on_flow(algorithm, churn, kind, widen):
     """Order 1: from order 2 on, theirs extrapolates in lambda and ours in log sigma."""
-    scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0,
-                                                      algorithm_type=algorithm, solver_order=1, final_sigmas_type="zero")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=3.0,
+        algorithm_type=algorithm,
+        solver_order=1,
+        final_sigmas_type="zero",
+    )
     scheduler.set_timesteps(6)
     sigmas = widen(scheduler).sigmas
     scheduler.set_begin_index(0)
     model = model_of(kind)
-    wanted = run_theirs(scheduler, lambda i, x: (x - model(x, sigmas[i])) / sigmas[i], start(), generator=draws())
+    wanted = run_theirs(
+        scheduler, lambda i, x: (x - model(x, sigmas[i])) / sigmas[i], start(), generator=draws()
+    )
     assert difference(run_ours(kind, start(), sigmas, FLOW, churn=churn), wanted) < TIGHT
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("options", [{"kappa": 1.0}, {"churn": math.inf}])
 def test_lcm(options, kind, widen):
-    """Theirs mixes x into the prediction, c_out x_0 + c_skip x with c_skip < 1e-5: given to ours as part of the model."""
+    """Theirs mixes x into the prediction, c_out x_0 + c_skip x with c_skip < 1e-5: given to ours as part of
+    the model.
+    """
     scheduler, sigmas = discrete("LCMScheduler", widen, steps=5)
     theirs, ours = model_of(kind), model_of(kind)
     calls = iter(scheduler.timesteps)
@@ -190,14 +222,17 @@ def test_lcm(options, kind, widen):
     wanted = run_theirs(scheduler, lambda i, x: theirs(x, sigmas[i]), start(), generator=draws())
     g = draws()
     noise = lambda x: torch.randn(x.shape, generator=g, dtype=x.dtype)
-    found = [s.x for s in sample(bounded, start(), [*sigmas, 0.0], VARIANCE_PRESERVING, noise=noise, **options)]
+    found = [
+        s.x for s in sample(bounded, start(), [*sigmas, 0.0], VARIANCE_PRESERVING, noise=noise, **options)
+    ]
     assert difference(found, wanted) < TIGHT
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.7, 1.0])
 def test_tcd(gamma, kind, widen):
-    """x goes to the level s = floor((1 - gamma) t_next) and is noised back: kappa^2 sigma^2 = 1 - abar_next / abar_s.
+    """x goes to the level s = floor((1 - gamma) t_next) and is noised back: kappa^2 sigma^2 = 1 - abar_next /
+    abar_s.
 
     Their run ends at the table's first level, without noise, not at 0.
     """
@@ -216,14 +251,18 @@ def test_tcd(gamma, kind, widen):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("stochastic, options", [(False, {}), (True, {"kappa": 1.0}), (True, {"churn": math.inf})])
+@pytest.mark.parametrize(
+    "stochastic, options", [(False, {}), (True, {"kappa": 1.0}), (True, {"churn": math.inf})]
+)
 def test_flow_match_euler(stochastic, options, kind, widen):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=stochastic)
     scheduler.set_timesteps(6)
     sigmas = widen(scheduler).sigmas
     scheduler.set_begin_index(0)
     model = model_of(kind)
-    wanted = run_theirs(scheduler, lambda i, x: (x - model(x, sigmas[i])) / sigmas[i], start(), generator=draws())
+    wanted = run_theirs(
+        scheduler, lambda i, x: (x - model(x, sigmas[i])) / sigmas[i], start(), generator=draws()
+    )
     assert difference(run_ours(kind, start(), sigmas, FLOW, **options), wanted) < TIGHT
 
 
@@ -235,7 +274,9 @@ def test_heun(karras, kind, widen):
     sigmas = widen(scheduler).sigmas
     scheduler.set_begin_index(0)
     model, x = model_of(kind), start(sigmas[0])
-    levels = sigmas[:-1]            # of the calls: every inner level is called twice, for the second stage and the next first
+    levels = sigmas[
+        :-1
+    ]  # of the calls: every inner level is called twice, for the second stage and the next first
     wanted = run_theirs(scheduler, lambda i, x: model(x, levels[i]), x)
     grid = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
     found = run_ours(kind, x, grid, VARIANCE_EXPLODING, order="heun")
@@ -248,13 +289,16 @@ def test_heun(karras, kind, widen):
 def test_raise_first_is_edm_churn(name, gamma, widen):
     """On a grid equally spaced in lambda a constant gamma is a constant churn, c = ln(1 + gamma) / h.
 
-    They draw the noise inside the step, after the model's call, so only predictions that do not depend on x can be the same;
-    `test_limits.py` does it with a model. Theirs would raise above the first level and before the last step: both left out.
+    They draw the noise inside the step, after the model's call, so only predictions that do not depend on x
+    can be the same; `test_limits.py` does it with a model. Theirs would raise above the first level and
+    before the last step: both left out.
     """
     steps, h = 8, 0.7
     sigmas = 14.0 * torch.exp(-h * torch.arange(steps, dtype=torch.float64))
     sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-    scheduler = getattr(diffusers, name)(**({"prediction_type": "sample"} if name == "EulerDiscreteScheduler" else {}))
+    scheduler = getattr(diffusers, name)(
+        **({"prediction_type": "sample"} if name == "EulerDiscreteScheduler" else {})
+    )
     scheduler.set_timesteps(steps)
     widen(scheduler).sigmas = sigmas
     scheduler.set_begin_index(0)
@@ -267,6 +311,14 @@ def test_raise_first_is_edm_churn(name, gamma, widen):
         extra = {"pred_original_sample": out} if name == "EDMEulerScheduler" else {}
         y = scheduler.step(out, t, y, generator=g, **limits, **extra).prev_sample
         wanted.append(y)
-    found = run_ours("random", x, sigmas, VARIANCE_EXPLODING, mode="raise first", churn=math.log1p(gamma) / h,
-                     start=1 / steps, end=(steps - 1) / steps)
+    found = run_ours(
+        "random",
+        x,
+        sigmas,
+        VARIANCE_EXPLODING,
+        mode="raise first",
+        churn=math.log1p(gamma) / h,
+        start=1 / steps,
+        end=(steps - 1) / steps,
+    )
     assert difference(found, wanted) < TIGHT

@@ -1,4 +1,6 @@
-"""The kernel against algorithms written out from their papers, at its limits, across paths, and its measured order."""
+"""The kernel against algorithms written out from their papers, at its limits, across paths, and its measured
+order.
+"""
 
 import math
 
@@ -12,7 +14,7 @@ from oracles.mixture import line_mixture
 
 SHAPE = (2, 3, 4, 4)
 TIGHT = 1e-10
-LAMBDA = torch.tensor([-2.6, -2.0, -1.1, -0.4, 0.1, 1.0, 1.8, 2.9], dtype=torch.float64)     # uneven steps
+LAMBDA = torch.tensor([-2.6, -2.0, -1.1, -0.4, 0.1, 1.0, 1.8, 2.9], dtype=torch.float64)  # uneven steps
 START = {"variance exploding": 40.0, "flow": 1.0, "variance preserving": 1.0}
 
 
@@ -55,14 +57,14 @@ def edm(x, sigmas, gammas, s_noise, noise, heun=True):
     """EDM algorithm 2 (Karras et al. 2022, arXiv:2206.00364), in its letters; the states after every step."""
     out = []
     for t, after, gamma in zip(sigmas, sigmas[1:], gammas):
-        t_hat = t + gamma * t                                                           # line 5
+        t_hat = t + gamma * t  # line 5
         if gamma > 0:
-            x = x + (t_hat**2 - t**2).sqrt() * s_noise * noise(x)                       # 4, 6
-        d = (x - smooth(x, t_hat)) / t_hat                                              # 7
-        ahead = x + (after - t_hat) * d                                                 # 8
-        if heun and after != 0:                                                         # 9
-            d_ahead = (ahead - smooth(ahead, after)) / after                            # 10
-            ahead = x + (after - t_hat) * (d / 2 + d_ahead / 2)                         # 11
+            x = x + (t_hat**2 - t**2).sqrt() * s_noise * noise(x)  # 4, 6
+        d = (x - smooth(x, t_hat)) / t_hat  # 7
+        ahead = x + (after - t_hat) * d  # 8
+        if heun and after != 0:  # 9
+            d_ahead = (ahead - smooth(ahead, after)) / after  # 10
+            ahead = x + (after - t_hat) * (d / 2 + d_ahead / 2)  # 11
         x = ahead
         out.append(x)
     return out
@@ -73,7 +75,8 @@ def edm(x, sigmas, gammas, s_noise, noise, heun=True):
 def test_raise_first_is_edm_algorithm_2(s_churn, s_noise, order):
     """A constant gamma on a grid equally spaced in lambda.
 
-    EDM would raise above sigmas[0] and before the last step; ours does not, so both are outside [S_tmin, S_tmax] here.
+    EDM would raise above sigmas[0] and before the last step; ours does not, so both are outside [S_tmin,
+    S_tmax] here.
     """
     steps, h = 8, 0.8
     sigmas = 20 * torch.exp(-h * torch.arange(steps, dtype=torch.float64))
@@ -81,24 +84,40 @@ def test_raise_first_is_edm_algorithm_2(s_churn, s_noise, order):
     gamma = min(s_churn / steps, math.sqrt(2) - 1)
     gammas = [gamma if 0 < i < steps - 1 else 0.0 for i in range(steps)]
     wanted = edm(start(20.0), sigmas, gammas, s_noise, drawing(), heun=order == "heun")
-    found = states(VARIANCE_EXPLODING, sigmas, order=order, mode="raise first", churn=math.log1p(gamma) / h, s_noise=s_noise,
-                   start=1 / steps, end=(steps - 1) / steps)
+    found = states(
+        VARIANCE_EXPLODING,
+        sigmas,
+        order=order,
+        mode="raise first",
+        churn=math.log1p(gamma) / h,
+        s_noise=s_noise,
+        start=1 / steps,
+        end=(steps - 1) / steps,
+    )
     assert difference(found, wanted) < TIGHT
 
 
 @pytest.mark.parametrize("churn", [0.2, 0.6])
 def test_raise_first_on_an_uneven_grid_is_edm_with_a_gamma_of_each_step(churn):
     sigmas = uneven(VARIANCE_EXPLODING)
-    gammas = [min(math.expm1(churn * float(a.log() - b.log())), float(sigmas[0] / a) - 1) for a, b in zip(sigmas, sigmas[1:-1])]
+    gammas = [
+        min(math.expm1(churn * float(a.log() - b.log())), float(sigmas[0] / a) - 1)
+        for a, b in zip(sigmas, sigmas[1:-1])
+    ]
     assert gammas[0] == 0 < min(gammas[1:])
     wanted = edm(start(sigmas[0]), sigmas, [*gammas, 0.0], 1.0, drawing())
-    assert difference(states(VARIANCE_EXPLODING, sigmas, order="heun", mode="raise first", churn=churn), wanted) < TIGHT
+    assert (
+        difference(states(VARIANCE_EXPLODING, sigmas, order="heun", mode="raise first", churn=churn), wanted)
+        < TIGHT
+    )
 
 
 @pytest.mark.parametrize("order", [1, "heun"])
 @pytest.mark.parametrize("repeats", [0, 1, 3])
 def test_restart_is_its_algorithm_1(repeats, order):
-    """Xu et al. 2023, arXiv:2306.14878, algorithm 1: ODE to t_min; K times noise to t_max and ODE back; ODE to 0."""
+    """Xu et al. 2023, arXiv:2306.14878, algorithm 1: ODE to t_min; K times noise to t_max and ODE back; ODE
+    to 0.
+    """
     sigmas, noise = uneven(VARIANCE_EXPLODING), drawing()
     high, low = 2, 5
     t_max, t_min = sigmas[high], sigmas[low]
@@ -106,12 +125,14 @@ def test_restart_is_its_algorithm_1(repeats, order):
     def ode(x, levels):
         return edm(x, levels, [0.0] * len(levels), 1.0, never, heun=order == "heun")
 
-    wanted = ode(start(sigmas[0]), sigmas[:low + 1])
+    wanted = ode(start(sigmas[0]), sigmas[: low + 1])
     for _ in range(repeats):
         up = wanted[-1] + (t_max**2 - t_min**2).sqrt() * noise(wanted[-1])
-        wanted += ode(up, sigmas[high:low + 1])
+        wanted += ode(up, sigmas[high : low + 1])
     wanted += ode(wanted[-1], sigmas[low:])
-    found = states(VARIANCE_EXPLODING, sigmas, order=order, mode="restart", churn=repeats, start=high / 8, end=low / 8)
+    found = states(
+        VARIANCE_EXPLODING, sigmas, order=order, mode="restart", churn=repeats, start=high / 8, end=low / 8
+    )
     assert len(found) == 8 + repeats * 3 and difference(found, wanted) < TIGHT
 
 
@@ -123,7 +144,7 @@ def test_restart_forgets_earlier_predictions(order, name):
     sigmas, high, low = uneven(p), 2, 5
     found = states(p, sigmas, order=order, mode="restart", churn=1, start=high / 8, end=low / 8)
     scale = p.alpha(sigmas[high]) / p.alpha(sigmas[low])
-    fresh = (sigmas[high]**2 - (scale * sigmas[low])**2).sqrt()
+    fresh = (sigmas[high] ** 2 - (scale * sigmas[low]) ** 2).sqrt()
     up = scale * found[low - 1] + fresh * drawing()(found[0])
     assert difference(found[low:], [s.x for s in sample(smooth, up, sigmas[high:], p, order=order)]) < TIGHT
 
@@ -172,7 +193,9 @@ def test_churn_inf_is_the_consistency_sampler(options, name):
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("order", [1, 2, 3, "heun"])
 def test_states_stay_bounded_at_any_churn(order, name):
-    """What churn does to errors of the predictions saturates: the largest state at c = 50 is that at c = 8 within 2 %."""
+    """What churn does to errors of the predictions saturates: the largest state at c = 50 is that at c = 8
+    within 2 %.
+    """
     p = PATHS[name]
     sigmas = uneven(p)
     much, more = (max(float(x.std()) for x in states(p, sigmas, order=order, churn=c)) for c in (8.0, 50.0))
@@ -181,7 +204,9 @@ def test_states_stay_bounded_at_any_churn(order, name):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_churn_over_shoots_and_is_noised_back(name):
-    """A step with churn c is the ODE step to the level d with lambda_d = lambda_s + c h, then noise from d to s."""
+    """A step with churn c is the ODE step to the level d with lambda_d = lambda_s + c h, then noise from d to
+    s.
+    """
     p, noise, churn = PATHS[name], drawing(), 0.4
     sigmas = uneven(p)
     wanted, x = [], start(sigmas[0])
@@ -196,6 +221,7 @@ def test_churn_over_shoots_and_is_noised_back(name):
 
 def scaled(model, p, other):
     """The model of path `p` in the coordinates of `other`: x / alpha is the same at one lambda."""
+
     def model_there(x, sigma):
         sigma = torch.tensor(sigma, dtype=torch.float64)
         back = p.sigma(other.log_snr(sigma))
@@ -204,8 +230,18 @@ def scaled(model, p, other):
     return model_there
 
 
-@pytest.mark.parametrize("options", [{}, {"churn": 0.5}, {"churn": 1.0}, {"churn": math.inf}, {"kappa": 0.3},
-                                     {"churn": 0.5, "mode": "raise first"}, {"churn": 2, "mode": "restart", "start": 0.25}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"churn": 0.5},
+        {"churn": 1.0},
+        {"churn": math.inf},
+        {"kappa": 0.3},
+        {"churn": 0.5, "mode": "raise first"},
+        {"churn": 2, "mode": "restart", "start": 0.25},
+    ],
+)
 @pytest.mark.parametrize("other", [FLOW, VARIANCE_PRESERVING], ids=lambda p: p.name)
 def test_scaling_a_schedule_leaves_order_1_as_it_is(other, options):
     """x' = s x with any s(t): the same lambdas, predictions and noise give the same x / alpha."""
@@ -226,13 +262,22 @@ def test_variance_preserving_and_flow_agree_at_every_order(order, churn):
     vp, flow = uneven(VARIANCE_PRESERVING), uneven(FLOW)
     grow = VARIANCE_PRESERVING.alpha(vp) + vp
     x = start(flow[0])
-    found = states(VARIANCE_PRESERVING, vp, scaled(smooth, FLOW, VARIANCE_PRESERVING), x * grow[0], order=order, churn=churn)
+    found = states(
+        VARIANCE_PRESERVING,
+        vp,
+        scaled(smooth, FLOW, VARIANCE_PRESERVING),
+        x * grow[0],
+        order=order,
+        churn=churn,
+    )
     found = [f / g for f, g in zip(found, grow[1:])]
     assert difference(found, states(FLOW, flow, x=x, order=order, churn=churn)) < TIGHT
 
 
 def test_order_3_is_the_integral_of_the_parabola():
-    """x_s / sigma_s = x_t / sigma_t + integral of p(u) e^u du, u = -log sigma, by numpy's Gauss-Legendre and polynomial fit."""
+    """x_s / sigma_s = x_t / sigma_t + integral of p(u) e^u du, u = -log sigma, by numpy's Gauss-Legendre and
+    polynomial fit.
+    """
     sigmas = uneven(VARIANCE_EXPLODING, zero=False)
     u = (-sigmas.log()).numpy()
     nodes, shares = np.polynomial.legendre.leggauss(20)
@@ -240,13 +285,15 @@ def test_order_3_is_the_integral_of_the_parabola():
     for i in range(len(u) - 1):
         predictions = [*predictions, smooth(x, sigmas[i]).numpy().ravel()][-3:]
         used = len(predictions)
-        if used == 2:                       # DPM-Solver++ 2M: the line's value in the middle
-            line = np.polynomial.Polynomial.fit(u[i - 1:i + 1], [0, 1], 1)((u[i] + u[i + 1]) / 2)
+        if used == 2:  # DPM-Solver++ 2M: the line's value in the middle
+            line = np.polynomial.Polynomial.fit(u[i - 1 : i + 1], [0, 1], 1)((u[i] + u[i + 1]) / 2)
             mean = predictions[0] * (1 - line) + predictions[1] * line
             integral = mean * (np.exp(u[i + 1]) - np.exp(u[i]))
         else:
             at = u[i] + (u[i + 1] - u[i]) * (nodes + 1) / 2
-            parabola = np.vander(at, used) @ np.linalg.solve(np.vander(u[i + 1 - used:i + 1], used), np.stack(predictions))
+            parabola = np.vander(at, used) @ np.linalg.solve(
+                np.vander(u[i + 1 - used : i + 1], used), np.stack(predictions)
+            )
             integral = (shares * np.exp(at)) @ parabola * (u[i + 1] - u[i]) / 2
         x = sigmas[i + 1] * (x / sigmas[i] + torch.from_numpy(integral).view(SHAPE))
         wanted.append(x)
@@ -256,8 +303,8 @@ def test_order_3_is_the_integral_of_the_parabola():
 def grid_for(p, steps):
     """A grid that is smooth in the path's own coordinates, with short first and last steps.
 
-    A multistep run of order 3 makes its first step with order 1, and the last step takes the prediction alone: both have an
-    error of second order in their own length, here of order steps^-2.
+    A multistep run of order 3 makes its first step with order 1, and the last step takes the prediction
+    alone: both have an error of second order in their own length, here of order steps^-2.
     """
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     if p is VARIANCE_EXPLODING:
@@ -272,8 +319,12 @@ def test_measured_order(order, wanted, name, generator):
     p, mixture = PATHS[name], line_mixture(std=0.5)
     x = START[name] * torch.randn(16, 4, generator=generator, dtype=torch.float64)
     exact = mixture.consistency(x, p, START[name])
-    errors = [float((solve(lambda x, s: mixture.denoise(x, p, s), x, grid_for(p, n), p, order=order) - exact).norm())
-              for n in (300, 600)]
+    errors = [
+        float(
+            (solve(lambda x, s: mixture.denoise(x, p, s), x, grid_for(p, n), p, order=order) - exact).norm()
+        )
+        for n in (300, 600)
+    ]
     assert abs(math.log2(errors[0] / errors[1]) - wanted) < 0.2
 
 

@@ -14,12 +14,17 @@ from fewstep.diffusion.step import fresh_share, weights
 from oracles.mixture import line_mixture
 
 F64 = torch.float64
-LEVELS = {"variance exploding": [12.0, 5.0, 2.5, 1.0, 0.3, 0.0], "flow": [1.0, 0.85, 0.6, 0.4, 0.15, 0.0],
-          "variance preserving": [0.999, 0.95, 0.8, 0.5, 0.2, 0.0]}
+LEVELS = {
+    "variance exploding": [12.0, 5.0, 2.5, 1.0, 0.3, 0.0],
+    "flow": [1.0, 0.85, 0.6, 0.4, 0.15, 0.0],
+    "variance preserving": [0.999, 0.95, 0.8, 0.5, 0.2, 0.0],
+}
 
 
 def mean_of_polynomial(values, places, h):
-    """Mean over (0, h), weighted by e^u, of the polynomial through (places, values), by Gauss-Legendre quadrature."""
+    """Mean over (0, h), weighted by e^u, of the polynomial through (places, values), by Gauss-Legendre
+    quadrature.
+    """
     x, w = np.polynomial.legendre.leggauss(40)
     x, w = (x + 1) / 2 * h, w * np.exp((x + 1) / 2 * h)
     return float((np.polyval(np.polyfit(places, values, len(places) - 1), x) * w).sum() / w.sum())
@@ -35,7 +40,8 @@ def test_order_3_and_corrections_are_means_of_polynomials(h):
     assert np.dot(correction_weights(2, u), values) == pytest.approx(line - done, rel=1e-9)
     parabola = mean_of_polynomial(values, [v - u[1] for v in u], u[0] - u[1])
     assert np.dot(correction_weights(3, [*u, -2.0]), [*values, 0.0]) == pytest.approx(
-        parabola - np.dot(target_weights(3, u[0], [*u[1:], -2.0]), [*values[1:], 0.0]), rel=1e-9)
+        parabola - np.dot(target_weights(3, u[0], [*u[1:], -2.0]), [*values[1:], 0.0]), rel=1e-9
+    )
 
 
 def test_weights_sum_to_1_and_corrections_to_0():
@@ -52,9 +58,13 @@ def test_a_level_met_again_serves_once():
     assert len(target_weights(3, 1.0, [0.5, 0.1, 0.1])) == 2
 
 
-@pytest.mark.parametrize("order, corrector, most", [(2, False, 4.0), (2, True, 7.0), (3, False, 16.0), (3, True, 30.0)])
+@pytest.mark.parametrize(
+    "order, corrector, most", [(2, False, 4.0), (2, True, 7.0), (3, False, 16.0), (3, True, 30.0)]
+)
 def test_no_setting_multiplies_the_error_of_a_prediction_beyond_bounds(order, corrector, most):
-    """Sum of the absolute weights of predictions over the weight of the target, on every grid, step count, churn and mode."""
+    """Sum of the absolute weights of predictions over the weight of the target, on every grid, step count,
+    churn and mode.
+    """
     discrete = grids.discrete_sigma(torch.linspace(-3.5, 3.7, 1000, dtype=F64).exp())
     models = [(grids.flow_sigma(), FLOW), (discrete, VARIANCE_EXPLODING)]
     worst = 0.0
@@ -62,8 +72,12 @@ def test_no_setting_multiplies_the_error_of_a_prediction_beyond_bounds(order, co
         for name in grids.NAMES:
             for steps in (2, 3, 4, 8, 20):
                 sigmas = grids.grid(name, steps, sigma_of, path)
-                for options in ({}, {"mode": "raise first", "churn": 0.3}, {"mode": "raise first", "churn": 1.0},
-                                {"mode": "raise first", "churn": 4.0}):
+                for options in (
+                    {},
+                    {"mode": "raise first", "churn": 0.3},
+                    {"mode": "raise first", "churn": 1.0},
+                    {"mode": "raise first", "churn": 4.0},
+                ):
                     moves = samplers.plan(sigmas, path, **options)
                     for _, (_, terms, _, _) in samplers._coefficients(moves, path, order, corrector):
                         worst = max(worst, sum(abs(b) for b in terms))
@@ -101,8 +115,14 @@ def test_the_corrector_lifts_order_1_to_2_and_improves_order_2(order, name, gene
     fine = {"variance exploding": 40 * t**4, "flow": t}.get(name, (t**2 * math.pi / 2).sin())
     x = top * torch.randn(64, 4, generator=generator, dtype=F64)
     exact = mixture.consistency(x, p, top)
-    errors = [float((solve(lambda x, s: mixture.denoise(x, p, s), x, g, p, order=order, corrector=True) - exact).norm())
-              for g in (fine[::2], fine)]
+    errors = [
+        float(
+            (
+                solve(lambda x, s: mixture.denoise(x, p, s), x, g, p, order=order, corrector=True) - exact
+            ).norm()
+        )
+        for g in (fine[::2], fine)
+    ]
     if order == 1:
         assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.2
     plain = solve(lambda x, s: mixture.denoise(x, p, s), x, fine[::40], p, order=order)
@@ -119,8 +139,13 @@ def test_auto_grid_is_one_in_the_flow_time_of_every_path():
 
 
 def test_auto_shift_grows_with_the_dimension_and_takes_a_larger_own():
-    assert auto.shift(2) < auto.shift(32) < auto.shift(3000) == auto.shift() == auto.LARGEST and auto.shift(own=8.0) == 8.0
+    assert (
+        auto.shift(2) < auto.shift(32) < auto.shift(3000) == auto.shift() == auto.LARGEST
+        and auto.shift(own=8.0) == 8.0
+    )
     few, many = (auto.sigmas(FLOW, n, 1.0, dimension=8) for n in (4, 20))
-    assert few[-1] == pytest.approx(auto.shift(8) / (4 + auto.shift(8) - 1)) and many[-1] < auto.shift(8) / (20 + auto.shift(8) - 1)
+    assert few[-1] == pytest.approx(auto.shift(8) / (4 + auto.shift(8) - 1)) and many[-1] < auto.shift(8) / (
+        20 + auto.shift(8) - 1
+    )
     wide = grids.grid("auto", 4, grids.flow_sigma(8.0), FLOW)
     assert torch.allclose(wide, grids.grid("uniform", 4, grids.flow_sigma(8.0), FLOW))

@@ -1,6 +1,5 @@
 """Paths and predictions."""
 
-
 import pytest
 import torch
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING, check_sigmas, path
@@ -33,7 +32,14 @@ def test_predictions_convert_there_and_back(p, kind, generator):
     a, s = expand(p.alpha(sigma), x0), expand(sigma, x0)
     x = a * x0 + s * eps
     edm = (x0 - 0.25 / ((s / a) ** 2 + 0.25) * x / a) / (0.5 * s / a / ((s / a) ** 2 + 0.25).sqrt())
-    truth = {"x0": x0, "epsilon": eps, "v": a * eps - s * x0, "velocity": eps - x0, "score": -eps / s, "edm": edm}[kind]
+    truth = {
+        "x0": x0,
+        "epsilon": eps,
+        "v": a * eps - s * x0,
+        "velocity": eps - x0,
+        "score": -eps / s,
+        "edm": edm,
+    }[kind]
     assert torch.allclose(from_x0(x0, kind, x, a, s), truth, atol=1e-12)
     assert torch.allclose(to_x0(truth, kind, x, a, s), x0, atol=1e-10)
 
@@ -51,7 +57,9 @@ def test_edm_is_that_of_diffusers_and_finite_on_pure_noise(generator):
     x, output = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     one = torch.ones((), dtype=torch.float64)
     for sigma in (0.01, 1.0, 80.0):
-        theirs = EDMEulerScheduler(sigma_data=0.3).precondition_outputs(x, output, torch.tensor(sigma, dtype=torch.float64))
+        theirs = EDMEulerScheduler(sigma_data=0.3).precondition_outputs(
+            x, output, torch.tensor(sigma, dtype=torch.float64)
+        )
         ours = to_x0(output, "edm", x, one, sigma * one, sigma_data=0.3)
         assert torch.allclose(ours, theirs, rtol=1e-12)
         assert torch.allclose(from_x0(ours, "edm", x, one, sigma * one, sigma_data=0.3), output, atol=1e-9)
@@ -70,7 +78,7 @@ def test_score_is_the_gradient_of_the_log_density(p, generator):
     s = torch.tensor(0.4, dtype=torch.float64)
     x.requires_grad_()
     log = torch.distributions.Normal(p.alpha(s) * x0, s).log_prob(x)
-    score, = torch.autograd.grad(log.sum(), x)
+    (score,) = torch.autograd.grad(log.sum(), x)
     assert torch.allclose(from_x0(x0, "score", x, p.alpha(s), s), score, rtol=1e-12)
     assert torch.allclose(to_x0(score, "score", x, p.alpha(s), s), x0, rtol=1e-10)
 
@@ -81,9 +89,19 @@ def test_unknown_kinds_are_refused():
             convert(torch.zeros(1), "flow", torch.zeros(1), torch.ones(()), torch.ones(()))
 
 
-@pytest.mark.parametrize("bad, why", [
-    ([1.0], "two"), ([], "two"), ([1.0, float("nan"), 0.0], "finite"), ([0.5, 0.8, 0.0], "descend"), ([0.5, 0.5, 0.0], "descend"),
-    ([0.5, -0.1], "negative"), ([2.0, 0.0], "start at 1 or below"), ([[1.0, 0.0]], "one row")])
+@pytest.mark.parametrize(
+    "bad, why",
+    [
+        ([1.0], "two"),
+        ([], "two"),
+        ([1.0, float("nan"), 0.0], "finite"),
+        ([0.5, 0.8, 0.0], "descend"),
+        ([0.5, 0.5, 0.0], "descend"),
+        ([0.5, -0.1], "negative"),
+        ([2.0, 0.0], "start at 1 or below"),
+        ([[1.0, 0.0]], "one row"),
+    ],
+)
 def test_sigmas_that_are_no_grid_are_refused(bad, why):
     with pytest.raises(ValueError, match=f"sigmas must .*{why}"):
         check_sigmas(bad, FLOW)

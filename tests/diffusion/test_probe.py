@@ -15,6 +15,7 @@ KARRAS = (lambda t: (10 ** (1 / 7) * t + (1 - t) * 0.03 ** (1 / 7)) ** 7, VARIAN
 
 def runner(sigmas, path, **options):
     """A whole run of the kernel, as `probe` wants it."""
+
     def run(respond, noise, latent):
         x = path.alpha(sigmas[0]) * latent + sigmas[0] * noise
         return solve(respond, x, sigmas, path, noise=batch_noise(3), **options)
@@ -22,12 +23,20 @@ def runner(sigmas, path, **options):
     return run
 
 
-# Weights on the flow path, shift 1, 8 steps, from the design's own measurement of ComfyUI's samplers of the same formula.
-@pytest.mark.parametrize("options, weights, survival", [
-    ({}, [0.125] * 8, 1.0), ({"order": 2}, [0.05, 0.12, 0.12, 0.11, 0.11, 0.14, 0.23, 0.13], 1.0),
-    ({"kappa": 1.0}, [0.00, 0.02, 0.06, 0.13, 0.21, 0.25, 0.22, 0.13], 0.002)])
+# Weights on the flow path, shift 1, 8 steps, from the design's own measurement of ComfyUI's samplers of the
+# same formula.
+@pytest.mark.parametrize(
+    "options, weights, survival",
+    [
+        ({}, [0.125] * 8, 1.0),
+        ({"order": 2}, [0.05, 0.12, 0.12, 0.11, 0.11, 0.14, 0.23, 0.13], 1.0),
+        ({"kappa": 1.0}, [0.00, 0.02, 0.06, 0.13, 0.21, 0.25, 0.22, 0.13], 0.002),
+    ],
+)
 def test_known_weights_on_flow(options, weights, survival):
-    found = probe.prediction_weights(runner(grids.grid("uniform", 8, grids.flow_sigma(), FLOW), FLOW, **options), FLOW, STATE)
+    found = probe.prediction_weights(
+        runner(grids.grid("uniform", 8, grids.flow_sigma(), FLOW), FLOW, **options), FLOW, STATE
+    )
     assert found.linear and found.nonlinearity < 1e-12
     assert max(abs(a - b) for a, b in zip(found.predictions, weights)) < 0.0101
     assert abs(sum(found.predictions) - 1) < 1e-9 and abs(found.survival - survival) < 5e-4
@@ -47,14 +56,25 @@ def test_survival_of_two_steps_by_hand():
     """x_1 = s ((1 - k^2)^.5 eps) + x0, x0 = (x_0 - s_0 u)/(1 + s_0); the result is (x_1 - s u')/(1 + s)."""
     sigmas, path, kappa = torch.tensor([8.0, 2.0, 0.0], dtype=torch.float64), VARIANCE_EXPLODING, 0.6
     found = probe.prediction_weights(runner(sigmas, path, kappa=kappa), path, STATE)
-    x0 = 8.0 / (1 + 8.0)                                   # with u = 0, from x_0 = 8 eps
+    x0 = 8.0 / (1 + 8.0)  # with u = 0, from x_0 = 8 eps
     eps = (8.0 - x0) / 8.0
     x1 = x0 + 2.0 * (1 - kappa**2) ** 0.5 * eps
     assert found.survival == pytest.approx(x1 / (1 + 2.0) / (8.0 / 9.0), rel=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"order": 3}, {"order": "heun"}, {"churn": 1.0}, {"mode": "raise first", "churn": 1.0},
-                                     {"mode": "restart", "churn": 1.0, "start": 0.2, "end": 0.7}, {"kappa": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"order": 3},
+        {"order": "heun"},
+        {"churn": 1.0},
+        {"mode": "raise first", "churn": 1.0},
+        {"mode": "restart", "churn": 1.0, "start": 0.2, "end": 0.7},
+        {"kappa": 1.0},
+    ],
+    ids=str,
+)
 def test_the_oracle_finds_our_sampler_right(options):
     sigmas = grids.grid("uniform", 8, grids.flow_sigma(3.0), FLOW)
     verdict = probe.marginals(runner(sigmas, FLOW, **options), FLOW, CROWD)
@@ -63,7 +83,9 @@ def test_the_oracle_finds_our_sampler_right(options):
 
 
 def wrong_churn(respond, noise, latent):
-    """Variance-exploding churn on a flow path, as in k-diffusion: the signal is not scaled down when noise is added."""
+    """Variance-exploding churn on a flow path, as in k-diffusion: the signal is not scaled down when noise is
+    added.
+    """
     sigmas = grids.grid("uniform", 8, grids.flow_sigma(), FLOW).tolist()
     x, fresh = noise.clone(), batch_noise(0)
     for s, after in zip(sigmas, sigmas[1:]):
@@ -96,7 +118,9 @@ def test_a_sampler_that_adapts_is_said_to_be_non_linear():
         return x
 
     assert not probe.prediction_weights(adapting, FLOW, STATE).linear
-    assert probe.prediction_weights(runner(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64), FLOW), FLOW, STATE).linear
+    assert probe.prediction_weights(
+        runner(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64), FLOW), FLOW, STATE
+    ).linear
 
 
 def test_too_many_calls_are_refused():

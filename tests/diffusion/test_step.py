@@ -34,7 +34,9 @@ def ddim_reference(abar, x, x0, eta, noise, t, s):
 def test_churn_0_and_1_are_ddim_and_ddpm_of_diffusers(churn, eta, generator):
     from diffusers import DDIMScheduler
 
-    theirs = DDIMScheduler(clip_sample=False, prediction_type="sample", timestep_spacing="trailing", set_alpha_to_one=True)
+    theirs = DDIMScheduler(
+        clip_sample=False, prediction_type="sample", timestep_spacing="trailing", set_alpha_to_one=True
+    )
     theirs.set_timesteps(20)
     abar = theirs.alphas_cumprod.double()
     t, s = int(theirs.timesteps[4]), int(theirs.timesteps[5])
@@ -103,10 +105,12 @@ def test_oracle_denoiser_is_the_posterior_mean(name, generator):
 def test_oracle_ode_is_what_a_fine_solver_finds(name, generator):
     p, mixture = PATHS[name], line_mixture()
     x = START[name] * torch.randn(64, 4, generator=generator, dtype=torch.float64)
-    fine = [solve(lambda x, s: mixture.denoise(x, p, s), x, sigmas_for(p, n), p, order=2) for n in (1000, 2000)]
+    fine = [
+        solve(lambda x, s: mixture.denoise(x, p, s), x, sigmas_for(p, n), p, order=2) for n in (1000, 2000)
+    ]
     exact = mixture.consistency(x, p, START[name])
     errors = [float((f - exact).abs().max()) for f in fine]
-    assert errors[1] < 3e-4 and errors[1] < errors[0] / 3      # second order
+    assert errors[1] < 3e-4 and errors[1] < errors[0] / 3  # second order
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -124,14 +128,20 @@ def test_measured_order(order, wanted, name, generator):
     p, mixture = PATHS[name], line_mixture(std=0.5)
     x = START[name] * torch.randn(64, 4, generator=generator, dtype=torch.float64)
     exact = mixture.consistency(x, p, START[name])
-    errors = [float((solve(lambda x, s: mixture.denoise(x, p, s), x, sigmas_for(p, n), p, order=order) - exact).norm())
-              for n in (400, 800)]
+    errors = [
+        float(
+            (solve(lambda x, s: mixture.denoise(x, p, s), x, sigmas_for(p, n), p, order=order) - exact).norm()
+        )
+        for n in (400, 800)
+    ]
     assert abs(math.log2(errors[0] / errors[1]) - wanted) < 0.2
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_churn_keeps_the_distribution(name, generator):
-    """Data = one Gaussian: mean and standard deviation after many steps with churn 1 are the data's, and noise was drawn."""
+    """Data = one Gaussian: mean and standard deviation after many steps with churn 1 are the data's, and
+    noise was drawn.
+    """
     p, mixture = PATHS[name], line_mixture(parts=1, std=0.5)
     x = START[name] * torch.randn(20_000, 4, generator=generator, dtype=torch.float64)
     if p is VARIANCE_EXPLODING:
@@ -182,8 +192,15 @@ def test_batch_noise_is_a_samples_own_whatever_the_batch():
     assert (first[0] - first[1]).abs().mean() > 0.5
 
 
-@pytest.mark.parametrize("options, why", [({"order": 4}, "order"), ({"churn": 1.0}, "noise"), ({"kappa": 2.0}, "kappa"),
-                                          ({"churn": -1.0}, "churn")])
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"order": 4}, "order"),
+        ({"churn": 1.0}, "noise"),
+        ({"kappa": 2.0}, "kappa"),
+        ({"churn": -1.0}, "churn"),
+    ],
+)
 def test_bad_options_are_refused_before_the_model_is_called(options, why):
     def model(x, sigma):
         raise AssertionError("the model was called")

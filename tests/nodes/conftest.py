@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))       # for what the tests of this folder share,
-sys.path.insert(0, str(Path(__file__).parent.parent))       # and those of others too
+sys.path.insert(0, str(Path(__file__).parent))  # for what the tests of this folder share,
+sys.path.insert(0, str(Path(__file__).parent.parent))  # and those of others too
 
 from comfy_server import Server, link_pack, workflow  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, comfyui_folder):
-    """ComfyUI's `nodes` module in this process, on the CPU, with the pack loaded by its own `load_custom_node`."""
+    """ComfyUI's `nodes` module in this process, on the CPU, with the pack loaded by its own
+    `load_custom_node`.
+    """
     sys.path.insert(0, str(comfyui_folder))
     import comfy.cli_args
 
@@ -26,7 +28,7 @@ def host(tmp_path_factory, comfyui_folder):
     base = tmp_path_factory.mktemp("comfy")
     loras = base / "models" / "loras"
     loras.mkdir(parents=True)
-    folder_paths.set_user_directory(str(base / "user"))      # trajectory caches
+    folder_paths.set_user_directory(str(base / "user"))  # trajectory caches
     folder_paths.folder_names_and_paths["loras"] = ([str(loras)], {".safetensors"})
     assert asyncio.run(nodes.load_custom_node(str(link_pack(base))))
     return nodes

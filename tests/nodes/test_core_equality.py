@@ -1,7 +1,9 @@
-"""The kernel against ComfyUI core's own sampler functions where core is right: whole runs, equal noise, float64.
+"""The kernel against ComfyUI core's own sampler functions where core is right: whole runs, equal noise,
+float64.
 
-Core's functions get what core gives them: its KSamplerX0Inpaint around a CFGGuider that holds the demo teacher's MODEL, so
-that they find the real `model_sampling`; only the guider's prediction is a Python function, in float64.
+Core's functions get what core gives them: its KSamplerX0Inpaint around a CFGGuider that holds the demo
+teacher's MODEL, so that they find the real `model_sampling`; only the guider's prediction is a Python
+function, in float64.
 """
 
 import math
@@ -52,8 +54,9 @@ def run_core(name, model, x, sigmas, noise=None, **options):
         options["noise_sampler"] = lambda sigma, sigma_next: noise(x)
     extra = {"denoise_mask": None, "model_options": {}, "seed": 5}
     keep = lambda info: states.append(info["x"].clone())
-    last = getattr(sampling, f"sample_{name}")(wrapped(model, sigmas), x, sigmas, extra_args=extra, callback=keep, disable=True,
-                                               **options)
+    last = getattr(sampling, f"sample_{name}")(
+        wrapped(model, sigmas), x, sigmas, extra_args=extra, callback=keep, disable=True, **options
+    )
     assert last.dtype == torch.float64 and len(states) == len(sigmas) - 1
     return [*states[1:], last]
 
@@ -72,7 +75,9 @@ def levels(model, scheduler="simple", steps=7):
     """Core's own grid for that model, in float64."""
     import comfy.samplers
 
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).double()
+    sigmas = comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), scheduler, steps
+    ).double()
     assert len(sigmas) == steps + 1 and sigmas[-1] == 0
     return sigmas
 
@@ -83,7 +88,9 @@ def start(sigma):
 
 @pytest.mark.parametrize("scheduler", ["simple", "karras"])
 @pytest.mark.parametrize("kind", PATH)
-@pytest.mark.parametrize("name, options", [("euler", {}), ("heun", {"order": "heun"}), ("dpmpp_2m", {"order": 2})])
+@pytest.mark.parametrize(
+    "name, options", [("euler", {}), ("heun", {"order": "heun"}), ("dpmpp_2m", {"order": 2})]
+)
 def test_deterministic(name, options, kind, scheduler, models):
     sigmas = levels(models[kind], scheduler)
     x = start(sigmas[0])
@@ -116,7 +123,9 @@ def ancestral_share(kind, eta):
     def share(t, s):
         if s == 0:
             return 0.0
-        down = s * (1 + (s / t - 1) * eta) if kind == "flow" else s * math.sqrt(1 - eta**2 * (1 - (s / t) ** 2))
+        down = (
+            s * (1 + (s / t - 1) * eta) if kind == "flow" else s * math.sqrt(1 - eta**2 * (1 - (s / t) ** 2))
+        )
         return math.sqrt(1 - (alpha(s) * down / (alpha(down) * s)) ** 2)
 
     return share
@@ -144,10 +153,11 @@ def test_churn_1_is_ddpm_on_epsilon_models(name, options, models):
 @pytest.mark.parametrize("gamma", [0.1, 0.4])
 @pytest.mark.parametrize("name, order", [("euler", 1), ("heun", "heun")])
 def test_raise_first_is_cores_churn_on_epsilon_models(name, order, gamma, models):
-    """Equal steps of lambda, where a constant gamma is a constant churn. Core draws from the global generator.
+    """Equal steps of lambda, where a constant gamma is a constant churn. Core draws from the global
+    generator.
 
-    Core would raise above the first level and before the last step; both are left out. Its callback has x after the raise, so
-    only the result is compared.
+    Core would raise above the first level and before the last step; both are left out. Its callback has x
+    after the raise, so only the result is compared.
     """
     steps, h = 7, 0.7
     sigmas = 14.0 * torch.exp(-h * torch.arange(steps, dtype=torch.float64))
@@ -155,11 +165,29 @@ def test_raise_first_is_cores_churn_on_epsilon_models(name, order, gamma, models
     x = start(14.0)
     with torch.random.fork_rng():
         torch.manual_seed(9)
-        core = run_core(name, models["epsilon"], x, sigmas, s_churn=gamma * steps, s_tmin=float(sigmas[-3]),
-                        s_tmax=float(sigmas[1]), s_noise=1.003)
+        core = run_core(
+            name,
+            models["epsilon"],
+            x,
+            sigmas,
+            s_churn=gamma * steps,
+            s_tmin=float(sigmas[-3]),
+            s_tmax=float(sigmas[1]),
+            s_noise=1.003,
+        )
         torch.manual_seed(9)
-        found = run_ours("epsilon", x, sigmas, noise=torch.randn_like, order=order, mode="raise first",
-                         churn=math.log1p(gamma) / h, start=1 / steps, end=(steps - 1) / steps, s_noise=1.003)
+        found = run_ours(
+            "epsilon",
+            x,
+            sigmas,
+            noise=torch.randn_like,
+            order=order,
+            mode="raise first",
+            churn=math.log1p(gamma) / h,
+            start=1 / steps,
+            end=(steps - 1) / steps,
+            s_noise=1.003,
+        )
     assert float((found[-1] - core[-1]).abs().max()) < TIGHT
     calm = run_ours("epsilon", x, sigmas, order=order)
     assert float((found[-1] - calm[-1]).abs().max()) > 0.01

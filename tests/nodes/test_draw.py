@@ -1,4 +1,6 @@
-"""In the real ComfyUI: the schedule that is drawn, and what plots are told of a model, loaded or by its file's header alone."""
+"""In the real ComfyUI: the schedule that is drawn, and what plots are told of a model, loaded or by its
+file's header alone.
+"""
 
 import json
 
@@ -12,7 +14,11 @@ POINTS = "[[0.2, 0.5], [0.7, 0.25]]"
 
 
 def draw(host, model, points=POINTS, **changes):
-    return run(host, "FewstepDrawSchedule", **{"model": model, "points": points, "steps": 5, "denoise": 1.0, **changes})[0]
+    return run(
+        host,
+        "FewstepDrawSchedule",
+        **{"model": model, "points": points, "steps": 5, "denoise": 1.0, **changes},
+    )[0]
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon"])
@@ -23,7 +29,9 @@ def test_a_drawn_schedule_is_one_for_the_model(host, kind):
     assert sigmas.dtype == torch.float32 and len(sigmas) == 6 and (sigmas.diff() < 0).all()
     assert sigmas[0] == pytest.approx(float(sampling.sigma_max), rel=1e-6) and sigmas[-1] == 0
     middle = float(pack(host, "nodes.host").sigma_of(sampling)(torch.tensor([0.5])))
-    assert sigmas[1] == pytest.approx(middle, rel=1e-5)      # the curve's first point: a fifth of the steps, half of the time
+    assert sigmas[1] == pytest.approx(
+        middle, rel=1e-5
+    )  # the curve's first point: a fifth of the steps, half of the time
     assert len(draw(host, model, steps=1)) == 2
     assert draw(host, model, denoise=0.5)[0] == pytest.approx(middle, rel=1e-5)
 
@@ -31,15 +39,36 @@ def test_a_drawn_schedule_is_one_for_the_model(host, kind):
 def test_the_editors_own_points_are_the_uniform_schedule(host):
     model = load(host, "flow")[0]
     start = host.NODE_CLASS_MAPPINGS["FewstepDrawSchedule"].GET_SCHEMA().inputs[2].default
-    plain = run(host, "FewstepSchedule", model=model, schedule={"schedule": "uniform"}, steps=7, shift=1.0, denoise=1.0)[0]
+    plain = run(
+        host,
+        "FewstepSchedule",
+        model=model,
+        schedule={"schedule": "uniform"},
+        steps=7,
+        shift=1.0,
+        denoise=1.0,
+    )[0]
     assert len(json.loads(start)) > 1 and torch.allclose(draw(host, model, start, steps=7), plain, atol=1e-6)
 
 
-@pytest.mark.parametrize("points", ["", "no JSON", "[" * 5000, "[[0.5, 0.5]" + " " * 20_000 + "]", "{}", "[[0.5, NaN]]",
-                                    "[[0.5, 0.5], [0.6, 0.6]]", 5, None], ids=lambda p: str(p)[:20])
+@pytest.mark.parametrize(
+    "points",
+    [
+        "",
+        "no JSON",
+        "[" * 5000,
+        "[[0.5, 0.5]" + " " * 20_000 + "]",
+        "{}",
+        "[[0.5, NaN]]",
+        "[[0.5, 0.5], [0.6, 0.6]]",
+        5,
+        None,
+    ],
+    ids=lambda p: str(p)[:20],
+)
 def test_points_that_are_no_curve_are_refused_before_the_queue_and_by_the_node(host, points):
     node = host.NODE_CLASS_MAPPINGS["FewstepDrawSchedule"]
-    if points is not None:      # None is what the host gives for a value that is wired
+    if points is not None:  # None is what the host gives for a value that is wired
         assert str(node.validate_inputs(points=points)).startswith("points must")
     with pytest.raises(ValueError, match="^points must"):
         draw(host, load(host, "flow")[0], points)
@@ -48,12 +77,17 @@ def test_points_that_are_no_curve_are_refused_before_the_queue_and_by_the_node(h
 
 def test_schedule_nodes_tell_their_levels_and_the_models(host):
     model = load(host, "epsilon")[0]
-    for node, inputs in (("FewstepDrawSchedule", {"points": POINTS}), ("FewstepSchedule", {"schedule": {"schedule": "auto"},
-                                                                                          "shift": 1.0})):
+    for node, inputs in (
+        ("FewstepDrawSchedule", {"points": POINTS}),
+        ("FewstepSchedule", {"schedule": {"schedule": "auto"}, "shift": 1.0}),
+    ):
         with torch.inference_mode():
             out = host.NODE_CLASS_MAPPINGS[node].execute(model=model, steps=4, denoise=1.0, **inputs)
         told = json.loads(json.dumps(out.ui))["fewstep"][0]
-        assert told["sigmas"] == pytest.approx(out.result[0].tolist()) and told["model"]["prediction"] == "epsilon"
+        assert (
+            told["sigmas"] == pytest.approx(out.result[0].tolist())
+            and told["model"]["prediction"] == "epsilon"
+        )
         same(told["model"], model.get_model_object("model_sampling"), host)
 
 
@@ -64,7 +98,9 @@ def same(told, sampling, host):
     assert told["times"] == times.tolist() and told["sigmas"][0] == 0
     assert told["sigmas"] == pytest.approx(nodes.sigma_of(sampling)(times).tolist(), rel=1e-6)
     assert told["sigmas"][-1] == pytest.approx(float(sampling.sigma_max), rel=1e-6)
-    assert told["path"] == nodes.path_of(sampling).name and told["prediction"] == nodes.prediction_of(sampling)
+    assert told["path"] == nodes.path_of(sampling).name and told["prediction"] == nodes.prediction_of(
+        sampling
+    )
 
 
 @pytest.fixture
@@ -74,7 +110,9 @@ def files(tmp_path, monkeypatch):
 
     for kind in ("checkpoints", "diffusion_models"):
         (tmp_path / kind).mkdir()
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors", ".ckpt"}))
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors", ".ckpt"})
+        )
         folder_paths.filename_list_cache.pop(kind, None)
     yield tmp_path
     for kind in ("checkpoints", "diffusion_models"):
@@ -90,7 +128,9 @@ def save(tensors, path, prefix="", metadata=None):
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_a_header_tells_what_the_loaded_model_has(host, family, files):
-    """As a diffusion model alone and, for those that come so, inside of a checkpoint, where keys have a prefix."""
+    """As a diffusion model alone and, for those that come so, inside of a checkpoint, where keys have a
+    prefix.
+    """
     import comfy.sd
 
     info, tensors = pack(host, "nodes.model_info"), zoo.state_dict(family)
@@ -107,7 +147,9 @@ def test_the_header_alone_is_read_but_for_small_tensors(host, files, monkeypatch
     path = files / "diffusion_models" / "a.safetensors"
     save(zoo.state_dict("sd3"), path)
     read, told = [], info.Header.__getitem__
-    monkeypatch.setattr(info.Header, "__getitem__", lambda self, name: read.append(told(self, name)) or read[-1])
+    monkeypatch.setattr(
+        info.Header, "__getitem__", lambda self, name: read.append(told(self, name)) or read[-1]
+    )
     first = info.describe("unet", "a.safetensors")
     assert read and all(t.is_meta or t.numel() <= info.SMALL for t in read) and any(t.is_meta for t in read)
     assert info.describe("unet", "a.safetensors") is first
@@ -121,7 +163,16 @@ def test_what_is_no_model_is_a_lookup_error(host, files):
     (files / "checkpoints" / "broken.safetensors").write_bytes(b"\xff" * 64)
     (files / "checkpoints" / "old.ckpt").write_bytes(b"pickle")
     (files / "secret.safetensors").write_bytes(b"x")
-    for name in ("vae.safetensors", "broken.safetensors", "old.ckpt", "none.safetensors", "../secret.safetensors", "", None, 5):
+    for name in (
+        "vae.safetensors",
+        "broken.safetensors",
+        "old.ckpt",
+        "none.safetensors",
+        "../secret.safetensors",
+        "",
+        None,
+        5,
+    ):
         with pytest.raises(LookupError):
             info.describe("checkpoint", name)
     with pytest.raises(LookupError):

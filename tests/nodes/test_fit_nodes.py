@@ -16,7 +16,9 @@ def folders(host, tmp_path, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"}))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"})
+    )
     return tmp_path
 
 
@@ -26,7 +28,14 @@ def teacher(host, request):
 
 
 def fit(host, teacher, **changes):
-    inputs = {"latent": latent(host), "model": teacher[0], "positive": teacher[2], "negative": teacher[3], **SMALL, **changes}
+    inputs = {
+        "latent": latent(host),
+        "model": teacher[0],
+        "positive": teacher[2],
+        "negative": teacher[3],
+        **SMALL,
+        **changes,
+    }
     return run(host, "FewstepFit", **{k: v for k, v in inputs.items() if v is not None})
 
 
@@ -52,7 +61,9 @@ def sampled(guider, noise, sampler, sigmas):
             return noise
 
     with torch.inference_mode():
-        out = SamplerCustomAdvanced.execute(Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}).result[0]
+        out = SamplerCustomAdvanced.execute(
+            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
+        ).result[0]
         return guider.model_patcher.model.process_latent_in(out["samples"])
 
 
@@ -78,6 +89,7 @@ def caches(folder):
 
 # ---- the teacher -----------------------------------------------------------------------------------
 
+
 def test_60_steps_of_the_teacher_are_what_stock_sampling_draws_each_prompt_for_itself(host, folders, teacher):
     other = run(host, "FewstepLoadDemoTeacher", teacher="flow", label="heart")[2]
     guider = pack(host, "nodes.fit").guider_of(None, teacher[0], [*teacher[2], *other], teacher[3], 2.0)
@@ -85,7 +97,7 @@ def test_60_steps_of_the_teacher_are_what_stock_sampling_draws_each_prompt_for_i
     sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
     for number, positive in enumerate((teacher[2], other)):
         stock = sampled(cfg_guider(teacher[0], positive, teacher[3]), noise[number::2], sampler, grid.float())
-        assert off(drawn[number::2], stock) < 1e-3 and off(drawn[1 - number::2], stock) > 0.1
+        assert off(drawn[number::2], stock) < 1e-3 and off(drawn[1 - number :: 2], stock) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["masks", "dual cfg", "no negative", "hook"])
@@ -99,9 +111,15 @@ def test_any_guider_is_asked_as_it_samples(host, folders, flow, kind):
     with torch.inference_mode():
         if kind == "masks":
             cut = host.ConditioningSetMask().append
-            guider = cfg_guider(flow[0], cut(flow[2], half, "default", 1.0)[0] + cut(other, 1 - half, "default", 1.0)[0], flow[3])
+            guider = cfg_guider(
+                flow[0],
+                cut(flow[2], half, "default", 1.0)[0] + cut(other, 1 - half, "default", 1.0)[0],
+                flow[3],
+            )
         elif kind == "dual cfg":
-            guider = nodes_custom_sampler.DualCFGGuider.execute(flow[0], flow[2], other, flow[3], 2.0, 1.5, "regular").result[0]
+            guider = nodes_custom_sampler.DualCFGGuider.execute(
+                flow[0], flow[2], other, flow[3], 2.0, 1.5, "regular"
+            ).result[0]
         elif kind == "no negative":
             guider = nodes_custom_sampler.BasicGuider.execute(flow[0], flow[2]).result[0]
         else:
@@ -110,7 +128,9 @@ def test_any_guider_is_asked_as_it_samples(host, folders, flow, kind):
             key, weight = "diffusion_model.out.weight", flow[0].model.diffusion_model.out.weight
             hooks = comfy.hooks.create_hook_lora({"diffusion_model.out.diff": 0.3 * weight.clone()}, 1.0, 0.0)
             assert key in flow[0].model_state_dict()
-            guider = cfg_guider(flow[0], comfy.hooks.set_hooks_for_conditioning(flow[2], hooks=hooks), flow[3])
+            guider = cfg_guider(
+                flow[0], comfy.hooks.set_hooks_for_conditioning(flow[2], hooks=hooks), flow[3]
+            )
     noise, drawn, grid = ends(host, folders, guider, 24)
     sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
     stock = sampled(guider, noise, sampler, grid.float())
@@ -124,13 +144,16 @@ def test_a_large_latent_or_little_memory_means_fewer_samples_a_call(host, flow, 
     rows = pack(host, "nodes.guiding").rows_at_once
     assert rows(flow[0], (3, 32, 32)) == 8
     need = flow[0].model.memory_required([4, 3, 512, 512])
-    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: flow[0].model_size() + 1.2 * need)
+    monkeypatch.setattr(
+        comfy.model_management, "get_total_memory", lambda device: flow[0].model_size() + 1.2 * need
+    )
     assert rows(flow[0], (3, 512, 512)) == 2
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: 0.1 * need)
     assert rows(flow[0], (3, 512, 512)) == 1
 
 
 # ---- fits ------------------------------------------------------------------------------------------
+
 
 def test_a_guider_and_its_model_and_prompts_give_one_fit_and_one_cache(host, folders, teacher):
     first = fit(host, teacher, vae=teacher[1])
@@ -140,8 +163,8 @@ def test_a_guider_and_its_model_and_prompts_give_one_fit_and_one_cache(host, fol
     recipe, _, sigmas, cfg, report, figures = first
     assert 0 < recipe.errors["held_out"] < 0.5 and recipe.base and len(recipe.coefficients) == 4
     assert len(sigmas) == 5 and cfg == 2.0 and "4 " in figures
-    assert report.shape[1] > second[4].shape[1] + 200       # pictures above the curve, with a VAE
-    assert len(fit(host, teacher, use_steps=1)[2]) == 3     # 2 is the nearest to 1
+    assert report.shape[1] > second[4].shape[1] + 200  # pictures above the curve, with a VAE
+    assert len(fit(host, teacher, use_steps=1)[2]) == 3  # 2 is the nearest to 1
 
 
 def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
@@ -184,7 +207,9 @@ def test_what_is_patched_into_the_model_has_a_cache_of_its_own(host, folders, fl
     def patched(strength, size=1.0):
         model = flow[0].clone()
         weight = flow[0].model.diffusion_model.out.weight
-        model.add_patches({"diffusion_model.out.weight": ("diff", (size * torch.ones_like(weight),))}, strength)
+        model.add_patches(
+            {"diffusion_model.out.weight": ("diff", (size * torch.ones_like(weight),))}, strength
+        )
         return model
 
     def identity(model):
@@ -196,7 +221,7 @@ def test_what_is_patched_into_the_model_has_a_cache_of_its_own(host, folders, fl
     assert len(set(seen)) == 4 and identity(patched(0.5)) == identity(patched(0.5))
     first, second = (fit(host, [m, *flow[1:]], steps="2")[0] for m in (flow[0], patched(0.05)))
     assert len(caches(folders)) == 2 and first.base == second.base and first.errors != second.errors
-    assert identity(flow[0]) == plain       # with the other's weights still patched in
+    assert identity(flow[0]) == plain  # with the other's weights still patched in
 
 
 def test_changes_to_guidance_and_conditioning_have_a_cache_of_their_own(host, flow):
@@ -209,18 +234,29 @@ def test_changes_to_guidance_and_conditioning_have_a_cache_of_their_own(host, fl
         return tuple(sorted(guiding.Teacher(guider, (3, 32, 32)).identity.items()))
 
     def rescaled(multiplier):
-        return RescaleCFG().patch(flow[0], multiplier)[0] if hasattr(RescaleCFG, "patch") else RescaleCFG.execute(
-            flow[0], multiplier).result[0]
+        return (
+            RescaleCFG().patch(flow[0], multiplier)[0]
+            if hasattr(RescaleCFG, "patch")
+            else RescaleCFG.execute(flow[0], multiplier).result[0]
+        )
 
     half = torch.zeros(1, 32, 32)
     half[..., :16] = 1
     masked = [host.ConditioningSetMask().append(flow[2], m, "default", 1.0)[0] for m in (half, 1 - half)]
     with torch.inference_mode():
-        made = [lambda: cfg_guider(flow[0], *flow[2:4]), lambda: cfg_guider(flow[0], *flow[2:4], cfg=3.0),
-                lambda: cfg_guider(flow[0], other, flow[3]), *[lambda m=m: cfg_guider(flow[0], m, flow[3]) for m in masked],
-                *[lambda s=s: cfg_guider(rescaled(s), *flow[2:4]) for s in (0.7, 0.5)],
-                *[lambda c=c: DualCFGGuider.execute(flow[0], flow[2], other, flow[3], 2.0, c, "regular").result[0]
-                  for c in (1.5, 2)]]
+        made = [
+            lambda: cfg_guider(flow[0], *flow[2:4]),
+            lambda: cfg_guider(flow[0], *flow[2:4], cfg=3.0),
+            lambda: cfg_guider(flow[0], other, flow[3]),
+            *[lambda m=m: cfg_guider(flow[0], m, flow[3]) for m in masked],
+            *[lambda s=s: cfg_guider(rescaled(s), *flow[2:4]) for s in (0.7, 0.5)],
+            *[
+                lambda c=c: DualCFGGuider.execute(flow[0], flow[2], other, flow[3], 2.0, c, "regular").result[
+                    0
+                ]
+                for c in (1.5, 2)
+            ],
+        ]
         assert [keys(make()) for make in made] == [keys(make()) for make in made]
         assert len({keys(make()) for make in made}) == len(made)
 
@@ -236,10 +272,13 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
     for key in [k for k in tensors if k.startswith("blocks") and k.endswith("weight")]:
         weight = QuantizedTensor.from_float(tensors.pop(key), "TensorCoreFP8E4M3Layout")
         tensors.update(weight.state_dict(key))
-        tensors[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()),
-                                                                           dtype=torch.uint8)
-    monkeypatch.setattr(demo.EmojiConfig, "custom_operations", comfy.ops.mixed_precision_ops({}, torch.float32))
-    with torch.inference_mode():        # as loaders are run
+        tensors[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(
+            list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8
+        )
+    monkeypatch.setattr(
+        demo.EmojiConfig, "custom_operations", comfy.ops.mixed_precision_ops({}, torch.float32)
+    )
+    with torch.inference_mode():  # as loaders are run
         model = demo.build("flow", disable_dynamic=True)
         model.model.load_model_weights(tensors, "")
     assert isinstance(model.model.diffusion_model.blocks[0].qkv.weight, QuantizedTensor)
@@ -253,15 +292,25 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
     assert plain.errors != patched.errors and plain.errors["held_out"] < 0.5
 
 
-@pytest.mark.parametrize("changes, why", [
-    ({"guider": "any"}, "guider must be the only source of model and prompts, got model and positive and negative too"),
-    ({"model": None}, "model must be wired where guider is not"), ({"positive": None}, "positive must be wired"),
-    ({"positive": []}, "positive must be wired"),
-    ({"negative": None}, "negative must be wired where cfg is not 1, got none at cfg 2"),
-    ({"steps": "2, 13"}, r"steps must be whole numbers from 1 to 12, got \(2, 13\)"), ({"steps": "two"}, "steps must be whole"),
-    ({"trajectories": 3}, "trajectories must be a whole number from 4 to 1000000, got 3"),
-    ({"reference_steps": 23}, "reference_steps must be a whole number from 24"),
-    ({"limit_gib": 0.001}, "trajectories must fit into 0.00 GiB")], ids=str)
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        (
+            {"guider": "any"},
+            "guider must be the only source of model and prompts, got model and positive and negative too",
+        ),
+        ({"model": None}, "model must be wired where guider is not"),
+        ({"positive": None}, "positive must be wired"),
+        ({"positive": []}, "positive must be wired"),
+        ({"negative": None}, "negative must be wired where cfg is not 1, got none at cfg 2"),
+        ({"steps": "2, 13"}, r"steps must be whole numbers from 1 to 12, got \(2, 13\)"),
+        ({"steps": "two"}, "steps must be whole"),
+        ({"trajectories": 3}, "trajectories must be a whole number from 4 to 1000000, got 3"),
+        ({"reference_steps": 23}, "reference_steps must be a whole number from 24"),
+        ({"limit_gib": 0.001}, "trajectories must fit into 0.00 GiB"),
+    ],
+    ids=str,
+)
 def test_bad_inputs_are_refused_by_name_before_the_model_is_called(host, flow, changes, why):
     model = flow[0].clone()
 

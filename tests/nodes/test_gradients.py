@@ -16,8 +16,12 @@ class Case:
     """x0-MSE of a LoRA on every layer of a model, both of its halves random, and its exact gradient."""
 
     def __init__(self, host, name, patcher):
-        self.name, denoiser = name, pack(host, "nodes.host").ComfyDenoiser(
-            patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name))
+        self.name, denoiser = (
+            name,
+            pack(host, "nodes.host").ComfyDenoiser(
+                patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name)
+            ),
+        )
         self.module = denoiser.module
         self.lora = Lora(self.module, 2)
         g = zoo.generator(name, 5)
@@ -28,7 +32,7 @@ class Case:
         sigma = denoiser.sigma_of(torch.tensor([0.5])).float()
         x, target = zoo.latent(name) * (1 + sigma), zoo.latent(name, seed=1)
         self.compute = lambda: (denoiser(x, sigma, torch.tensor([0])) - target).square().mean()
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():        # PyTorch's own, no checkpointing
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():  # PyTorch's own, no checkpointing
             self.exact = self.gradient(lambda compute: compute().backward())
 
     def gradient(self, backward):
@@ -56,7 +60,10 @@ def case(host, request):
 @pytest.fixture(scope="module")
 def table(pytestconfig):
     """Lines that are printed when all cases are done."""
-    lines = ["", f"{'cos, norm ratio':16}{'ours (1 - cos)':>20}{'core, depth 1':>22}{'core, depth 2':>22}{'kB kept, of':>18}"]
+    lines = [
+        "",
+        f"{'cos, norm ratio':16}{'ours (1 - cos)':>20}{'core, depth 1':>22}{'core, depth 2':>22}{'kB kept, of':>18}",
+    ]
     yield lines
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n".join(lines))
@@ -82,9 +89,13 @@ def test_checkpointed_gradient_is_exact_and_smaller(case, table, request):
     assert len(backward.blocks) >= 2
     cosine, ratio = case.off(case.gradient(backward))
     cores = [case.off(core(case, depth)) for depth in (1, 2)]
-    kept, all_kept = (Backward(case.module, case.parameters, c).saved_bytes(case.compute)[1] for c in (True, False))
+    kept, all_kept = (
+        Backward(case.module, case.parameters, c).saved_bytes(case.compute)[1] for c in (True, False)
+    )
     theirs = "".join(f"{c:>13.6f} {r:8.5f}" for c, r in cores)
-    table.append(f"{request.node.callspec.id:16}{1 - cosine:>11.1e} {ratio:8.6f}{theirs}{kept / 1e3:>9.0f} {all_kept / 1e3:8.0f}")
+    table.append(
+        f"{request.node.callspec.id:16}{1 - cosine:>11.1e} {ratio:8.6f}{theirs}{kept / 1e3:>9.0f} {all_kept / 1e3:8.0f}"
+    )
     assert cosine >= 0.99999 and abs(ratio - 1) <= 1e-4
     assert all(cosine >= c - 1e-9 for c, _ in cores)
     assert kept < all_kept * (0.9 if len(backward.blocks) < 8 else 0.6)
@@ -106,17 +117,19 @@ def test_slope_is_1(case):
 @pytest.mark.parametrize("name", ["flux2", "wan21", "ltxv"])
 def test_a_half_precision_model_passes_the_check_and_a_wrong_gradient_does_not(host, name, dtype):
     model = zoo.load(name, dtype=dtype)
-    model.model.manual_cast_dtype = None                # or it computes in float32 on a CPU
+    model.model.manual_cast_dtype = None  # or it computes in float32 on a CPU
     with pack(host, "nodes.host").training_session(model) as patcher:
         case = Case(host, name, patcher)
         assert case.module.dtype == dtype
         backward = Backward(case.module, case.parameters, checkpointing=True)
         assert abs(check_gradient(case.compute, case.parameters, dtype, backward) - 1) <= 0.1
 
-        def wrong(compute):                             # cosine 0.7, as core's of a deep Flux
+        def wrong(compute):  # cosine 0.7, as core's of a deep Flux
             loss = backward(compute)
             for p in case.parameters:
-                p.grad += p.grad.norm() / p.numel()**0.5 * torch.randn(p.shape, generator=zoo.generator(name))
+                p.grad += (
+                    p.grad.norm() / p.numel() ** 0.5 * torch.randn(p.shape, generator=zoo.generator(name))
+                )
             return loss
 
         with pytest.raises(ArithmeticError, match="must have slope 1 along itself"):

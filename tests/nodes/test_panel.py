@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-aiohttp = pytest.importorskip("aiohttp")     # ComfyUI brings it
+aiohttp = pytest.importorskip("aiohttp")  # ComfyUI brings it
 pytestmark = pytest.mark.comfy
 
 
@@ -30,7 +30,10 @@ def runs(server, name):
 async def events_until(server, prompt, client, done):
     """Queue a prompt and collect the panel's events until `done(run)`, or until the prompt has ended."""
     found, base = [], f"http://127.0.0.1:{server.port}"
-    async with aiohttp.ClientSession() as session, session.ws_connect(f"{base}/ws?clientId={client}") as socket:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{base}/ws?clientId={client}") as socket,
+    ):
         await session.post(f"{base}/prompt", json={"prompt": prompt, "client_id": client})
         async for message in socket:
             if message.type != aiohttp.WSMsgType.TEXT:
@@ -44,7 +47,9 @@ async def events_until(server, prompt, client, done):
 
 
 def watch(server, prompt, done, seconds=240):
-    return asyncio.run(asyncio.wait_for(events_until(server, prompt, f"panel{time.monotonic_ns()}", done), seconds))
+    return asyncio.run(
+        asyncio.wait_for(events_until(server, prompt, f"panel{time.monotonic_ns()}", done), seconds)
+    )
 
 
 def test_a_run_is_told_of_from_its_start_to_its_end(server, workflow):
@@ -52,17 +57,28 @@ def test_a_run_is_told_of_from_its_start_to_its_end(server, workflow):
     events = watch(server, prompt, lambda run: run["state"] == "finished")
     states = [event["run"]["state"] for event in events]
     assert states[0] == "sampling" and "running" in states and states[-1] == "finished"
-    assert [u for event in events for u, _ in event["loss"]] == list(range(1, 27))      # each point once, in order
+    assert [u for event in events for u, _ in event["loss"]] == list(
+        range(1, 27)
+    )  # each point once, in order
     last, (listed,) = events[-1]["run"], runs(server, "told")
     assert last == listed == server.get(f"/fewstep/runs/{last['id']}")
-    assert last["model"] == "flow" and last["done"] == last["updates"] == 26 and last["lora"].startswith("told_")
-    assert last["samples_per_second"] > 0 and last["memory"] > 1e8 and last["resumable"] and last["error"] is None
+    assert (
+        last["model"] == "flow" and last["done"] == last["updates"] == 26 and last["lora"].startswith("told_")
+    )
+    assert (
+        last["samples_per_second"] > 0
+        and last["memory"] > 1e8
+        and last["resumable"]
+        and last["error"] is None
+    )
     curves = server.get(f"/fewstep/runs/{last['id']}/curves")
     assert len(curves["loss"]) == 26 and curves["fidelity"][0][0] == 0 and curves["fidelity"][-1][0] == 26
     assert last["previews"][0] == 0 and last["previews"][-1] == 26
     pictures = {}
     for column in ("teacher", "before", "0", "26"):
-        status, headers, pictures[column] = request(server, "GET", f"/fewstep/runs/{last['id']}/preview/{column}")
+        status, headers, pictures[column] = request(
+            server, "GET", f"/fewstep/runs/{last['id']}/preview/{column}"
+        )
         assert status == 200 and headers["Content-Type"] == "image/png" and pictures[column][:4] == b"\x89PNG"
     assert len(set(pictures.values())) == 4
     stored = server.get(f"/fewstep/runs/{last['id']}/prompt")
@@ -82,12 +98,18 @@ def test_pause_resume_stop_and_delete(server, workflow):
     assert 3 <= paused["done"] < 400 and paused["lora"].startswith("steered_")
     assert request(server, "POST", f"{place}/pause")[0] == request(server, "POST", f"{place}/stop")[0] == 409
     stored = server.get(f"{place}/prompt")
-    queued = server.post("/prompt", {"prompt": stored["prompt"], "partial_execution_targets": [stored["node"]]})["prompt_id"]
+    queued = server.post(
+        "/prompt", {"prompt": stored["prompt"], "partial_execution_targets": [stored["node"]]}
+    )["prompt_id"]
     server.wait(lambda: server.get(place)["done"] > paused["done"], 120)
     assert request(server, "POST", f"{place}/stop")[0] == 200
     assert server.result(queued, 60)["status"]["status_str"] == "success"
     stopped = server.get(place)
-    assert stopped["state"] == "stopped" and paused["done"] < stopped["done"] < 400 and stopped["lora"] == paused["lora"]
+    assert (
+        stopped["state"] == "stopped"
+        and paused["done"] < stopped["done"] < 400
+        and stopped["lora"] == paused["lora"]
+    )
     assert request(server, "POST", f"{place}/delete")[0] == 200
     assert not runs(server, "steered") and request(server, "GET", place)[0] == 404
     assert (server.base / "models" / "loras" / stopped["lora"]).exists()
@@ -96,12 +118,24 @@ def test_pause_resume_stop_and_delete(server, workflow):
 BAD = ["..", "%2e%2e", "..%2f..%2fcomfy.db", "0" * 24, "x" * 5000, "%00", "{id}", "%F0%9F%98%80"]
 
 
-@pytest.mark.parametrize("method, path", [
-    *(("GET", f"/fewstep/runs/{bad}{end}") for bad in BAD for end in ("", "/curves", "/prompt", "/preview/teacher")),
-    *(("POST", f"/fewstep/runs/{bad}/{verb}") for bad in BAD for verb in ("pause", "stop", "delete")),
-    ("GET", "/fewstep/runs/../../comfy.db"), ("POST", "/fewstep/runs"), ("DELETE", "/fewstep/runs"), ("GET", "/fewstep/model"),
-    ("GET", "/fewstep/model?checkpoint=../../comfy.db"), ("GET", "/fewstep/model?other=1"),
-    ("GET", "/fewstep/model?checkpoint=a&unet=b")])
+@pytest.mark.parametrize(
+    "method, path",
+    [
+        *(
+            ("GET", f"/fewstep/runs/{bad}{end}")
+            for bad in BAD
+            for end in ("", "/curves", "/prompt", "/preview/teacher")
+        ),
+        *(("POST", f"/fewstep/runs/{bad}/{verb}") for bad in BAD for verb in ("pause", "stop", "delete")),
+        ("GET", "/fewstep/runs/../../comfy.db"),
+        ("POST", "/fewstep/runs"),
+        ("DELETE", "/fewstep/runs"),
+        ("GET", "/fewstep/model"),
+        ("GET", "/fewstep/model?checkpoint=../../comfy.db"),
+        ("GET", "/fewstep/model?other=1"),
+        ("GET", "/fewstep/model?checkpoint=a&unet=b"),
+    ],
+)
 def test_hostile_requests_are_refused(server, method, path):
     before = server.get("/fewstep/runs")
     status, _, body = request(server, method, path)
@@ -110,16 +144,30 @@ def test_hostile_requests_are_refused(server, method, path):
 
 
 def test_hostile_bodies_and_origins_are_refused(server, workflow):
-    watch(server, workflow("distil_in_one_click", n3__updates=1, n3__batch=1, n3__name="hostile", n3__seed=43),
-          lambda run: run["state"] == "finished")
+    watch(
+        server,
+        workflow("distil_in_one_click", n3__updates=1, n3__batch=1, n3__name="hostile", n3__seed=43),
+        lambda run: run["state"] == "finished",
+    )
     (run,) = runs(server, "hostile")
     place = f"/fewstep/runs/{run['id']}"
     assert request(server, "POST", f"{place}/delete", b"x" * 2**20)[0] == 413
-    assert request(server, "POST", f"{place}/delete", iter([b"x" * 1000] * 50))[0] == 413        # chunked: no length is given
+    assert (
+        request(server, "POST", f"{place}/delete", iter([b"x" * 1000] * 50))[0] == 413
+    )  # chunked: no length is given
     assert request(server, "POST", f"{place}/delete", Origin="http://evil.example")[0] == 403
     assert request(server, "POST", f"{place}/delete", Sec_Fetch_Site="cross-site")[0] == 403
     assert request(server, "GET", f"{place}/delete")[0] in (404, 405)
-    for column in ("..%2fstatus", "../status.json", "%2e%2e%2fstate.safetensors", "status", "99", "-1", "%C2%B2", "9" * 3000):
+    for column in (
+        "..%2fstatus",
+        "../status.json",
+        "%2e%2e%2fstate.safetensors",
+        "status",
+        "99",
+        "-1",
+        "%C2%B2",
+        "9" * 3000,
+    ):
         assert 400 <= request(server, "GET", f"{place}/preview/{column}")[0] < 500
     assert runs(server, "hostile") == [run]
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{place}") as reply:

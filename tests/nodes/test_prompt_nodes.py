@@ -1,4 +1,6 @@
-"""In the real ComfyUI, in process: prompts chosen from text, pictures and the bundled list, and encoded by a real, tiny CLIP."""
+"""In the real ComfyUI, in process: prompts chosen from text, pictures and the bundled list, and encoded by a
+real, tiny CLIP.
+"""
 
 import json
 import os
@@ -34,20 +36,28 @@ def clip(host):
     import comfy.sd
     import comfy.sd1_clip
 
-    target = types.SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+    target = types.SimpleNamespace(
+        params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer
+    )
     made = comfy.sd.CLIP(target, model_options={"clip_l_model_config": TINY})
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in made.cond_stage_model.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=draw) / weight.shape[-1] ** 0.5 if weight.ndim else torch.ones(()))
+            weight.copy_(
+                torch.randn(weight.shape, generator=draw) / weight.shape[-1] ** 0.5
+                if weight.ndim
+                else torch.ones(())
+            )
     return made
 
 
 def save(path, positive, negative=None, size=(32, 16), age=0):
     """A PNG with the graph that ComfyUI writes into it."""
-    graph = {"3": {"class_type": "KSampler", "inputs": {"positive": ["6", 0], "negative": ["7", 0], "seed": age}},
-             "6": {"class_type": "CLIPTextEncode", "inputs": {"text": positive, "clip": ["4", 1]}},
-             "7": {"class_type": "CLIPTextEncode", "inputs": {"text": negative or "", "clip": ["4", 1]}}}
+    graph = {
+        "3": {"class_type": "KSampler", "inputs": {"positive": ["6", 0], "negative": ["7", 0], "seed": age}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": positive, "clip": ["4", 1]}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": negative or "", "clip": ["4", 1]}},
+    }
     info = PngInfo()
     info.add_text("prompt", json.dumps(graph))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +78,14 @@ def core(host, clip, text):
 def same(ours, theirs):
     return len(ours) == len(theirs) and all(
         torch.equal(a, b) and x.keys() == y.keys() and torch.equal(x["pooled_output"], y["pooled_output"])
-        for (a, x), (b, y) in zip(ours, theirs))
+        for (a, x), (b, y) in zip(ours, theirs)
+    )
 
 
 def test_each_prompt_is_the_entry_that_clip_text_encode_makes(host, clip):
     positive, negative, text = ask(host, clip, "a cat\n# no\n\na (dog:1.3), night\na cat", negative="blurry")
     cat, dog = core(host, clip, "a cat"), core(host, clip, "a (dog:1.3), night")
-    combined, = host.ConditioningCombine().combine(cat, dog)
+    (combined,) = host.ConditioningCombine().combine(cat, dog)
     assert same(positive, combined) and same(negative, core(host, clip, "blurry")) and not same(cat, dog)
     assert not same(dog, core(host, clip, "a dog, night")) and positive[0][0].shape == (1, 77, 16)
     assert text == "# 2 prompts: 2 typed\n# negative: blurry\n\n# typed\na cat\na (dog:1.3), night"
@@ -91,21 +102,36 @@ def test_the_guider_that_fits_takes_each_entry_as_a_prompt(host, clip, flow):
 
 
 def test_typed_then_my_pictures_then_the_bundled_list(host, clip, output):
-    for number, (positive, negative) in enumerate([("a fox", "bad"), ("a wolf\nin snow", "bad"), ("a fox", "ugly"), ("a hen", "")]):
+    for number, (positive, negative) in enumerate(
+        [("a fox", "bad"), ("a wolf\nin snow", "bad"), ("a fox", "ugly"), ("a hen", "")]
+    ):
         save(output / "2026" / f"{number}.png", positive, negative, (32, 16 + 16 * (number == 3)), age=number)
     (output / "broken.png").write_bytes(b"\x89PNG")
     positive, negative, text = ask(host, clip, "a cat\na hen", MINE, 6)
     listed = pack(host, "training.prompts").bundled(2)
     assert text.splitlines() == [
-        "# 6 prompts: 2 typed, 2 my pictures, 2 bundled", "# negative: bad",
-        "# 5 pictures, 1 could not be read; sizes: 32x16 (3), 32x32 (1)", "", "# typed", "a cat", "a hen", "", "# my pictures",
-        "a fox", "a wolf in snow", "", "# bundled", *listed]
+        "# 6 prompts: 2 typed, 2 my pictures, 2 bundled",
+        "# negative: bad",
+        "# 5 pictures, 1 could not be read; sizes: 32x16 (3), 32x32 (1)",
+        "",
+        "# typed",
+        "a cat",
+        "a hen",
+        "",
+        "# my pictures",
+        "a fox",
+        "a wolf in snow",
+        "",
+        "# bundled",
+        *listed,
+    ]
     expected = [core(host, clip, p)[0] for p in ("a cat", "a hen", "a fox", "a wolf\nin snow", *listed)]
     assert same(positive, expected) and same(negative, core(host, clip, "bad"))
     assert same(ask(host, clip, "", MINE, 2, negative="mine")[1], core(host, clip, "mine"))
     again = ask(host, clip, text, TYPED)[2]
-    assert again.startswith("# 6 prompts: 6 typed\n# negative: (empty)") and again.split("# typed\n")[1].splitlines() == [
-        "a cat", "a hen", "a fox", "a wolf in snow", *listed]
+    assert again.startswith("# 6 prompts: 6 typed\n# negative: (empty)") and again.split("# typed\n")[
+        1
+    ].splitlines() == ["a cat", "a hen", "a fox", "a wolf in snow", *listed]
 
 
 def test_a_folder_of_the_output_folder_alone(host, clip, output):
@@ -118,22 +144,30 @@ def test_a_folder_of_the_output_folder_alone(host, clip, output):
     assert "# 2 prompts: 2 bundled" in ask(host, clip, "", MINE, 2)[2]
 
 
-@pytest.mark.parametrize("folder", ["..", "../output2", "fox/../../secret", "/", "/etc", "a\0b", "link", "link/..", "circle"])
+@pytest.mark.parametrize(
+    "folder", ["..", "../output2", "fox/../../secret", "/", "/etc", "a\0b", "link", "link/..", "circle"]
+)
 def test_no_folder_outside_is_read(host, clip, output, folder):
     for name in ("secret", "output2"):
         save(output.parent / name / "1.png", "secret")
     (output / "fox").mkdir()
     (output / "link").symlink_to(output.parent / "secret", target_is_directory=True)
     (output / "circle").symlink_to(output / "circle")
-    with pytest.raises(ValueError, match="folder must lie in ComfyUI's output folder, got .* as it is seen from there"):
+    with pytest.raises(
+        ValueError, match="folder must lie in ComfyUI's output folder, got .* as it is seen from there"
+    ):
         ask(host, clip, "a cat", MINE, folder=folder)
     assert "secret" not in ask(host, clip, "", MINE, 3)[2]
 
 
 def test_what_is_missing_is_named(host, clip):
-    with pytest.raises(ValueError, match="folder must be in ComfyUI's output folder, got 'absent', which is not there"):
+    with pytest.raises(
+        ValueError, match="folder must be in ComfyUI's output folder, got 'absent', which is not there"
+    ):
         ask(host, clip, "a cat", MINE, folder="absent")
-    with pytest.raises(ValueError, match="text must hold at least one prompt where source is \"typed only\", got none"):
+    with pytest.raises(
+        ValueError, match='text must hold at least one prompt where source is "typed only", got none'
+    ):
         ask(host, clip, " \n# nothing")
     with pytest.raises(RuntimeError, match="clip must be a text encoder, got None.*CLIP loader"):
         ask(host, None, "a cat")
@@ -157,7 +191,9 @@ def test_a_clip_with_scheduled_hooks_is_refused(host, clip):
     scheduled.use_clip_schedule = True
     scheduled.patcher.forced_hooks = hook
     assert len(core(host, scheduled, "a cat")) == 2
-    with pytest.raises(ValueError, match="clip must make one conditioning entry of a prompt, this one makes 2"):
+    with pytest.raises(
+        ValueError, match="clip must make one conditioning entry of a prompt, this one makes 2"
+    ):
         ask(host, scheduled, "a cat")
 
 
@@ -188,11 +224,14 @@ def test_a_run_starts_again_when_the_choice_changes_and_only_then(host, output):
     save(output / "1.png", "a fox", "bad", age=9)
     save(output / "2.png", "a hen", "bad", age=8)
     first, wired = fingerprint(clip=None, **widgets), fingerprint(**{**widgets, "text": None})
-    save(output / "3.png", "a fox", "bad", age=7)           # the same choice, more often
-    assert fingerprint(**widgets) == first == fingerprint(**widgets) and fingerprint(**{**widgets, "text": None}) != wired
+    save(output / "3.png", "a fox", "bad", age=7)  # the same choice, more often
+    assert (
+        fingerprint(**widgets) == first == fingerprint(**widgets)
+        and fingerprint(**{**widgets, "text": None}) != wired
+    )
     save(output / "4.png", "a wolf", "bad", age=1)
     second = fingerprint(**widgets)
-    for number in range(5, 10):                             # the same prompts, another negative
+    for number in range(5, 10):  # the same prompts, another negative
         save(output / f"{number}.png", "a wolf", "ugly", age=1)
     third = fingerprint(**widgets)
     assert len({first, second, third}) == 3 == len({first, wired, second})

@@ -15,7 +15,9 @@ def folders(host, tmp_path, monkeypatch):
     """The folder of recipes, of this test alone."""
     import folder_paths
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"}))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"})
+    )
 
 
 def cfg_guider(model, positive, negative, cfg=2.0):
@@ -36,42 +38,61 @@ def sampled(guider, noise, sampler, sigmas):
             return noise
 
     with torch.inference_mode():
-        out = SamplerCustomAdvanced.execute(Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}).result[0]
+        out = SamplerCustomAdvanced.execute(
+            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
+        ).result[0]
         return guider.model_patcher.model.process_latent_in(out["samples"])
 
 
 @pytest.fixture(scope="module")
 def fitted(host):
     """A recipe for 3 steps of the flow teacher, made without a fit."""
-    linear, paths, recipe = (pack(host, n) for n in ("diffusion.linear", "diffusion.paths", "training.recipe"))
+    linear, paths, recipe = (
+        pack(host, n) for n in ("diffusion.linear", "diffusion.paths", "training.recipe")
+    )
     solver = linear.classical([1.0, 0.8, 0.4, 0.0], paths.path("flow"), 2)
     rows = (*solver.rows[:-1], (*solver.rows[-1][:-1], solver.rows[-1][-1] + 0.01))
     base = pack(host, "nodes.host").base_of(load(host, "flow")[0])
-    return recipe.Recipe(method="fitted", path="flow", sigmas=solver.sigmas, coefficients=rows, cfg=2.0, base=base)
+    return recipe.Recipe(
+        method="fitted", path="flow", sigmas=solver.sigmas, coefficients=rows, cfg=2.0, base=base
+    )
 
 
 def test_saved_and_loaded_it_draws_the_same_picture_to_the_bit(host, folders, flow, fitted):
     assert run(host, "FewstepSaveRecipe", recipe=fitted, name="mine/4: x")[0] is fitted
     run(host, "FewstepSaveRecipe", recipe=fitted, name="mine/4: x")
-    names = [i.options for i in host.NODE_CLASS_MAPPINGS["FewstepLoadRecipe"].define_schema().inputs if i.id == "recipe_name"][0]
+    names = [
+        i.options
+        for i in host.NODE_CLASS_MAPPINGS["FewstepLoadRecipe"].define_schema().inputs
+        if i.id == "recipe_name"
+    ][0]
     assert names == ["mine_4_ x_00001.json", "mine_4_ x_00002.json"]
-    wired, loaded = (run(host, "FewstepLoadRecipe", model=flow[0], **source)
-                     for source in ({"recipe": fitted, "recipe_name": "absent.json"}, {"recipe_name": names[0]}))
+    wired, loaded = (
+        run(host, "FewstepLoadRecipe", model=flow[0], **source)
+        for source in ({"recipe": fitted, "recipe_name": "absent.json"}, {"recipe_name": names[0]})
+    )
     guider, noise = cfg_guider(flow[0], flow[2], flow[3], wired[2]), torch.randn(2, 3, 32, 32)
     a, b = (sampled(guider, noise, *out[:2]) for out in (wired, loaded))
     assert torch.equal(a, b) and torch.equal(wired[1], loaded[1]) and wired[2] == loaded[2] == 2.0
     unfitted = dataclasses.replace(fitted, coefficients=(), order=2)
-    assert not torch.equal(a, sampled(guider, noise, *run(host, "FewstepLoadRecipe", model=flow[0], recipe=unfitted)[:2]))
+    assert not torch.equal(
+        a, sampled(guider, noise, *run(host, "FewstepLoadRecipe", model=flow[0], recipe=unfitted)[:2])
+    )
 
 
 def test_a_recipes_sampler_refuses_other_sigmas_and_another_path(host, flow, fitted):
     sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     noise, guider = torch.randn(1, 3, 32, 32), cfg_guider(flow[0], flow[2], flow[3])
     for other in (sigmas[1:], torch.tensor([1.0, 0.8, 0.401, 0.0])):
-        with pytest.raises(ValueError, match="sigmas must be those that the solver was fitted for, 1, 0.8, 0.4, 0, got .*unfitted"):
+        with pytest.raises(
+            ValueError,
+            match="sigmas must be those that the solver was fitted for, 1, 0.8, 0.4, 0, got .*unfitted",
+        ):
             sampled(guider, noise, sampler, other)
     epsilon = load(host, "epsilon")
-    with pytest.raises(ValueError, match="model must be on the flow path .* this one is on variance exploding"):
+    with pytest.raises(
+        ValueError, match="model must be on the flow path .* this one is on variance exploding"
+    ):
         sampled(cfg_guider(epsilon[0], *epsilon[2:4]), noise, sampler, sigmas)
 
 
@@ -86,13 +107,19 @@ def test_another_model_is_warned_of_and_another_path_or_range_refused(host, flow
     with caplog.at_level(logging.WARNING):
         run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
         assert "another base" not in caplog.text
-        out = host.NODE_CLASS_MAPPINGS["FewstepLoadRecipe"].execute(model=flow[0], recipe=replace(fitted, base="0" * 16))
+        out = host.NODE_CLASS_MAPPINGS["FewstepLoadRecipe"].execute(
+            model=flow[0], recipe=replace(fitted, base="0" * 16)
+        )
     assert "another base model" in caplog.text and "another base model" in out.ui["text"][0]
     epsilon = load(host, "epsilon")[0]
-    with pytest.raises(ValueError, match="recipe must be for a model on the variance exploding path, the wired recipe"):
+    with pytest.raises(
+        ValueError, match="recipe must be for a model on the variance exploding path, the wired recipe"
+    ):
         run(host, "FewstepLoadRecipe", model=epsilon, recipe=fitted)
     beyond = replace(fitted, path="variance exploding", coefficients=(), sigmas=(99.0, 1.0, 0.0))
-    with pytest.raises(ValueError, match="recipe: the sigmas of the wired recipe must start at this model's .* 40"):
+    with pytest.raises(
+        ValueError, match="recipe: the sigmas of the wired recipe must start at this model's .* 40"
+    ):
         run(host, "FewstepLoadRecipe", model=epsilon, recipe=beyond)
 
 
@@ -107,9 +134,21 @@ def test_a_lora_with_coefficients_is_sampled_by_its_solver(host, flow, fitted):
 
     folder = folder_paths.get_folder_paths("loras")[0]
     pack(host, "training.files").save_lora(f"{folder}/solver.safetensors", {}, fitted)
-    _, sampler, sigmas, cfg = run(host, "FewstepLoadLora", model=flow[0], lora_name="solver.safetensors", strength=1.0)
+    _, sampler, sigmas, cfg = run(
+        host, "FewstepLoadLora", model=flow[0], lora_name="solver.safetensors", strength=1.0
+    )
     plain = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     noise, guider = torch.randn(1, 3, 32, 32), cfg_guider(flow[0], flow[2], flow[3])
-    assert cfg == 2.0 and torch.equal(sampled(guider, noise, sampler, sigmas), sampled(guider, noise, *plain[:2]))
-    with pytest.raises(ValueError, match="lora_name must be for a model on the variance exploding path, solver"):
-        run(host, "FewstepLoadLora", model=load(host, "epsilon")[0], lora_name="solver.safetensors", strength=1.0)
+    assert cfg == 2.0 and torch.equal(
+        sampled(guider, noise, sampler, sigmas), sampled(guider, noise, *plain[:2])
+    )
+    with pytest.raises(
+        ValueError, match="lora_name must be for a model on the variance exploding path, solver"
+    ):
+        run(
+            host,
+            "FewstepLoadLora",
+            model=load(host, "epsilon")[0],
+            lora_name="solver.safetensors",
+            strength=1.0,
+        )

@@ -22,7 +22,15 @@ def emoji(host):
 def restore(host, model, name, positive, latent, **options):
     """The outputs of Restore with its defaults but for `options`."""
     defaults = {"amount": 1.0, "steps": 0, "renew": 0.0, "seed": 0}
-    return run(host, "FewstepRestore", model=model, lora_name=name, positive=positive, latent=latent, **{**defaults, **options})
+    return run(
+        host,
+        "FewstepRestore",
+        model=model,
+        lora_name=name,
+        positive=positive,
+        latent=latent,
+        **{**defaults, **options},
+    )
 
 
 def process(host, **kind):
@@ -34,7 +42,9 @@ def test_processes_follow_one_another_and_wrong_ones_are_refused(host):
     assert blur == [{"kind": "blur", "width": 2.0}]
     (both,) = run(host, "FewstepForwardProcess", kind={"kind": "noise", "strength": 0.1}, after=blur)
     assert [part["kind"] for part in both] == ["blur", "noise"] and blur == [{"kind": "blur", "width": 2.0}]
-    with pytest.raises(ValueError, match="parts must be one or more processes, of which only the last has noise"):
+    with pytest.raises(
+        ValueError, match="parts must be one or more processes, of which only the last has noise"
+    ):
         run(host, "FewstepForwardProcess", kind={"kind": "blur", "width": 2.0}, after=both)
     with pytest.raises(ValueError, match="largest must be a power of two"):
         process(host, kind="pixelate", largest=6)
@@ -44,12 +54,28 @@ def test_processes_follow_one_another_and_wrong_ones_are_refused(host):
 def test_corrupting_shows_the_way_and_keeps_the_mean(host, emoji, kind):
     model, vae, *_ = load(host, kind)
     image = emoji[0][:3]
-    latent, shown, strip = run(host, "FewstepCorrupt", model=model, vae=vae, image=image, process=process(host, **PIXELATE),
-                               amount=1.0, seed=0)
-    assert latent["samples"].shape == (3, 3, 32, 32) and shown.shape == image.shape and strip.shape == (1, 32, 8 * 32, 3)
+    latent, shown, strip = run(
+        host,
+        "FewstepCorrupt",
+        model=model,
+        vae=vae,
+        image=image,
+        process=process(host, **PIXELATE),
+        amount=1.0,
+        seed=0,
+    )
+    assert (
+        latent["samples"].shape == (3, 3, 32, 32)
+        and shown.shape == image.shape
+        and strip.shape == (1, 32, 8 * 32, 3)
+    )
     squares = shown.reshape(3, 4, 8, 4, 8, 3)
-    assert float(squares.std(dim=(2, 4)).max()) < 1e-5 and torch.allclose(shown.mean((1, 2)), image.mean((1, 2)), atol=1e-4)
-    assert torch.allclose(strip[0, :, :32], image[0], atol=1e-5) and torch.allclose(strip[0, :, -32:], shown[0], atol=1e-5)
+    assert float(squares.std(dim=(2, 4)).max()) < 1e-5 and torch.allclose(
+        shown.mean((1, 2)), image.mean((1, 2)), atol=1e-4
+    )
+    assert torch.allclose(strip[0, :, :32], image[0], atol=1e-5) and torch.allclose(
+        strip[0, :, -32:], shown[0], atol=1e-5
+    )
 
 
 def test_a_lora_learns_to_undo_a_process_and_the_restorer_uses_it(host, emoji):
@@ -57,29 +83,66 @@ def test_a_lora_learns_to_undo_a_process_and_the_restorer_uses_it(host, emoji):
     image, pictures = emoji
     model, vae, positive, negative, _ = load(host, "flow")
     made = process(host, **PIXELATE)
-    *_, name = run(host, "FewstepDistil", model=model, positive=negative, negative=negative, pictures=pictures, process=made,
-                   latent=EMPTY, steps=2, cfg=1.0, quality="quick", name="restorer", seed=0,
-                   updates=25, batch=8, vae=vae)
-    latent, shown, _ = run(host, "FewstepCorrupt", model=model, vae=vae, image=image, process=made, amount=1.0, seed=0)
+    *_, name = run(
+        host,
+        "FewstepDistil",
+        model=model,
+        positive=negative,
+        negative=negative,
+        pictures=pictures,
+        process=made,
+        latent=EMPTY,
+        steps=2,
+        cfg=1.0,
+        quality="quick",
+        name="restorer",
+        seed=0,
+        updates=25,
+        batch=8,
+        vae=vae,
+    )
+    latent, shown, _ = run(
+        host, "FewstepCorrupt", model=model, vae=vae, image=image, process=made, amount=1.0, seed=0
+    )
     (out,) = restore(host, model, name, negative, latent)
     error = lambda pixels: float((pixels - image).square().mean().sqrt())
     assert error(vae.decode(out["samples"])) < 0.92 * error(shown)
     (again,) = restore(host, model, name, negative, latent, steps=2, seed=9, process=made)
-    assert torch.equal(out["samples"], again["samples"])        # nothing is drawn
+    assert torch.equal(out["samples"], again["samples"])  # nothing is drawn
     with pytest.raises(ValueError, match="was trained to restore them. Wire it to Restore"):
         run(host, "FewstepLoadLora", model=model, lora_name=name, strength=1.0)
     other, *_ = load(host, "epsilon")
-    with pytest.raises(ValueError, match="lora_name must be for a model on the .* path, restorer_00001.safetensors was made for "):
+    with pytest.raises(
+        ValueError,
+        match="lora_name must be for a model on the .* path, restorer_00001.safetensors was made for ",
+    ):
         restore(host, other, name, negative, latent)
 
 
 def test_a_lora_that_draws_is_no_restorer(host):
     model, vae, positive, negative, labels = load(host, "flow")
-    *_, name = run(host, "FewstepDistil", model=model, positive=labels, negative=negative, steps=2, cfg=2.0, quality="quick",
-                   latent=EMPTY, name="drawer", seed=0, updates=1, batch=1)
-    with pytest.raises(ValueError, match="must be a LoRA that was trained to restore where no process is wired, got none"):
+    *_, name = run(
+        host,
+        "FewstepDistil",
+        model=model,
+        positive=labels,
+        negative=negative,
+        steps=2,
+        cfg=2.0,
+        quality="quick",
+        latent=EMPTY,
+        name="drawer",
+        seed=0,
+        updates=1,
+        batch=1,
+    )
+    with pytest.raises(
+        ValueError, match="must be a LoRA that was trained to restore where no process is wired, got none"
+    ):
         restore(host, model, "none", positive, EMPTY)
-    with pytest.raises(ValueError, match="must be a LoRA that was trained to restore, drawer_00001.safetensors was not"):
+    with pytest.raises(
+        ValueError, match="must be a LoRA that was trained to restore, drawer_00001.safetensors was not"
+    ):
         restore(host, model, name, positive, EMPTY)
 
 
@@ -89,13 +152,30 @@ def test_a_weaker_destruction_is_undone_from_where_it_stands(host, emoji, monkey
     image = emoji[0][:2]
     model, vae, positive, *_ = load(host, "flow")
     made = process(host, **PIXELATE)
-    latent, *_ = run(host, "FewstepCorrupt", model=model, vae=vae, image=image, process=made, amount=0.4, seed=0)
+    latent, *_ = run(
+        host, "FewstepCorrupt", model=model, vae=vae, image=image, process=made, amount=0.4, seed=0
+    )
     whole = model.model.process_latent_in(vae.encode(image))
-    monkeypatch.setattr(module, "restore", lambda call, seen, x, times, kappa, noise: original(
-        lambda x, sigma: whole.to(x), seen, x, times, kappa, noise))
+    monkeypatch.setattr(
+        module,
+        "restore",
+        lambda call, seen, x, times, kappa, noise: original(
+            lambda x, sigma: whole.to(x), seen, x, times, kappa, noise
+        ),
+    )
     original = pack(host, "training.restoration").restore
-    error = lambda amount: float((vae.decode(restore(host, model, "none", positive, latent, process=made, amount=amount,
-                                                     steps=2)[0]["samples"]) - image).abs().max())
+    error = lambda amount: float(
+        (
+            vae.decode(
+                restore(host, model, "none", positive, latent, process=made, amount=amount, steps=2)[0][
+                    "samples"
+                ]
+            )
+            - image
+        )
+        .abs()
+        .max()
+    )
     assert error(0.4) < 1e-4 < 0.05 < error(1.0)
 
 

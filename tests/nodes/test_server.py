@@ -1,4 +1,6 @@
-"""Over HTTP, on a real ComfyUI server: the example workflows, cancelling a run, and files that are loaded again."""
+"""Over HTTP, on a real ComfyUI server: the example workflows, cancelling a run, and files that are loaded
+again.
+"""
 
 import asyncio
 import json
@@ -6,13 +8,17 @@ import time
 
 import pytest
 
-aiohttp = pytest.importorskip("aiohttp")     # ComfyUI brings it
+aiohttp = pytest.importorskip("aiohttp")  # ComfyUI brings it
 pytestmark = pytest.mark.comfy
 
 
 def images(server, entry):
     """Paths of the images that a finished prompt saved."""
-    return [server.base / i["type"] / i["filename"] for out in entry["outputs"].values() for i in out.get("images", [])]
+    return [
+        server.base / i["type"] / i["filename"]
+        for out in entry["outputs"].values()
+        for i in out.get("images", [])
+    ]
 
 
 def loras(server, pattern="*.safetensors"):
@@ -21,10 +27,33 @@ def loras(server, pattern="*.safetensors"):
 
 def test_the_pack_and_its_templates_are_served(server):
     ours = {name for name in server.get("/object_info") if name.startswith("Fewstep")}
-    assert ours == {f"Fewstep{n}" for n in ("LoadDemoTeacher", "Schedule", "EditSchedule", "TranslateSchedule", "ShowSchedule",
-                                              "DrawSchedule", "ForwardProcess", "Corrupt", "Restore", "Sampler",
-                                              "ConsistencySampler", "InspectSampler", "Compare", "Fit", "Distil", "Prompts",
-                                              "ReflowPairs", "LoadPairs", "TrainOnPairs", "LoadLora", "SaveRecipe", "LoadRecipe")}
+    assert ours == {
+        f"Fewstep{n}"
+        for n in (
+            "LoadDemoTeacher",
+            "Schedule",
+            "EditSchedule",
+            "TranslateSchedule",
+            "ShowSchedule",
+            "DrawSchedule",
+            "ForwardProcess",
+            "Corrupt",
+            "Restore",
+            "Sampler",
+            "ConsistencySampler",
+            "InspectSampler",
+            "Compare",
+            "Fit",
+            "Distil",
+            "Prompts",
+            "ReflowPairs",
+            "LoadPairs",
+            "TrainOnPairs",
+            "LoadLora",
+            "SaveRecipe",
+            "LoadRecipe",
+        )
+    }
     assert "IMPORT FAILED" not in server.text()
     assert len(server.get("/workflow_templates")["fewstep"]) == 4
 
@@ -53,29 +82,47 @@ def test_how_many_steps(server, workflow):
     assert len(images(server, entry)) == 6 and all(p.stat().st_size > 500 for p in images(server, entry))
 
 
-@pytest.mark.parametrize("changes", [{}, {"n8__method": "deterministic"},
-                                     {"n8__method": "consistency", "n8__method.fresh_noise": 0.8},
-                                     {"n3__schedule": "phase edges", "n3__schedule.phases": 4}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n8__method": "deterministic"},
+        {"n8__method": "consistency", "n8__method.fresh_noise": 0.8},
+        {"n3__schedule": "phase edges", "n3__schedule.phases": 4},
+    ],
+    ids=str,
+)
 def test_every_schedule_node(server, workflow, changes):
     entry = server.result(server.queue(workflow("every_schedule_node", **changes)))
     assert entry["status"]["status_str"] == "success", entry["status"]
     drawn = entry["outputs"]["7"]["fewstep"][0]["schedules"]
-    assert {len(v["sigmas"]) for v in drawn.values()} == {7, 9} and entry["outputs"]["9"]["fewstep"][0]["calls"] == 6
+    assert {len(v["sigmas"]) for v in drawn.values()} == {7, 9} and entry["outputs"]["9"]["fewstep"][0][
+        "calls"
+    ] == 6
     assert len(images(server, entry)) == 4
 
 
 def test_image_to_image_with_a_mask_and_a_batch(server, workflow):
-    """Four pictures from four noises; half of each is drawn anew from the middle of the way, the other half stays."""
+    """Four pictures from four noises; half of each is drawn anew from the middle of the way, the other half
+    stays.
+    """
     entry = server.result(server.queue(workflow("image_to_image")))
     assert entry["status"]["status_str"] == "success", entry["status"]
-    before, after = (pixels([server.base / i["type"] / i["filename"] for i in entry["outputs"][n]["images"]]) for n in ("13", "15"))
-    assert len(before) == 4 and min(abs(before[i] - before[j]).mean() for i in range(4) for j in range(i)) > 0.01
+    before, after = (
+        pixels([server.base / i["type"] / i["filename"] for i in entry["outputs"][n]["images"]])
+        for n in ("13", "15")
+    )
+    assert (
+        len(before) == 4 and min(abs(before[i] - before[j]).mean() for i in range(4) for j in range(i)) > 0.01
+    )
     change = abs(after - before).mean((0, 1, 3))
     assert change[17:].max() < 0.01 < change[:14].mean()
 
 
 async def cancel_while_sampling(server, prompt, node, after):
-    """Queue, wait for that step of the node, interrupt; steps that it still made, and seconds until it stopped."""
+    """Queue, wait for that step of the node, interrupt; steps that it still made, and seconds until it
+    stopped.
+    """
     base = f"http://127.0.0.1:{server.port}"
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{base}/ws?clientId=cancel") as socket:
         async with session.post(f"{base}/prompt", json={"prompt": prompt, "client_id": "cancel"}) as reply:
@@ -108,46 +155,81 @@ def test_fit_save_and_load_draw_the_same_picture_to_the_bit(server, workflow):
     assert [row["steps"] for row in data["rows"]] == [2, 4] and data["chosen"] == 4
     assert all(0 < row["fitted"] < 1 for row in data["rows"])
     again = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name=saved)))
-    assert again["status"]["status_str"] == "success" and "4 steps, flow, cfg 2" in again["outputs"]["3"]["text"][0]
-    fitted, loaded = (pixels([server.base / i["type"] / i["filename"] for i in e["outputs"]["7"]["images"]])
-                      for e in (entry, again))
+    assert (
+        again["status"]["status_str"] == "success"
+        and "4 steps, flow, cfg 2" in again["outputs"]["3"]["text"][0]
+    )
+    fitted, loaded = (
+        pixels([server.base / i["type"] / i["filename"] for i in e["outputs"]["7"]["images"]])
+        for e in (entry, again)
+    )
     assert len(fitted) == 2 and (fitted == loaded).all() and fitted.std() > 0.1
-    listed = server.get("/object_info/FewstepLoadRecipe")["FewstepLoadRecipe"]["input"]["optional"]["recipe_name"]
+    listed = server.get("/object_info/FewstepLoadRecipe")["FewstepLoadRecipe"]["input"]["optional"][
+        "recipe_name"
+    ]
     assert saved in str(listed)
 
 
 def test_cancel_of_a_fit_keeps_its_trajectories(server, workflow):
     prompt = workflow("fit_a_solver", n3__trajectories=32, n3__seed=5)
     _, seconds = asyncio.run(asyncio.wait_for(cancel_while_sampling(server, prompt, "3", 30), 240))
-    kept = [sorted(m.parent.glob("0*")) for m in (server.base / "user" / "fewstep").rglob("manifest.json")
-            if json.loads(m.read_text())["spec"].get("seed") == 5]
-    assert seconds < 3 and [len(shards) for shards in kept] == [1]      # 30 of 100 are one shard of four, and some
+    kept = [
+        sorted(m.parent.glob("0*"))
+        for m in (server.base / "user" / "fewstep").rglob("manifest.json")
+        if json.loads(m.read_text())["spec"].get("seed") == 5
+    ]
+    assert seconds < 3 and [len(shards) for shards in kept] == [
+        1
+    ]  # 30 of 100 are one shard of four, and some
     written = kept[0][0].stat().st_mtime_ns
-    follow = server.result(server.queue(workflow("fit_a_solver", n3__trajectories=9, n3__seed=5, n3__steps="1")))
+    follow = server.result(
+        server.queue(workflow("fit_a_solver", n3__trajectories=9, n3__seed=5, n3__steps="1"))
+    )
     assert follow["status"]["status_str"] == "success" and kept[0][0].stat().st_mtime_ns == written
     assert len(list(kept[0][0].parent.glob("0*"))) == 2
 
 
-RECIPE = {"version": 2, "method": "fitted", "path": "flow", "sigmas": [1.0, 0.5, 0.0],
-          "coefficients": [[0.5, 0.5], [0.0, 1.0, 0.0]], "churn": 0.0, "cfg": 2.0, "shift": 1.0,
-          "order": 1, "base": "", "errors": {}, "trained": {}}
+RECIPE = {
+    "version": 2,
+    "method": "fitted",
+    "path": "flow",
+    "sigmas": [1.0, 0.5, 0.0],
+    "coefficients": [[0.5, 0.5], [0.0, 1.0, 0.0]],
+    "churn": 0.0,
+    "cfg": 2.0,
+    "shift": 1.0,
+    "order": 1,
+    "base": "",
+    "errors": {},
+    "trained": {},
+}
 
 
-@pytest.mark.parametrize("changes, why", [
-    ({"sigmas": [1.0, float("nan"), 0.0]}, "bad.json: The recipe must hold finite numbers, got NaN"),
-    ({"sigmas": [0.5, 1.0, 0.0]}, "bad.json: recipe sigmas must descend"),
-    ({"coefficients": [[0.5, 0.5], [0.0, float("inf")]]}, "bad.json: The recipe must hold finite numbers, got Infinity"),
-    ({"version": 99}, "bad.json: The recipe must be of version 2"),
-    ({"method": None, "extra": 1}, "bad.json: The recipe must"),
-    ({"path": "variance exploding"}, "recipe_name must be for a model on the flow path, bad.json was made for variance exploding")],
-    ids=str)
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"sigmas": [1.0, float("nan"), 0.0]}, "bad.json: The recipe must hold finite numbers, got NaN"),
+        ({"sigmas": [0.5, 1.0, 0.0]}, "bad.json: recipe sigmas must descend"),
+        (
+            {"coefficients": [[0.5, 0.5], [0.0, float("inf")]]},
+            "bad.json: The recipe must hold finite numbers, got Infinity",
+        ),
+        ({"version": 99}, "bad.json: The recipe must be of version 2"),
+        ({"method": None, "extra": 1}, "bad.json: The recipe must"),
+        (
+            {"path": "variance exploding"},
+            "recipe_name must be for a model on the flow path, bad.json was made for variance exploding",
+        ),
+    ],
+    ids=str,
+)
 def test_a_bad_recipe_is_refused_by_its_files_name(server, workflow, changes, why):
     folder = server.base / "models" / "fewstep"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bad.json").write_text(json.dumps({**RECIPE, **changes}))
     entry = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name="bad.json")))
     assert entry["status"]["status_str"] == "error" and why in str(entry["status"]["messages"])
-    (folder / "bad.json").write_text(json.dumps(RECIPE))        # the same name, and right
+    (folder / "bad.json").write_text(json.dumps(RECIPE))  # the same name, and right
     entry = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name="bad.json")))
     assert entry["status"]["status_str"] == "success"
 
@@ -155,7 +237,10 @@ def test_a_bad_recipe_is_refused_by_its_files_name(server, workflow, changes, wh
 def test_a_recipe_that_is_not_there_is_one_clear_error(server, workflow):
     entry = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name="absent.json")))
     message = str(entry["status"]["messages"])
-    assert entry["status"]["status_str"] == "error" and "recipe_name must be a file in models/fewstep, got" in message
+    assert (
+        entry["status"]["status_str"] == "error"
+        and "recipe_name must be a file in models/fewstep, got" in message
+    )
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon"])
@@ -164,19 +249,25 @@ def test_distil_in_one_click(server, workflow, kind):
     prompt = workflow("distil_in_one_click", n1__teacher=kind, n3__updates=20, n3__batch=8, n3__name=name)
     entry = server.result(server.queue(prompt))
     assert entry["status"]["status_str"] == "success", entry["status"]
-    assert len(images(server, entry)) == 5      # the preview and four pictures
+    assert len(images(server, entry)) == 5  # the preview and four pictures
     assert len(loras(server, f"{name}_*.safetensors")) == 1
     server.post("/free", {"unload_models": True, "free_memory": True})
-    again = workflow("sample_in_4_steps", n1__teacher=kind, n2__model=["9", 0], n5__model=["9", 0], n5__cfg=1.0)
-    again["9"] = {"class_type": "LoraLoaderModelOnly",
-                  "inputs": {"model": ["1", 0], "lora_name": loras(server, f"{name}_*")[0].name, "strength_model": 1.0}}
+    again = workflow(
+        "sample_in_4_steps", n1__teacher=kind, n2__model=["9", 0], n5__model=["9", 0], n5__cfg=1.0
+    )
+    again["9"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["1", 0], "lora_name": loras(server, f"{name}_*")[0].name, "strength_model": 1.0},
+    }
     entry = server.result(server.queue(again))
     assert entry["status"]["status_str"] == "success" and len(images(server, entry)) == 4
     assert "lora key not loaded" not in server.text()
 
 
 async def cancel_while_training(server, prompt, after):
-    """Queue, wait until the distil node reports step `after`, interrupt; (prompt id, seconds until it stopped)."""
+    """Queue, wait until the distil node reports step `after`, interrupt; (prompt id, seconds until it
+    stopped).
+    """
     base = f"http://127.0.0.1:{server.port}"
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{base}/ws?clientId=test") as socket:
         async with session.post(f"{base}/prompt", json={"prompt": prompt, "client_id": "test"}) as reply:
@@ -196,12 +287,16 @@ async def cancel_while_training(server, prompt, after):
 
 
 def test_pause_run_another_workflow_and_go_on(server, workflow):
-    """Cancel takes effect at once and keeps LoRA and state; the same queued again goes on from there, into the same file."""
+    """Cancel takes effect at once and keeps LoRA and state; the same queued again goes on from there, into
+    the same file.
+    """
     prompt = workflow("distil_in_one_click", n3__updates=60, n3__batch=4, n3__name="cancelled")
     queued, seconds = asyncio.run(asyncio.wait_for(cancel_while_training(server, prompt, 40), 240))
-    assert seconds < 3      # steps 1 to 18 sample the teacher; one update of batch 4 takes about 0.2 s
+    assert seconds < 3  # steps 1 to 18 sample the teacher; one update of batch 4 takes about 0.2 s
     entry = server.result(queued, 20)
-    assert entry["status"]["status_str"] == "error" and "execution_interrupted" in str(entry["status"]["messages"])
+    assert entry["status"]["status_str"] == "error" and "execution_interrupted" in str(
+        entry["status"]["messages"]
+    )
     assert len(loras(server, "cancelled_*.safetensors")) == 1 and not loras(server, ".*")
     follow = server.result(server.queue(workflow("sample_in_4_steps", n5__noise_seed=11)))
     assert follow["status"]["status_str"] == "success"
@@ -217,9 +312,20 @@ def test_pairs_are_drawn_trained_on_and_loaded_again(server, workflow):
     """Reflow in two stages over HTTP, and the file of pairs in a new prompt."""
     teacher = {"model": ["1", 0], "positive": ["1", 4], "negative": ["1", 3], "latent": ["2", 0]}
     prompt = {name: node for name, node in workflow("distil_in_one_click").items() if name in ("1", "2")}
-    prompt["3"] = {"class_type": "FewstepReflowPairs", "inputs": {**teacher, "count": 6, "steps": 6, "cfg": 0.0, "name": "http",
-                                                                  "seed": 0}}
-    train = {**teacher, "method": "reflow", "steps": 2, "cfg": 0.0, "memory": "auto", "name": "http-pairs", "seed": 0, "updates": 3}
+    prompt["3"] = {
+        "class_type": "FewstepReflowPairs",
+        "inputs": {**teacher, "count": 6, "steps": 6, "cfg": 0.0, "name": "http", "seed": 0},
+    }
+    train = {
+        **teacher,
+        "method": "reflow",
+        "steps": 2,
+        "cfg": 0.0,
+        "memory": "auto",
+        "name": "http-pairs",
+        "seed": 0,
+        "updates": 3,
+    }
     prompt["4"] = {"class_type": "FewstepTrainOnPairs", "inputs": {**train, "pairs": ["3", 0]}}
     entry = server.result(server.queue(prompt))
     assert entry["status"]["status_str"] == "success", entry["status"]

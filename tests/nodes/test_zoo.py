@@ -1,4 +1,6 @@
-"""In the real ComfyUI, every family: three training steps by the node's own code, the file, the stock loader, the same output."""
+"""In the real ComfyUI, every family: three training steps by the node's own code, the file, the stock loader,
+the same output.
+"""
 
 import logging
 
@@ -8,7 +10,15 @@ import zoo
 from graph import pack, run
 
 pytestmark = pytest.mark.comfy
-SMALL = {"steps": 2, "quality": "quick", "updates": 3, "batch": 2, "rank": 2, "seed": 1, "learning_rate": 3e-3}
+SMALL = {
+    "steps": 2,
+    "quality": "quick",
+    "updates": 3,
+    "batch": 2,
+    "rank": 2,
+    "seed": 1,
+    "learning_rate": 3e-3,
+}
 
 
 @pytest.fixture
@@ -19,21 +29,34 @@ def few(host, monkeypatch):
 
 
 def distil(host, family, model, **changes):
-    return run(host, "FewstepDistil", **{**SMALL, "model": model, "positive": zoo.conditioning(family), "cfg": 2.0,
-                                         "negative": zoo.conditioning(family, 1), "latent": {"samples": 0 * zoo.latent(family)},
-                                         "name": f"zoo {family}", **changes})
+    return run(
+        host,
+        "FewstepDistil",
+        **{
+            **SMALL,
+            "model": model,
+            "positive": zoo.conditioning(family),
+            "cfg": 2.0,
+            "negative": zoo.conditioning(family, 1),
+            "latent": {"samples": 0 * zoo.latent(family)},
+            "name": f"zoo {family}",
+            **changes,
+        },
+    )
 
 
 def prediction(host, model, name, tensors=None):
     """x0 of the model from fixed noise at half of its levels, with those tensors in the adapter that trains."""
     nodes = pack(host, "nodes.host")
     with nodes.training_session(model) as patcher, torch.no_grad():
-        denoiser = nodes.ComfyDenoiser(patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name))
+        denoiser = nodes.ComfyDenoiser(
+            patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name)
+        )
         if tensors:
             adapter = pack(host, "training.lora").Lora(denoiser.module, 2)
             adapter.load_state_dict(tensors)
         sigma = denoiser.sigma_of(torch.tensor([0.5])).float()
-        patcher.inject_model()      # of a LoRA that is not merged
+        patcher.inject_model()  # of a LoRA that is not merged
         try:
             return denoiser(zoo.latent(name) * (1 + sigma), sigma, torch.tensor([0]))
         finally:
@@ -43,7 +66,9 @@ def prediction(host, model, name, tensors=None):
 
 
 def round_trip(host, name, model, caplog, limit, bypass=False, **changes):
-    """Train, load the file by the stock loader (or the one that does not merge), compare; returns the loaded model's error too."""
+    """Train, load the file by the stock loader (or the one that does not merge), compare; returns the loaded
+    model's error too.
+    """
     import folder_paths
 
     tensors, losses, _, sigmas, file = distil(host, name, model, **changes)
@@ -59,10 +84,14 @@ def round_trip(host, name, model, caplog, limit, bypass=False, **changes):
             loaded = LoraLoaderBypassModelOnly().load_lora_model_only(model, file, 1.0)[0]
     assert "not loaded" not in caplog.text.lower()
     assert len(merged.patches) == len(tensors) // 3
-    trained, base, patched = prediction(host, model, name, tensors), prediction(host, model, name), prediction(host, loaded, name)
+    trained, base, patched = (
+        prediction(host, model, name, tensors),
+        prediction(host, model, name),
+        prediction(host, loaded, name),
+    )
     size = trained.abs().max()
     assert (patched - trained).abs().max() < limit * size
-    assert (trained - base).abs().max() > 3 * (patched - trained).abs().max()       # and it does something
+    assert (trained - base).abs().max() > 3 * (patched - trained).abs().max()  # and it does something
     return float((prediction(host, merged, name) - trained).abs().max() / size)
 
 
@@ -73,7 +102,9 @@ def test_trained_saved_and_loaded_by_the_stock_loader(host, few, name, caplog):
 
 @pytest.mark.parametrize("name", ["sd15", "flux_dev"])
 def test_a_base_in_fp8_trains_through_hooks(host, few, name, caplog):
-    """The loader that does not merge gives what was trained; merging rounds base and LoRA to fp8 once more: the host's part."""
+    """The loader that does not merge gives what was trained; merging rounds base and LoRA to fp8 once more:
+    the host's part.
+    """
     model = zoo.load(name, dtype=torch.float8_e4m3fn)
     assert any(p.dtype == torch.float8_e4m3fn for p in model.model.diffusion_model.parameters())
     merged = round_trip(host, name, model, caplog, 1e-2, bypass=True)
@@ -117,7 +148,9 @@ def test_too_little_memory_is_told_before_any_work_or_blocks_are_recomputed(host
 def test_a_lora_of_another_base_is_refused_unless_told_otherwise(host, few):
     file = distil(host, "sd3", zoo.load("sd3"))[4]
     inputs = {"model": zoo.load("sd35m"), "lora_name": file, "strength": 1.0}
-    with pytest.raises(ValueError, match="was made from another base model than the wired one.*switch any_base on"):
+    with pytest.raises(
+        ValueError, match="was made from another base model than the wired one.*switch any_base on"
+    ):
         run(host, "FewstepLoadLora", **inputs)
     assert len(run(host, "FewstepLoadLora", **inputs, any_base=True)) == 4
 

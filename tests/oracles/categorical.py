@@ -1,22 +1,29 @@
-"""Discrete data: the categorical process of Austin et al. 2021 (D3PM, arXiv:2107.03006), as a forward process like any other.
+"""Discrete data: the categorical process of Austin et al. 2021 (D3PM, arXiv:2107.03006), as a forward process
+like any other.
 
 Tokens x in 0 .. K-1, written as one-hot rows; the chance a_t that a token is still its own falls from 1 to 0.
 
-    Qbar_t = a_t I + (1 - a_t) 1 pi'          pi = 1/K ("uniform") or the last token K-1, which data has not ("mask")
-    Q_t|s  = Qbar_s^{-1} Qbar_t, of the same form with a_t/a_s        q(x_t | x0) = Cat(x0 Qbar_t), eq. 3 with eq. 2
-    q(x_s | x_t, x0) = Cat( x_t Q_t|s' * x0 Qbar_s / x0 Qbar_t x_t' )                                     `posterior`, eq. 3
+    Qbar_t = a_t I + (1 - a_t) 1 pi'          pi = 1/K ("uniform") or the last token K-1, which data has not
+                                              ("mask")
+    Q_t|s  = Qbar_s^{-1} Qbar_t, of the same form with a_t/a_s        q(x_t | x0) = Cat(x0 Qbar_t), eq. 3 with
+           eq. 2
+    q(x_s | x_t, x0) = Cat( x_t Q_t|s' * x0 Qbar_s / x0 Qbar_t x_t' )                                     `posterior`,
+                                                                                                          eq.
+                                                                                                          3
     q(x_s | x_t, x0) = Cat( r x_t + (a_s - r a_t) x0 + (1 - a_s - r (1 - a_t)) pi )                       `reuse`
                        r = (1 - kappa^2) (1 - a_s)/(1 - a_t)
 
-Both have the marginals q(x_s | x0), which is all that the unified diffusion model asks (`forward.py`). `reuse` is its own kernel:
-F_t keeps a token or replaces it by one drawn from pi, eps being both draws, and the noise that x_t and x0 show is kept with the
-chance 1 - kappa^2. It is the family of Song et al. 2021 (arXiv:2010.02502, appendix A), their sigma_t being r; kappa = 1 is
-q(x_s | x0). For "mask" kappa = 0 is the posterior itself.
+Both have the marginals q(x_s | x0), which is all that the unified diffusion model asks (`forward.py`).
+`reuse` is its own kernel: F_t keeps a token or replaces it by one drawn from pi, eps being both draws, and
+the noise that x_t and x0 show is kept with the chance 1 - kappa^2. It is the family of Song et al. 2021
+(arXiv:2010.02502, appendix A), their sigma_t being r; kappa = 1 is q(x_s | x0). For "mask" kappa = 0 is the
+posterior itself.
 
-x0 is tokens (B, ...) or what a model says of them, p(x0 | x_t) as (B, ..., K), over which the kernels are averaged: with the true
-p(x0 | x_t) of a single token the step is exact, posterior mean or not, because the kernel is linear in one-hot x0. (D3PM's eq. 4
-averages q(x_s, x_t | x0) instead, which is not the same for a p that has seen x_t; this is its neighbour from Bayes' rule.) Of
-several tokens each is taken alone, which is exact in the limit of short steps.
+x0 is tokens (B, ...) or what a model says of them, p(x0 | x_t) as (B, ..., K), over which the kernels are
+averaged: with the true p(x0 | x_t) of a single token the step is exact, posterior mean or not, because the
+kernel is linear in one-hot x0. (D3PM's eq. 4 averages q(x_s, x_t | x0) instead, which is not the same for a p
+that has seen x_t; this is its neighbour from Bayes' rule.) Of several tokens each is taken alone, which is
+exact in the limit of short steps.
 """
 
 import dataclasses
@@ -73,31 +80,43 @@ class Categorical(ForwardProcess):
         return self._chances_of(x0) @ self.matrix(t)
 
     def posterior(self, x, x0, t, s):
-        """q(x_s | x_t, x0) of the Markov chain (eq. 3), averaged over x0 where those are chances; (B, ..., K)."""
+        """q(x_s | x_t, x0) of the Markov chain (eq. 3), averaged over x0 where those are chances; (B, ...,
+        K).
+        """
         p, forward, before, after = self._seen(x, x0), self.matrix(t, s), self.matrix(s), self.matrix(t)
-        seen = after.T[x]                                                       # q(x_t | x0) for every x0
+        seen = after.T[x]  # q(x_t | x0) for every x0
         p = torch.where(seen > 0, p / seen, 0.0)
         out = (p @ before) * forward.T[x]
         total = out.sum(-1, keepdim=True)
-        return torch.where(total > 0, out / total, one_hot(x, self.classes).double())      # what is not masked at t = 1 stays
+        return torch.where(
+            total > 0, out / total, one_hot(x, self.classes).double()
+        )  # what is not masked at t = 1 stays
 
     def reuse(self, x, x0, t, s, kappa=0.0):
-        """q(x_s | x_t, x0) that keeps the noise of x_t with the chance 1 - kappa^2; averaged like `posterior`; (B, ..., K)."""
+        """q(x_s | x_t, x0) that keeps the noise of x_t with the chance 1 - kappa^2; averaged like
+        `posterior`; (B, ..., K).
+        """
         kappa, before, after = float(check_kappa(kappa)), self.kept(s), self.kept(t)
         r = (1 - kappa**2) * (1 - before) / (1 - after) if after < 1 else 0.0
         same = one_hot(x, self.classes).double()
-        return r * same + (before - r * after) * self._seen(x, x0) + (1 - before - r * (1 - after)) * self.rest()
+        return (
+            r * same + (before - r * after) * self._seen(x, x0) + (1 - before - r * (1 - after)) * self.rest()
+        )
 
     def corrupt(self, x0, eps, t):
         """Tokens x_t (B, ...) from unit Gaussian eps (B, ...), by the inverse of the cumulative distribution."""
         return draw(self.chances(x0, t), eps)
 
     def solve_noise(self, x0, x, t, fresh=None):
-        raise ValueError("process must have noise to solve for, got categorical, which draws twice a token. Use `reuse`.")
+        raise ValueError(
+            "process must have noise to solve for, got categorical, which draws twice a token. Use `reuse`."
+        )
 
     def transition(self, x, x0, t, s, kappa=0.0, fresh=None):
         if fresh is None:
-            raise ValueError("fresh must be given on the process categorical, got None. Pass a function that draws unit noise.")
+            raise ValueError(
+                "fresh must be given on the process categorical, got None. Pass a function that draws unit noise."
+            )
         chances = self.posterior(x, x0, t, s) if self.ancestral else self.reuse(x, x0, t, s, kappa)
         return draw(chances, fresh(torch.empty(x.shape, dtype=torch.float64)))
 
@@ -115,4 +134,6 @@ class Categorical(ForwardProcess):
 def draw(chances, eps):
     """Tokens (B, ...) with `chances` (B, ..., K), float64, from unit Gaussian eps (B, ...)."""
     place = torch.special.ndtr(eps.double())[..., None]
-    return (chances.cumsum(-1) / chances.sum(-1, keepdim=True) <= place).sum(-1).clamp(max=chances.shape[-1] - 1)
+    return (
+        (chances.cumsum(-1) / chances.sum(-1, keepdim=True) <= place).sum(-1).clamp(max=chances.shape[-1] - 1)
+    )

@@ -1,8 +1,9 @@
-"""A Gaussian mixture whose denoiser, probability-flow ODE and consistency function are known exactly: the tests' oracle.
+"""A Gaussian mixture whose denoiser, probability-flow ODE and consistency function are known exactly: the
+tests' oracle.
 
-Means lie on a line, m_k = centre + a_k direction, and all parts have the standard deviation s. At noise level sigma the
-mixture is the same with means alpha m_k and variance alpha^2 s^2 + sigma^2, and the ODE
-dx/dsigma = (x - x0)/sigma (variance exploding; Song et al. 2021, arXiv:2011.13456, eq. 13) splits exactly:
+Means lie on a line, m_k = centre + a_k direction, and all parts have the standard deviation s. At noise level
+sigma the mixture is the same with means alpha m_k and variance alpha^2 s^2 + sigma^2, and the ODE dx/dsigma =
+(x - x0)/sigma (variance exploding; Song et al. 2021, arXiv:2011.13456, eq. 13) splits exactly:
 
 - along the line it is one-dimensional, and a one-dimensional flow keeps each particle's quantile, so
   G_s(u_s) = G_t(u_t) with G the cumulative distribution: solved by bisection;
@@ -17,7 +18,9 @@ from fewstep.diffusion.predictions import expand
 
 @dataclasses.dataclass(frozen=True)
 class LineMixture:
-    """Mixture of K Gaussians on a line in R^D; positions and weights (K,), centre and direction (D,), float64."""
+    """Mixture of K Gaussians on a line in R^D; positions and weights (K,), centre and direction (D,),
+    float64.
+    """
 
     positions: torch.Tensor
     weights: torch.Tensor
@@ -45,7 +48,7 @@ class LineMixture:
         variance = (a * self.std) ** 2 + s**2
         u = (x - a * self.centre) @ self.direction
         offset = u[:, None] - a * self.positions
-        responsibility = (self.weights.log() - offset**2 / (2 * variance)).softmax(1)     # (B, K)
+        responsibility = (self.weights.log() - offset**2 / (2 * variance)).softmax(1)  # (B, K)
         gain = a * self.std**2 / variance
         mean = (responsibility @ self.positions)[:, None] * self.direction + self.centre
         return mean + gain * (x - a * mean)
@@ -66,7 +69,9 @@ class LineMixture:
         return self.flow(x, path, sigma, 0.0)
 
     def _log_tails(self, u, scale, std):
-        """log of the cumulative distribution and of its complement at u (B,); both, so that neither tail is lost."""
+        """log of the cumulative distribution and of its complement at u (B,); both, so that neither tail is
+        lost.
+        """
         z = (u[:, None] - scale[:, None] * self.positions) / std[:, None]
         log = self.weights.log()
         return (log + torch.special.log_ndtr(z)).logsumexp(1), (log + torch.special.log_ndtr(-z)).logsumexp(1)
@@ -86,9 +91,16 @@ class LineMixture:
 
 
 def line_mixture(dimensions=4, parts=3, std=0.2, seed=0):
-    """A mixture for tests: `parts` unequal Gaussians on a random line in R^dimensions, positions in about [-1.5, 1.5]."""
+    """A mixture for tests: `parts` unequal Gaussians on a random line in R^dimensions, positions in about
+    [-1.5, 1.5].
+    """
     g = torch.Generator().manual_seed(seed)
     direction = torch.randn(dimensions, generator=g, dtype=torch.float64)
     weights = torch.rand(parts, generator=g, dtype=torch.float64) + 0.5
-    return LineMixture(torch.linspace(-1.5, 1.5, parts, dtype=torch.float64), weights / weights.sum(),
-                       0.3 * torch.randn(dimensions, generator=g, dtype=torch.float64), direction / direction.norm(), std)
+    return LineMixture(
+        torch.linspace(-1.5, 1.5, parts, dtype=torch.float64),
+        weights / weights.sum(),
+        0.3 * torch.randn(dimensions, generator=g, dtype=torch.float64),
+        direction / direction.norm(),
+        std,
+    )

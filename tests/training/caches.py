@@ -1,4 +1,6 @@
-"""What the tests of the trajectory cache build: caches of an exact teacher. Imported by name; `conftest.py` sees to that."""
+"""What the tests of the trajectory cache build: caches of an exact teacher. Imported by name; `conftest.py`
+sees to that.
+"""
 
 import time
 from pathlib import Path
@@ -16,8 +18,18 @@ TABLE = torch.linspace(-3.5, 2.7, 100, dtype=torch.float64).exp()
 def spec(name="flow", steps=6, **changes):
     sigma_of = flow_sigma() if name == "flow" else discrete_sigma(TABLE)
     sigmas = grid("uniform", steps, sigma_of, path(name))
-    settings = dict(model="mixture", patches="", conditioning="c", conditions=3, guidance="none", path=name, shape=(4,),
-                    sigmas=tuple(sigmas.tolist()), kept=(0, 2, steps), shard=2)
+    settings = dict(
+        model="mixture",
+        patches="",
+        conditioning="c",
+        conditions=3,
+        guidance="none",
+        path=name,
+        shape=(4,),
+        sigmas=tuple(sigmas.tolist()),
+        kept=(0, 2, steps),
+        shard=2,
+    )
     return CacheSpec(**{**settings, **changes})
 
 
@@ -42,7 +54,9 @@ def build(folder, wanted, count, teacher=None, **options):
 
 
 def files(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()
+    }
 
 
 def no_teacher(x, sigma, condition):

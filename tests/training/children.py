@@ -1,4 +1,6 @@
-"""Runs for processes of their own, in which this file comes first: it makes the checkout importable, as pytest's conftest does."""
+"""Runs for processes of their own, in which this file comes first: it makes the checkout importable, as
+pytest's conftest does.
+"""
 
 import sys
 from pathlib import Path

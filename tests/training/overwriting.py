@@ -17,7 +17,9 @@ class Modulation:
 
 
 class Block(nn.Module):
-    """A residual block as Flux has it, in place or out of place; its arguments hide in a dict, a dataclass and keywords."""
+    """A residual block as Flux has it, in place or out of place; its arguments hide in a dict, a dataclass
+    and keywords.
+    """
 
     def __init__(self, overwrite):
         super().__init__()
@@ -27,10 +29,14 @@ class Block(nn.Module):
 
     def forward(self, streams, modulation, *, options):
         x = streams["image"]
-        change = self.down(F.gelu(self.up(self.norm(x) * modulation.scale[0]))) * modulation.gate * (1 + options["number"])
+        change = (
+            self.down(F.gelu(self.up(self.norm(x) * modulation.scale[0])))
+            * modulation.gate
+            * (1 + options["number"])
+        )
         if self.overwrite:
             x += change
-            x[:, 2:] += x.sin().mean()                  # through a slice
+            x[:, 2:] += x.sin().mean()  # through a slice
         else:
             x = x + change
             x = torch.cat([x[:, :2], x[:, 2:] + x.sin().mean()], 1)
@@ -51,12 +57,12 @@ class Net(nn.Module):
         gate, scale = self.modulate(x.mean(1, keepdim=True)).chunk(2, -1)
         options, x, kept = {"number": 0}, x.clone(), 0.0
         for i, block in enumerate(self.blocks):
-            options["number"] = i                       # one dict for all, changed between them
+            options["number"] = i  # one dict for all, changed between them
             out = block({"image": x}, Modulation(gate, [scale]), options=options)
             first, rest = out["parts"]
             kept = kept + (first.square().sum() + rest[out["where"][:, 2:]].sum())
             if self.overwrite:
-                first += 1                              # a view that a block has returned
+                first += 1  # a view that a block has returned
                 x = torch.cat([first, rest], 1)
                 x[:, 3:] *= 1.5
             else:

@@ -29,7 +29,12 @@ def run(folder, last=None, every=3, **changes):
 
 def result(run):
     """All that a run has to show."""
-    return [*run.lora_tensors().values(), *run.descent.averaged, *run.lora.parameters()], run.loss, run.fidelity, run.best[0]
+    return (
+        [*run.lora_tensors().values(), *run.descent.averaged, *run.lora.parameters()],
+        run.loss,
+        run.fidelity,
+        run.best[0],
+    )
 
 
 def same(first, second):

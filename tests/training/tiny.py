@@ -1,4 +1,6 @@
-"""A model of a few hundred weights, for tests of what a run does with any: quick, and nothing is told about pictures."""
+"""A model of a few hundred weights, for tests of what a run does with any: quick, and nothing is told about
+pictures.
+"""
 
 import torch
 from fewstep.diffusion.paths import FLOW
@@ -12,12 +14,19 @@ class Tiny:
 
     def __init__(self, width=24):
         g = torch.Generator().manual_seed(0)
-        self.module = torch.nn.Sequential(torch.nn.Linear(36, width), torch.nn.SiLU(), torch.nn.Linear(width, 32))
+        self.module = torch.nn.Sequential(
+            torch.nn.Linear(36, width), torch.nn.SiLU(), torch.nn.Linear(width, 32)
+        )
         for p in self.module.parameters():
             p.data = torch.randn(p.shape, generator=g) / p.shape[-1] ** 0.5
         self.module.requires_grad_(False).eval()
         self.path, self.sigma_of, self.prediction, self.noise_scale = FLOW, flow_sigma(), "velocity", 1.0
-        self.shape, self.conditions, self.base, self.device = (2, 4, 4), 3, fingerprint(self.module), torch.device("cpu")
+        self.shape, self.conditions, self.base, self.device = (
+            (2, 4, 4),
+            3,
+            fingerprint(self.module),
+            torch.device("cpu"),
+        )
 
     def __call__(self, x, sigma, condition):
         which = torch.nn.functional.one_hot(condition % 4, 4)[:, 1:].to(x)

@@ -1,8 +1,10 @@
-"""Checkpointing that is exact: a block keeps nothing but its inputs, and is computed again in the backward pass.
+"""Checkpointing that is exact: a block keeps nothing but its inputs, and is computed again in the backward
+pass.
 
-The block gets copies of its tensors both times, wherever they lie in its arguments (dicts, lists, tuples, dataclasses), so
-that it may write over them; what it writes into such a container itself the caller doesn't see. Random state (CPU, CUDA) and
-autocast are the same both times. Gradients of weights go straight to their .grad: `torch.autograd.grad` doesn't see them.
+The block gets copies of its tensors both times, wherever they lie in its arguments (dicts, lists, tuples,
+dataclasses), so that it may write over them; what it writes into such a container itself the caller doesn't
+see. Random state (CPU, CUDA) and autocast are the same both times. Gradients of weights go straight to their
+.grad: `torch.autograd.grad` doesn't see them.
 """
 
 import contextlib
@@ -16,11 +18,12 @@ LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def blocks(module):
-    """The submodules worth recomputing: the smallest members of its lists and sequences that do a piece of work of their own.
+    """The submodules worth recomputing: the smallest members of its lists and sequences that do a piece of
+    work of their own.
 
-    A member qualifies with two or more weight layers; it is taken apart where three quarters of them lie in members of its own
-    that qualify (a UNet's level into residual and transformer blocks, but no mixture of experts into experts). Without any the
-    module is one block: exact, and no smaller.
+    A member qualifies with two or more weight layers; it is taken apart where three quarters of them lie in
+    members of its own that qualify (a UNet's level into residual and transformer blocks, but no mixture of
+    experts into experts). Without any the module is one block: exact, and no smaller.
     """
     return list(dict.fromkeys(_blocks(module))) or [module]
 
@@ -54,7 +57,9 @@ def replaced(modules, wrap):
 
 
 def recomputed(forward, graph):
-    """`forward`, of which autograd keeps the inputs alone. Gradients of tensors inside it go straight to their .grad."""
+    """`forward`, of which autograd keeps the inputs alone. Gradients of tensors inside it go straight to
+    their .grad.
+    """
 
     def run(*args, **kwargs):
         if not torch.is_grad_enabled():
@@ -69,7 +74,9 @@ def recomputed(forward, graph):
                 form[:], out = flatten([forward(*args, **kwargs)])
             return out
 
-        token = torch.empty(0, requires_grad=True)      # the block's weights may want gradients when none of its inputs does
+        token = torch.empty(
+            0, requires_grad=True
+        )  # the block's weights may want gradients when none of its inputs does
         out = _Recomputed.apply(call, dice, graph, token, *tensors)
         return unflatten(form, out)[0]
 
@@ -89,7 +96,10 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        leaves = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[4:])]
+        leaves = [
+            t.detach().requires_grad_(needed)
+            for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[4:])
+        ]
         with torch.enable_grad(), ctx.graph(), ctx.dice():
             pairs = [(o, g) for o, g in zip(ctx.call(leaves), grads) if g is not None and o.requires_grad]
             if pairs:
@@ -98,7 +108,9 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _autocast(kind):
-    """A context of the present autocast. Its cache is off: PyTorch has handed out weights that were cast without a graph."""
+    """A context of the present autocast. Its cache is off: PyTorch has handed out weights that were cast
+    without a graph.
+    """
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
 
@@ -139,7 +151,9 @@ def unflatten(value, tensors):
 
 
 def _map(value, kind, f):
-    """Copies of nested dicts, lists, tuples and dataclasses with f applied to each `kind` in them; other objects stay."""
+    """Copies of nested dicts, lists, tuples and dataclasses with f applied to each `kind` in them; other
+    objects stay.
+    """
     if isinstance(value, kind):
         return f(value)
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ from ..trajectories.sampling import teacher_samples
 from .headless import check_device
 
 CFG = 2.0
-EVALUATED = 64          # starting noises, none of them seen in training
+EVALUATED = 64  # starting noises, none of them seen in training
 SHOWN = ("smiling face", "cat", "heart", "animal face", "flower", "fruit", "car", "clock")
 COLUMNS = ("teacher-50", "base-4", "distilled-1", "distilled-2", "distilled-4")
 
@@ -31,7 +31,7 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     """
     started = time.perf_counter()
     check_device(device)
-    if method == "phased":      # the picture shows one, two and four steps of the same LoRA
+    if method == "phased":  # the picture shows one, two and four steps of the same LoRA
         settings = {"one_step": 0.1, **settings}
     config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
     out = check_folder(out, 8 << 20)
@@ -50,8 +50,15 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     _picture(images, metrics).save(out / "demo.png")
     pictures.run_curves(run.loss, run.fidelity).save(out / "curves.png")
     peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _peak_memory()
-    result = {"teacher": kind, "seed": seed, "device": device, "seconds": round(time.perf_counter() - started, 1),
-              "peak_memory_mib": round(peak), "columns": metrics, "fidelity": run.fidelity}
+    result = {
+        "teacher": kind,
+        "seed": seed,
+        "device": device,
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_mib": round(peak),
+        "columns": metrics,
+        "fidelity": run.fidelity,
+    }
     write_json(out / "metrics.json", result)
     return result
 
@@ -63,10 +70,12 @@ def _bar(previous, stage, total):
 
 
 def _peak_memory():
-    """Largest resident size of this process so far, MiB (Linux counts KiB, macOS bytes); 0 where the system tells none."""
+    """Largest resident size of this process so far, MiB (Linux counts KiB, macOS bytes); 0 where the system
+    tells none.
+    """
     try:
         import resource
-    except ImportError:     # Windows
+    except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
@@ -82,14 +91,23 @@ def _evaluate(run, seed, bar):
     labels += [(labels + rest)[i % len(teacher.labels)] for i in range(EVALUATED - len(labels))]
     condition = torch.tensor(labels)
     jobs = {}
-    for name, steps, order in (("teacher-50", run.sigmas_for(50), 2), ("base-4", 4, 1), ("base-4-order-2", 4, 2),
-                               ("base-2-same-grid", run.sigmas_for(2), 1), ("base-4-same-grid", run.sigmas_for(4), 1),
-                               ("base-4-order-2-same-grid", run.sigmas_for(4), 2)):
-        jobs[name] = lambda steps=steps, order=order: teacher_samples(run.lora, teacher, noise, condition, CFG, steps, order)
+    for name, steps, order in (
+        ("teacher-50", run.sigmas_for(50), 2),
+        ("base-4", 4, 1),
+        ("base-4-order-2", 4, 2),
+        ("base-2-same-grid", run.sigmas_for(2), 1),
+        ("base-4-same-grid", run.sigmas_for(4), 1),
+        ("base-4-order-2-same-grid", run.sigmas_for(4), 2),
+    ):
+        jobs[name] = lambda steps=steps, order=order: teacher_samples(
+            run.lora, teacher, noise, condition, CFG, steps, order
+        )
     for steps, churn in ((1, 0.0), (2, 0.0), (4, 0.0), (2, math.inf), (4, math.inf)):
         sigmas = run.sigmas_for(steps)
         name = f"distilled-{steps}" if churn == 0 else f"distilled-{steps}-consistency"
-        jobs[name] = lambda sigmas=sigmas, churn=churn: run.student_samples(noise, condition, sigmas, churn, seed)
+        jobs[name] = lambda sigmas=sigmas, churn=churn: run.student_samples(
+            noise, condition, sigmas, churn, seed
+        )
     bar = _bar(bar, "measuring", len(jobs))
     images = {}
     for name, job in jobs.items():
@@ -100,7 +118,9 @@ def _evaluate(run, seed, bar):
 
 
 def _measure(images):
-    """RMSE to the teacher's 50 steps (pixels in 0..1; c = 0 columns only) and Frechet distance to the data's features."""
+    """RMSE to the teacher's 50 steps (pixels in 0..1; c = 0 columns only) and Frechet distance to the data's
+    features.
+    """
     real = features(data.to_pixels(data.load("all")[0]))
     out = {}
     for name, pixels in images.items():
@@ -111,10 +131,15 @@ def _measure(images):
 
 
 def _picture(images, metrics):
-    heads = {"teacher-50": "teacher\n50 steps, CFG 2", "base-4": "base\n4 steps, CFG 2", "distilled-1": "distilled\n1 step",
-             "distilled-2": "distilled\n2 steps", "distilled-4": "distilled\n4 steps"}
+    heads = {
+        "teacher-50": "teacher\n50 steps, CFG 2",
+        "base-4": "base\n4 steps, CFG 2",
+        "distilled-1": "distilled\n1 step",
+        "distilled-2": "distilled\n2 steps",
+        "distilled-4": "distilled\n4 steps",
+    }
     columns = {}
     for name in COLUMNS:
         note = "reference" if name == "teacher-50" else f"RMSE {metrics[name]['rmse']:.3f}"
-        columns[f"{heads[name]}\n{note}"] = images[name][:len(SHOWN)]
+        columns[f"{heads[name]}\n{note}"] = images[name][: len(SHOWN)]
     return pictures.grid(columns, list(SHOWN), "Same starting noise in every row", scale=3)

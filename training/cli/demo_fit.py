@@ -6,6 +6,7 @@ import sys
 import torch
 from tqdm import tqdm
 
+from ...diffusion.faults import BadValue
 from ...diffusion.samplers import solve
 from ..formats.files import check_folder, save_recipe, write
 from ..models.demo import data
@@ -17,21 +18,21 @@ from ..trajectories.cache import start
 from .demo import SHOWN
 from .headless import check_device
 
-CACHE = "trajectories"      # folder of the trajectories, below that of the results
+CACHE = "trajectories"  # folder of the trajectories, below that of the results
 
 
 def fit(out, *, kind="flow", cfg=2.0, seconds=math.inf, device="cpu", **settings):
     """Fit into the folder `out`; returns the `SolverFit`. `settings` as in `FitConfig`.
 
-    recipe_<steps>.json of each step count is written as soon as there is one, and again for each better one; report.png,
-    report.txt and samples.png at the end. Raises OSError when `out` cannot be written, ValueError for a setting out of range, both
-    before any work; KeyboardInterrupt, when stopped, says what is kept.
+    recipe_<steps>.json of each step count is written as soon as there is one, and again for each better one;
+    report.png, report.txt and samples.png at the end. Raises OSError when `out` cannot be written, ValueError
+    for a setting out of range, both before any work; KeyboardInterrupt, when stopped, says what is kept.
     """
     check_device(device)
     if not 0 <= cfg <= 100:
-        raise ValueError(f"cfg must be a number from 0 to 100, got {cfg!r}.")
+        raise BadValue("cfg must be a number from 0 to 100, got {got!r}.", got=cfg)
     if not seconds > 0:
-        raise ValueError(f"seconds must be above 0, got {seconds!r}.")
+        raise BadValue("seconds must be above 0, got {got!r}.", got=seconds)
     config = FitConfig(**settings)
     teacher = DemoTeacher(kind, device)
     out = check_folder(out)
@@ -60,8 +61,13 @@ def _follow(run, out):
                 if bar is not None:
                     bar.close()
                 stages.append(progress.stage)
-                bar = tqdm(total=100, desc=progress.stage, dynamic_ncols=True, file=sys.stderr,
-                           bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}")
+                bar = tqdm(
+                    total=100,
+                    desc=progress.stage,
+                    dynamic_ncols=True,
+                    file=sys.stderr,
+                    bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+                )
             bar.update(progress.step - 100 * (len(stages) - 1) - bar.n)
             if progress.fidelity is not None:
                 steps = list(run.found)[-1]
@@ -75,10 +81,14 @@ def _follow(run, out):
 
 def _kept(run, out):
     """What a run that was stopped leaves behind, in words."""
-    count = min(run.config.trajectories, run.cache.spec.shard * len(list(run.cache.folder.glob("*.safetensors"))))
+    count = min(
+        run.config.trajectories, run.cache.spec.shard * len(list(run.cache.folder.glob("*.safetensors")))
+    )
     recipes = "".join(f", {recipe_file(out, steps).name}" for steps in run.found)
-    return (f"{count} of {run.config.trajectories} trajectories{recipes} are kept in {out}; the same command goes on from the "
-            "trajectories.")
+    return (
+        f"{count} of {run.config.trajectories} trajectories{recipes} are kept in {out}; the same command goes on from the "
+        "trajectories."
+    )
 
 
 @torch.no_grad()
@@ -86,7 +96,9 @@ def _samples(run, labels):
     """Teacher, Euler and the recipes from the same noise, which no trajectory of the fit began with."""
     teacher, shown = run.teacher, [label for label in SHOWN if label in labels]
     condition = torch.tensor([labels.index(label) for label in shown])
-    noise = torch.randn(len(shown), *teacher.shape, generator=torch.Generator().manual_seed(1_000_000 + run.config.seed))
+    noise = torch.randn(
+        len(shown), *teacher.shape, generator=torch.Generator().manual_seed(1_000_000 + run.config.seed)
+    )
     denoise = lambda x, sigma: teacher(x, sigma, condition)
 
     def solved(name, steps, **solver):

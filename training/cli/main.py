@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from ...diffusion.faults import BadValue
+
 try:
     from ..formats.lora_keys import FAMILIES
     from ..models.denoiser import is_out_of_memory
@@ -13,8 +15,11 @@ try:
 except ImportError as error:
     if error.name != "torch":
         raise
-    print(f"fewstep needs PyTorch, and can't import it ({error}). Install it with pip install 'fewstep[standalone]', or as "
-          "pytorch.org says for your GPU.", file=sys.stderr)
+    print(
+        f"fewstep needs PyTorch, and can't import it ({error}). Install it with pip install 'fewstep[standalone]', or as "
+        "pytorch.org says for your GPU.",
+        file=sys.stderr,
+    )
     sys.exit(2)
 
 ABOUT_FIT = """\
@@ -42,11 +47,13 @@ def main(argv=None):
         return args.run(args)
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError, ImportError) as error:
         said = str(error)
-        if is_out_of_memory(error) and not said.endswith("."):      # PyTorch's own words
+        if is_out_of_memory(error) and not said.endswith("."):  # PyTorch's own words
             why = " ".join(said.split())[:200] or type(error).__name__
-            said = f"the run must fit into memory, and does not ({why}). Choose a smaller batch, rank or size."
+            said = (
+                f"the run must fit into memory, and does not ({why}). Choose a smaller batch, rank or size."
+            )
         elif isinstance(error, RuntimeError) and not said.endswith("."):
-            raise       # not one of ours
+            raise  # not one of ours
         print(f"fewstep {args.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
@@ -60,29 +67,69 @@ def _parser():
     text = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
     demo = commands.add_parser("demo", help="distil a LoRA from the packaged teacher and show what it does")
-    demo.add_argument("--out", default="demo-out", help="folder for the picture, curves, LoRA and metrics (default: %(default)s)")
+    demo.add_argument(
+        "--out",
+        default="demo-out",
+        help="folder for the picture, curves, LoRA and metrics (default: %(default)s)",
+    )
     _common(demo)
-    demo.add_argument("--method", choices=DISTILLING, default=DISTILLING[0],
-                      help="how to distil (default: %(default)s)")
+    demo.add_argument(
+        "--method", choices=DISTILLING, default=DISTILLING[0], help="how to distil (default: %(default)s)"
+    )
     demo.set_defaults(run=_demo)
 
-    fit = commands.add_parser("fit", help="fit few-step solvers to the packaged teacher, without training", description=ABOUT_FIT,
-                              **text)
-    fit.add_argument("--out", default="fit-out", help="folder for recipes, report, samples and trajectories (default: %(default)s)")
+    fit = commands.add_parser(
+        "fit",
+        help="fit few-step solvers to the packaged teacher, without training",
+        description=ABOUT_FIT,
+        **text,
+    )
+    fit.add_argument(
+        "--out",
+        default="fit-out",
+        help="folder for recipes, report, samples and trajectories (default: %(default)s)",
+    )
     _common(fit)
-    fit.add_argument("--steps", type=_numbers, default="1,2,3,4,6,8", help="step counts, each gets a recipe (default: %(default)s)")
-    fit.add_argument("--trajectories", type=int, default=64, help="of the teacher; a quarter is held out (default: %(default)s)")
-    fit.add_argument("--reference-steps", type=int, default=60, help="of each trajectory (default: %(default)s)")
-    fit.add_argument("--cfg", type=float, default=2.0, help="guidance that the solvers are fitted for (default: %(default)g)")
-    fit.add_argument("--effort", type=float, default=0.5,
-                     help="model calls spent on each step count, as a multiple of the trajectories'; inf: until nothing improves "
-                          "(default: %(default)s)")
-    fit.add_argument("--seconds", type=float, default=math.inf,
-                     help="begin no further improvement after this time; the trajectories are always finished (default: no limit)")
+    fit.add_argument(
+        "--steps",
+        type=_numbers,
+        default="1,2,3,4,6,8",
+        help="step counts, each gets a recipe (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--trajectories",
+        type=int,
+        default=64,
+        help="of the teacher; a quarter is held out (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--reference-steps", type=int, default=60, help="of each trajectory (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--cfg",
+        type=float,
+        default=2.0,
+        help="guidance that the solvers are fitted for (default: %(default)g)",
+    )
+    fit.add_argument(
+        "--effort",
+        type=float,
+        default=0.5,
+        help="model calls spent on each step count, as a multiple of the trajectories'; inf: until nothing improves "
+        "(default: %(default)s)",
+    )
+    fit.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="begin no further improvement after this time; the trajectories are always finished (default: no limit)",
+    )
     fit.set_defaults(run=_fit)
 
-    for name, method, about in (("distil", METHODS[0], "distil a LoRA, from a packaged teacher or a diffusers folder"),
-                                ("reflow", "rectified-diffusion", "the same from noise and picture pairs, in one or more rounds")):
+    for name, method, about in (
+        ("distil", METHODS[0], "distil a LoRA, from a packaged teacher or a diffusers folder"),
+        ("reflow", "rectified-diffusion", "the same from noise and picture pairs, in one or more rounds"),
+    ):
         command = commands.add_parser(name, help=about, description=ABOUT_DISTIL, **text)
         _distil_arguments(command, name, method)
     resume = commands.add_parser("resume", help="go on with a run that was stopped")
@@ -91,24 +138,39 @@ def _parser():
     export = commands.add_parser("export", help="write a LoRA in another program's keys")
     export.add_argument("lora", help="a LoRA made by Fewstep")
     export.add_argument("out", help="the file to write, a new one")
-    export.add_argument("--to", choices=("diffusers", "comfyui"), default="diffusers",
-                        help="diffusers: for pipe.load_lora_weights; comfyui: of a file in diffusers' keys (default: %(default)s)")
+    export.add_argument(
+        "--to",
+        choices=("diffusers", "comfyui"),
+        default="diffusers",
+        help="diffusers: for pipe.load_lora_weights; comfyui: of a file in diffusers' keys (default: %(default)s)",
+    )
     export.add_argument("--family", choices=FAMILIES, help="of the model (default: what the file tells)")
     export.set_defaults(run=_export)
     return parser
 
 
 def _distil_arguments(command, name, method):
-    command.add_argument("--model", default="flow", help="flow, epsilon, or a diffusers folder (default: %(default)s)")
+    command.add_argument(
+        "--model", default="flow", help="flow, epsilon, or a diffusers folder (default: %(default)s)"
+    )
     command.add_argument("--out", default=f"{name}-out", help="folder of the run (default: %(default)s)")
     command.add_argument("--config", help="JSON or TOML file of settings")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, over the config file")
-    command.add_argument("--prompts", help="text file, one prompt a line; this and the next three are for a diffusers folder")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, over the config file"
+    )
+    command.add_argument(
+        "--prompts", help="text file, one prompt a line; this and the next three are for a diffusers folder"
+    )
     command.add_argument("--negative", help="negative prompt of the teacher's guidance (default: empty)")
     command.add_argument("--size", type=_numbers, help="width,height in pixels (default: the model's own)")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                         help="of the model's weights; the LoRA is float32 (default: float32)")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model's weights; the LoRA is float32 (default: float32)",
+    )
     command.add_argument("--memory", type=float, help="GB that the run may take (default: what is free)")
     command.add_argument("--method", choices=METHODS, help=f"how to distil (default: {method})")
     command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
@@ -116,8 +178,12 @@ def _distil_arguments(command, name, method):
 
 
 def _common(command):
-    command.add_argument("--teacher", choices=("flow", "epsilon"), default="flow", help="packaged model (default: %(default)s)")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)")
+    command.add_argument(
+        "--teacher", choices=("flow", "epsilon"), default="flow", help="packaged model (default: %(default)s)"
+    )
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
 
 
@@ -131,7 +197,7 @@ def _numbers(text):
 def _out(folder):
     """--out, unless it is a file."""
     if Path(folder).exists() and not Path(folder).is_dir():
-        raise ValueError(f"out must be a folder, and {folder} is a file. Choose another --out.")
+        raise BadValue("out must be a folder, and {folder} is a file. Choose another --out.", folder=folder)
     return folder
 
 
@@ -143,16 +209,27 @@ def _demo(args):
     for name in COLUMNS:
         row = result["columns"][name]
         print(f"{name:14}{row['rmse']:16.4f}{row['frechet']:17.3f}")
-    print(f"{result['seconds']:.0f} s. Written to {args.out}: demo.png, curves.png, lora.safetensors, metrics.json")
+    print(
+        f"{result['seconds']:.0f} s. Written to {args.out}: demo.png, curves.png, lora.safetensors, metrics.json"
+    )
     return 0
 
 
 def _fit(args):
     from .demo_fit import fit, recipe_file
 
-    run = fit(_out(args.out), kind=args.teacher, steps=args.steps, trajectories=args.trajectories,
-              reference_steps=args.reference_steps, cfg=args.cfg, effort=args.effort, seconds=args.seconds, seed=args.seed,
-              device=args.device)
+    run = fit(
+        _out(args.out),
+        kind=args.teacher,
+        steps=args.steps,
+        trajectories=args.trajectories,
+        reference_steps=args.reference_steps,
+        cfg=args.cfg,
+        effort=args.effort,
+        seconds=args.seconds,
+        seed=args.seed,
+        device=args.device,
+    )
     names = ", ".join(recipe_file(Path(), steps).name for steps in run.config.steps)
     print(f"\n{run.report()}\nWritten to {args.out}: {names}, report.txt, report.png, samples.png")
     return 0
@@ -166,14 +243,25 @@ def _distil(args):
     settings |= dict(_setting(text) for text in args.set)
     settings |= {name: value for name in ("method", "seed") if (value := getattr(args, name)) is not None}
     if settings["method"] == "restoration" and not settings.get("process"):
-        raise ValueError("process must be given for the method restoration, got none. Write process = [{kind = \"blur\"}] into the "
-                         "--config file, or --set 'process=[{\"kind\": \"blur\"}]'.")
-    given = [f"--{name}" for name in ("prompts", "negative", "size", "dtype") if getattr(args, name) is not None]
+        raise BadValue(
+            "process must be given for the method restoration, got none. Write process = [{{kind = "
+            '"blur"}}] into the --config file, or --set \'process=[{{"kind": "blur"}}]\'.',
+        )
+    given = [
+        f"--{name}" for name in ("prompts", "negative", "size", "dtype") if getattr(args, name) is not None
+    ]
     if args.model in KINDS and given:
-        raise ValueError(f"{', '.join(given)} must be left out for the packaged teacher {args.model}, which has its own; they "
-                         "are for a diffusers folder. Leave them out, or give --model FOLDER.")
+        raise BadValue(
+            "{given} must be left out for the packaged teacher {model}, which has its own; they are for a "
+            "diffusers folder. Leave them out, or give --model FOLDER.",
+            given=list(given),
+            model=args.model,
+        )
     if args.memory is not None and not 1e-3 <= args.memory < 1e9:
-        raise ValueError(f"memory must be a number of GB from 0.001 up, got {args.memory:g}. Leave it out for what is free.")
+        raise BadValue(
+            "memory must be a number of GB from 0.001 up, got {got:g}. Leave it out for what is free.",
+            got=args.memory,
+        )
     memory = args.memory and int(args.memory * 1e9)
     out, spec = _out(args.out), headless.Spec(model=args.model, **_of_pipeline(args), device=args.device)
     return _shown(lambda show: headless.distil(out, spec, settings, memory, show=show), out)
@@ -186,12 +274,18 @@ def _of_pipeline(args):
     found = {name: value for name in ("negative", "dtype") if (value := getattr(args, name)) is not None}
     if args.size is not None:
         if len(args.size) != 2:
-            raise ValueError(f"size must be width,height such as 512,768, got {','.join(map(str, args.size))}.")
+            raise BadValue(
+                "size must be width,height such as 512,768, got {got}.",
+                got=",".join(map(str, args.size)),
+            )
         found["width"], found["height"] = args.size
     if args.prompts is not None:
         found["prompts"] = from_file(args.prompts)
         if not found["prompts"]:
-            raise ValueError(f"prompts must hold at least one prompt, and {args.prompts} has none. Write one a line.")
+            raise BadValue(
+                "prompts must hold at least one prompt, and {prompts} has none. Write one a line.",
+                prompts=args.prompts,
+            )
     return found
 
 
@@ -207,12 +301,14 @@ def _shown(work, out):
 
     from .headless import SPEC
 
-    bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3)       # no bar before there is work
+    bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3)  # no bar before there is work
 
     def show(run, progress):
         bar.total, bar.n, bar.desc = progress.total, progress.step, progress.stage
         if progress.loss is not None and run.fidelity:
-            bar.set_postfix_str(f"loss {progress.loss:.4f}, distance to teacher {run.fidelity[-1][1]:.3f}", refresh=False)
+            bar.set_postfix_str(
+                f"loss {progress.loss:.4f}, distance to teacher {run.fidelity[-1][1]:.3f}", refresh=False
+            )
         bar.update(0)
 
     try:
@@ -224,8 +320,10 @@ def _shown(work, out):
         raise KeyboardInterrupt(f"To go on: fewstep resume {shlex.quote(str(out))}") from None
     skipped = f", {run.descent.skipped} left out as not finite" if run.descent.skipped else ""
     before, now = run.fidelity[0][1], (run.best or run.fidelity[-1][::-1])[0]
-    print(f"{run.done} updates{skipped}; distance to the teacher {before:.4f} before, {now:.4f} now ({run.config.steps} steps). "
-          f"Written to {out}: lora.safetensors, curves.png")
+    print(
+        f"{run.done} updates{skipped}; distance to the teacher {before:.4f} before, {now:.4f} now ({run.config.steps} steps). "
+        f"Written to {out}: lora.safetensors, curves.png"
+    )
     if now >= before:
         print("The LoRA is no nearer to the teacher than the untrained model. Lower lr, or train longer.")
     return 0
@@ -237,11 +335,14 @@ def _setting(text):
 
     name, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"--set must be NAME=VALUE, got {text!r}.")
+        raise BadValue("--set must be NAME=VALUE, got {got!r}.", got=text)
     try:
         return name, json.loads(value)
     except RecursionError:
-        raise ValueError(f"--set {name} must be a setting's value, and is nested too deeply to be one.") from None
+        raise BadValue(
+            "--set {name} must be a setting's value, and is nested too deeply to be one.",
+            name=name,
+        ) from None
     except ValueError:
         return name, value
 
@@ -251,4 +352,3 @@ def _export(args):
 
     print(f"{export(args.lora, args.out, args.to, args.family)} layers written to {args.out} for {args.to}")
     return 0
-

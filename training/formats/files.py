@@ -10,9 +10,10 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import safe_open
 
+from ...diffusion.faults import BadValue
 from .recipe import METADATA_KEY, Recipe
 
-RETRIES = 10        # of a renaming that Windows refuses
+RETRIES = 10  # of a renaming that Windows refuses
 
 
 def check_folder(folder, size=1 << 20):
@@ -28,8 +29,10 @@ def check_folder(folder, size=1 << 20):
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise OSError(f"The output folder must be writable with {size / 2**20:.1f} MiB free: {folder} gave "
-                      f"\"{error.strerror or error}\". Free some space, or choose another folder.") from error
+        raise OSError(
+            f"The output folder must be writable with {size / 2**20:.1f} MiB free: {folder} gave "
+            f'"{error.strerror or error}". Free some space, or choose another folder.'
+        ) from error
     return folder
 
 
@@ -98,7 +101,9 @@ def read_tensors(path):
 
 def save_lora(path, tensors, recipe=None):
     """Write a LoRA as safetensors with its recipe, if it has one, in the metadata."""
-    return write_tensors(path, tensors, {"format": "pt"} | ({METADATA_KEY: recipe.to_json()} if recipe else {}))
+    return write_tensors(
+        path, tensors, {"format": "pt"} | ({METADATA_KEY: recipe.to_json()} if recipe else {})
+    )
 
 
 def load_lora(path):
@@ -108,7 +113,11 @@ def load_lora(path):
         text = metadata.get(METADATA_KEY)
         return tensors, Recipe.from_json(text) if text else None
     except Exception as error:
-        raise ValueError(f"{Path(path).name} must be a LoRA in safetensors, can't be read ({error}). Take another.") from error
+        raise BadValue(
+            "{name} must be a LoRA in safetensors, can't be read ({error}). Take another.",
+            name=Path(path).name,
+            error=error,
+        ) from error
 
 
 def save_recipe(path, recipe):
@@ -121,4 +130,4 @@ def load_recipe(path):
     try:
         return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{Path(path).name}: {error}") from error
+        raise BadValue("{name}: {error}", name=Path(path).name, error=error) from error

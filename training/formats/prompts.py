@@ -1,8 +1,10 @@
-"""Prompts to train on: typed, from a file, from the metadata of the user's own pictures, or from the bundled list.
+"""Prompts to train on: typed, from a file, from the metadata of the user's own pictures, or from the bundled
+list.
 
-A prompt is a stripped, non-empty str. ComfyUI's pictures hold their graph in API format under "prompt":
-{node id: {"class_type": ..., "inputs": {name: value, or a link [node id, output]}}}; A1111's hold text under "parameters".
-A node is known by the names of its inputs, never by its class. No picture is trusted: what is misshapen is left out.
+A prompt is a stripped, non-empty str. ComfyUI's pictures hold their graph in API format under "prompt": {node
+id: {"class_type": ..., "inputs": {name: value, or a link [node id, output]}}}; A1111's hold text under
+"parameters". A node is known by the names of its inputs, never by its class. No picture is trusted: what is
+misshapen is left out.
 """
 
 import contextlib
@@ -16,17 +18,21 @@ import struct
 import zlib
 from pathlib import Path
 
-SUFFIXES, KEYS = (".png", ".webp"), ("prompt", "parameters")        # of pictures, and of the texts in them
-LARGEST, LONGEST = 4 << 20, 8_000       # bytes of a text in a picture, characters of a prompt
-CHUNKS, FIELDS = 1_000, 64              # of a file, and of its EXIF, that are looked at
-DEEPEST, FARTHEST = 16, 50              # folders below the harvested one, links from a text encoder to its text
-SIDES = {"positive": ("positive", "guider"), "negative": ("negative",)}      # the inputs that either starts from
+from ...diffusion.faults import BadValue
+
+SUFFIXES, KEYS = (".png", ".webp"), ("prompt", "parameters")  # of pictures, and of the texts in them
+LARGEST, LONGEST = 4 << 20, 8_000  # bytes of a text in a picture, characters of a prompt
+CHUNKS, FIELDS = 1_000, 64  # of a file, and of its EXIF, that are looked at
+DEEPEST, FARTHEST = 16, 50  # folders below the harvested one, links from a text encoder to its text
+SIDES = {"positive": ("positive", "guider"), "negative": ("negative",)}  # the inputs that either starts from
 TEXT = r"(populated_|user_)?(text|string|prompt|value|t5xxl|mt5xl|bert|llama|clip_[lgh])(_?[a-z0-9])?"
 TEXTS = {side: re.compile(rf"{TEXT}|((text|prompt)_)?{side}(_(text|prompt))?") for side in SIDES}
-ELSEWHERE = set("model clip vae image images pixels samples latent latents mask masks net control noise sampler sigmas style "
-                "gligen audio video seed hooks lora".split())       # words in names of inputs that no prompt comes through
-UNFIT = re.compile(r"[\x00\ud800-\udfff]")      # what no text encoder takes
-TAGS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")       # A1111's, which it doesn't encode
+ELSEWHERE = set(
+    "model clip vae image images pixels samples latent latents mask masks net control noise sampler sigmas style "
+    "gligen audio video seed hooks lora".split()
+)  # words in names of inputs that no prompt comes through
+UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # what no text encoder takes
+TAGS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # A1111's, which it doesn't encode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,9 @@ class Harvest:
 
 
 def typed(text):
-    """The prompts of a text: one a line; where there are lines of `---`, one between two of them. Lines with # are comments."""
+    """The prompts of a text: one a line; where there are lines of `---`, one between two of them. Lines with
+    # are comments.
+    """
     text = re.sub(r"(?m)^[ \t]*#.*$", "", text)
     parts = re.split(r"(?m)^[ \t]*-{3,}[ \t\r]*$", text)
     return _distinct(parts if len(parts) > 1 else text.splitlines())
@@ -60,22 +68,35 @@ def from_file(path):
     """The prompts of a .txt file, see `typed`, or of a .json file that holds a list of texts; UTF-8."""
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".json"):
-        raise ValueError(f"file must be a .txt with one prompt a line or a .json with a list of texts, got {path.name!r}.")
+        raise BadValue(
+            "file must be a .txt with one prompt a line or a .json with a list of texts, got {got!r}.",
+            got=path.name,
+        )
     if not path.is_file():
-        raise ValueError(f"file must be there, and {str(path)!r} is not. Check its name and folder.")
+        raise BadValue("file must be there, and {path!r} is not. Check its name and folder.", path=str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
         value = typed(text) if path.suffix.lower() == ".txt" else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"file must be readable UTF-8 text or JSON, {path.name!r} gave \"{error}\". Save it again.") from error
+        raise BadValue(
+            'file must be readable UTF-8 text or JSON, {name!r} gave "{error}". Save it again.',
+            name=path.name,
+            error=error,
+        ) from error
     odd = [v for v in value if not isinstance(v, str)] if isinstance(value, list) else [value]
     if odd:
-        raise ValueError(f"file must hold a list of texts, {path.name!r} holds {str(odd[0])[:60]!r}. Write [\"a prompt\", ...].")
+        raise BadValue(
+            'file must hold a list of texts, {name!r} holds {odd!r}. Write ["a prompt", ...].',
+            name=path.name,
+            odd=str(odd[0])[:60],
+        )
     return _distinct(value)
 
 
 def bundled(count=None):
-    """The first `count` prompts of the bundled list, or all; each run of a few has varied subjects and styles."""
+    """The first `count` prompts of the bundled list, or all; each run of a few has varied subjects and
+    styles.
+    """
     return typed(Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8"))[:count]
 
 
@@ -85,9 +106,14 @@ def choose(count, *, typed=(), file=(), harvested=(), bundled=()):
     source: "typed", "file", "my pictures" or "bundled".
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count must be a whole number of 1 or more, got {count!r}.")
+        raise BadValue("count must be a whole number of 1 or more, got {got!r}.", got=count)
     chosen = {}
-    for source, prompts in (("typed", typed), ("file", file), ("my pictures", harvested), ("bundled", bundled)):
+    for source, prompts in (
+        ("typed", typed),
+        ("file", file),
+        ("my pictures", harvested),
+        ("bundled", bundled),
+    ):
         for prompt in prompts:
             if len(chosen) < count:
                 chosen.setdefault(prompt, source)
@@ -97,7 +123,8 @@ def choose(count, *, typed=(), file=(), harvested=(), bundled=()):
 def harvest(folder, limit=1_000, files=10_000, check=lambda: None):
     """The Harvest of the newest `files` pictures in `folder` and below it, each dict cut to `limit`.
 
-    check() is called between pictures: it may raise to stop. What was read is remembered while the process lives.
+    check() is called between pictures: it may raise to stop. What was read is remembered while the process
+    lives.
     """
     counts, skipped = ({}, {}, {}), 0
     pictures = pictures_in(folder, check)[:files]
@@ -108,19 +135,23 @@ def harvest(folder, limit=1_000, files=10_000, check=lambda: None):
         for seen, values in zip(counts, found or ()):
             for value in values:
                 seen[value] = seen.get(value, 0) + 1
-    prompts, negatives, sizes = (dict(sorted(seen.items(), key=lambda item: -item[1])[:limit]) for seen in counts)
+    prompts, negatives, sizes = (
+        dict(sorted(seen.items(), key=lambda item: -item[1])[:limit]) for seen in counts
+    )
     return Harvest(prompts=prompts, negatives=negatives, sizes=sizes, pictures=len(pictures), skipped=skipped)
 
 
 def pictures_in(folder, check=lambda: None):
-    """[(path, time of change in ns, bytes)] of the pictures in `folder` and below it, the newest first. Follows no links."""
+    """[(path, time of change in ns, bytes)] of the pictures in `folder` and below it, the newest first.
+    Follows no links.
+    """
     found, root = [], os.fspath(folder)
     for here, folders, names in os.walk(root):
         check()
-        if here[len(root):].count(os.sep) >= DEEPEST:
+        if here[len(root) :].count(os.sep) >= DEEPEST:
             folders.clear()
         for path in (os.path.join(here, name) for name in names if name.lower().endswith(SUFFIXES)):
-            with contextlib.suppress(OSError):      # gone since
+            with contextlib.suppress(OSError):  # gone since
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
                     found.append((path, status.st_mtime_ns, status.st_size))
@@ -129,7 +160,8 @@ def pictures_in(folder, check=lambda: None):
 
 @functools.lru_cache(maxsize=20_000)
 def read(path, changed=0, size=0):
-    """(positives, negatives, sizes) of a picture: tuples of texts, and its (width, height) where it has a prompt; None if broken.
+    """(positives, negatives, sizes) of a picture: tuples of texts, and its (width, height) where it has a
+    prompt; None if broken.
 
     changed, size: of the file, so that another one under the same name is read anew.
     """
@@ -169,26 +201,28 @@ def _text(kind, body):
         return body.decode("latin-1")
     if kind == b"zTXt":
         return _inflate(body[1:]).decode("latin-1")
-    rest = body[2:].split(b"\0", 2)[2:]         # after the language and the translated keyword
+    rest = body[2:].split(b"\0", 2)[2:]  # after the language and the translated keyword
     return b"".join(map(_inflate, rest) if body[:1] == b"\1" else rest).decode("utf-8")
 
 
 def _inflate(data):
     out = zlib.decompressobj().decompress(data, LARGEST + 1)
     if len(out) > LARGEST:
-        raise ValueError("the text is too long")
+        raise BadValue("the text is too long")
     return out
 
 
 def _exactly(file, length):
     """`length` bytes of `file`; raises ValueError where these are too many, or more than there are."""
     if not 0 <= length <= LARGEST or len(data := file.read(length)) < length:
-        raise ValueError("the text is too long or cut off")
+        raise BadValue("the text is too long or cut off")
     return data
 
 
 def _webp(file):
-    """((width, height), {key: text}) of a WebP, from its header and its EXIF, in which "key:text" is what ComfyUI writes."""
+    """((width, height), {key: text}) of a WebP, from its header and its EXIF, in which "key:text" is what
+    ComfyUI writes.
+    """
     shape, texts, place = None, {}, 12
     for _ in range(CHUNKS):
         file.seek(place)
@@ -197,7 +231,7 @@ def _webp(file):
         kind, length = struct.unpack("<4sI", head)
         if kind == b"VP8X":
             numbers = _exactly(file, 10)
-            shape = tuple(1 + int.from_bytes(numbers[i:i + 3], "little") for i in (4, 7))
+            shape = tuple(1 + int.from_bytes(numbers[i : i + 3], "little") for i in (4, 7))
         elif kind == b"EXIF":
             for text in _tiff(_exactly(file, length).removeprefix(b"Exif\0\0")):
                 key, colon, rest = text.partition(":")
@@ -210,20 +244,22 @@ def _webp(file):
 def _tiff(data):
     """The texts of a TIFF's first directory."""
     order = "<" if data[:2] == b"II" else ">"
-    start, = struct.unpack_from(order + "I", data, 4)
-    entries, = struct.unpack_from(order + "H", data, start)
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (entries,) = struct.unpack_from(order + "H", data, start)
     for i in range(min(entries, FIELDS)):
         _, kind, length, where = struct.unpack_from(order + "HHII", data, start + 2 + 12 * i)
-        if kind == 2 and length > 4:        # shorter ones are in the place of `where`
-            yield data[where:where + length].rstrip(b"\0").decode("utf-8")
+        if kind == 2 and length > 4:  # shorter ones are in the place of `where`
+            yield data[where : where + length].rstrip(b"\0").decode("utf-8")
 
 
 def of_parameters(text):
-    """(positives, negatives) of A1111's text: the prompt, "Negative prompt: ", and settings from the last "Steps: "."""
+    """(positives, negatives) of A1111's text: the prompt, "Negative prompt: ", and settings from the last
+    "Steps: ".
+    """
     before, found, after = ("\n" + text).rpartition("\nSteps: ")
     positive, _, negative = (before if found else after).partition("\nNegative prompt:")
     positive, negative = _plain(positive), _plain(negative)
-    if not positive or positive.startswith("{"):        # another program's JSON
+    if not positive or positive.startswith("{"):  # another program's JSON
         return (), ()
     return (positive,), (negative or "",)
 
@@ -235,12 +271,17 @@ def _plain(text):
 
 
 def of_graph(graph):
-    """(positives, negatives) of a graph in API format: the texts upstream of inputs named positive, negative and guider.
+    """(positives, negatives) of a graph in API format: the texts upstream of inputs named positive, negative
+    and guider.
 
     A text that is upstream of both, as where a negative is the positive zeroed out, is a positive alone.
     """
     pairs = graph.items() if isinstance(graph, dict) else ()
-    nodes = {name: node["inputs"] for name, node in pairs if isinstance(node, dict) and isinstance(node.get("inputs"), dict)}
+    nodes = {
+        name: node["inputs"]
+        for name, node in pairs
+        if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
+    }
     positive, negative = (_Upstream(nodes, side).texts() for side in SIDES)
     negative = [text for place, text in negative.items() if place not in positive]
     return tuple(dict.fromkeys(filter(None, positive.values()))), tuple(dict.fromkeys(negative))
@@ -248,34 +289,51 @@ def of_graph(graph):
 
 def _link(value):
     """The id of the node that an input is linked to, None where it is no link."""
-    linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)
+    linked = (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], (str, int))
+        and isinstance(value[1], int)
+    )
     return str(value[0]) if linked else None
 
 
 class _Upstream:
-    """One side's texts in a graph of {node id: inputs}. Each node is looked at once, so cycles end and the work is linear."""
+    """One side's texts in a graph of {node id: inputs}. Each node is looked at once, so cycles end and the
+    work is linear.
+    """
 
     def __init__(self, nodes, side):
         self.nodes, self.side, self.strings = nodes, side, {}
-        self.other, = set(SIDES) - {side}
+        (self.other,) = set(SIDES) - {side}
 
     def texts(self):
         """{(node id, input): text}, an encoder with several texts giving its longest."""
-        waiting = [name if isinstance(inputs[key], str) else _link(inputs[key])         # a loader may hold its texts itself
-                   for name, inputs in reversed(self.nodes.items()) for key in SIDES[self.side] if key in inputs]
+        waiting = [
+            name if isinstance(inputs[key], str) else _link(inputs[key])  # a loader may hold its texts itself
+            for name, inputs in reversed(self.nodes.items())
+            for key in SIDES[self.side]
+            if key in inputs
+        ]
         found, seen = {}, set()
         while waiting:
             name = waiting.pop()
             if name in seen or name not in self.nodes:
                 continue
             seen.add(name)
-            own = {key: text for key, value in self.nodes[name].items()
-                   if TEXTS[self.side].fullmatch(key) and (text := self.text(value)) is not None}
+            own = {
+                key: text
+                for key, value in self.nodes[name].items()
+                if TEXTS[self.side].fullmatch(key) and (text := self.text(value)) is not None
+            }
             if own:
                 key = max(own, key=lambda k: len(own[k]))
                 found[name, key] = own[key]
-            waiting += [link for key, value in reversed(self.nodes[name].items())
-                        if key not in own and self.leads_on(key) and (link := _link(value)) is not None]
+            waiting += [
+                link
+                for key, value in reversed(self.nodes[name].items())
+                if key not in own and self.leads_on(key) and (link := _link(value)) is not None
+            ]
         return found
 
     def leads_on(self, key):
@@ -289,11 +347,15 @@ class _Upstream:
             return _plain(value)
         if name in self.strings or name not in self.nodes or links > FARTHEST:
             return self.strings.get(name)
-        self.strings[name] = None       # while it is being worked out: a cycle has no text
+        self.strings[name] = None  # while it is being worked out: a cycle has no text
         inputs = self.nodes[name]
         parts = [self.text(v, links + 1) for key, v in inputs.items() if TEXTS[self.side].fullmatch(key)]
-        if set(parts) <= {None}:        # a switch or the like
-            parts = [self.text(v, links + 1) for key, v in inputs.items() if _link(v) is not None and self.leads_on(key)]
+        if set(parts) <= {None}:  # a switch or the like
+            parts = [
+                self.text(v, links + 1)
+                for key, v in inputs.items()
+                if _link(v) is not None and self.leads_on(key)
+            ]
             parts = [part for part in parts if part is not None][:1]
         delimiter = inputs["delimiter"] if isinstance(inputs.get("delimiter"), str) else ", "
         self.strings[name] = _plain(delimiter.join(dict.fromkeys(filter(None, parts)))) if parts else None

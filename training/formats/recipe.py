@@ -7,13 +7,14 @@ import dataclasses
 import json
 import math
 
+from ...diffusion.faults import BadValue
 from ...diffusion.paths import check_sigmas, path
 from ...diffusion.solvers.linear import LinearSolver
 from ...diffusion.step import check_churn
 
 METADATA_KEY = "fewstep.recipe"
 VERSION = 2
-READABLE = (1, 2)       # version 1 had no coefficients, shift and errors
+READABLE = (1, 2)  # version 1 had no coefficients, shift and errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,34 +46,48 @@ class Recipe:
     def __post_init__(self):
         for name in ("method", "path", "base"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"recipe {name} must be text, got {getattr(self, name)!r}.")
+                raise BadValue("recipe {name} must be text, got {got!r}.", name=name, got=getattr(self, name))
         for name in ("errors", "trained"):
             if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"recipe {name} must be an object of figures by name, got {getattr(self, name)!r}.")
+                raise BadValue(
+                    "recipe {name} must be an object of figures by name, got {got!r}.",
+                    name=name,
+                    got=getattr(self, name),
+                )
         _check_finite("trained", self.trained)
         _check_rows("sigmas", (self.sigmas,), "a list of numbers")
         grid = check_sigmas(self.sigmas, path(self.path), "recipe sigmas")
         if grid[-1] != 0:
-            raise ValueError(f"recipe sigmas must end at 0, got {grid[-1]:g}.")
+            raise BadValue("recipe sigmas must end at 0, got {got:g}.", got=grid[-1])
         object.__setattr__(self, "sigmas", tuple(grid.tolist()))
         if not _is_number(self.churn) and self.churn != math.inf:
-            raise ValueError(f"recipe churn must be a number of 0 or more, or inf, got {self.churn!r}.")
+            raise BadValue("recipe churn must be a number of 0 or more, or inf, got {got!r}.", got=self.churn)
         check_churn(self.churn)
-        for name, value in (("cfg", self.cfg), ("shift", self.shift), *((f"errors {k}", v) for k, v in self.errors.items())):
+        for name, value in (
+            ("cfg", self.cfg),
+            ("shift", self.shift),
+            *((f"errors {k}", v) for k, v in self.errors.items()),
+        ):
             if not _is_number(value):
-                raise ValueError(f"recipe {name} must be a finite number, got {value!r}.")
+                raise BadValue("recipe {name} must be a finite number, got {got!r}.", name=name, got=value)
         if self.shift <= 0:
-            raise ValueError(f"recipe shift must be above 0, got {self.shift!r}.")
+            raise BadValue("recipe shift must be above 0, got {got!r}.", got=self.shift)
         if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order not in (1, 2, 3):
-            raise ValueError(f"recipe order must be 1, 2 or 3, got {self.order!r}.")
+            raise BadValue("recipe order must be 1, 2 or 3, got {got!r}.", got=self.order)
         _check_rows("coefficients", self.coefficients, "rows of numbers, one a step")
         if self.coefficients:
             if self.churn:
-                raise ValueError(f"recipe churn must be 0 where there are coefficients, got {self.churn:g}.")
+                raise BadValue(
+                    "recipe churn must be 0 where there are coefficients, got {got:g}.",
+                    got=self.churn,
+                )
             try:
                 object.__setattr__(self, "coefficients", LinearSolver(self.sigmas, self.coefficients).rows)
             except ValueError as error:
-                raise ValueError(f"recipe coefficients must be rows of numbers, one a step: {error}") from error
+                raise BadValue(
+                    "recipe coefficients must be rows of numbers, one a step: {error}",
+                    error=error,
+                ) from error
         else:
             object.__setattr__(self, "coefficients", ())
 
@@ -93,20 +108,26 @@ class Recipe:
         try:
             value = json.loads(text, parse_constant=_no_constant)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"The recipe must be JSON: {error}.") from error
+            raise BadValue("The recipe must be JSON: {error}.", error=error) from error
         if not isinstance(value, dict) or "version" not in value:
-            raise ValueError("The recipe must be a JSON object with a version.")
+            raise BadValue("The recipe must be a JSON object with a version.")
         version = value.pop("version")
         if isinstance(version, bool) or not isinstance(version, int) or version not in READABLE:
-            raise ValueError(f"The recipe must be of version {' or version '.join(map(str, reversed(READABLE)))}, got {version!r}. "
-                             "Update Fewstep to read it.")
+            raise BadValue(
+                "The recipe must be of version {str}, got {got!r}. Update Fewstep to read it.",
+                str=" or version ".join(map(str, reversed(READABLE))),
+                got=version,
+            )
         if version == 1:
             value = {"coefficients": [], "shift": 1.0, "errors": {}, **value}
         names = {f.name for f in dataclasses.fields(cls)}
         if set(value) != names:
             odd = sorted(set(value) ^ names)
-            raise ValueError(f"The recipe must have the fields {', '.join(sorted(names))}; "
-                             f"missing or unknown: {', '.join(odd)}.")
+            raise BadValue(
+                "The recipe must have the fields {names}; missing or unknown: {odd}.",
+                names=list(sorted(names)),
+                odd=list(odd),
+            )
         return cls(**{**value, "churn": math.inf if value["churn"] == "inf" else value["churn"]})
 
 
@@ -116,9 +137,12 @@ def _is_number(value):
 
 
 def _check_rows(name, rows, what):
-    """Raise ValueError naming the field unless it is a list of lists of numbers; whether they are finite is asked later."""
+    """Raise ValueError naming the field unless it is a list of lists of numbers; whether they are finite is
+    asked later.
+    """
+
     def refuse(odd):
-        raise ValueError(f"recipe {name} must be {what}, got {odd!r}.")
+        raise BadValue("recipe {name} must be {what}, got {got!r}.", name=name, what=what, got=odd)
 
     for row in rows if isinstance(rows, (list, tuple)) else refuse(rows):
         for value in row if isinstance(row, (list, tuple)) else refuse(row):
@@ -132,8 +156,8 @@ def _check_finite(name, value):
     for part in parts:
         _check_finite(name, part)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"recipe {name} must hold finite numbers, got {value}.")
+        raise BadValue("recipe {name} must hold finite numbers, got {got}.", name=name, got=value)
 
 
 def _no_constant(name):
-    raise ValueError(f"The recipe must hold finite numbers, got {name}. Save it again.")
+    raise BadValue("The recipe must hold finite numbers, got {got}. Save it again.", got=name)

@@ -14,8 +14,8 @@ def absolute_error(a, b):
 def pseudo_huber(a, b, scale=1e-3):
     """sqrt(|a - b|^2 + c^2) - c with c = scale sqrt(D), divided by sqrt(D).
 
-    Improved consistency training (Song & Dhariwal 2023, arXiv:2310.14189, eq. 8): the distance for far pairs, its square for
-    near ones.
+    Improved consistency training (Song & Dhariwal 2023, arXiv:2310.14189, eq. 8): the distance for far pairs,
+    its square for near ones.
     """
     return (squared_error(a, b) + scale**2).sqrt() - scale
 

@@ -1,7 +1,8 @@
 """The methods: what each draws from the data for a batch, and the loss of what was drawn.
 
-A batch is a dict of tensors (B, ...), so that it can be cut into micro-batches: `draw` uses the run's generator, `loss` none.
-`u` in [0, 1) says where in time each sample looks, from noise to data (`draws`), below 0 where none was drawn.
+A batch is a dict of tensors (B, ...), so that it can be cut into micro-batches: `draw` uses the run's
+generator, `loss` none. `u` in [0, 1) says where in time each sample looks, from noise to data (`draws`),
+below 0 where none was drawn.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from .objectives.restoration import restoration
 from .solver import solver_step
 from .times import levels_at
 
-NEAREST = 1e-3      # to the data that pairs are looked at, in time: the predictions of all kinds are finite there
+NEAREST = 1e-3  # to the data that pairs are looked at, in time: the predictions of all kinds are finite there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,14 +50,29 @@ def _draw_phased(run):
     index = (batch["u"] * last).long().clamp_max(last - 1)
     after, end = index + 1, run.phases.ends[index]
     whole = torch.arange(len(index)) < (max(1, round(share * len(index))) if share else 0)
-    index[whole], after[whole], end[whole], batch["weight"][whole], batch["u"][whole] = 0, last, last, 1.0, -1.0
+    index[whole], after[whole], end[whole], batch["weight"][whole], batch["u"][whole] = (
+        0,
+        last,
+        last,
+        1.0,
+        -1.0,
+    )
     return {**batch, "index": index, "after": after, "end": end}
 
 
 def _phased(run, batch):
     pick, index, after, levels = batch["pick"], batch["index"], batch["after"], run.phases.levels
-    return consistency(run.student(batch), run.target(batch), run.path, run.data.anchors[pick, index],
-                       run.data.anchors[pick, after], levels[index], levels[after], levels[batch["end"]], metric=run.metric)
+    return consistency(
+        run.student(batch),
+        run.target(batch),
+        run.path,
+        run.data.anchors[pick, index],
+        run.data.anchors[pick, after],
+        levels[index],
+        levels[after],
+        levels[batch["end"]],
+        metric=run.metric,
+    )
 
 
 def _draw_neighbours(run):
@@ -67,20 +83,46 @@ def _draw_neighbours(run):
     grid = run.sigmas_for(length * config.phases).float()
     index = (batch["u"] * (len(grid) - 1)).long().clamp_max(len(grid) - 2)
     noise = run.denoiser.noise_scale * torch.randn(len(index), *run.denoiser.shape, generator=run.generator)
-    return {**batch, "noise": noise, "t": grid[index], "s": grid[index + 1], "e": grid[(index // length + 1) * length]}
+    return {
+        **batch,
+        "noise": noise,
+        "t": grid[index],
+        "s": grid[index + 1],
+        "e": grid[(index // length + 1) * length],
+    }
 
 
 def _consistency(run, batch):
     x_t = noised(run.data.images[batch["pick"]], batch["noise"], run.path, batch["t"])
     with torch.no_grad():
-        x_s = solver_step(run.teacher(batch), x_t, run.path, batch["t"], batch["s"], run.config.solver, run.config.substeps)
-    return consistency(run.student(batch), run.target(batch), run.path, x_t, x_s, batch["t"], batch["s"], batch["e"],
-                       metric=run.metric)
+        x_s = solver_step(
+            run.teacher(batch), x_t, run.path, batch["t"], batch["s"], run.config.solver, run.config.substeps
+        )
+    return consistency(
+        run.student(batch),
+        run.target(batch),
+        run.path,
+        x_t,
+        x_s,
+        batch["t"],
+        batch["s"],
+        batch["e"],
+        metric=run.metric,
+    )
 
 
 def _training(run, batch):
-    return consistency_training(run.student(batch), run.target(batch), run.path, run.data.images[batch["pick"]], batch["noise"],
-                                batch["t"], batch["s"], batch["e"], metric=run.metric)
+    return consistency_training(
+        run.student(batch),
+        run.target(batch),
+        run.path,
+        run.data.images[batch["pick"]],
+        batch["noise"],
+        batch["t"],
+        batch["s"],
+        batch["e"],
+        metric=run.metric,
+    )
 
 
 def shifted_level(phases, u):
@@ -114,16 +156,31 @@ def _draw_pairs(run):
 
 def _pairs(run, batch):
     pick = batch["pick"]
-    return pairs(run.student(batch), run.path, run.data.images[pick], run.data.noise[pick], batch["sigma"], run.kind,
-                 metric=run.metric)
+    return pairs(
+        run.student(batch),
+        run.path,
+        run.data.images[pick],
+        run.data.noise[pick],
+        batch["sigma"],
+        run.kind,
+        metric=run.metric,
+    )
 
 
 def _windows(run, batch):
     place = batch["u"].clamp_max(1 - NEAREST) * run.config.phases
     window = place.long().clamp_max(run.config.phases - 1)
     a, b = run.phases.edges[window], run.phases.edges[window + 1]
-    return windows(run.student(batch), run.path, run.data.anchors[batch["pick"], a], run.data.anchors[batch["pick"], b],
-                   run.phases.levels[a], run.phases.levels[b], place - window, metric=run.metric)
+    return windows(
+        run.student(batch),
+        run.path,
+        run.data.anchors[batch["pick"], a],
+        run.data.anchors[batch["pick"], b],
+        run.phases.levels[a],
+        run.phases.levels[b],
+        place - window,
+        metric=run.metric,
+    )
 
 
 def _draw_restoration(run):
@@ -134,16 +191,26 @@ def _draw_restoration(run):
 
 
 def _restoration(run, batch):
-    return restoration(run.asked_at(batch), run.process, run.data.images[batch["pick"]], batch["noise"], batch["t"],
-                       metric=run.metric)
+    return restoration(
+        run.asked_at(batch),
+        run.process,
+        run.data.images[batch["pick"]],
+        batch["noise"],
+        batch["t"],
+        metric=run.metric,
+    )
 
 
 METHODS = {
     "phased": Method(draw=_draw_phased, loss=_phased, needs="trajectories", level=kept_level),
     "consistency": Method(draw=_draw_neighbours, loss=_consistency, needs="images", level=shifted_level),
-    "consistency-training": Method(draw=_draw_neighbours, loss=_training, needs="images", level=shifted_level),
+    "consistency-training": Method(
+        draw=_draw_neighbours, loss=_training, needs="images", level=shifted_level
+    ),
     "reflow": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=flow_level, kind="velocity"),
     "rectified-diffusion": Method(draw=_draw_pairs, loss=_pairs, needs="pairs", level=own_level, kind="own"),
-    "windowed-reflow": Method(draw=_draw, loss=_windows, needs="trajectories", level=kept_level, kind="velocity"),
+    "windowed-reflow": Method(
+        draw=_draw, loss=_windows, needs="trajectories", level=kept_level, kind="velocity"
+    ),
     "restoration": Method(draw=_draw_restoration, loss=_restoration, needs="images", level=shifted_level),
 }

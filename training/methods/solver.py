@@ -1,12 +1,14 @@
-"""The teacher's ODE over one interval, from a level of each sample's own: what consistency distillation asks of it online.
+"""The teacher's ODE over one interval, from a level of each sample's own: what consistency distillation asks
+of it online.
 
-Euler (= DDIM), Heun, and DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2). Heun works in the coordinates of the
-flow path, where both ends are finite: any path becomes it by w = x/(alpha + sigma), tau = sigma/(alpha + sigma), and
-dw/dtau = eps - x0. A step that ends at sigma = 0 is Euler's.
+Euler (= DDIM), Heun, and DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2). Heun works in the
+coordinates of the flow path, where both ends are finite: any path becomes it by w = x/(alpha + sigma), tau =
+sigma/(alpha + sigma), and dw/dtau = eps - x0. A step that ends at sigma = 0 is Euler's.
 """
 
 import torch
 
+from ...diffusion.faults import BadValue
 from ...diffusion.predictions import expand, from_x0
 from ...diffusion.step import step
 
@@ -14,13 +16,14 @@ SOLVERS = ("euler", "heun", "2m")
 
 
 def solver_step(teacher, x, path, sigma_t, sigma_s, solver="heun", substeps=1):
-    """x (B, ...) carried along the teacher's ODE from sigma_t to sigma_s, both (B,), in `substeps` steps of equal flow time.
+    """x (B, ...) carried along the teacher's ODE from sigma_t to sigma_s, both (B,), in `substeps` steps of
+    equal flow time.
 
     teacher: (x, sigma, rows) -> x0, rows a mask of the samples of the batch that x holds, None for all.
     Raises ValueError for a solver that is not one of `SOLVERS`.
     """
     if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+        raise BadValue("solver must be one of {solvers}, got {got!r}.", solvers=list(SOLVERS), got=solver)
     times = [path.flow_time(v.double()) for v in (sigma_t, sigma_s)]
     inner = [path.at_flow_time(times[0].lerp(times[1], k / substeps)).to(sigma_t) for k in range(1, substeps)]
     sigmas, before = [sigma_t, *inner, sigma_s], None
@@ -36,7 +39,9 @@ def solver_step(teacher, x, path, sigma_t, sigma_s, solver="heun", substeps=1):
 
 
 def _extrapolated(x0, x0_before, sigma_before, path, sigma_t, sigma_s):
-    """2M's prediction: x0 + h/(2 h_before) (x0 - x0_before), h the steps in lambda; x0 where one of them is infinite."""
+    """2M's prediction: x0 + h/(2 h_before) (x0 - x0_before), h the steps in lambda; x0 where one of them is
+    infinite.
+    """
     before, here, after = (path.log_snr(v) for v in (sigma_before, sigma_t, sigma_s))
     share = (after - here) / (2 * (here - before))
     share = torch.where(torch.isfinite(after) & torch.isfinite(before), share, 0.0)
@@ -50,8 +55,10 @@ def _heun(teacher, x, x0, end, path, sigma_t, sigma_s):
         return end
     x, x0, x_s, t, s = x[inner], x0[inner], end[inner], sigma_t[inner], sigma_s[inner]
     alpha_t, alpha_s = path.alpha(t), path.alpha(s)
-    slopes = [from_x0(x0, "velocity", x, expand(alpha_t, x), expand(t, x)),
-              from_x0(teacher(x_s, s, inner), "velocity", x_s, expand(alpha_s, x), expand(s, x))]
+    slopes = [
+        from_x0(x0, "velocity", x, expand(alpha_t, x), expand(t, x)),
+        from_x0(teacher(x_s, s, inner), "velocity", x_s, expand(alpha_s, x), expand(s, x)),
+    ]
     scale_t, scale_s = alpha_t + t, alpha_s + s
     w = x / expand(scale_t, x) + expand(s / scale_s - t / scale_t, x) * (slopes[0] + slopes[1]) / 2
     end = end.clone()

@@ -1,33 +1,43 @@
-"""Where in time a batch looks: levels of a grid or times in (0, 1], with the weight that keeps their expectation right.
+"""Where in time a batch looks: levels of a grid or times in (0, 1], with the weight that keeps their
+expectation right.
 
 distribution   density over u in (0, 1)                                      source
 uniform        1
-logit-normal   logit(u) ~ N(0, 1)                                            Esser et al. 2024, arXiv:2403.03206, eq. 19
-adaptive       sqrt(E[loss^2]) in each of BINS bins, a share of it uniform   Nichol & Dhariwal 2021, arXiv:2102.09672, sec. 3.3
+logit-normal   logit(u) ~ N(0, 1)                                            Esser et al. 2024,
+               arXiv:2403.03206, eq. 19
+adaptive       sqrt(E[loss^2]) in each of BINS bins, a share of it uniform   Nichol & Dhariwal 2021,
+               arXiv:2102.09672, sec. 3.3
 
-u is what the method makes of it: the place in a grid from noise to data, or the time. Adaptive draws are divided by their density
-(importance sampling: the expected gradient stays that of uniform draws, with less variance), logit-normal ones are not: there the
-density is the point.
+u is what the method makes of it: the place in a grid from noise to data, or the time. Adaptive draws are
+divided by their density (importance sampling: the expected gradient stays that of uniform draws, with less
+variance), logit-normal ones are not: there the density is the point.
 """
 
 import math
 
 import torch
 
+from ...diffusion.faults import BadValue
 from ...diffusion.weightings import mse_factor, weighting
 
 BINS = 20
 DISTRIBUTIONS = ("uniform", "logit-normal", "adaptive")
-UNIFORM_SHARE = 0.1         # of adaptive draws, so that no bin is forgotten
-MEMORY = 0.9                # of the running second moment
+UNIFORM_SHARE = 0.1  # of adaptive draws, so that no bin is forgotten
+MEMORY = 0.9  # of the running second moment
 
 
 class Times:
-    """Draws of u; `moments` (BINS,) is its state, the running mean of the squared loss in each bin (0: not seen yet)."""
+    """Draws of u; `moments` (BINS,) is its state, the running mean of the squared loss in each bin (0: not
+    seen yet).
+    """
 
     def __init__(self, distribution="uniform"):
         if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"times must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}.")
+            raise BadValue(
+                "times must be one of {distributions}, got {got!r}.",
+                distributions=list(DISTRIBUTIONS),
+                got=distribution,
+            )
         self.distribution = distribution
         self.moments = torch.zeros(BINS)
 
@@ -35,7 +45,9 @@ class Times:
         """u (count,) in [0, 1) and the weights (count,) of their losses."""
         u = torch.rand(count, generator=generator)
         if self.distribution == "logit-normal":
-            return torch.sigmoid(torch.randn(count, generator=generator)).clamp(1e-4, 1 - 1e-4), torch.ones(count)
+            return torch.sigmoid(torch.randn(count, generator=generator)).clamp(1e-4, 1 - 1e-4), torch.ones(
+                count
+            )
         if self.distribution == "uniform" or not (self.moments > 0).all():
             return u, torch.ones(count)
         p = self.moments.sqrt() / self.moments.sqrt().sum() * (1 - UNIFORM_SHARE) + UNIFORM_SHARE / BINS
@@ -63,9 +75,11 @@ class Times:
 
 
 def levels_at(done, updates, most, least=10):
-    """How many intervals the grid of neighbouring points has after `done` of `updates`: doubling from `least` to `most`.
+    """How many intervals the grid of neighbouring points has after `done` of `updates`: doubling from `least`
+    to `most`.
 
-    N(k) = min(s0 2^floor(k / K'), s1), K' = floor(K / (log2 floor(s1/s0) + 1)) (Song & Dhariwal 2023, arXiv:2310.14189, eq. 14).
+    N(k) = min(s0 2^floor(k / K'), s1), K' = floor(K / (log2 floor(s1/s0) + 1)) (Song & Dhariwal 2023,
+    arXiv:2310.14189, eq. 14).
     """
     if most <= least:
         return most
@@ -74,17 +88,26 @@ def levels_at(done, updates, most, least=10):
 
 
 class Weighting:
-    """The weight of a loss on predictions of `kind` that makes the whole run follow a weighting of `diffusion.weightings`.
+    """The weight of a loss on predictions of `kind` that makes the whole run follow a weighting of
+    `diffusion.weightings`.
 
         weight(u) = w(lambda) |dlambda/du| / (mse_factor(kind) p(u)),   its mean over the draws 1
-    so that the sum over draws of p(u) is that weighting, however they are drawn. sigma_at: u -> noise level, falling.
+    so that the sum over draws of p(u) is that weighting, however they are drawn. sigma_at: u -> noise level,
+    falling.
     "none" is 1 everywhere.
     """
 
     SLOPE, MARGIN, POINTS = 1e-4, 1e-3, 512
 
     def __init__(self, name, kind, path, sigma_at, times):
-        self.name, self.kind, self.path, self.sigma_at, self.times, self.mean = name, kind, path, sigma_at, times, 1.0
+        self.name, self.kind, self.path, self.sigma_at, self.times, self.mean = (
+            name,
+            kind,
+            path,
+            sigma_at,
+            times,
+            1.0,
+        )
         if name != "none":
             u = (torch.arange(self.POINTS, dtype=torch.float64) + 0.5) / self.POINTS
             self.mean = float((self(u) * times.density(u)).mean())
@@ -94,7 +117,9 @@ class Weighting:
         if self.name == "none":
             return torch.ones(len(u))
         u = u.double().clamp(self.MARGIN, 1 - self.MARGIN)
-        middle, before, after = (self.path.log_snr(self.sigma_at(v)) for v in (u, u - self.SLOPE, u + self.SLOPE))
+        middle, before, after = (
+            self.path.log_snr(self.sigma_at(v)) for v in (u, u - self.SLOPE, u + self.SLOPE)
+        )
         slope = (after - before).abs() / (2 * self.SLOPE)
         factor = mse_factor(self.kind, middle)
         return (weighting(self.name, middle) * slope / (factor * self.times.density(u)) / self.mean).float()

@@ -33,9 +33,11 @@ class Denoiser(Protocol):
     def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64; float32 in and out.
+        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64; float32 in and
+        out.
 
-        The result is where x is, whatever device the module runs on: the backend's own tensors stay on the CPU.
+        The result is where x is, whatever device the module runs on: the backend's own tensors stay on the
+        CPU.
         """
         ...
 
@@ -47,13 +49,17 @@ def guided(denoiser, x, sigma, condition, cfg):
     """
     if cfg == 1:
         return denoiser(x, sigma, condition)
-    both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, torch.full_like(condition, -1)]))
+    both = denoiser(
+        torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, torch.full_like(condition, -1)])
+    )
     conditional, unconditional = both.chunk(2)
     return unconditional + cfg * (conditional - unconditional)
 
 
 def bound(denoiser, condition, cfg=1.0):
-    """`(x, sigma) -> x0` for the samplers of `diffusion`: this conditioning, this guidance, sigma a number or (B,)."""
+    """`(x, sigma) -> x0` for the samplers of `diffusion`: this conditioning, this guidance, sigma a number or
+    (B,).
+    """
 
     def call(x, sigma):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
@@ -63,7 +69,9 @@ def bound(denoiser, condition, cfg=1.0):
 
 
 class InParts:
-    """A `Denoiser` asked for at most `most` samples at a time where nothing is trained, and fewer once memory ran out."""
+    """A `Denoiser` asked for at most `most` samples at a time where nothing is trained, and fewer once memory
+    ran out.
+    """
 
     def __init__(self, denoiser, most):
         self.denoiser, self.most = denoiser, most
@@ -83,7 +91,8 @@ class InParts:
 
 
 class Guided:
-    """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a float.
+    """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a
+    float.
 
     identity: what of it a cache must tell apart.
     """
@@ -91,11 +100,22 @@ class Guided:
     def __init__(self, denoiser, cfg, conditioning=""):
         self.denoiser, self.cfg = denoiser, float(cfg)
         self.path, self.sigma_of, self.shape = denoiser.path, denoiser.sigma_of, denoiser.shape
-        self.conditions, self.noise_scale, self.base = denoiser.conditions, denoiser.noise_scale, denoiser.base
-        self.identity = {"model": self.base, "patches": "", "conditioning": conditioning, "guidance": f"CFG {self.cfg:g}"}
+        self.conditions, self.noise_scale, self.base = (
+            denoiser.conditions,
+            denoiser.noise_scale,
+            denoiser.base,
+        )
+        self.identity = {
+            "model": self.base,
+            "patches": "",
+            "conditioning": conditioning,
+            "guidance": f"CFG {self.cfg:g}",
+        }
 
     def __call__(self, x, sigma, condition):
-        return guided(self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg)
+        return guided(
+            self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg
+        )
 
 
 def is_out_of_memory(error):

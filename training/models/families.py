@@ -1,12 +1,16 @@
-"""Usual settings by model family: the only place that knows families by name. An unknown family trains with the general ones."""
+"""Usual settings by model family: the only place that knows families by name. An unknown family trains with
+the general ones.
+"""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """cfg: guidance that its users sample with; rank and peak learning rate of a LoRA. Sources: the papers' and trainers' own
-    (LCM-LoRA 1e-4 at rank 64; PCM 5e-6 at a batch of 160, rank 64 and 32 on SD3), scaled to batches of one GPU."""
+    """cfg: guidance that its users sample with; rank and peak learning rate of a LoRA. Sources: the papers'
+    and trainers' own (LCM-LoRA 1e-4 at rank 64; PCM 5e-6 at a batch of 160, rank 64 and 32 on SD3), scaled to
+    batches of one GPU.
+    """
 
     cfg: float
     rank: int = 32
@@ -14,18 +18,34 @@ class Family:
 
 
 UNKNOWN = Family(cfg=4.0)
-# by class name in comfy.supported_models, which subclasses inherit; cfg 1 where guidance is an input of the network
+# by class name in comfy.supported_models, which subclasses inherit; cfg 1 where guidance is an input of the
+# network
 FAMILIES = {
     "EmojiConfig": Family(cfg=2.0, rank=16, lr=2e-3),
-    "SD15": Family(cfg=6.0, rank=64), "SD20": Family(cfg=6.0, rank=64), "SDXL": Family(cfg=6.5, rank=64, lr=5e-5),
-    "SD3": Family(cfg=5.0, lr=5e-5), "AuraFlow": Family(cfg=3.5), "PixArtAlpha": Family(cfg=4.5), "HunyuanDiT": Family(cfg=5.0),
-    "Flux": Family(cfg=1.0, lr=5e-5), "Chroma": Family(cfg=4.0, lr=5e-5), "Lumina2": Family(cfg=4.0, lr=5e-5),
-    "QwenImage": Family(cfg=4.0, rank=16, lr=5e-5), "HiDream": Family(cfg=5.0, rank=16, lr=5e-5),
-    "HunyuanVideo": Family(cfg=1.0, rank=16, lr=5e-5), "WAN21_T2V": Family(cfg=5.0, lr=5e-5), "LTXV": Family(cfg=3.0, lr=5e-5),
+    "SD15": Family(cfg=6.0, rank=64),
+    "SD20": Family(cfg=6.0, rank=64),
+    "SDXL": Family(cfg=6.5, rank=64, lr=5e-5),
+    "SD3": Family(cfg=5.0, lr=5e-5),
+    "AuraFlow": Family(cfg=3.5),
+    "PixArtAlpha": Family(cfg=4.5),
+    "HunyuanDiT": Family(cfg=5.0),
+    "Flux": Family(cfg=1.0, lr=5e-5),
+    "Chroma": Family(cfg=4.0, lr=5e-5),
+    "Lumina2": Family(cfg=4.0, lr=5e-5),
+    "QwenImage": Family(cfg=4.0, rank=16, lr=5e-5),
+    "HiDream": Family(cfg=5.0, rank=16, lr=5e-5),
+    "HunyuanVideo": Family(cfg=1.0, rank=16, lr=5e-5),
+    "WAN21_T2V": Family(cfg=5.0, lr=5e-5),
+    "LTXV": Family(cfg=3.0, lr=5e-5),
 }
 # the same by `export`'s names, which a diffusers model has
-FAMILIES |= {"sd1": FAMILIES["SD15"], "sd2": FAMILIES["SD20"], "sdxl": FAMILIES["SDXL"], "sd3": FAMILIES["SD3"],
-             "flux": FAMILIES["Flux"]}
+FAMILIES |= {
+    "sd1": FAMILIES["SD15"],
+    "sd2": FAMILIES["SD20"],
+    "sdxl": FAMILIES["SDXL"],
+    "sd3": FAMILIES["SD3"],
+    "flux": FAMILIES["Flux"],
+}
 
 
 def usual(*names):

@@ -9,9 +9,11 @@ def rmse(a, b):
 
 
 def frechet(features, reference):
-    """Frechet distance of two Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+    """Frechet distance of two Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017,
+    arXiv:1706.08500, eq. 6).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), float64. N and M should exceed D; compare only at equal N.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), float64. N and M should exceed D; compare only at
+    equal N.
     """
     a, b = features.double(), reference.double()
     ca, cb = torch.cov(a.T), torch.cov(b.T)

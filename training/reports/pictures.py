@@ -7,15 +7,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
-NOISY = "each update"      # a line drawn thin and grey, behind the others
-BARS = "bars"              # a line drawn as bars
-NO_GAIN = "no gain: the classical solver is kept"      # a line drawn as rings
+NOISY = "each update"  # a line drawn thin and grey, behind the others
+BARS = "bars"  # a line drawn as bars
+NO_GAIN = "no gain: the classical solver is kept"  # a line drawn as rings
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 
 
 def to_tiles(pixels):
     """Pixels (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3)."""
-    return ((pixels.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return (
+        ((pixels.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    )
 
 
 def grid(columns, rows, title="", scale=1, gap=6, notes=None):
@@ -33,25 +35,33 @@ def grid(columns, rows, title="", scale=1, gap=6, notes=None):
     cell = max(width, *(int(probe.multiline_textbbox((0, 0), t, small)[2]) for t in texts)) + gap
     below = 18 if notes else 0
     top = (30 if title else 8) + 17 * max(h.count("\n") + 1 for h in tiles) + 8
-    picture = Image.new("RGB", (left + cell * len(tiles) + gap, top + (height + below + gap) * len(rows) + gap), PAPER)
+    picture = Image.new(
+        "RGB", (left + cell * len(tiles) + gap, top + (height + below + gap) * len(rows) + gap), PAPER
+    )
     draw = ImageDraw.Draw(picture)
     draw.text((10, 8), title, INK, font)
     for c, (heading, images) in enumerate(tiles.items()):
         x = left + c * cell
-        draw.multiline_text((x + cell // 2 - gap // 2, top - 8), heading, INK, small, anchor="md", align="center")
-        for r, image in enumerate(images[:len(rows)]):
+        draw.multiline_text(
+            (x + cell // 2 - gap // 2, top - 8), heading, INK, small, anchor="md", align="center"
+        )
+        for r, image in enumerate(images[: len(rows)]):
             tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
             y = top + r * (height + below + gap)
             picture.paste(tile, (x + (cell - gap - width) // 2, y))
             if heading in notes:
-                draw.text((x + cell // 2 - gap // 2, y + height + 2), notes[heading][r], MUTED, small, anchor="mt")
+                draw.text(
+                    (x + cell // 2 - gap // 2, y + height + 2), notes[heading][r], MUTED, small, anchor="mt"
+                )
     for r, label in enumerate(rows):
         draw.text((left - 10, top + r * (height + below + gap) + height // 2), label, INK, small, anchor="rm")
     return picture
 
 
 def curves(panels, size=(860, 300)):
-    """Line plots side by side: `panels` [(title, x label, {name: [(x, y), ...]})]; a y axis is logarithmic where all y > 0."""
+    """Line plots side by side: `panels` [(title, x label, {name: [(x, y), ...]})]; a y axis is logarithmic
+    where all y > 0.
+    """
     width, height = size
     picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
@@ -62,7 +72,9 @@ def curves(panels, size=(860, 300)):
 
 
 def _panel(draw, box, title, x_label, lines):
-    """One plot in the box: `lines` {name: [(x, y), ...]}; BARS is drawn as bars from 0, NO_GAIN as rings around points."""
+    """One plot in the box: `lines` {name: [(x, y), ...]}; BARS is drawn as bars from 0, NO_GAIN as rings
+    around points.
+    """
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     x0, y0, x1, y1 = box
     draw.text((x0, 10), title, INK, font)
@@ -117,13 +129,17 @@ def _panel(draw, box, title, x_label, lines):
 
 
 def run_curves(loss, fidelity, size=(860, 300)):
-    """Loss (raw and smoothed) and fidelity of a run over its updates, side by side, or one below the other where that is taller."""
+    """Loss (raw and smoothed) and fidelity of a run over its updates, side by side, or one below the other
+    where that is taller.
+    """
     smooth, value = [], None
     for x, y in ((x, y) for x, y in loss if math.isfinite(y)):
         value = y if value is None else 0.95 * value + 0.05 * y
         smooth.append((x, value))
-    panels = [("Loss", "update", {NOISY: loss, "smoothed": smooth}),
-              ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity})]
+    panels = [
+        ("Loss", "update", {NOISY: loss, "smoothed": smooth}),
+        ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity}),
+    ]
     if size[0] > size[1]:
         return curves(panels, size)
     return stack(*(curves([panel], (size[0], size[1] // 2)) for panel in panels))
@@ -137,37 +153,70 @@ def run_report(tiles, loss, fidelity):
 
 
 def fit_report(rows):
-    """A fit's error against step count, logarithmic: `rows` as `SolverFit.rows`; what no logarithm can show is left out."""
+    """A fit's error against step count, logarithmic: `rows` as `SolverFit.rows`; what no logarithm can show
+    is left out.
+    """
+
     def line(key, rows=rows):
         return [(row["steps"], row[key]) for row in rows if 0 < row[key] < float("inf")]
 
     lines = {"fitted": line("fitted"), "auto, unfitted": line("auto"), "best classical": line("classical")}
     if kept := line("fitted", [row for row in rows if not row["gained"]]):
         lines[NO_GAIN] = kept
-    return curves([("Distance to the converged picture, held-out noise (RMSE / deviation)", "steps", lines)], (760, 340))
+    return curves(
+        [("Distance to the converged picture, held-out noise (RMSE / deviation)", "steps", lines)], (760, 340)
+    )
 
 
 def schedules(data):
     """Step grids over their steps: `data` {name: {"time": [...], "log_snr": [... or None at either end]}}."""
-    def lines(key):
-        return {name: [(i, v) for i, v in enumerate(values[key]) if v is not None] for name, values in data.items()}
 
-    return curves([("log signal-to-noise (lambda)", "step", lines("log_snr")),
-                   ("model time (1 noise, 0 picture)", "step", lines("time"))])
+    def lines(key):
+        return {
+            name: [(i, v) for i, v in enumerate(values[key]) if v is not None]
+            for name, values in data.items()
+        }
+
+    return curves(
+        [
+            ("log signal-to-noise (lambda)", "step", lines("log_snr")),
+            ("model time (1 noise, 0 picture)", "step", lines("time")),
+        ]
+    )
 
 
 def sampler(data):
-    """A sampler's weights as bars, and its lambda, churn and sigma over the calls; `data` as `nodes.inspect_sampler` makes it."""
+    """A sampler's weights as bars, and its lambda, churn and sigma over the calls; `data` as
+    `nodes.inspect_sampler` makes it.
+    """
     calls = range(1, len(data["weights"]) + 1)
 
     def line(key):
         return [(i, v) for i, v in zip(calls, data[key]) if v is not None]
 
-    return stack(curves([(f"weight of each prediction in the picture (seed survival {data['survival']:.2f})", "call",
-                          {BARS: line("weights")})], (760, 280)),
-                 curves([("lambda and churn" if data["churn"] else "lambda", "call",
-                          {"lambda": line("log_snr"), **({"churn": line("churn")} if data["churn"] else {})}),
-                         ("noise level sigma", "call", {"sigma": line("sigmas")})], (760, 260)))
+    return stack(
+        curves(
+            [
+                (
+                    f"weight of each prediction in the picture (seed survival {data['survival']:.2f})",
+                    "call",
+                    {BARS: line("weights")},
+                )
+            ],
+            (760, 280),
+        ),
+        curves(
+            [
+                (
+                    "lambda and churn" if data["churn"] else "lambda",
+                    "call",
+                    {"lambda": line("log_snr"), **({"churn": line("churn")} if data["churn"] else {})},
+                ),
+                ("noise level sigma", "call", {"sigma": line("sigmas")}),
+            ],
+            (760, 260),
+        ),
+    )
 
 
 def column(pixels, least=128, most=256):
@@ -178,7 +227,10 @@ def column(pixels, least=128, most=256):
     size = round(factor * width), round(factor * height)
     out = Image.new("RGB", (size[0], size[1] * len(tiles)))
     for n, tile in enumerate(tiles):
-        out.paste(tile.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS), (0, n * size[1]))
+        out.paste(
+            tile.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS),
+            (0, n * size[1]),
+        )
     return out
 
 

@@ -4,22 +4,50 @@ import dataclasses
 import json
 import math
 
+from ...diffusion.faults import BadValue
 from ...diffusion.weightings import WEIGHTINGS
 from ..formats.processes import checked, process_of
 from ..methods.distances import METRICS
 from ..methods.solver import SOLVERS
 from ..methods.times import DISTRIBUTIONS
 
-DISTILLING = ("phased", "consistency", "consistency-training", "reflow", "rectified-diffusion", "windowed-reflow")
-METHODS = (*DISTILLING, "restoration")      # the last learns another task than the teacher's
+DISTILLING = (
+    "phased",
+    "consistency",
+    "consistency-training",
+    "reflow",
+    "rectified-diffusion",
+    "windowed-reflow",
+)
+METHODS = (*DISTILLING, "restoration")  # the last learns another task than the teacher's
 TARGETS = ("stop-gradient", "ema")
-CHOICES = {"method": METHODS, "target": TARGETS, "metric": tuple(METRICS), "solver": SOLVERS, "times": DISTRIBUTIONS,
-           "weighting": ("none", *WEIGHTINGS)}
-# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard is no full memory
-WHOLE = {"steps": (1, 1000), "updates": (1, 10**8), "batch": (1, 10_000), "chunk": (1, 10_000), "images": (1, 10**6),
-         "rank": (1, 4096), "rounds": (1, 1000), "intervals": (1, 100_000), "substeps": (1, 1000), "seed": (0, 2**64 - 1),
-         "phases": (1, 1000), "image_steps": (1, 100_000), "between": (0, 1000), "micro": (1, 10_000)}
-FOLLOWING = ("phases", "image_steps", "micro")      # None where they follow from others
+CHOICES = {
+    "method": METHODS,
+    "target": TARGETS,
+    "metric": tuple(METRICS),
+    "solver": SOLVERS,
+    "times": DISTRIBUTIONS,
+    "weighting": ("none", *WEIGHTINGS),
+}
+# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard is no full
+# memory
+WHOLE = {
+    "steps": (1, 1000),
+    "updates": (1, 10**8),
+    "batch": (1, 10_000),
+    "chunk": (1, 10_000),
+    "images": (1, 10**6),
+    "rank": (1, 4096),
+    "rounds": (1, 1000),
+    "intervals": (1, 100_000),
+    "substeps": (1, 1000),
+    "seed": (0, 2**64 - 1),
+    "phases": (1, 1000),
+    "image_steps": (1, 100_000),
+    "between": (0, 1000),
+    "micro": (1, 10_000),
+}
+FOLLOWING = ("phases", "image_steps", "micro")  # None where they follow from others
 RANGES = {"shift": (1e-3, 1e3), "cfg": (1, 100), "ema": (0, 1), "lr": (0, 1), "one_step": (0, 1)}
 
 
@@ -28,35 +56,45 @@ class DistilConfig:
     """Settings of one run; raises ValueError for a value out of range, naming it.
 
     method       phased                the teacher's cached trajectories, piece by piece (PCM; phases 1: LCM)
-                 consistency           the teacher solves a short step at every draw, from fresh noise on its pictures
+                 consistency           the teacher solves a short step at every draw, from fresh noise on its
+                                       pictures
                  consistency-training  the same without a teacher's step: for pictures of another origin
                  reflow                pairs of noise and picture, straight velocities, `rounds` times
                  rectified-diffusion   pairs, in the model's own prediction kind and time
                  windowed-reflow       the pieces of cached trajectories made straight (PeRFlow)
-                 restoration           pictures destroyed by `process`, which the student learns to undo (`restoration`)
+                 restoration           pictures destroyed by `process`, which the student learns to undo
+                                       (`restoration`)
     steps        sampling steps the LoRA is made for
     updates      optimiser updates
     batch        samples an update; micro: samples of one forward and backward pass, None for all of them
     chunk        samples of one call of the model where nothing is trained; lower it when memory runs out
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
-    image_steps  solver steps for each of them (second order), a multiple of `phases`, for phased of `steps` too; None for about 8.
+    image_steps  solver steps for each of them (second order), a multiple of `phases`, for phased of `steps`
+                 too; None for about 8.
                  The first is halved
-    shift        of the grid that teacher and student step along: above 1 more of it lies near the noise, where it is decided
+    shift        of the grid that teacher and student step along: above 1 more of it lies near the noise,
+                 where it is decided
                  what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
-    phases       parts of the trajectory within which the student is consistent (PCM) or straight, None for as many as steps; 1:
+    phases       parts of the trajectory within which the student is consistent (PCM) or straight, None for as
+                 many as steps; 1:
                  all the way
-    between      points kept inside each phase, from which a phased student learns too; 0: only the phases' starts
-    one_step     share of each phased batch that learns the whole way from pure noise: sampling in 1 step gains what sampling in as
+    between      points kept inside each phase, from which a phased student learns too; 0: only the phases'
+                 starts
+    one_step     share of each phased batch that learns the whole way from pure noise: sampling in 1 step
+                 gains what sampling in as
                  many steps as phases loses, as both ask the same there
     rounds       of reflow: after the first the pairs are the student's own of the round before
-    intervals    of the grid whose neighbours a consistency method compares, rounded up to whole phases; curriculum: begin with few
+    intervals    of the grid whose neighbours a consistency method compares, rounded up to whole phases;
+                 curriculum: begin with few
     solver       of the teacher's step there, in `substeps`
     target       whose prediction is learnt: the student's own without gradient, or its EMA's
     metric       "l2", "l1" or "pseudo-huber"
-    times        how noise levels are drawn (`draws`); weighting: of the loss by noise level, a name of `diffusion.weightings`
+    times        how noise levels are drawn (`draws`); weighting: of the loss by noise level, a name of
+                 `diffusion.weightings`
     ema          decay an update of the averaged adapter, which is the one saved
-    process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in `restoration.KINDS`
+    process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in
+                 `restoration.KINDS`
     rank, alpha  of the LoRA; alpha None means rank. include, exclude: patterns of layer names
     lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
     checkpointing  recompute the model's blocks in the backward pass: less memory, a third slower
@@ -100,63 +138,114 @@ class DistilConfig:
                 check_whole(name, getattr(self, name), *bounds)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+                raise BadValue(
+                    "{name} must be one of {choices}, got {got!r}.",
+                    name=name,
+                    choices=list(choices),
+                    got=getattr(self, name),
+                )
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not _is_number(value) or not low <= value <= high:
-                raise ValueError(f"{name} must be a finite number from {low} to {high}, got {value!r}.")
+                raise BadValue(
+                    "{name} must be a finite number from {low} to {high}, got {got!r}.",
+                    name=name,
+                    low=low,
+                    high=high,
+                    got=value,
+                )
         for name in ("curriculum", "checkpointing"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+                raise BadValue(
+                    "{name} must be true or false, got {got!r}.",
+                    name=name,
+                    got=getattr(self, name),
+                )
         if self.lr == 0:
-            raise ValueError("lr must be above 0, got 0: nothing would be learnt.")
+            raise BadValue("lr must be above 0, got 0: nothing would be learnt.")
         for name in ("include", "exclude"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-                raise ValueError(f"{name} must be a list of patterns such as \"*attn*\", got {value!r}.")
+                raise BadValue(
+                    '{name} must be a list of patterns such as "*attn*", got {got!r}.',
+                    name=name,
+                    got=value,
+                )
             object.__setattr__(self, name, tuple(value))
         if self.alpha is not None and not (_is_number(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha must be a number above 0, got {self.alpha!r}. Leave it out for the rank.")
+            raise BadValue(
+                "alpha must be a number above 0, got {got!r}. Leave it out for the rank.",
+                got=self.alpha,
+            )
         self._fill()
 
     def _fill(self):
         """The settings that follow from others."""
         if (self.method == "restoration") != bool(self.process):
-            raise ValueError(f"process must be given for the method restoration and for no other, got {self.process!r} for "
-                             f"{self.method}.")
+            raise BadValue(
+                "process must be given for the method restoration and for no other, got {got!r} for "
+                "{method}.",
+                got=self.process,
+                method=self.method,
+            )
         try:
             object.__setattr__(self, "process", checked(self.process) if self.process else ())
-        except TypeError as error:      # a kind that can't be looked up
-            raise ValueError(f"process must be a list of parts such as {{\"kind\": \"pixelate\", \"largest\": 8}}, got "
-                             f"{self.process!r}.") from error
+        except TypeError as error:  # a kind that can't be looked up
+            raise BadValue(
+                'process must be a list of parts such as {{"kind": "pixelate", "largest": 8}}, got {got!r}.',
+                got=self.process,
+            ) from error
         if self.process:
             process_of(self.process)
             if self.weighting != "none":
-                raise ValueError(f"weighting must be none for the method restoration, got {self.weighting}.")
+                raise BadValue(
+                    "weighting must be none for the method restoration, got {got}.",
+                    got=self.weighting,
+                )
         if self.phases is None:
             object.__setattr__(self, "phases", self.steps)
         least = self.phases
-        if self.method == "phased":     # the student is sampled from levels that it learns at, none inside a longer phase
+        if (
+            self.method == "phased"
+        ):  # the student is sampled from levels that it learns at, none inside a longer phase
             least = math.lcm(self.phases, self.steps)
             if self.phases > self.steps:
-                raise ValueError(f"phases must be at most steps ({self.steps}), got {self.phases}.")
+                raise BadValue(
+                    "phases must be at most steps ({steps}), got {got}.",
+                    steps=self.steps,
+                    got=self.phases,
+                )
         if self.image_steps is None:
             object.__setattr__(self, "image_steps", least * math.ceil(8 / least))
         check_whole("image_steps", self.image_steps, *WHOLE["image_steps"])
         if self.image_steps % least:
-            raise ValueError(f"image_steps must be a multiple of phases ({self.phases}) and, for phased, of steps ({self.steps}), "
-                             f"got {self.image_steps}. Leave it out.")
+            raise BadValue(
+                "image_steps must be a multiple of phases ({phases}) and, for phased, of steps ({steps}), "
+                "got {got}. Leave it out.",
+                phases=self.phases,
+                steps=self.steps,
+                got=self.image_steps,
+            )
         if self.rounds > 1 and self.method not in ("reflow", "rectified-diffusion"):
-            raise ValueError(f"rounds must be 1 for the method {self.method}, got {self.rounds}. Only reflow and "
-                             "rectified-diffusion go on from their own pairs.")
+            raise BadValue(
+                "rounds must be 1 for the method {method}, got {got}. Only reflow and rectified-diffusion "
+                "go on from their own pairs.",
+                method=self.method,
+                got=self.rounds,
+            )
 
     @classmethod
     def from_dict(cls, values):
-        """The config of a JSON or TOML document; raises ValueError for a setting that there is not, and as above."""
+        """The config of a JSON or TOML document; raises ValueError for a setting that there is not, and as
+        above.
+        """
         odd = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
         if odd:
-            raise ValueError(f"the config must hold known settings, got {', '.join(odd)}. Known: "
-                             f"{', '.join(f.name for f in dataclasses.fields(cls))}.")
+            raise BadValue(
+                "the config must hold known settings, got {got}. Known: {cls}.",
+                got=list(odd),
+                cls=list(f.name for f in dataclasses.fields(cls)),
+            )
         return cls(**values)
 
     def to_dict(self):
@@ -167,7 +256,13 @@ class DistilConfig:
 def check_whole(name, value, least, most):
     """Raise ValueError naming the setting when it is not a whole number within these bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}.")
+        raise BadValue(
+            "{name} must be a whole number from {least} to {most}, got {got!r}.",
+            name=name,
+            least=least,
+            most=most,
+            got=value,
+        )
 
 
 def _is_number(value):

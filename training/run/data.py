@@ -1,11 +1,14 @@
-"""What a run learns from: pictures of the teacher with their noise and what lies between, or data that the user brings.
+"""What a run learns from: pictures of the teacher with their noise and what lies between, or data that the
+user brings.
 
     Data.condition (N,)     which conditioning each sample belongs to
     Data.images (N, ...)    model space
-    Data.noise (N, ...)     noise that a deterministic solver made the image from (`pair_noise`); None for images of another origin
+    Data.noise (N, ...)     noise that a deterministic solver made the image from (`pair_noise`); None for
+                            images of another origin
     Data.anchors (N, kept, ...)     its trajectory at the run's levels, from noise to image; None too
 
-Pairs on disk are one safetensors file: noise, images, condition, and in the metadata what they were made with.
+Pairs on disk are one safetensors file: noise, images, condition, and in the metadata what they were made
+with.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ import json
 
 import torch
 
+from ...diffusion.faults import BadValue
 from ...diffusion.predictions import from_x0
 from ..formats.files import read_tensors, write_tensors
 
@@ -31,37 +35,63 @@ class Data:
     def __post_init__(self):
         count = len(self.images)
         if count < 1:
-            raise ValueError("images must hold at least one picture, got none.")
+            raise BadValue("images must hold at least one picture, got none.")
         if self.condition.shape != (count,):
-            raise ValueError(f"condition must hold one number for each of {count} images, got shape {tuple(self.condition.shape)}.")
+            raise BadValue(
+                "condition must hold one number for each of {count} images, got shape {shape}.",
+                count=count,
+                shape=tuple(self.condition.shape),
+            )
         if self.noise is not None and self.noise.shape != self.images.shape:
-            raise ValueError(f"noise must have the images' shape {tuple(self.images.shape)}, got {tuple(self.noise.shape)}.")
+            raise BadValue(
+                "noise must have the images' shape {shape}, got {got}.",
+                shape=tuple(self.images.shape),
+                got=tuple(self.noise.shape),
+            )
         for name in ("images", "noise"):
             value = getattr(self, name)
             if value is not None and not bool(value.isfinite().all()):
-                raise ValueError(f"{name} must be finite, and is not. Make the data again.")
+                raise BadValue("{name} must be finite, and is not. Make the data again.", name=name)
 
     @property
     def holds(self):
         """The kinds of data (`methods.Method.needs`) that it can serve as."""
-        return ("images", *(["pairs"] if self.noise is not None else []), *(["trajectories"] if self.anchors is not None else []))
+        return (
+            "images",
+            *(["pairs"] if self.noise is not None else []),
+            *(["trajectories"] if self.anchors is not None else []),
+        )
 
     def check(self, denoiser, needs):
         """Raise ValueError when it does not fit that model, or lacks what the method needs."""
         if tuple(self.images.shape[1:]) != tuple(denoiser.shape):
-            raise ValueError(f"the data's pictures must have the shape {tuple(denoiser.shape)} of the run, got "
-                             f"{tuple(self.images.shape[1:])}. Use the same latent size for both.")
+            raise BadValue(
+                "the data's pictures must have the shape {shape} of the run, got {got}. Use the same "
+                "latent size for both.",
+                shape=tuple(denoiser.shape),
+                got=tuple(self.images.shape[1:]),
+            )
         if int(self.condition.min()) < 0 or int(self.condition.max()) >= denoiser.conditions:
-            raise ValueError(f"the data's conditions must be 0 to {denoiser.conditions - 1}, got {int(self.condition.min())} to "
-                             f"{int(self.condition.max())}. Wire the prompts that it was made with.")
+            raise BadValue(
+                "the data's conditions must be 0 to {conditions}, got {got} to {condition}. Wire the "
+                "prompts that it was made with.",
+                conditions=denoiser.conditions - 1,
+                got=int(self.condition.min()),
+                condition=int(self.condition.max()),
+            )
         if needs not in self.holds:
-            raise ValueError(f"the method needs {needs}, the data holds {', '.join(self.holds)}. Choose another method, or let the "
-                             "run make its own data.")
+            raise BadValue(
+                "the method needs {needs}, the data holds {holds}. Choose another method, or let the run "
+                "make its own data.",
+                needs=needs,
+                holds=list(self.holds),
+            )
 
 
 def pair_noise(start, images, path, sigma):
-    """The noise with which an image makes its trajectory's start, (x - alpha x_0)/sigma: on a path whose largest level is not pure
-    noise, the solver's unit noise would let the picture shine through where training begins.
+    """The noise with which an image makes its trajectory's start, (x - alpha x_0)/sigma: on a path whose
+    largest level is not pure noise, the solver's unit noise would let the picture shine through where
+    training begins.
 
     start, images (N, ...), sigma the largest level.
     """
@@ -70,8 +100,8 @@ def pair_noise(start, images, path, sigma):
 
 
 def from_trajectories(anchors, condition, needs, path, sigma):
-    """`Data` of trajectories (N, kept, ...) from the largest level, sigma, with what that kind of method needs and no more, for
-    they are large.
+    """`Data` of trajectories (N, kept, ...) from the largest level, sigma, with what that kind of method
+    needs and no more, for they are large.
     """
     if needs == "trajectories":
         return Data(images=anchors[:, -1], condition=condition, anchors=anchors)
@@ -87,13 +117,23 @@ def save_pairs(path, data, about):
 
 
 def load_pairs(path):
-    """(Data, about) of a file that `save_pairs` wrote; raises ValueError naming the file and what is wrong with it."""
+    """(Data, about) of a file that `save_pairs` wrote; raises ValueError naming the file and what is wrong
+    with it.
+    """
     try:
         tensors, metadata = read_tensors(path)
         about = json.loads(metadata[METADATA_KEY])
         tensors = {k: tensors[k] for k in ("noise", "images", "condition")}
     except Exception as error:
-        raise ValueError(f"{path} must be pairs that Fewstep wrote, and can't be read ({error}). Draw them again.") from error
+        raise BadValue(
+            "{path} must be pairs that Fewstep wrote, and can't be read ({error}). Draw them again.",
+            path=path,
+            error=error,
+        ) from error
     if about.get("version") != 1:
-        raise ValueError(f"{path} must be of version 1, got {about.get('version')!r}. Update Fewstep.")
+        raise BadValue(
+            "{path} must be of version 1, got {got!r}. Update Fewstep.",
+            path=path,
+            got=about.get("version"),
+        )
     return Data(**tensors), about

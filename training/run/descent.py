@@ -1,7 +1,9 @@
-"""One update after another: gradients of a batch in micro-batches, AdamW, the averaged adapter, and what may go wrong on the way.
+"""One update after another: gradients of a batch in micro-batches, AdamW, the averaged adapter, and what may
+go wrong on the way.
 
 - Where memory runs out the micro-batch is halved and the same batch begun again: the effective batch stays.
-- A loss or gradient that is not finite leaves the update out and is counted. The loss carries `scale`, a power of 2 that keeps
+- A loss or gradient that is not finite leaves the update out and is counted. The loss carries `scale`, a
+  power of 2 that keeps
   gradients within half precision, and each such update lowers it; MOST_SKIPPED in a row end the run.
 """
 
@@ -9,6 +11,7 @@ import math
 
 import torch
 
+from ...diffusion.faults import NotFinite
 from ..adapter.gradients import Backward
 from ..models.denoiser import is_out_of_memory
 
@@ -22,22 +25,29 @@ class Descent:
         """values: numbers in a batch, for the loss's scale."""
         self.lora, self.config = lora, config
         self.averaged = [p.detach().clone() for p in lora.parameters()]
-        self.optimiser = torch.optim.AdamW(lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.AdamW(
+            lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99)
+        )
         self.backward = Backward(module, lora.parameters(), checkpointing=config.checkpointing)
         self.scale = 2.0 ** math.floor(math.log2(values))
         self.micro = min(config.micro or config.batch, config.batch)
         self.done = self.skipped = self.in_a_row = 0
 
     def gradient(self, batch, loss_of):
-        """Leave the gradient, times `scale`, of a batch (dict of (B, ...)) in the adapter; returns the losses (B,), not weighted.
+        """Leave the gradient, times `scale`, of a batch (dict of (B, ...)) in the adapter; returns the losses
+        (B,), not weighted.
 
         loss_of(part of it) -> (b,). Cut off it leaves none. Raises MemoryError when one sample is too much.
         """
         count = len(batch["weight"])
         while True:
             try:
-                return torch.cat([self._part({k: v[i:i + self.micro] for k, v in batch.items()}, loss_of, count)
-                                  for i in range(0, count, self.micro)])
+                return torch.cat(
+                    [
+                        self._part({k: v[i : i + self.micro] for k, v in batch.items()}, loss_of, count)
+                        for i in range(0, count, self.micro)
+                    ]
+                )
             except BaseException as error:
                 self.optimiser.zero_grad(set_to_none=True)
                 if not is_out_of_memory(error):
@@ -46,13 +56,16 @@ class Descent:
                     raise MemoryError(
                         "One sample of the model must fit into memory with its gradient, and does not. "
                         + ("Choose" if self.config.checkpointing else "Switch checkpointing on, or choose")
-                        + f" a smaller latent or a lower rank than {self.config.rank}.") from error
+                        + f" a smaller latent or a lower rank than {self.config.rank}."
+                    ) from error
             self.micro = math.ceil(self.micro / 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def step(self, losses):
-        """Step along the gradient of a batch with those losses. Raises ArithmeticError when too many in a row were not finite."""
+        """Step along the gradient of a batch with those losses. Raises ArithmeticError when too many in a row
+        were not finite.
+        """
         self._descend(float(losses.mean()))
         self.done += 1
         decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
@@ -85,17 +98,28 @@ class Descent:
         if finite:
             self.in_a_row = 0
             return
-        self.skipped, self.in_a_row, self.scale = self.skipped + 1, self.in_a_row + 1, max(1.0, self.scale / 16)
+        self.skipped, self.in_a_row, self.scale = (
+            self.skipped + 1,
+            self.in_a_row + 1,
+            max(1.0, self.scale / 16),
+        )
         if self.in_a_row >= MOST_SKIPPED:
             what = "the gradient" if math.isfinite(loss) else "the model's output"
-            raise ArithmeticError(
-                f"Loss and gradient must be finite; {self.in_a_row} updates in a row were not, because {what} overflowed. "
-                f"Lower lr ({self.config.lr:g}), or run the model in float32 or bfloat16. What was learnt before is kept.")
+            raise NotFinite(
+                "Loss and gradient must be finite; {in_a_row} updates in a row were not, because {what} "
+                "overflowed. Lower lr ({lr:g}), or run the model in float32 or bfloat16. What was learnt "
+                "before is kept.",
+                in_a_row=self.in_a_row,
+                what=what,
+                lr=self.config.lr,
+            )
 
     def _lr_factor(self):
         """Warm-up over 5 % of the run, then a cosine to 0."""
         share = self.done / self.config.updates
-        return min(1.0, (self.done + 1) / max(1, 0.05 * self.config.updates)) * (0.5 + 0.5 * math.cos(math.pi * share))
+        return min(1.0, (self.done + 1) / max(1, 0.05 * self.config.updates)) * (
+            0.5 + 0.5 * math.cos(math.pi * share)
+        )
 
     # ---- its state -----------------------------------------------------------------------------
 
@@ -108,7 +132,9 @@ class Descent:
         for i, p in enumerate(self.lora.parameters()):
             for name, value in self.optimiser.state.get(p, {}).items():
                 tensors[f"optimiser.{i}.{name}"] = torch.as_tensor(value)
-        return tensors, {name: getattr(self, name) for name in self.NUMBERS} | {"overwrites": self.backward.overwrites}
+        return tensors, {name: getattr(self, name) for name in self.NUMBERS} | {
+            "overwrites": self.backward.overwrites
+        }
 
     def restore(self, tensors, numbers):
         """Take over what `state` gave."""
@@ -118,11 +144,20 @@ class Descent:
             for i, a in enumerate(self.averaged):
                 a.copy_(tensors[f"averaged.{i}"])
         for i, p in enumerate(parameters):
-            found = {n: tensors[f"optimiser.{i}.{n}"] for n in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{i}.{n}" in tensors}
+            found = {
+                n: tensors[f"optimiser.{i}.{n}"]
+                for n in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimiser.{i}.{n}" in tensors
+            }
             if found:
-                self.optimiser.state[p] = {n: v.clone() if n == "step" else v.to(p).clone() for n, v in found.items()}
+                self.optimiser.state[p] = {
+                    n: v.clone() if n == "step" else v.to(p).clone() for n, v in found.items()
+                }
         micro = self.micro
         for name in self.NUMBERS:
             setattr(self, name, numbers[name])
-        self.micro, self.in_a_row = min(micro, self.micro), 0       # memory may be less today; whoever resumes gets new patience
+        self.micro, self.in_a_row = (
+            min(micro, self.micro),
+            0,
+        )  # memory may be less today; whoever resumes gets new patience
         self.backward.overwrites = numbers["overwrites"]

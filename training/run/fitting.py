@@ -1,10 +1,12 @@
 """Fitting solvers to a model: trajectories of the teacher first, then one solver for each step count.
 
     run = SolverFit(teacher, config, folder)
-    for progress in run.progress(): ...         # stop at any time: the trajectories so far are kept in `folder`
+    for progress in run.progress(): ...         # stop at any time: the trajectories so far are kept in
+                                                `folder`
     run.recipe(4), run.rows, run.report()
 
-The teacher is guided: `denoiser.Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No weight is changed.
+The teacher is guided: `denoiser.Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No
+weight is changed.
 """
 
 import dataclasses
@@ -14,6 +16,7 @@ import time
 
 import torch
 
+from ...diffusion.faults import BadValue
 from ...diffusion.paths import path as path_of
 from ...diffusion.schedules import grids
 from ...diffusion.schedules.grids import discrete_sigma, flow_sigma
@@ -26,8 +29,13 @@ from .config import check_whole
 from .progress import Progress
 
 MOST_STEPS = 12
-WHOLE = {"trajectories": (4, 10**6), "reference_steps": (2 * MOST_STEPS, 10_000), "kept": (MOST_STEPS, 10_000), "starts": (1, 100),
-         "seed": (0, 2**64 - 1)}
+WHOLE = {
+    "trajectories": (4, 10**6),
+    "reference_steps": (2 * MOST_STEPS, 10_000),
+    "kept": (MOST_STEPS, 10_000),
+    "starts": (1, 100),
+    "seed": (0, 2**64 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,8 @@ class FitConfig:
     trajectories     of the teacher; a quarter of them is held out
     reference_steps  of its solver (second order with corrector), on the automatic grid
     kept             levels of each trajectory that are stored, at most
-    effort           how often the model may be asked for each step count, as a multiple of the trajectories' own cost; inf: until
+    effort           how often the model may be asked for each step count, as a multiple of the trajectories'
+                     own cost; inf: until
                      nothing improves
     starts           step grids that are run before the best is refined
     dtype            of the stored trajectories, float32 or float16
@@ -56,35 +65,54 @@ class FitConfig:
     def __post_init__(self):
         counts = self.steps if isinstance(self.steps, (list, tuple)) else (self.steps,)
         if not counts or not all(type(n) is int and 1 <= n <= MOST_STEPS for n in counts):
-            raise ValueError(f"steps must be whole numbers from 1 to {MOST_STEPS}, got {self.steps!r}.")
+            raise BadValue(
+                "steps must be whole numbers from 1 to {most_steps}, got {got!r}.",
+                most_steps=MOST_STEPS,
+                got=self.steps,
+            )
         object.__setattr__(self, "steps", tuple(sorted(set(counts))))
         for name, bounds in WHOLE.items():
             check_whole(name, getattr(self, name), *bounds)
         if type(self.effort) not in (int, float) or not self.effort > 0:
-            raise ValueError(f"effort must be above 0, got {self.effort!r}.")
+            raise BadValue("effort must be above 0, got {got!r}.", got=self.effort)
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+            raise BadValue("dtype must be one of {dtypes}, got {got!r}.", dtypes=list(DTYPES), got=self.dtype)
 
 
 class SolverFit:
     """One fit. Its state: the cache, and for each step count what was found.
 
-    teacher  has path, sigma_of, shape, conditions, noise_scale, base, cfg, identity, and is called (x, sigma, condition) -> x0
+    teacher  has path, sigma_of, shape, conditions, noise_scale, base, cfg, identity, and is called (x, sigma,
+             condition) -> x0
     folder   of trajectory caches, which together take up to `limit` bytes
-    seconds  for trajectories and all step counts together; when they are over, what was found so far is the result
+    seconds  for trajectories and all step counts together; when they are over, what was found so far is the
+             result
     """
 
     def __init__(self, teacher, config, folder, limit=LIMIT, seconds=math.inf):
         self.teacher, self.config, self.seconds = teacher, config, seconds
         if teacher.conditions < 1:
-            raise ValueError("The fit needs at least one conditioning (a prompt or a label), got none.")
+            raise BadValue("The fit needs at least one conditioning (a prompt or a label), got none.")
         fine = self.grid("auto", config.reference_steps)
-        kept = torch.linspace(0, config.reference_steps, min(config.kept, config.reference_steps) + 1).round().int().tolist()
-        spec = CacheSpec(**teacher.identity, conditions=teacher.conditions, path=teacher.path.name, shape=tuple(teacher.shape),
-                         sigmas=tuple(fine.tolist()), kept=tuple(sorted(set(kept))), noise_scale=teacher.noise_scale,
-                         seed=config.seed, dtype=config.dtype)
+        kept = (
+            torch.linspace(0, config.reference_steps, min(config.kept, config.reference_steps) + 1)
+            .round()
+            .int()
+            .tolist()
+        )
+        spec = CacheSpec(
+            **teacher.identity,
+            conditions=teacher.conditions,
+            path=teacher.path.name,
+            shape=tuple(teacher.shape),
+            sigmas=tuple(fine.tolist()),
+            kept=tuple(sorted(set(kept))),
+            noise_scale=teacher.noise_scale,
+            seed=config.seed,
+            dtype=config.dtype,
+        )
         self.cache = TrajectoryCache(folder, spec, limit)
-        self.found, self.data = {}, None        # {steps: diffusion.fit.Fitted}
+        self.found, self.data = {}, None  # {steps: diffusion.fit.Fitted}
 
     def grid(self, name, steps):
         """The grid of that name for the teacher's model; auto by the size of a sample."""
@@ -93,7 +121,9 @@ class SolverFit:
 
     @torch.no_grad()
     def progress(self):
-        """Yield `Progress`: "sampling the teacher" in hundredths, then "fitting N steps", each a hundred more."""
+        """Yield `Progress`: "sampling the teacher" in hundredths, then "fitting N steps", each a hundred
+        more.
+        """
         config, begun = self.config, time.monotonic()
         total = 100 * (1 + len(config.steps))
         for share in self.cache.build(self.teacher, config.trajectories):
@@ -105,13 +135,22 @@ class SolverFit:
             for fitted in self._fit(steps, each, time.monotonic() + part):
                 self.found[steps] = fitted
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
-                yield Progress(stage=f"fitting {steps} steps", step=done + 1 + int(98 * share), total=total, fidelity=fitted.error)
-            yield Progress(stage=f"fitting {steps} steps", step=done + 100, total=total, fidelity=self.found[steps].error)
+                yield Progress(
+                    stage=f"fitting {steps} steps",
+                    step=done + 1 + int(98 * share),
+                    total=total,
+                    fidelity=fitted.error,
+                )
+            yield Progress(
+                stage=f"fitting {steps} steps", step=done + 100, total=total, fidelity=self.found[steps].error
+            )
 
     def _fit(self, steps, evaluations, deadline):
         names = [name for name in grids.NAMES if name != "auto"]
         starts = [self.grid(name, steps) for name in ("auto", *names)]
-        others = [self.found[n].solver for n in sorted(self.found)[-1:]]        # that of fewer steps, so that more are no worse
+        others = [
+            self.found[n].solver for n in sorted(self.found)[-1:]
+        ]  # that of fewer steps, so that more are no worse
         while others and others[0].steps < steps:
             others = [lengthened(others[0], self.teacher.path)]
         for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed, others):
@@ -124,13 +163,21 @@ class SolverFit:
         states, predictions = self.cache.read(count)
         condition = self.cache.conditions(count)
         levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
-        return Trajectories(self.teacher.path, levels, states, predictions,
-                            lambda x, sigma, which: self.teacher(x, sigma, condition[which]), condition)
+        return Trajectories(
+            self.teacher.path,
+            levels,
+            states,
+            predictions,
+            lambda x, sigma, which: self.teacher(x, sigma, condition[which]),
+            condition,
+        )
 
     # ---- results -------------------------------------------------------------------------------
 
     def gained(self, steps):
-        """Whether the fitted solver is better than the classical one to fall back on, on what was held out and beyond chance."""
+        """Whether the fitted solver is better than the classical one to fall back on, on what was held out
+        and beyond chance.
+        """
         fitted = self.found[steps]
         return fitted.gain > REAL and fitted.error < fitted.classical
 
@@ -139,40 +186,70 @@ class SolverFit:
         fitted, config = self.found[steps], self.config
         gained = self.gained(steps)
         solver = fitted.solver if gained else fitted.base
-        return Recipe(method="fitted" if gained else "classical", path=self.teacher.path.name, sigmas=solver.sigmas,
-                      coefficients=solver.rows, cfg=self.teacher.cfg, base=self.teacher.base,
-                      errors={"held_out": fitted.error if gained else fitted.classical, "classical": fitted.classical},
-                      trained={"trajectories": config.trajectories, "reference_steps": config.reference_steps, "seed": config.seed,
-                               "evaluations": fitted.evaluations})
+        return Recipe(
+            method="fitted" if gained else "classical",
+            path=self.teacher.path.name,
+            sigmas=solver.sigmas,
+            coefficients=solver.rows,
+            cfg=self.teacher.cfg,
+            base=self.teacher.base,
+            errors={"held_out": fitted.error if gained else fitted.classical, "classical": fitted.classical},
+            trained={
+                "trajectories": config.trajectories,
+                "reference_steps": config.reference_steps,
+                "seed": config.seed,
+                "evaluations": fitted.evaluations,
+            },
+        )
 
     @property
     def rows(self):
-        """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in units of the pictures' deviation."""
-        return [{"steps": n, "fitted": f.error if self.gained(n) else f.classical, "classical": f.classical, "auto": f.auto,
-                 "gain": f.gain, "gained": self.gained(n), "evaluations": f.evaluations} for n, f in sorted(self.found.items())]
+        """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in units of the pictures'
+        deviation.
+        """
+        return [
+            {
+                "steps": n,
+                "fitted": f.error if self.gained(n) else f.classical,
+                "classical": f.classical,
+                "auto": f.auto,
+                "gain": f.gain,
+                "gained": self.gained(n),
+                "evaluations": f.evaluations,
+            }
+            for n, f in sorted(self.found.items())
+        ]
 
     def report(self):
         """The table in words."""
         count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
-        lines = [f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; {size / 2**20:.1f} MiB."
-                 " Errors: RMSE to the converged picture, share of the pictures' spread.",
-                 f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}"]
+        lines = [
+            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; {size / 2**20:.1f} MiB."
+            " Errors: RMSE to the converged picture, share of the pictures' spread.",
+            f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}",
+        ]
         for row in self.rows:
             word = "" if row["gained"] else "  no gain: the classical solver is returned"
-            lines.append(f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}")
+            lines.append(
+                f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}"
+            )
         return "\n".join(lines)
 
 
 def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, base="", **settings):
     """The `Recipe` of a solver fitted to a Python denoiser (x, sigma) -> x0, x (B, *shape), sigma a float.
 
-    path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level the denoiser knows,
-    needed on all but flow. folder keeps the trajectories for another call, `base` tells denoisers apart; settings: `FitConfig`.
+    path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level
+    the denoiser knows, needed on all but flow. folder keeps the trajectories for another call, `base` tells
+    denoisers apart; settings: `FitConfig`.
     """
     if folder is not None and not base:
-        raise ValueError("base must name this denoiser where there is a folder, in which several may keep trajectories; got none.")
+        raise BadValue(
+            "base must name this denoiser where there is a folder, in which several may keep trajectories; "
+            "got none.",
+        )
     if odd := sorted(settings.keys() - {f.name for f in dataclasses.fields(FitConfig)}):
-        raise ValueError(f"settings must be those of FitConfig, got {', '.join(odd)}.")
+        raise BadValue("settings must be those of FitConfig, got {got}.", got=list(odd))
     teacher = _Plain(denoise, shape, path, sigma_range, base)
     with tempfile.TemporaryDirectory() as temporary:
         run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)
@@ -187,8 +264,12 @@ class _Plain:
     conditions, noise_scale, cfg = 1, 1.0, 1.0
 
     def __init__(self, denoise, shape, path, sigma_range, base):
-        if not isinstance(shape, (list, tuple)) or not shape or not all(type(n) is int and n > 0 for n in shape):
-            raise ValueError(f"shape must be that of one sample, such as (4, 64, 64), got {shape!r}.")
+        if (
+            not isinstance(shape, (list, tuple))
+            or not shape
+            or not all(type(n) is int and n > 0 for n in shape)
+        ):
+            raise BadValue("shape must be that of one sample, such as (4, 64, 64), got {got!r}.", got=shape)
         self.denoise, self.shape, self.path, self.base = denoise, tuple(shape), path_of(path), base
         if self.path.name == "flow":
             self.sigma_of = flow_sigma()
@@ -198,20 +279,31 @@ class _Plain:
             except (TypeError, ValueError):
                 low = high = 0.0
             if not 0 < low < high < math.inf or high > self.path.sigma_max:
-                raise ValueError(f"sigma_range must be (lowest, highest) noise level on the {path} path, got {sigma_range!r}.")
-            self.sigma_of = discrete_sigma(torch.linspace(math.log(low), math.log(high), 1000, dtype=torch.float64).exp())
+                raise BadValue(
+                    "sigma_range must be (lowest, highest) noise level on the {path} path, got {got!r}.",
+                    path=path,
+                    got=sigma_range,
+                )
+            self.sigma_of = discrete_sigma(
+                torch.linspace(math.log(low), math.log(high), 1000, dtype=torch.float64).exp()
+            )
         self.identity = {"model": base, "patches": "", "conditioning": "", "guidance": "none"}
 
     def __call__(self, x, sigma, condition):
         x0 = self.denoise(x, sigma)
         if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
-            raise ValueError(f"denoise must answer x of shape {tuple(x.shape)} with x0 of that shape, got "
-                             f"{tuple(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__}.")
+            raise ValueError(
+                f"denoise must answer x of shape {tuple(x.shape)} with x0 of that shape, got "
+                f"{tuple(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__}."
+            )
         return x0
 
 
 def sample_recipe(recipe, denoise, noise):
     """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
     if recipe.solver is None:
-        raise ValueError(f"recipe must have coefficients of a solver, as a fit gives it, got none in one of {recipe.method}.")
+        raise BadValue(
+            "recipe must have coefficients of a solver, as a fit gives it, got none in one of {method}.",
+            method=recipe.method,
+        )
     return solve(recipe.solver, denoise, start(noise, recipe.sigmas, path_of(recipe.path)))

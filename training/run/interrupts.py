@@ -7,10 +7,12 @@ import threading
 
 @contextlib.contextmanager
 def held_back():
-    """Let a Ctrl-C that comes meanwhile take effect at the block's end. Signals reach the main thread alone; elsewhere nothing is
-    done.
+    """Let a Ctrl-C that comes meanwhile take effect at the block's end. Signals reach the main thread alone;
+    elsewhere nothing is done.
     """
-    if threading.current_thread() is not threading.main_thread() or not callable(usual := signal.getsignal(signal.SIGINT)):
+    if threading.current_thread() is not threading.main_thread() or not callable(
+        usual := signal.getsignal(signal.SIGINT)
+    ):
         yield
         return
     asked = []

@@ -5,12 +5,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One step of a run: `stage` ("sampling the teacher", "training", ...), and step of total in the whole run."""
+    """One step of a run: `stage` ("sampling the teacher", "training", ...), and step of total in the whole
+    run.
+    """
 
     stage: str
     step: int
     total: int
     loss: float | None = None
-    fidelity: float | None = None       # RMSE to the teacher from the same noise, model space, when it was just measured
+    fidelity: float | None = (
+        None  # RMSE to the teacher from the same noise, model space, when it was just measured
+    )
     samples_per_second: float | None = None
     seconds_left: float | None = None

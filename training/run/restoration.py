@@ -1,15 +1,18 @@
 """Training a model to undo any forward process: de-blur, de-pixelate, in-paint, de-noise.
 
-    process = process_of([{"kind": "pixelate", "largest": 8}])          a list, so that processes can follow one another
+    process = process_of([{"kind": "pixelate", "largest": 8}])          a list, so that processes can follow
+                                                                        one another
     run = Restoration(denoiser, DistilConfig(method="restoration", process=[...], steps=2), data=Data(...))
 
-It is a `distil.Distillation` in all that keeps a run alive; other are the pictures that it learns on (given, or the teacher's own),
-the question that it is asked, and what fidelity is: the distance of restored to whole pictures.
+It is a `distil.Distillation` in all that keeps a run alive; other are the pictures that it learns on (given,
+or the teacher's own), the question that it is asked, and what fidelity is: the distance of restored to whole
+pictures.
 
-The network knows noise levels, no times of a process. At time t it is asked at the level that has the process's signal-to-noise
-ratio, for which x_t is scaled; but nowhere below flow time t/2, from which the prediction can still change the whole picture:
-x0 = x_t - sigma v has to undo more than the little noise that some processes have. Where what is destroyed is gone as a whole,
-however little it is (missing pixels), it is about 1/2 at every t.
+The network knows noise levels, no times of a process. At time t it is asked at the level that has the
+process's signal-to-noise ratio, for which x_t is scaled; but nowhere below flow time t/2, from which the
+prediction can still change the whole picture: x0 = x_t - sigma v has to undo more than the little noise that
+some processes have. Where what is destroyed is gone as a whole, however little it is (missing pixels), it is
+about 1/2 at every t.
 """
 
 import torch
@@ -30,7 +33,9 @@ def times_for(steps):
 
 
 class Seen:
-    """How a network that knows noise levels sees a process: (sigma, scale) of times t, float64 of their shape."""
+    """How a network that knows noise levels sees a process: (sigma, scale) of times t, float64 of their
+    shape.
+    """
 
     def __init__(self, process, path, sigma_of):
         self.process, self.path = process, path
@@ -59,7 +64,9 @@ class Seen:
 
 
 def restore(call, seen, x, times, kappa=0.0, noise=None):
-    """Yield the sampler's states from x at times[0] to the last: `samplers.sample` along the process; call as in `Seen.ask`."""
+    """Yield the sampler's states from x at times[0] to the last: `samplers.sample` along the process; call as
+    in `Seen.ask`.
+    """
     return sample(lambda x, t: seen.ask(call, x, t), x, times, seen.process, kappa=kappa, noise=noise)
 
 
@@ -102,12 +109,16 @@ class Restoration(Distillation):
 
     @torch.no_grad()
     def restored(self, adapter, x, condition, steps, kappa=0.0, seed=0):
-        """Pictures (B, ...) restored from x at time 1 by those adapter weights, None for none, in that many steps."""
+        """Pictures (B, ...) restored from x at time 1 by those adapter weights, None for none, in that many
+        steps.
+        """
         parts = []
         with self.lora.off() if adapter is None else self.lora.using(adapter):
             for i in range(0, len(x), CHUNK):
-                call = bound(self.asked, condition[i:i + CHUNK], 1.0)
-                run = restore(call, self.seen, x[i:i + CHUNK], times_for(steps), kappa, self._fresh(seed + i))
+                call = bound(self.asked, condition[i : i + CHUNK], 1.0)
+                run = restore(
+                    call, self.seen, x[i : i + CHUNK], times_for(steps), kappa, self._fresh(seed + i)
+                )
                 parts.append([state.x for state in run][-1])
         return torch.cat(parts)
 

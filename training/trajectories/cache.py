@@ -1,14 +1,18 @@
-"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by runs that ask alike.
+"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by
+runs that ask alike.
 
     cache = TrajectoryCache(folder, spec)
-    for done in cache.build(teacher, count): ...        # trajectories so far; what is there already is not worked out again
+    for done in cache.build(teacher, count): ...        # trajectories so far; what is there already is not
+                                                        worked out again
     states, predictions = cache.read(count)             # (count, kept, ...), (count, kept - 1, ...)
 
-A cache is a folder named by a hash of its spec: `manifest.json` with the spec, and shards `00000.safetensors`, ... of `spec.shard`
-trajectories each. Starting noise is not stored: it is drawn from (seed, number). Shards do not depend on each other, are written
-whole or not at all and carry a checksum, so that what was begun, damaged or asked for in larger number is completed and nothing
-else. Two runs at once write the same bytes, and neither removes for room what the other has open (`folders`).
-The ends of a trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn from.
+A cache is a folder named by a hash of its spec: `manifest.json` with the spec, and shards
+`00000.safetensors`, ... of `spec.shard` trajectories each. Starting noise is not stored: it is drawn from
+(seed, number). Shards do not depend on each other, are written whole or not at all and carry a checksum, so
+that what was begun, damaged or asked for in larger number is completed and nothing else. Two runs at once
+write the same bytes, and neither removes for room what the other has open (`folders`). The ends of a
+trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn
+from.
 """
 
 import dataclasses
@@ -23,13 +27,14 @@ from pathlib import Path
 import torch
 
 from ...diffusion import samplers
+from ...diffusion.faults import BadFile, BadValue
 from ...diffusion.paths import check_sigmas, path
 from ..formats.files import check_folder, read_tensors, write_json, write_tensors
 from . import folders
 from .folders import MANIFEST
 
 VERSION = 1
-LIMIT = 8 << 30         # bytes of all caches in a folder
+LIMIT = 8 << 30  # bytes of all caches in a folder
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -42,7 +47,8 @@ class CacheSpec:
     conditioning  of the prompts, and `conditions`, how many: trajectory n is drawn for prompt n % conditions
     guidance      CFG as text, or what else guides
     path, shape   of the model, and of one sample
-    sigmas, kept  the teacher's step grid, and which of its levels are stored, the first (noise) and the last (image) among them
+    sigmas, kept  the teacher's step grid, and which of its levels are stored, the first (noise) and the last
+                  (image) among them
     order, corrector    its solver
     noise_scale   what unit noise is multiplied by beside sigma
     seed          of the starting noises
@@ -70,7 +76,7 @@ class CacheSpec:
     def __post_init__(self):
         grid = check_sigmas(self.sigmas, path(self.path))
         if grid[-1] != 0:
-            raise ValueError(f"sigmas must end at 0, got {grid[-1]:g}.")
+            raise BadValue("sigmas must end at 0, got {got:g}.", got=grid[-1])
         samplers.check_order(self.order)
         object.__setattr__(self, "sigmas", tuple(grid.tolist()))
         object.__setattr__(self, "noise_scale", float(self.noise_scale))
@@ -78,14 +84,22 @@ class CacheSpec:
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         rising = all(b > a for a, b in zip(self.kept, self.kept[1:]))
         if len(self.kept) < 2 or self.kept[0] != 0 or self.kept[-1] != len(grid) - 1 or not rising:
-            raise ValueError(f"kept must rise from 0 to the last of {len(grid)} levels, got {self.kept}.")
-        for name, least in (("conditions", self.conditions), ("shard", self.shard), ("shape", min(self.shape, default=1))):
+            raise BadValue(
+                "kept must rise from 0 to the last of {count} levels, got {got}.",
+                count=len(grid),
+                got=self.kept,
+            )
+        for name, least in (
+            ("conditions", self.conditions),
+            ("shard", self.shard),
+            ("shape", min(self.shape, default=1)),
+        ):
             if least < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}.")
+                raise BadValue("{name} must be 1 or more, got {got!r}.", name=name, got=getattr(self, name))
         if not 0 < self.noise_scale < math.inf:
-            raise ValueError(f"noise_scale must be above 0, got {self.noise_scale}.")
+            raise BadValue("noise_scale must be above 0, got {got}.", got=self.noise_scale)
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+            raise BadValue("dtype must be one of {dtypes}, got {got!r}.", dtypes=list(DTYPES), got=self.dtype)
 
     @property
     def key(self):
@@ -94,12 +108,21 @@ class CacheSpec:
 
     @property
     def bytes_each(self):
-        """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but the last."""
-        return (1 + self.predictions) * (len(self.kept) - 1) * math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but
+        the last.
+        """
+        return (
+            (1 + self.predictions)
+            * (len(self.kept) - 1)
+            * math.prod(self.shape)
+            * DTYPES[self.dtype].itemsize
+        )
 
 
 class TrajectoryCache:
-    """The cache of a spec below `folder`; `limit` bounds the bytes of all caches there, of which the longest unused give way."""
+    """The cache of a spec below `folder`; `limit` bounds the bytes of all caches there, of which the longest
+    unused give way.
+    """
 
     def __init__(self, folder, spec, limit=LIMIT):
         self.root, self.spec, self.limit = Path(folder), spec, limit
@@ -111,11 +134,13 @@ class TrajectoryCache:
 
     @torch.no_grad()
     def build(self, teacher, count):
-        """Work out what is missing of the first `count` trajectories; yields the share of the work that is done, after every step.
+        """Work out what is missing of the first `count` trajectories; yields the share of the work that is
+        done, after every step.
 
         teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma a float, condition (B,) int64.
-        Raises, before any call of the teacher, ValueError when the size is above the limit or the folder holds the manifest of
-        something else, and OSError when the disk can't take it; later ValueError when a trajectory is not finite.
+        Raises, before any call of the teacher, ValueError when the size is above the limit or the folder
+        holds the manifest of something else, and OSError when the disk can't take it; later ValueError when a
+        trajectory is not finite.
         """
         shards = self._shards(count)
         self._open(count)
@@ -126,7 +151,8 @@ class TrajectoryCache:
             yield (number + 1) / shards
 
     def read(self, count):
-        """(states (count, kept, *shape), predictions (count, kept - 1, *shape) or None where not stored), float32.
+        """(states (count, kept, *shape), predictions (count, kept - 1, *shape) or None where not stored),
+        float32.
 
         Raises ValueError naming the shard that is missing or damaged.
         """
@@ -135,8 +161,11 @@ class TrajectoryCache:
         for number in range(self._shards(count)):
             loaded = self._load(number)
             if loaded is None:
-                raise ValueError(f"trajectory cache must be whole, {self._file(number)} is missing or damaged. Run again: it will "
-                                 "be rebuilt.")
+                raise BadValue(
+                    "trajectory cache must be whole, {number} is missing or damaged. Run again: it will be "
+                    "rebuilt.",
+                    number=self._file(number),
+                )
             states.append(torch.cat([self._start(number)[:, None], loaded["states"].float()], 1))
             predictions += [loaded["predictions"].float()] if self.spec.predictions else []
         return torch.cat(states)[:count], torch.cat(predictions)[:count] if predictions else None
@@ -153,7 +182,7 @@ class TrajectoryCache:
 
     def _shards(self, count):
         if count < 1:
-            raise ValueError(f"trajectories must be 1 or more, got {count}.")
+            raise BadValue("trajectories must be 1 or more, got {got}.", got=count)
         return -(-count // self.spec.shard)
 
     def _file(self, number):
@@ -165,28 +194,47 @@ class TrajectoryCache:
     def _start(self, number):
         """The shard's states at the first level: noise, from each trajectory's own seed."""
         spec = self.spec
-        return start(noises(spec.seed, self._members(number), spec.shape), spec.sigmas, path(spec.path), spec.noise_scale)
+        return start(
+            noises(spec.seed, self._members(number), spec.shape),
+            spec.sigmas,
+            path(spec.path),
+            spec.noise_scale,
+        )
 
     def _solve(self, teacher, number):
         """Solve and write a shard; yields the share done."""
         spec, x = self.spec, self._start(number)
         condition = torch.tensor(self._members(number)) % spec.conditions
         states, predictions, dtype = [], [], DTYPES[spec.dtype]
-        run = samplers.sample(lambda x, sigma: teacher(x, sigma, condition), x, spec.sigmas, path(spec.path), order=spec.order,
-                              corrector=spec.corrector)
+        run = samplers.sample(
+            lambda x, sigma: teacher(x, sigma, condition),
+            x,
+            spec.sigmas,
+            path(spec.path),
+            order=spec.order,
+            corrector=spec.corrector,
+        )
         for state in recorded(run, spec.kept, states, predictions):
             if not all(bool(v.to(dtype).isfinite().all()) for v in (*states[-1:], *predictions[-1:])):
                 hint = ", or store them in float32" if spec.dtype == "float16" else ""
-                raise ValueError(f"The teacher's trajectories must be finite, and at sigma {state.sigma:g} one is not. Check the "
-                                 f"model at these settings with an ordinary sampler{hint}.")
+                raise BadValue(
+                    "The teacher's trajectories must be finite, and at sigma {sigma:g} one is not. Check "
+                    "the model at these settings with an ordinary sampler{hint}.",
+                    sigma=state.sigma,
+                    hint=hint,
+                )
             yield (state.index + 1) / len(spec.sigmas)
         tensors = {"states": states, **({"predictions": predictions} if spec.predictions else {})}
-        tensors = {name: torch.stack(parts, 1).to(dtype).cpu().contiguous() for name, parts in tensors.items()}
+        tensors = {
+            name: torch.stack(parts, 1).to(dtype).cpu().contiguous() for name, parts in tensors.items()
+        }
         try:
             write_tensors(self._file(number), tensors, {"shard": self._mark(number, tensors)})
         except OSError as error:
-            raise OSError(f"{self._file(number)} must be written, which gave \"{error.strerror or error}\". Free some space and "
-                          "run again: what was written before is kept.") from error
+            raise OSError(
+                f'{self._file(number)} must be written, which gave "{error.strerror or error}". Free some space and '
+                "run again: what was written before is kept."
+            ) from error
 
     def _load(self, number):
         """The tensors of a shard, or None when it is missing or damaged, which is logged."""
@@ -204,7 +252,9 @@ class TrajectoryCache:
         return None if why else tensors
 
     def _mark(self, number, tensors):
-        """Cache, place and checksum of a shard. One entry of metadata, as safetensors writes several in an order of chance."""
+        """Cache, place and checksum of a shard. One entry of metadata, as safetensors writes several in an
+        order of chance.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -217,9 +267,18 @@ class TrajectoryCache:
         """Make the folder and its manifest, or check that it is ours; make room."""
         size = self.bytes(count)
         if size > self.limit:
-            raise ValueError(f"trajectories must fit into {self.limit / 2**30:.2f} GiB, {count} of this size take "
-                             f"{size / 2**30:.2f}. Ask for fewer, or fewer kept levels, or store them in float16.")
-        wanted = {"version": VERSION, "key": self.spec.key, "spec": json.loads(json.dumps(dataclasses.asdict(self.spec)))}
+            raise BadValue(
+                "trajectories must fit into {limit:.2f} GiB, {count} of this size take {size:.2f}. Ask for "
+                "fewer, or fewer kept levels, or store them in float16.",
+                limit=self.limit / 2**30,
+                count=count,
+                size=size / 2**30,
+            )
+        wanted = {
+            "version": VERSION,
+            "key": self.spec.key,
+            "spec": json.loads(json.dumps(dataclasses.asdict(self.spec))),
+        }
         manifest = self.folder / MANIFEST
         if manifest.exists():
             _check_manifest(manifest, wanted)
@@ -233,8 +292,14 @@ class TrajectoryCache:
         folders.make_room(self.root, self.limit, self.folder, max(size, there))
         free = shutil.disk_usage(self.folder).free
         if size - there > free:
-            raise OSError(f"{self.folder} must have {(size - there) / 2**30:.2f} GiB free for {count} trajectories, got "
-                          f"{free / 2**30:.2f}. Free some space, or ask for fewer.")
+            raise BadFile(
+                "{folder} must have {size:.2f} GiB free for {count} trajectories, got {got:.2f}. Free some "
+                "space, or ask for fewer.",
+                folder=self.folder,
+                size=(size - there) / 2**30,
+                count=count,
+                got=free / 2**30,
+            )
 
     def close(self):
         """Let others remove it for room; reading or building holds it again."""
@@ -256,18 +321,34 @@ def _check_manifest(file, wanted):
         found = json.loads(file.read_text(encoding="utf-8"))
         spec = dict(found["spec"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} must be the manifest of a trajectory cache, and can't be read ({error}). Delete its "
-                         "folder.") from error
+        raise BadValue(
+            "{file} must be the manifest of a trajectory cache, and can't be read ({error}). Delete its "
+            "folder.",
+            file=file,
+            error=error,
+        ) from error
     if found.get("version") != VERSION:
-        raise ValueError(f"{file} must be of version {VERSION}, got {found.get('version')}. Delete its folder.")
+        raise BadValue(
+            "{file} must be of version {version}, got {got}. Delete its folder.",
+            file=file,
+            version=VERSION,
+            got=found.get("version"),
+        )
     if found != wanted:
         odd = next((k for k, v in wanted["spec"].items() if spec.get(k) != v), "key")
-        raise ValueError(f"{file} must belong to this run, its {odd} is {spec.get(odd, found.get(odd))!r} and not "
-                         f"{wanted['spec'].get(odd, wanted.get(odd))!r}. Delete its folder.")
+        raise BadValue(
+            "{file} must belong to this run, its {odd} is {odd2!r} and not {odd3!r}. Delete its folder.",
+            file=file,
+            odd=odd,
+            odd2=spec.get(odd, found.get(odd)),
+            odd3=wanted["spec"].get(odd, wanted.get(odd)),
+        )
 
 
 def noises(seed, numbers, shape):
-    """The starting noise of those trajectories, float32 (len(numbers), *shape), each from a generator of its own."""
+    """The starting noise of those trajectories, float32 (len(numbers), *shape), each from a generator of its
+    own.
+    """
     return torch.stack([_noise(seed, number, shape) for number in numbers])
 
 
@@ -277,15 +358,18 @@ def _noise(seed, number, shape):
 
 
 def start(noise, sigmas, path, noise_scale=1.0):
-    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where alpha is 1."""
+    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where
+    alpha is 1.
+    """
     first = torch.as_tensor(sigmas[0], dtype=torch.float64)
     level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
     return noise * (float(level) * noise_scale)
 
 
 def recorded(run, kept, states, predictions):
-    """The states of a sampler's run, passed on; x at the levels in `kept` (but the first) and the predictions made at them (but
-    the last) are appended to the two lists."""
+    """The states of a sampler's run, passed on; x at the levels in `kept` (but the first) and the predictions
+    made at them (but the last) are appended to the two lists.
+    """
     for state in run:
         if state.index in kept:
             predictions.append(state.x0)

@@ -1,7 +1,8 @@
-"""Folders of one kind below a common one, within a limit of bytes: which are ours, which are in use, which have to go.
+"""Folders of one kind below a common one, within a limit of bytes: which are ours, which are in use, which
+have to go.
 
-A folder is ours when its name is the hash of what its `manifest.json` says. In use is one that a run has locked; the lock ends with
-the process, however that ends.
+A folder is ours when its name is the hash of what its `manifest.json` says. In use is one that a run has
+locked; the lock ends with the process, however that ends.
 """
 
 import contextlib
@@ -12,17 +13,19 @@ import re
 
 try:
     import fcntl
-except ImportError:     # Windows, where a file that somebody has open can't be removed
+except ImportError:  # Windows, where a file that somebody has open can't be removed
     fcntl = None
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHARD = re.compile(r"\d{5,}\.safetensors")
-LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}")       # by a write that was killed
+LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}")  # by a write that was killed
 
 
 def key(version, spec):
     """The name of the folder of that spec, 24 hex digits."""
-    return hashlib.sha256(json.dumps({"version": version, "spec": spec}, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(
+        json.dumps({"version": version, "spec": spec}, sort_keys=True).encode()
+    ).hexdigest()[:24]
 
 
 def is_ours(folder):
@@ -37,7 +40,8 @@ def is_ours(folder):
 def lock(folder, alone=False):
     """An open file that marks a folder as in use until it is closed, at the latest by the end of the process.
 
-    alone: None when another has it open. None too where the folder can't be written, or its file system has no locks.
+    alone: None when another has it open. None too where the folder can't be written, or its file system has
+    no locks.
     """
     try:
         if alone and fcntl is None:
@@ -63,7 +67,8 @@ def tidy(folder):
 
 
 def make_room(root, limit, folder, wanted):
-    """Remove those unused for longest until `wanted` bytes of `folder` and all others below `root` fit into the limit.
+    """Remove those unused for longest until `wanted` bytes of `folder` and all others below `root` fit into
+    the limit.
 
     None that a run has open is removed, and nothing that is not ours.
     """
@@ -74,13 +79,17 @@ def make_room(root, limit, folder, wanted):
         if total > limit and remove(other):
             total -= each
     if total > limit:
-        logging.warning("Fewstep: the trajectory caches in %s take more than their limit, as another run has some open.", root)
+        logging.warning(
+            "Fewstep: the trajectory caches in %s take more than their limit, as another run has some open.",
+            root,
+        )
 
 
 def remove(folder):
     """Delete a folder unless a run has it open; returns whether it is gone.
 
-    The manifest goes last: what is cut short by the end of the process is still ours. Files that are not ours stay.
+    The manifest goes last: what is cut short by the end of the process is still ours. Files that are not ours
+    stay.
     """
     alone = lock(folder, alone=True)
     if alone is None:

@@ -9,8 +9,13 @@ from fewstep.diffusion.destruction.noise_schedules import PROCESSES, to_diffusio
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from fewstep.diffusion.schedules import grids
 
-ALL = [*((name, {}) for name in PROCESSES), ("flow", {"shift": 3.0}), ("flow", {"shift": 0.4}),
-       ("VP linear", {"beta_min": 2.0, "beta_max": 2.0}), ("VE", {"sigma_min": 0.1, "sigma_max": 3.0})]
+ALL = [
+    *((name, {}) for name in PROCESSES),
+    ("flow", {"shift": 3.0}),
+    ("flow", {"shift": 0.4}),
+    ("VP linear", {"beta_min": 2.0, "beta_max": 2.0}),
+    ("VE", {"sigma_min": 0.1, "sigma_max": 3.0}),
+]
 IDS = [name + "".join(f" {k}={v:g}" for k, v in options.items()) for name, options in ALL]
 TABLES = {"VP linear discrete": "linear", "VP scaled linear": "scaled_linear"}
 every = pytest.mark.parametrize("name, options", ALL, ids=IDS)
@@ -27,8 +32,10 @@ def test_f_is_the_slope_of_log_alpha_and_g2_of_lambda(name, options):
     """Against automatic differentiation of alpha and lambda themselves."""
     process = PROCESSES[name](**options)
     t = inner_times(process).requires_grad_()
-    slopes = [torch.autograd.grad(value(t).sum(), t, allow_unused=True)[0]
-              for value in (lambda t: process.alpha(t).log() + 0 * t, process.log_snr)]
+    slopes = [
+        torch.autograd.grad(value(t).sum(), t, allow_unused=True)[0]
+        for value in (lambda t: process.alpha(t).log() + 0 * t, process.log_snr)
+    ]
     t = t.detach()
     assert torch.allclose(process.f(t), slopes[0], rtol=1e-9, atol=1e-12)
     assert torch.allclose(process.g2(t), -2 * process.sigma(t).square() * slopes[1], rtol=1e-9, atol=1e-12)
@@ -37,7 +44,9 @@ def test_f_is_the_slope_of_log_alpha_and_g2_of_lambda(name, options):
 @every
 @pytest.mark.parametrize("variance", [0.0, 0.25, 4.0])
 def test_sde_has_the_marginals(name, options, variance):
-    """The variance of dx = f x dt + g dw obeys dV/dt = 2 f V + g^2; V = alpha^2 v + sigma^2 by central differences."""
+    """The variance of dx = f x dt + g dw obeys dV/dt = 2 f V + g^2; V = alpha^2 v + sigma^2 by central
+    differences.
+    """
     process = PROCESSES[name](**options)
     t, step = inner_times(process), 1e-5 * process.t_max
 
@@ -53,7 +62,9 @@ def test_sde_has_the_marginals(name, options, variance):
 @every
 def test_time_inverts_log_snr(name, options):
     process = PROCESSES[name](**options)
-    t = process.t_max * torch.cat([torch.logspace(-6, -1, 11, dtype=torch.float64), torch.linspace(0.1, 0.999, 50).double()])
+    t = process.t_max * torch.cat(
+        [torch.logspace(-6, -1, 11, dtype=torch.float64), torch.linspace(0.1, 0.999, 50).double()]
+    )
     assert ((process.time(process.log_snr(t)) - t) / t).abs().max() < 1e-9
     assert process.time(process.log_snr(t).reshape(1, -1)).shape == (1, len(t))
     back = process.log_snr(process.time(process.log_snr(t)))
@@ -64,7 +75,9 @@ def test_time_inverts_log_snr(name, options):
 def test_ends(name, options):
     process = PROCESSES[name](**options)
     assert process.alpha(0.0) == 1
-    assert math.isclose(process.sigma(0.0), options.get("sigma_min", 0.01) if name == "VE" else 0, rel_tol=1e-12)
+    assert math.isclose(
+        process.sigma(0.0), options.get("sigma_min", 0.01) if name == "VE" else 0, rel_tol=1e-12
+    )
     t = torch.linspace(0, process.t_max, 501, dtype=torch.float64)
     assert (process.log_snr(t).diff() < 0).all()
     for end in (0.0, process.t_max):
@@ -82,8 +95,12 @@ def test_tables_are_those_of_diffusers(name):
     theirs = DDPMScheduler(beta_schedule=TABLES[name], **ends).alphas_cumprod.double()
     process = PROCESSES[name]()
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    assert (process.alpha(t).square() / theirs - 1).abs().max() < 3e-5       # theirs is a product of 1000 in float32
-    assert torch.allclose(process.alpha(t).square() + process.sigma(t).square(), torch.ones_like(t), rtol=1e-14)
+    assert (
+        process.alpha(t).square() / theirs - 1
+    ).abs().max() < 3e-5  # theirs is a product of 1000 in float32
+    assert torch.allclose(
+        process.alpha(t).square() + process.sigma(t).square(), torch.ones_like(t), rtol=1e-14
+    )
 
 
 def test_table_is_exact_and_interpolates_as_the_grids_do():
@@ -100,8 +117,14 @@ def test_table_is_exact_and_interpolates_as_the_grids_do():
 def test_vp_sde_is_the_limit_of_the_tables():
     """alpha of the discrete process differs from the continuous one as 1/N."""
     t = torch.linspace(0.1, 1, 10, dtype=torch.float64)
-    gaps = [float((noise_schedules.vp_linear_discrete(n).alpha(t) / noise_schedules.vp_linear().alpha(t) - 1).abs().max())
-            for n in (1000, 2000, 4000)]
+    gaps = [
+        float(
+            (noise_schedules.vp_linear_discrete(n).alpha(t) / noise_schedules.vp_linear().alpha(t) - 1)
+            .abs()
+            .max()
+        )
+        for n in (1000, 2000, 4000)
+    ]
     assert gaps[0] < 0.2 and all(abs(a / b - 2) < 0.15 for a, b in zip(gaps, gaps[1:]))
 
 
@@ -130,9 +153,16 @@ def test_flow_is_the_flow_path_under_the_grids_shift(shift):
     assert torch.allclose(process.sigma(process.time(lam)), FLOW.sigma(lam), rtol=1e-13)
 
 
-@pytest.mark.parametrize("name, path", [("VP linear", VARIANCE_PRESERVING), ("VP cosine", VARIANCE_PRESERVING),
-                                        ("VP scaled linear", VARIANCE_PRESERVING), ("VE", VARIANCE_EXPLODING),
-                                        ("EDM", VARIANCE_EXPLODING)])
+@pytest.mark.parametrize(
+    "name, path",
+    [
+        ("VP linear", VARIANCE_PRESERVING),
+        ("VP cosine", VARIANCE_PRESERVING),
+        ("VP scaled linear", VARIANCE_PRESERVING),
+        ("VE", VARIANCE_EXPLODING),
+        ("EDM", VARIANCE_EXPLODING),
+    ],
+)
 def test_processes_stay_on_their_path(name, path):
     process = PROCESSES[name]()
     t = inner_times(process)
@@ -142,15 +172,23 @@ def test_processes_stay_on_their_path(name, path):
 
 @every
 def test_quadrature_of_f_and_g2_is_alpha_and_sigma(name, options):
-    """With the factor alpha in sigma; the error falls with the spacing's square, with the spacing for tables' slopes that jump."""
+    """With the factor alpha in sigma; the error falls with the spacing's square, with the spacing for tables'
+    slopes that jump.
+    """
     process = PROCESSES[name](**options)
     errors = []
     for count in (2000, 4000):
         t = torch.linspace(0, 0.9 * process.t_max, count * 9 // 10 + 1, dtype=torch.float64)
-        alpha, sigma, eps = to_flow_view(process.f(t), process.g2(t), 0.7, t, sigma_0=float(process.sigma(0.0)))
-        late = slice(count // 10, None)     # sigma is compared as a ratio, which is 0/0 at 0
-        errors.append(max(float((alpha / process.alpha(t) - 1).abs().max()),
-                          float((sigma / process.sigma(t) - 1)[late].abs().max())))
+        alpha, sigma, eps = to_flow_view(
+            process.f(t), process.g2(t), 0.7, t, sigma_0=float(process.sigma(0.0))
+        )
+        late = slice(count // 10, None)  # sigma is compared as a ratio, which is 0/0 at 0
+        errors.append(
+            max(
+                float((alpha / process.alpha(t) - 1).abs().max()),
+                float((sigma / process.sigma(t) - 1)[late].abs().max()),
+            )
+        )
         assert torch.equal(eps, 0.7 * process.g2(t).sqrt())
     assert errors[1] < (5e-3 if name in TABLES else 1e-5)
     assert errors[1] < 1e-12 or abs(math.log2(errors[0] / errors[1]) - (1 if name in TABLES else 2)) < 0.1
@@ -165,14 +203,18 @@ def test_views_convert_there_and_back(name, eta):
         t = torch.linspace(0, 0.9 * process.t_max, count + 1, dtype=torch.float64)
         f, g2, back = to_diffusion_view(process.alpha(t), process.sigma(t), eta * process.g2(t).sqrt(), t)
         late = slice(count // 10, None)
-        errors.append([float(e[late].abs().max()) for e in (f - process.f(t), g2 / process.g2(t) - 1, back - eta)])
+        errors.append(
+            [float(e[late].abs().max()) for e in (f - process.f(t), g2 / process.g2(t) - 1, back - eta)]
+        )
     for coarse, fine in zip(*errors):
         assert fine < 1e-11 or (fine < 1e-3 and abs(math.log2(coarse / fine) - 2) < 0.2)
     assert (g2 >= 0).all() and torch.isfinite(back).all()
 
 
 def test_reverse_sde_and_interpolant_sde_are_one():
-    """f z - (1 + eta^2)/2 g^2 score against u - eps^2/2 score, u = alpha' x_0 + sigma' eps the path's own velocity."""
+    """f z - (1 + eta^2)/2 g^2 score against u - eps^2/2 score, u = alpha' x_0 + sigma' eps the path's own
+    velocity.
+    """
     process = noise_schedules.flow()
     t, x0, noise = torch.tensor(0.3), torch.tensor(1.3).double(), torch.tensor(-0.4).double()
     z, score = process.alpha(t) * x0 + process.sigma(t) * noise, -noise / process.sigma(t)
@@ -182,22 +224,38 @@ def test_reverse_sde_and_interpolant_sde_are_one():
     assert torch.allclose(reverse, noise - x0 - eps.square() / 2 * score, rtol=1e-12)
 
 
-@pytest.mark.parametrize("call, why", [
-    (lambda: noise_schedules.flow().alpha(1.2), "t must be between 0 and 1 on the process flow, got 1.2"),
-    (lambda: noise_schedules.edm().sigma([3.0, -1.0]), "t must be between 0 and 80 .*got -1"),
-    (lambda: noise_schedules.edm().sigma(math.nan), "t must be .*got nan"),
-    (lambda: noise_schedules.vp_scaled_linear().time(-5.0), "log_snr must be between -2.68.* and inf .*got -5"),
-    (lambda: noise_schedules.ve().time(9.0), "log_snr must be between -3.9.* and 4.6.*got 9"),
-    (lambda: noise_schedules.flow(0.0), "shift must be above 0"),
-    (lambda: noise_schedules.vp_linear(3.0, 1.0), "beta_min must be above 0 and at most beta_max = 1"),
-    (lambda: noise_schedules.ve(2.0, 1.0), "sigma_min must be above 0 and below"),
-    (lambda: noise_schedules.vp_cosine(0.0), "offset must be above 0"),
-    (lambda: noise_schedules.vp_discrete([0.1, 1.0]), "betas must be .*between 0 and 1"),
-    (lambda: to_flow_view(0.0, 1.0, 0.0, [0.1, 0.2, 0.3]), "t must start at 0"),
-    (lambda: to_flow_view(0.0, 1.0, 0.0, [0.0, 0.2, 0.2]), "t must be one row of three or more rising times"),
-    (lambda: to_flow_view([0.0, 1.0, -math.inf], 1.0, 0.0, [0.0, 0.5, 1.0]), "f must be finite"),
-    (lambda: to_diffusion_view([1.0, 0.5, 0.0], [0.0, 0.5, 1.0], 0.0, [0.0, 0.5, 1.0]), "alpha must be above 0"),
-    (lambda: to_diffusion_view(1.0, [0.0, 2.0, 1.0], 0.0, [0.0, 0.5, 1.0]), "sigma / alpha must be rising")])
+@pytest.mark.parametrize(
+    "call, why",
+    [
+        (lambda: noise_schedules.flow().alpha(1.2), "t must be between 0 and 1 on the process flow, got 1.2"),
+        (lambda: noise_schedules.edm().sigma([3.0, -1.0]), "t must be between 0 and 80 .*got -1"),
+        (lambda: noise_schedules.edm().sigma(math.nan), "t must be .*got nan"),
+        (
+            lambda: noise_schedules.vp_scaled_linear().time(-5.0),
+            "log_snr must be between -2.68.* and inf .*got -5",
+        ),
+        (lambda: noise_schedules.ve().time(9.0), "log_snr must be between -3.9.* and 4.6.*got 9"),
+        (lambda: noise_schedules.flow(0.0), "shift must be above 0"),
+        (lambda: noise_schedules.vp_linear(3.0, 1.0), "beta_min must be above 0 and at most beta_max = 1"),
+        (lambda: noise_schedules.ve(2.0, 1.0), "sigma_min must be above 0 and below"),
+        (lambda: noise_schedules.vp_cosine(0.0), "offset must be above 0"),
+        (lambda: noise_schedules.vp_discrete([0.1, 1.0]), "betas must be .*between 0 and 1"),
+        (lambda: to_flow_view(0.0, 1.0, 0.0, [0.1, 0.2, 0.3]), "t must start at 0"),
+        (
+            lambda: to_flow_view(0.0, 1.0, 0.0, [0.0, 0.2, 0.2]),
+            "t must be one row of three or more rising times",
+        ),
+        (lambda: to_flow_view([0.0, 1.0, -math.inf], 1.0, 0.0, [0.0, 0.5, 1.0]), "f must be finite"),
+        (
+            lambda: to_diffusion_view([1.0, 0.5, 0.0], [0.0, 0.5, 1.0], 0.0, [0.0, 0.5, 1.0]),
+            "alpha must be above 0",
+        ),
+        (
+            lambda: to_diffusion_view(1.0, [0.0, 2.0, 1.0], 0.0, [0.0, 0.5, 1.0]),
+            "sigma / alpha must be rising",
+        ),
+    ],
+)
 def test_what_is_no_process_is_refused(call, why):
     with pytest.raises(ValueError, match=why):
         call()

@@ -1,4 +1,6 @@
-"""Drawn schedules: the curve goes through its points and never rises, and what is no curve is refused by name."""
+"""Drawn schedules: the curve goes through its points and never rises, and what is no curve is refused by
+name.
+"""
 
 import math
 import random
@@ -19,17 +21,24 @@ def curve(points, count=1001):
 def test_points_on_the_diagonal_are_the_uniform_grid(points):
     for steps, denoise in ((1, 1.0), (4, 1.0), (7, 0.4)):
         ours = drawn.grid(points, steps, grids.flow_sigma(3.0), denoise)
-        assert torch.allclose(ours, grids.grid("uniform", steps, grids.flow_sigma(3.0), FLOW, denoise), atol=1e-12)
+        assert torch.allclose(
+            ours, grids.grid("uniform", steps, grids.flow_sigma(3.0), FLOW, denoise), atol=1e-12
+        )
 
 
 def test_the_curve_is_the_monotone_interpolation_of_scipy():
     interpolate = pytest.importorskip("scipy.interpolate")
     r = random.Random(0)
     for count in (1, 2, 5, 12):
-        shares, times = sorted(r.random() for _ in range(count)), sorted((r.random() for _ in range(count)), reverse=True)
+        shares, times = (
+            sorted(r.random() for _ in range(count)),
+            sorted((r.random() for _ in range(count)), reverse=True),
+        )
         points = list(zip(shares, times))
         known = interpolate.PchipInterpolator([0.0, *shares, 1.0], [1.0, *times, 0.0])
-        assert torch.allclose(curve(points), torch.as_tensor(known(torch.linspace(0, 1, 1001, dtype=F64).numpy())), atol=1e-12)
+        assert torch.allclose(
+            curve(points), torch.as_tensor(known(torch.linspace(0, 1, 1001, dtype=F64).numpy())), atol=1e-12
+        )
 
 
 def test_the_curve_falls_through_its_points():
@@ -48,7 +57,12 @@ def test_the_curve_falls_through_its_points():
         assert torch.allclose(at, torch.tensor([t for _, t in points], dtype=F64))
         for steps in (1, 2, 30, 400):
             sigmas = drawn.grid(points, steps, grids.flow_sigma(), 1.0)
-            assert sigmas.shape == (steps + 1,) and (sigmas.diff() < 0).all() and sigmas[0] == 1 and sigmas[-1] == 0
+            assert (
+                sigmas.shape == (steps + 1,)
+                and (sigmas.diff() < 0).all()
+                and sigmas[0] == 1
+                and sigmas[-1] == 0
+            )
 
 
 def test_steps_crowd_where_the_curve_is_flat():
@@ -56,13 +70,29 @@ def test_steps_crowd_where_the_curve_is_flat():
     assert int((late < 0.3).sum()) > int((late > 0.3).sum())
 
 
-@pytest.mark.parametrize("points, words", [
-    ("text", "list of"), ({"a": 1}, "list of"), ([1, 2], "list of"), ([[0.5]], "list of"), ([[0.5, "0.5"]], "list of"),
-    ([[0.5, True]], "list of"), ([[math.nan, 0.5]], "list of"), ([[0.5, math.inf]], "list of"), (None, "list of"),
-    ([[0.5, 0.5], [0.4, 0.4]], r"\[0.5, 0.5\] and then \[0.4, 0.4\]"), ([[0.5, 0.5], [0.6, 0.5]], r"\[0.6, 0.5\]"),
-    ([[0.5, 0.5], [0.6, 0.7]], r"\[0.6, 0.7\]"), ([[0.0, 0.5]], r"\[0, 1\] and then \[0, 0.5\]"),
-    ([[0.5, 1.2]], r"\[0.5, 1.2\]"), ([[0.5, -0.1]], r"the end"), ([[1.5, 0.5]], "the end"),
-    ([[i / 100, 1 - i / 100] for i in range(1, 90)], "at most 64, got 89")], ids=str)
+@pytest.mark.parametrize(
+    "points, words",
+    [
+        ("text", "list of"),
+        ({"a": 1}, "list of"),
+        ([1, 2], "list of"),
+        ([[0.5]], "list of"),
+        ([[0.5, "0.5"]], "list of"),
+        ([[0.5, True]], "list of"),
+        ([[math.nan, 0.5]], "list of"),
+        ([[0.5, math.inf]], "list of"),
+        (None, "list of"),
+        ([[0.5, 0.5], [0.4, 0.4]], r"\[0.5, 0.5\] and then \[0.4, 0.4\]"),
+        ([[0.5, 0.5], [0.6, 0.5]], r"\[0.6, 0.5\]"),
+        ([[0.5, 0.5], [0.6, 0.7]], r"\[0.6, 0.7\]"),
+        ([[0.0, 0.5]], r"\[0, 1\] and then \[0, 0.5\]"),
+        ([[0.5, 1.2]], r"\[0.5, 1.2\]"),
+        ([[0.5, -0.1]], r"the end"),
+        ([[1.5, 0.5]], "the end"),
+        ([[i / 100, 1 - i / 100] for i in range(1, 90)], "at most 64, got 89"),
+    ],
+    ids=str,
+)
 def test_what_is_no_curve_is_refused_by_name(points, words):
     with pytest.raises(ValueError, match="^points must.*" + words):
         drawn.grid(points, 4, grids.flow_sigma())

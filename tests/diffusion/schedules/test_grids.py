@@ -21,7 +21,10 @@ MODELS = {
     "flow": (grids.flow_sigma(), FLOW),
     "flow shift 3": (grids.flow_sigma(3.0), FLOW),
     "stable diffusion": (grids.discrete_sigma(stable_diffusion()), VARIANCE_EXPLODING),
-    "edm": (grids.discrete_sigma(torch.linspace(math.log(0.002), math.log(80), 1000, dtype=F64).exp()), VARIANCE_EXPLODING),
+    "edm": (
+        grids.discrete_sigma(torch.linspace(math.log(0.002), math.log(80), 1000, dtype=F64).exp()),
+        VARIANCE_EXPLODING,
+    ),
     "variance preserving": (lambda t: (t * math.pi / 2).sin(), VARIANCE_PRESERVING),
 }
 
@@ -33,9 +36,13 @@ def test_every_grid_has_its_steps_its_ends_and_descends(model, name):
     for steps in (1, 2, 3, 4, 7, 20, 100):
         for denoise in (1.0, 0.5, 0.03):
             sigmas = grids.grid(name, steps, sigma_of, path, denoise)
-            assert sigmas.shape == (steps + 1,) and sigmas.isfinite().all() and (sigmas.float().diff() < 0).all(), (steps, denoise)
+            assert (
+                sigmas.shape == (steps + 1,) and sigmas.isfinite().all() and (sigmas.float().diff() < 0).all()
+            ), (steps, denoise)
             assert sigmas[-1] == 0
-            assert math.isclose(float(sigmas[0]), float(sigma_of(torch.tensor(denoise, dtype=F64))), rel_tol=1e-12)
+            assert math.isclose(
+                float(sigmas[0]), float(sigma_of(torch.tensor(denoise, dtype=F64))), rel_tol=1e-12
+            )
 
 
 def test_uniform_on_a_shifted_flow_is_the_shift_of_a_uniform_one():
@@ -50,7 +57,9 @@ def test_karras_equals_diffusers():
     from diffusers import EulerDiscreteScheduler
 
     sigmas = grids.grid("karras", 8, *MODELS["stable diffusion"])
-    theirs = EulerDiscreteScheduler()._convert_to_karras(in_sigmas=torch.tensor([sigmas[0], sigmas[-2]]), num_inference_steps=8)
+    theirs = EulerDiscreteScheduler()._convert_to_karras(
+        in_sigmas=torch.tensor([sigmas[0], sigmas[-2]]), num_inference_steps=8
+    )
     assert torch.allclose(sigmas[:-1], torch.as_tensor(theirs).double(), rtol=1e-5)
 
 
@@ -76,13 +85,17 @@ def test_log_snr_and_cosine_are_equal_steps():
 
 def test_polyexponential_1_is_log_snr():
     sigma_of, path = MODELS["edm"]
-    assert torch.allclose(grids.grid("polyexponential", 7, sigma_of, path), grids.grid("log-SNR", 7, sigma_of, path))
+    assert torch.allclose(
+        grids.grid("polyexponential", 7, sigma_of, path), grids.grid("log-SNR", 7, sigma_of, path)
+    )
 
 
 @pytest.mark.parametrize("a, b", [(2.0, 1.0), (1.0, 3.0), (1.0, 1.0), (2.0, 2.0)])
 def test_beta_quantiles_where_they_have_a_closed_form(a, b):
     x = torch.linspace(0.01, 0.99, 23, dtype=F64)
-    below = {(2.0, 1.0): x**2, (1.0, 3.0): 1 - (1 - x) ** 3, (1.0, 1.0): x, (2.0, 2.0): 3 * x**2 - 2 * x**3}[a, b]
+    below = {(2.0, 1.0): x**2, (1.0, 3.0): 1 - (1 - x) ** 3, (1.0, 1.0): x, (2.0, 2.0): 3 * x**2 - 2 * x**3}[
+        a, b
+    ]
     assert (grids.beta_quantile(below, a, b) - x).abs().max() < 1e-6
 
 
@@ -93,7 +106,9 @@ def test_beta_quantile_of_one_half_is_the_arcsine_law_and_beta_is_symmetric():
 
 
 def test_anchors_are_lcms_and_phases_are_divided():
-    times = grids.time_of(grids.flow_sigma(), grids.grid("trailing anchors", 4, grids.flow_sigma(), FLOW)) * 50
+    times = (
+        grids.time_of(grids.flow_sigma(), grids.grid("trailing anchors", 4, grids.flow_sigma(), FLOW)) * 50
+    )
     assert (times - torch.tensor([50.0, 38, 25, 13, 0], dtype=F64)).abs().max() < 1e-9
     six = grids.grid("phase edges", 6, grids.flow_sigma(), FLOW, phases=4)
     assert torch.allclose(six, torch.tensor([1, 0.875, 0.75, 0.625, 0.5, 0.25, 0], dtype=F64))
@@ -104,31 +119,46 @@ def test_anchors_are_lcms_and_phases_are_divided():
 def test_ays_is_its_table_on_its_model_and_has_equal_lambda_on_another():
     sigma_of, path = MODELS["stable diffusion"]
     ten = grids.grid("AYS SD1", 10, sigma_of, path)
-    assert torch.allclose(ten[1:10], torch.tensor([6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152], dtype=F64))
+    assert torch.allclose(
+        ten[1:10], torch.tensor([6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152], dtype=F64)
+    )
     flow = grids.grid("AYS SD1", 10, *MODELS["flow"])
     assert torch.allclose(FLOW.log_snr(flow[1:10]), path.log_snr(ten[1:10])) and flow[0] == 1
 
 
-@pytest.mark.parametrize("arguments, why", [
-    (("unheard of", 4), "schedule must be one of uniform, .*got 'unheard of'"), (("uniform", 0), "steps must be a whole number"),
-    (("uniform", 2.5), "steps must be a whole number"), (("uniform", -1), "steps must be a whole number"),
-    (("uniform", 4, 0.0), "denoise must be above 0"), (("uniform", 4, 1.5), "denoise must be above 0"),
-    (("uniform", 4, 1.0, 0.0), "shift must be above 0")])
+@pytest.mark.parametrize(
+    "arguments, why",
+    [
+        (("unheard of", 4), "schedule must be one of uniform, .*got 'unheard of'"),
+        (("uniform", 0), "steps must be a whole number"),
+        (("uniform", 2.5), "steps must be a whole number"),
+        (("uniform", -1), "steps must be a whole number"),
+        (("uniform", 4, 0.0), "denoise must be above 0"),
+        (("uniform", 4, 1.5), "denoise must be above 0"),
+        (("uniform", 4, 1.0, 0.0), "shift must be above 0"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, why):
     name, steps, *rest = arguments
     with pytest.raises(ValueError, match=why):
         grids.grid(name, steps, grids.flow_sigma(), FLOW, *rest)
 
 
-@pytest.mark.parametrize("name, options, why", [("karras", {"rho": 0.0}, "rho of schedule karras must be above 0"),
-                                                ("uniform", {"rho": 7.0}, "schedule uniform has no option rho"),
-                                                ("phase edges", {"phases": 2.5}, "phases .* must be above 0 and whole, got 2.5")])
+@pytest.mark.parametrize(
+    "name, options, why",
+    [
+        ("karras", {"rho": 0.0}, "rho of schedule karras must be above 0"),
+        ("uniform", {"rho": 7.0}, "schedule uniform has no option rho"),
+        ("phase edges", {"phases": 2.5}, "phases .* must be above 0 and whole, got 2.5"),
+    ],
+)
 def test_bad_options_are_named(name, options, why):
     with pytest.raises(ValueError, match=why):
         grids.grid(name, 4, grids.flow_sigma(), FLOW, **options)
 
 
 # ---- edits -----------------------------------------------------------------------------------------
+
 
 @pytest.fixture(params=MODELS)
 def model(request):
@@ -148,7 +178,9 @@ def test_scale_moves_lambda_and_stays_in_range(model):
     sigma_of, path = model
     sigmas = grids.grid("uniform", 6, sigma_of, path)
     half = edits.scale(sigmas, path, 0.5, float(sigmas[0]))
-    assert torch.allclose(path.log_snr(half[1:6]) - path.log_snr(sigmas[1:6]), torch.tensor(math.log(2), dtype=F64))
+    assert torch.allclose(
+        path.log_snr(half[1:6]) - path.log_snr(sigmas[1:6]), torch.tensor(math.log(2), dtype=F64)
+    )
     more = edits.scale(sigmas, path, 50.0, float(sigmas[0]))
     assert more[0] == sigmas[0] and (more.diff() < 0).all() and more[-1] == 0
 
@@ -158,7 +190,11 @@ def test_levels_beyond_the_largest_are_spread_not_stacked():
     top = float(sigma_of(torch.tensor(1.0, dtype=F64)))
     wide = torch.tensor([700.0, 200, 60, 20, 5, 1, 0], dtype=F64)
     for moved in (edits.translate(wide, path, 700.0, path, top), edits.scale(wide / 40, path, 40.0, top)):
-        assert moved[0] == pytest.approx(top) and (moved[:5] / moved[1:6]).min() > 1.2 and (moved.diff() < 0).all()
+        assert (
+            moved[0] == pytest.approx(top)
+            and (moved[:5] / moved[1:6]).min() > 1.2
+            and (moved.diff() < 0).all()
+        )
 
 
 def test_shift_of_a_part_keeps_its_ends(model):
@@ -180,7 +216,9 @@ def test_blend_ends_are_the_schedules_and_lengths_may_differ(model):
 def test_snap_takes_each_anchor_once():
     sigma_of = grids.flow_sigma()
     close = torch.tensor([1.0, 0.99, 0.98, 0.5, 0.0], dtype=F64)
-    assert torch.allclose(edits.snap(close, sigma_of, 4), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=F64))
+    assert torch.allclose(
+        edits.snap(close, sigma_of, 4), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=F64)
+    )
     low = torch.tensor([0.3, 0.02, 0.01], dtype=F64)
     assert torch.allclose(edits.snap(low, sigma_of, 10), torch.tensor([0.3, 0.2, 0.1], dtype=F64))
     with pytest.raises(ValueError, match="anchors must be at least 4, .* got 3"):

@@ -1,4 +1,6 @@
-"""Linear solvers and their fit: rows equal the kernel, derivatives equal automatic ones, fits gain on unseen noise or say so."""
+"""Linear solvers and their fit: rows equal the kernel, derivatives equal automatic ones, fits gain on unseen
+noise or say so.
+"""
 
 import math
 
@@ -14,8 +16,13 @@ from fewstep.diffusion.solvers.refine import differences, moved, parameters
 from fewstep.diffusion.solvers.trajectories import Trajectories, by_dynamic_programming
 from oracles.mixture import line_mixture
 
-RANGES = {"flow": (FLOW, grids.flow_sigma()),
-          "variance exploding": (VARIANCE_EXPLODING, grids.discrete_sigma(torch.logspace(-2, 1.3, 500, dtype=torch.float64)))}
+RANGES = {
+    "flow": (FLOW, grids.flow_sigma()),
+    "variance exploding": (
+        VARIANCE_EXPLODING,
+        grids.discrete_sigma(torch.logspace(-2, 1.3, 500, dtype=torch.float64)),
+    ),
+}
 
 
 @pytest.fixture(params=RANGES)
@@ -29,12 +36,16 @@ def case(request):
 def trajectories(case, count, generator, steps=60):
     path, sigma_of, denoiser = case
     levels = grids.grid("auto", steps, sigma_of, path, dimension=4)
-    x = torch.randn(count, 4, generator=generator, dtype=torch.float64) * float((levels[0]**2 + path.alpha(levels[0])**2).sqrt())
+    x = torch.randn(count, 4, generator=generator, dtype=torch.float64) * float(
+        (levels[0] ** 2 + path.alpha(levels[0]) ** 2).sqrt()
+    )
     states, predictions = [x], []
     for state in sample(denoiser, x, levels, path, order=3):
         states.append(state.x)
         predictions.append(state.x0)
-    return Trajectories(path, levels, torch.stack(states, 1), torch.stack(predictions, 1), lambda x, s, which: denoiser(x, s))
+    return Trajectories(
+        path, levels, torch.stack(states, 1), torch.stack(predictions, 1), lambda x, s, which: denoiser(x, s)
+    )
 
 
 def rmse(a, b):
@@ -50,11 +61,17 @@ def test_classical_rows_are_the_kernel(case, generator, order, corrector):
     assert rmse(ours, solve(denoiser, x, levels, path, order=order, corrector=corrector)) < 1e-13
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"sigmas": (1.0, 0.5, 0.1)}, "end at 0"), ({"sigmas": (1.0, 0.5, 0.6)}, "descend"),
-    ({"sigmas": (1.0, math.nan, 0.0)}, "finite"),
-    ({"rows": ((0.5, 0.5),)}, "row for each"), ({"rows": ((0.5, 0.5, 0.1), (0.0, 1.0))}, "step 1"),
-    ({"rows": ((0.5, math.inf), (0.0, 1.0))}, "finite")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"sigmas": (1.0, 0.5, 0.1)}, "end at 0"),
+        ({"sigmas": (1.0, 0.5, 0.6)}, "descend"),
+        ({"sigmas": (1.0, math.nan, 0.0)}, "finite"),
+        ({"rows": ((0.5, 0.5),)}, "row for each"),
+        ({"rows": ((0.5, 0.5, 0.1), (0.0, 1.0))}, "step 1"),
+        ({"rows": ((0.5, math.inf), (0.0, 1.0))}, "finite"),
+    ],
+)
 def test_a_solver_that_is_none_is_refused(change, word):
     good = {"sigmas": (1.0, 0.5, 0.0), "rows": ((0.5, 0.5), (0.0, 1.0))}
     assert LinearSolver(**good).steps == 2
@@ -132,7 +149,9 @@ def test_dynamic_programming_finds_the_best_of_all_grids(case, generator):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6])
 def test_a_fit_gains_on_noise_it_has_not_seen(case, generator, steps):
-    """At least a third of the error of the automatic choice is gone (in one step, which has two weights, a quarter)."""
+    """At least a third of the error of the automatic choice is gone (in one step, which has two weights, a
+    quarter).
+    """
     path, sigma_of, denoiser = case
     data, unseen = trajectories(case, 128, generator), trajectories(case, 128, generator)
     starts = [grids.grid(name, steps, sigma_of, path) for name in ("auto", "uniform", "cosine")]
@@ -141,7 +160,9 @@ def test_a_fit_gains_on_noise_it_has_not_seen(case, generator, steps):
     best = found[-1]
     reached = linear.solve(best.solver, denoiser, unseen.states[:, 0])
     auto = linear.solve(classical(starts[0], path), denoiser, unseen.states[:, 0])
-    assert best.gain > 2 and rmse(reached, unseen.states[:, -1]) < (0.75 if steps == 1 else 0.67) * rmse(auto, unseen.states[:, -1])
+    assert best.gain > 2 and rmse(reached, unseen.states[:, -1]) < (0.75 if steps == 1 else 0.67) * rmse(
+        auto, unseen.states[:, -1]
+    )
 
 
 def test_a_fit_asks_no_more_than_it_may(case, generator):
@@ -161,11 +182,15 @@ def test_a_fit_asks_no_more_than_it_may(case, generator):
 
 
 def test_without_a_gain_the_fit_says_so(generator):
-    """A model whose answer never changes is sampled exactly by every classical solver: nothing is left to gain."""
+    """A model whose answer never changes is sampled exactly by every classical solver: nothing is left to
+    gain.
+    """
     point = torch.tensor([1.0, -1.0, 0.5, 0.0], dtype=torch.float64)
     path, sigma_of = RANGES["flow"]
     data = trajectories((path, sigma_of, lambda x, sigma: point.expand_as(x) + 0 * x), 16, generator)
-    data.states[:, -1] += 1e-3 * torch.randn(16, 4, generator=generator, dtype=torch.float64)      # ends that no solver can reach
+    data.states[:, -1] += 1e-3 * torch.randn(
+        16, 4, generator=generator, dtype=torch.float64
+    )  # ends that no solver can reach
     *_, last = fit(data, [grids.grid("auto", 4, sigma_of, path)])
     assert not (last.gain > 1 and last.error < last.classical)
 

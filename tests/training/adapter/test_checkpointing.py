@@ -12,7 +12,7 @@ def test_forward_is_restored_and_no_graph_means_no_copies():
     net, parameters, compute = case(overwrite=True)
     inner, seen = net.blocks[0].forward, []
 
-    def own(streams, modulation, *, options):           # someone else's patch
+    def own(streams, modulation, *, options):  # someone else's patch
         seen.append(streams)
         return inner(streams, modulation, options=options)
 
@@ -33,7 +33,9 @@ def test_forward_is_restored_and_no_graph_means_no_copies():
 
 
 def test_recomputation_draws_the_same_and_casts_the_same():
-    """Dropout, and half precision by autocast: with and without checkpointing one gradient, and one random stream."""
+    """Dropout, and half precision by autocast: with and without checkpointing one gradient, and one random
+    stream.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)) for _ in range(2)])
     wrapped = nn.Sequential(*[_Wrapped(part) for part in net])
@@ -67,14 +69,27 @@ def test_blocks_of_a_list_of_a_mixture_of_experts_and_of_a_model_without_any():
 
 def test_blocks_of_diffusers_models():
     diffusers = pytest.importorskip("diffusers")
-    unet = diffusers.UNet2DConditionModel(block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                                          up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1,
-                                          cross_attention_dim=16, attention_head_dim=8, norm_num_groups=8)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
     kinds = [type(b).__name__ for b in blocks(unet)]
     assert kinds.count("ResnetBlock2D") == 2 + 2 + 2 * 2 and kinds.count("BasicTransformerBlock") == 1 + 1 + 2
     assert set(kinds) == {"ResnetBlock2D", "BasicTransformerBlock"}
-    flux = diffusers.FluxTransformer2DModel(num_layers=2, num_single_layers=3, attention_head_dim=8, num_attention_heads=2,
-                                            joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(2, 2, 4))
+    flux = diffusers.FluxTransformer2DModel(
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=(2, 2, 4),
+    )
     assert blocks(flux) == [*flux.transformer_blocks, *flux.single_transformer_blocks]
     x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 3, 16)
     parameters = list(unet.parameters())

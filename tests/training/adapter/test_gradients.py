@@ -107,6 +107,7 @@ def test_a_write_that_no_operation_shows_is_refused():
 
 # ---- proof -------------------------------------------------------------------------------------
 
+
 class Scaled(torch.autograd.Function):
     """Nothing, with a gradient that is too large by `factor`."""
 
@@ -129,7 +130,11 @@ def test_slope_of_a_right_gradient_is_1_and_nothing_is_changed(overwrite):
     assert abs(slope(compute, parameters, backward=backward) - 1) < 1e-3
     assert abs(check_gradient(compute, parameters, backward=backward) - 1) < 1e-3
     assert all(torch.equal(p, w) for p, w in zip(parameters, before[0]))
-    assert parameters[0].grad is kept and torch.equal(kept, before[1]) and all(p.grad is None for p in parameters[1:])
+    assert (
+        parameters[0].grad is kept
+        and torch.equal(kept, before[1])
+        and all(p.grad is None for p in parameters[1:])
+    )
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.9, -1.0])
@@ -176,6 +181,7 @@ def test_no_gradient_is_an_error_with_a_remedy(value):
 
 # ---- memory ------------------------------------------------------------------------------------
 
+
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
@@ -194,18 +200,25 @@ def chain(depth, batch=5):
 
 def test_saved_bytes_of_a_linear_chain_by_hand():
     net, compute = chain(30)
-    inputs, inside = 5 * 4 * 4, 5 * 7 * 4               # float32: a pair's input, and tanh's output (saved twice, held once)
+    inputs, inside = (
+        5 * 4 * 4,
+        5 * 7 * 4,
+    )  # float32: a pair's input, and tanh's output (saved twice, held once)
     loss, held = saved_bytes(compute)
     assert held == 30 * (inputs + inside) and torch.equal(loss, compute().detach())
     held = Backward(net, net.parameters(), checkpointing=True).saved_bytes(compute)[1]
-    assert held == 30 * inputs + (inputs + inside)       # the inputs of all blocks, and one block's inside on its copies
+    assert held == 30 * inputs + (
+        inputs + inside
+    )  # the inputs of all blocks, and one block's inside on its copies
     assert all(p.grad is None for p in net.parameters())
 
 
 def test_saved_bytes_leaves_out_weights_that_are_no_parameters_and_counts_copies():
     w, x = torch.randn(4, 4, requires_grad=True), torch.randn(2, 4)
     assert saved_bytes(lambda: (x @ w).sum(), [w])[1] == x.nbytes
-    assert saved_bytes(lambda: (x @ w).sum())[1] == x.nbytes        # w is needed for the gradient of x alone, which nobody wants
+    assert (
+        saved_bytes(lambda: (x @ w).sum())[1] == x.nbytes
+    )  # w is needed for the gradient of x alone, which nobody wants
 
     def overwriting():
         y = x @ w

@@ -14,7 +14,14 @@ from fewstep.training.formats.files import check_folder, free_name, load_lora, s
 from fewstep.training.formats.recipe import Recipe
 from torch import nn
 
-RECIPE = Recipe(method="consistency", path="flow", sigmas=(1.0, 0.5, 0.0), churn=math.inf, base="abc", trained={"updates": 3})
+RECIPE = Recipe(
+    method="consistency",
+    path="flow",
+    sigmas=(1.0, 0.5, 0.0),
+    churn=math.inf,
+    base="abc",
+    trained={"updates": 3},
+)
 
 
 class Net(nn.Module):
@@ -69,7 +76,7 @@ def test_it_equals_the_merged_weights():
             if f"{key}.alpha" in tensors:
                 up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
                 layer.weight += (tensors[f"{key}.alpha"] / 2 * up @ down).view(layer.weight.shape)
-    assert len(tensors) == 9      # three layers; the embedding is none of them
+    assert len(tensors) == 9  # three layers; the embedding is none of them
     assert (net(x) - hooked).abs().max() < 1e-4
 
 
@@ -103,10 +110,19 @@ def test_a_lora_file_holds_its_recipe(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-@pytest.mark.parametrize("change, why", [
-    ({"version": 99}, "version 1, got 99"), ({"sigmas": [1.0, float("nan"), 0.0]}, "finite"),
-    ({"sigmas": [0.5, 0.8, 0]}, "descend"), ({"sigmas": [1.0, 0.5]}, "end at 0"), ({"path": "vp"}, "path must be one of"),
-    ({"churn": -1}, "churn"), ({"surprise": 1}, "surprise"), ({"order": 7}, "order")])
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"version": 99}, "version 1, got 99"),
+        ({"sigmas": [1.0, float("nan"), 0.0]}, "finite"),
+        ({"sigmas": [0.5, 0.8, 0]}, "descend"),
+        ({"sigmas": [1.0, 0.5]}, "end at 0"),
+        ({"path": "vp"}, "path must be one of"),
+        ({"churn": -1}, "churn"),
+        ({"surprise": 1}, "surprise"),
+        ({"order": 7}, "order"),
+    ],
+)
 def test_a_bad_recipe_is_refused(change, why):
     value = {**json.loads(RECIPE.to_json()), **change}
     with pytest.raises(ValueError, match=why):

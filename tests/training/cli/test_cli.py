@@ -23,18 +23,39 @@ def test_fit_writes_recipes_report_and_samples(tmp_path, capsys, teacher):
     recipe = load_recipe(tmp_path / "recipe_2.json")
     assert recipe.solver.steps == 2 and recipe.cfg == 2 and recipe.base
     assert recipe.path == ("flow" if teacher == "flow" else "variance exploding")
-    assert {p.name for p in tmp_path.iterdir()} == {"recipe_2.json", "report.txt", "report.png", "samples.png", "trajectories"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "recipe_2.json",
+        "report.txt",
+        "report.png",
+        "samples.png",
+        "trajectories",
+    }
     report = (tmp_path / "report.txt").read_text()
     assert report.strip() in capsys.readouterr().out and f"{recipe.errors['held_out']:.4f}" in report
 
 
-@pytest.mark.parametrize("options, word", [
-    (["--steps", "0"], "steps"), (["--steps", "2,x"], "steps"), (["--steps", ""], "steps"), (["--steps", "99"], "steps"),
-    (["--trajectories", "2"], "trajectories"), (["--trajectories", "many"], "trajectories"), (["--effort", "0"], "effort"),
-    (["--reference-steps", "3"], "reference_steps"), (["--cfg", "nan"], "cfg"), (["--cfg", "-1"], "cfg"),
-    (["--seed", "-1"], "seed"), (["--seed", str(2**64)], "seed"), (["--reference-steps", "1000000000"], "reference_steps"),
-    (["--seconds", "0"], "seconds"),
-    (["--seconds", "nan"], "seconds"), (["--teacher", "cat"], "teacher"), (["--frobnicate"], "frobnicate")])
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--steps", "0"], "steps"),
+        (["--steps", "2,x"], "steps"),
+        (["--steps", ""], "steps"),
+        (["--steps", "99"], "steps"),
+        (["--trajectories", "2"], "trajectories"),
+        (["--trajectories", "many"], "trajectories"),
+        (["--effort", "0"], "effort"),
+        (["--reference-steps", "3"], "reference_steps"),
+        (["--cfg", "nan"], "cfg"),
+        (["--cfg", "-1"], "cfg"),
+        (["--seed", "-1"], "seed"),
+        (["--seed", str(2**64)], "seed"),
+        (["--reference-steps", "1000000000"], "reference_steps"),
+        (["--seconds", "0"], "seconds"),
+        (["--seconds", "nan"], "seconds"),
+        (["--teacher", "cat"], "teacher"),
+        (["--frobnicate"], "frobnicate"),
+    ],
+)
 def test_bad_options_are_one_line_and_status_2(tmp_path, capsys, options, word):
     assert run(["fit", "--out", str(tmp_path / "out"), *options]) == 2
     said = capsys.readouterr().err
@@ -59,7 +80,7 @@ def test_a_stopped_fit_keeps_its_trajectories_and_goes_on(tmp_path, capsys, monk
 
     def until_interrupted(self, *args):
         asked.append(1)
-        if len(asked) == 30:        # 24 calls for the first 8 trajectories, so within the next 8
+        if len(asked) == 30:  # 24 calls for the first 8 trajectories, so within the next 8
             raise KeyboardInterrupt
         return real(self, *args)
 

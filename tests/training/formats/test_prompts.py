@@ -1,4 +1,6 @@
-"""Where prompts come from: text, files, the metadata of pictures (written as ComfyUI and A1111 write it), and the bundled list."""
+"""Where prompts come from: text, files, the metadata of pictures (written as ComfyUI and A1111 write it), and
+the bundled list.
+"""
 
 import json
 import os
@@ -24,16 +26,36 @@ def encoder(text):
 
 def classic(positive="a red fox", negative="blurry", **others):
     """The graph of ComfyUI's default workflow."""
-    return {"3": node("KSampler", seed=1, steps=20, cfg=8.0, sampler_name="euler", scheduler="normal", denoise=1, model=["4", 0],
-                      positive=["6", 0], negative=["7", 0], latent_image=["5", 0]),
-            "4": node("CheckpointLoaderSimple", ckpt_name="text.safetensors"),
-            "6": encoder(positive), "7": encoder(negative), "9": node("SaveImage", images=["8", 0], text=["3", 0]), **others}
+    return {
+        "3": node(
+            "KSampler",
+            seed=1,
+            steps=20,
+            cfg=8.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1,
+            model=["4", 0],
+            positive=["6", 0],
+            negative=["7", 0],
+            latent_image=["5", 0],
+        ),
+        "4": node("CheckpointLoaderSimple", ckpt_name="text.safetensors"),
+        "6": encoder(positive),
+        "7": encoder(negative),
+        "9": node("SaveImage", images=["8", 0], text=["3", 0]),
+        **others,
+    }
 
 
 def picture(path, graph=None, size=(64, 48), age=0, zip=False, **texts):
-    """A PNG as ComfyUI's SaveImage writes it, `age` seconds old; Pillow makes texts beyond Latin-1 iTXt chunks."""
+    """A PNG as ComfyUI's SaveImage writes it, `age` seconds old; Pillow makes texts beyond Latin-1 iTXt
+    chunks.
+    """
     info = PngInfo()
-    for key, text in ({"prompt": json.dumps(graph), "workflow": "[" + "0, " * 9000} if graph else {}).items() | texts.items():
+    for key, text in (
+        {"prompt": json.dumps(graph), "workflow": "[" + "0, " * 9000} if graph else {}
+    ).items() | texts.items():
         info.add_text(key, text, zip=zip)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(path, pnginfo=info, compress_level=4)
@@ -49,7 +71,11 @@ def webp(path, graph):
 
 
 def chunk(kind, data, length=None):
-    return struct.pack(">I4s", len(data) if length is None else length, kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (
+        struct.pack(">I4s", len(data) if length is None else length, kind)
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
 
 
 def raw_png(*chunks, **texts):
@@ -65,7 +91,10 @@ def sides(graph):
 def test_typed_prompts_are_lines_or_between_lines_of_dashes():
     assert prompts.typed("  a cat \r\n\n# no\n  # nor this\na dog\na cat\n") == ["a cat", "a dog"]
     assert prompts.typed(" \n#x\n") == [] == prompts.typed("")
-    assert prompts.typed("---\na cat,\n# its colour\nblack\n\n ----- \r\na dog\n---\n---\na dog") == ["a cat,\n\nblack", "a dog"]
+    assert prompts.typed("---\na cat,\n# its colour\nblack\n\n ----- \r\na dog\n---\n---\na dog") == [
+        "a cat,\n\nblack",
+        "a dog",
+    ]
     assert prompts.typed("a--- b\n-- c\n") == ["a--- b", "-- c"]
 
 
@@ -76,13 +105,16 @@ def test_files_of_text_and_json(tmp_path):
     assert prompts.from_file(str(tmp_path / "b.json")) == ["# one\ntwo", "x"]
 
 
-@pytest.mark.parametrize("name, data, why", [
-    ("a.pkl", b"", "must be a .txt with one prompt a line or a .json with a list of texts, got 'a.pkl'"),
-    ("a.json", b"[1, \"x\"]", "must hold a list of texts, 'a.json' holds '1'"),
-    ("a.json", b"{\"a\": \"b\"}", "must hold a list of texts, 'a.json' holds .*a prompt"),
-    ("a.json", b"[" * 100_000, "must be readable UTF-8 text or JSON, 'a.json' gave"),
-    ("a.txt", b"\xff\xfe\xfa", "must be readable UTF-8 text or JSON, 'a.txt' gave"),
-])
+@pytest.mark.parametrize(
+    "name, data, why",
+    [
+        ("a.pkl", b"", "must be a .txt with one prompt a line or a .json with a list of texts, got 'a.pkl'"),
+        ("a.json", b'[1, "x"]', "must hold a list of texts, 'a.json' holds '1'"),
+        ("a.json", b'{"a": "b"}', "must hold a list of texts, 'a.json' holds .*a prompt"),
+        ("a.json", b"[" * 100_000, "must be readable UTF-8 text or JSON, 'a.json' gave"),
+        ("a.txt", b"\xff\xfe\xfa", "must be readable UTF-8 text or JSON, 'a.txt' gave"),
+    ],
+)
 def test_other_files_are_refused(name, data, why, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"file {why}"):
@@ -91,17 +123,38 @@ def test_other_files_are_refused(name, data, why, tmp_path):
 
 def test_the_bundled_list_is_long_and_varied_from_its_start():
     listed = prompts.bundled()
-    assert len(listed) >= 200 and len({p.lower() for p in listed}) == len(listed) and max(map(len, listed)) < 200
-    assert prompts.bundled(3) == listed[:3] and all(re.fullmatch(r"[\w ,'-]{20,}", p, re.ASCII) for p in listed)
-    for style in ("photo", "painting|gouache|watercolor", "illustration", "anime", "3D", "line art|drawing|sketch"):
+    assert (
+        len(listed) >= 200 and len({p.lower() for p in listed}) == len(listed) and max(map(len, listed)) < 200
+    )
+    assert prompts.bundled(3) == listed[:3] and all(
+        re.fullmatch(r"[\w ,'-]{20,}", p, re.ASCII) for p in listed
+    )
+    for style in (
+        "photo",
+        "painting|gouache|watercolor",
+        "illustration",
+        "anime",
+        "3D",
+        "line art|drawing|sketch",
+    ):
         assert sum(bool(re.search(style, p)) for p in listed) >= 20, style
         assert sum(bool(re.search(style, p)) for p in listed[:32]) >= 3, style
 
 
 def test_choose_fills_up_in_order_and_names_the_source():
     sources = {"bundled": ["d", "e", "f"], "harvested": {"b": 7, "c": 1}, "file": ["b", "x"], "typed": ["a"]}
-    assert prompts.choose(5, **sources) == [("a", "typed"), ("b", "file"), ("x", "file"), ("c", "my pictures"), ("d", "bundled")]
-    assert prompts.choose(1, **sources) == [("a", "typed")] and len(prompts.choose(99, **sources)) == 7 and prompts.choose(4) == []
+    assert prompts.choose(5, **sources) == [
+        ("a", "typed"),
+        ("b", "file"),
+        ("x", "file"),
+        ("c", "my pictures"),
+        ("d", "bundled"),
+    ]
+    assert (
+        prompts.choose(1, **sources) == [("a", "typed")]
+        and len(prompts.choose(99, **sources)) == 7
+        and prompts.choose(4) == []
+    )
     for count in (0, -1, True, 2.0, "3"):
         with pytest.raises(ValueError, match="count must be a whole number of 1 or more, got"):
             prompts.choose(count, **sources)
@@ -113,62 +166,144 @@ def test_default_workflow_and_an_empty_negative():
 
 
 def test_guiders_of_sampler_custom_advanced():
-    sampler = {"1": node("SamplerCustomAdvanced", noise=["2", 0], guider=["22:0", 0], sigmas=["9", 0], latent_image=["5", 0])}
-    flux = {**sampler, "22:0": node("BasicGuider", model=["4", 0], conditioning=["26", 0]),
-            "26": node("FluxGuidance", guidance=3.5, conditioning=["6", 0]),
-            "6": node("CLIPTextEncodeFlux", clip=["4", 1], clip_l="a fox", t5xxl="a photograph of a fox", guidance=3.5)}
+    sampler = {
+        "1": node(
+            "SamplerCustomAdvanced",
+            noise=["2", 0],
+            guider=["22:0", 0],
+            sigmas=["9", 0],
+            latent_image=["5", 0],
+        )
+    }
+    flux = {
+        **sampler,
+        "22:0": node("BasicGuider", model=["4", 0], conditioning=["26", 0]),
+        "26": node("FluxGuidance", guidance=3.5, conditioning=["6", 0]),
+        "6": node(
+            "CLIPTextEncodeFlux", clip=["4", 1], clip_l="a fox", t5xxl="a photograph of a fox", guidance=3.5
+        ),
+    }
     assert sides(flux) == (("a photograph of a fox",), ())
-    cfg = {**sampler, "22:0": node("CFGGuider", model=["4", 0], positive=["6", 0], negative=["7", 0], cfg=4), "6": encoder("fox"),
-           "7": encoder("ugly")}
+    cfg = {
+        **sampler,
+        "22:0": node("CFGGuider", model=["4", 0], positive=["6", 0], negative=["7", 0], cfg=4),
+        "6": encoder("fox"),
+        "7": encoder("ugly"),
+    }
     assert sides(cfg) == (("fox",), ("ugly",))
-    dual = {**sampler, "22:0": node("DualCFGGuider", model=["4", 0], cond1=["6", 0], cond2=["16", 0], negative=["7", 0]),
-            "6": encoder("fox"), "16": encoder("snow"), "7": encoder("ugly")}
+    dual = {
+        **sampler,
+        "22:0": node("DualCFGGuider", model=["4", 0], cond1=["6", 0], cond2=["16", 0], negative=["7", 0]),
+        "6": encoder("fox"),
+        "16": encoder("snow"),
+        "7": encoder("ugly"),
+    }
     assert sides(dual) == (("fox", "snow"), ("ugly",))
 
 
 def test_text_behind_primitives_controlnet_and_in_a_subgraph():
-    graph = classic(**{
-        "3": node("KSampler", model=["4", 0], positive=["10", 0], negative=["10", 1], latent_image=["5", 0]),
-        "10": node("ControlNetApplyAdvanced", strength=1, positive=["12:3", 0], negative=["12:4", 0], control_net=["11", 0],
-                   image=["13", 0]),
-        "11": node("ControlNetLoader", control_net_name="a prompt"),
-        "13": node("DrawText", text="SALE", latent=["14", 0]),      # the first pass: its prompts are its own sampler's
-        "14": node("KSampler", positive=["15", 0], negative=["16", 0]), "15": encoder("first"), "16": encoder("first negative"),
-        "12:3": encoder(["12:5", 0]), "12:4": encoder(["12:6", 0]),
-        "12:5": node("StringConcatenate", string_a=["12:7", 0], string_b="in snow", delimiter=" "),
-        "12:7": node("PrimitiveStringMultiline", value=" a wolf\nand a fox "), "12:6": node("PrimitiveString", value="")})
+    graph = classic(
+        **{
+            "3": node(
+                "KSampler", model=["4", 0], positive=["10", 0], negative=["10", 1], latent_image=["5", 0]
+            ),
+            "10": node(
+                "ControlNetApplyAdvanced",
+                strength=1,
+                positive=["12:3", 0],
+                negative=["12:4", 0],
+                control_net=["11", 0],
+                image=["13", 0],
+            ),
+            "11": node("ControlNetLoader", control_net_name="a prompt"),
+            "13": node(
+                "DrawText", text="SALE", latent=["14", 0]
+            ),  # the first pass: its prompts are its own sampler's
+            "14": node("KSampler", positive=["15", 0], negative=["16", 0]),
+            "15": encoder("first"),
+            "16": encoder("first negative"),
+            "12:3": encoder(["12:5", 0]),
+            "12:4": encoder(["12:6", 0]),
+            "12:5": node("StringConcatenate", string_a=["12:7", 0], string_b="in snow", delimiter=" "),
+            "12:7": node("PrimitiveStringMultiline", value=" a wolf\nand a fox "),
+            "12:6": node("PrimitiveString", value=""),
+        }
+    )
     assert sides(graph) == (("a wolf\nand a fox in snow", "first"), ("", "first negative"))
-    assert sides({k: v for k, v in graph.items() if k not in ("14", "15", "16")}) == (("a wolf\nand a fox in snow",), ("",))
+    assert sides({k: v for k, v in graph.items() if k not in ("14", "15", "16")}) == (
+        ("a wolf\nand a fox in snow",),
+        ("",),
+    )
 
 
 def test_conditioning_that_is_combined_zeroed_or_given_as_text():
-    zeroed = classic(**{"3": node("KSampler", positive=["6", 0], negative=["8", 0]),
-                        "8": node("ConditioningZeroOut", conditioning=["6", 0])})
+    zeroed = classic(
+        **{
+            "3": node("KSampler", positive=["6", 0], negative=["8", 0]),
+            "8": node("ConditioningZeroOut", conditioning=["6", 0]),
+        }
+    )
     assert sides(zeroed) == (("a red fox",), ())
-    combined = classic(**{"3": node("KSampler", positive=["8", 0], negative=["7", 0]), "10": encoder("a hill"),
-                          "8": node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["10", 0])})
+    combined = classic(
+        **{
+            "3": node("KSampler", positive=["8", 0], negative=["7", 0]),
+            "10": encoder("a hill"),
+            "8": node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["10", 0]),
+        }
+    )
     assert sides(combined) == (("a red fox", "a hill"), ("blurry",))
-    sdxl = classic(**{"6": node("CLIPTextEncodeSDXL", clip=["4", 1], width=1024, text_g="a red fox, snow", text_l="fox")})
+    sdxl = classic(
+        **{"6": node("CLIPTextEncodeSDXL", clip=["4", 1], width=1024, text_g="a red fox, snow", text_l="fox")}
+    )
     assert sides(sdxl)[0] == ("a red fox, snow",)
-    loader = {"1": node("Efficient Loader", ckpt_name="x", positive="a fox", negative="bad"),
-              "2": node("KSampler (Efficient)", positive=["1", 1], negative=["1", 2]), "3": node("Piped", pipe=["1", 0])}
+    loader = {
+        "1": node("Efficient Loader", ckpt_name="x", positive="a fox", negative="bad"),
+        "2": node("KSampler (Efficient)", positive=["1", 1], negative=["1", 2]),
+        "3": node("Piped", pipe=["1", 0]),
+    }
     assert sides(loader) == (("a fox",), ("bad",))
-    styler = classic(**{"6": encoder(["8", 0]), "7": encoder(["8", 1]),
-                        "8": node("SDXLPromptStyler", text_positive="a fox", text_negative="bad", style="base")})
+    styler = classic(
+        **{
+            "6": encoder(["8", 0]),
+            "7": encoder(["8", 1]),
+            "8": node("SDXLPromptStyler", text_positive="a fox", text_negative="bad", style="base"),
+        }
+    )
     assert sides(styler) == (("a fox",), ("bad",))
     assert sides(classic("a fox <lora:detail:0.8>, sharp"))[0] == ("a fox , sharp",)
 
 
-@pytest.mark.parametrize("graph", [
-    None, 3, [], "x", {}, {"1": None}, {"1": {"inputs": [1]}}, {"1": node("K", positive=None, negative=7)},
-    {"1": node("K", positive=["9", 0], negative=["9"])}, {"1": node("K", positive=[{}, 0], negative=[[], []], guider={"a": 1})},
-    {"1": node("K", positive=["1", 0], negative=["1", 0], guider=["1", 0])},
-    {"1": node("K", positive=["2", 0]), "2": node("C", conditioning=["3", 0]), "3": node("C", conditioning=["2", 0])},
-    {"1": node("K", positive=["2", 0]), "2": node("E", text=["3", 0]), "3": node("S", string_a=["4", 0], string_b=["3", 0]),
-     "4": node("S", value=["3", 0])},
-    {"1": node("K", positive=["2", 0]), "2": node("E", text=4, prompt=["a", "b"], value={"text": "x"})},
-    classic("x" * 9000, "y\0"), classic("\ud800 lone", "\udfff"),
-], ids=lambda graph: str(graph)[:40])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        None,
+        3,
+        [],
+        "x",
+        {},
+        {"1": None},
+        {"1": {"inputs": [1]}},
+        {"1": node("K", positive=None, negative=7)},
+        {"1": node("K", positive=["9", 0], negative=["9"])},
+        {"1": node("K", positive=[{}, 0], negative=[[], []], guider={"a": 1})},
+        {"1": node("K", positive=["1", 0], negative=["1", 0], guider=["1", 0])},
+        {
+            "1": node("K", positive=["2", 0]),
+            "2": node("C", conditioning=["3", 0]),
+            "3": node("C", conditioning=["2", 0]),
+        },
+        {
+            "1": node("K", positive=["2", 0]),
+            "2": node("E", text=["3", 0]),
+            "3": node("S", string_a=["4", 0], string_b=["3", 0]),
+            "4": node("S", value=["3", 0]),
+        },
+        {"1": node("K", positive=["2", 0]), "2": node("E", text=4, prompt=["a", "b"], value={"text": "x"})},
+        classic("x" * 9000, "y\0"),
+        classic("\ud800 lone", "\udfff"),
+    ],
+    ids=lambda graph: str(graph)[:40],
+)
 def test_a_graph_without_a_usable_text_has_none(graph):
     assert sides(graph) == ((), ())
 
@@ -177,9 +312,11 @@ def test_a_long_chain_and_a_doubling_text_end_soon():
     chain = {str(i): node("C", conditioning=[str(i + 1), 0]) for i in range(1, 20_000)}
     chain |= {"0": node("K", positive=["1", 0]), "20000": encoder(["a0", 0])}
     chain |= {f"a{i}": node("S", string_a=[f"a{i + 1}", 0], string_b=[f"b{i}", 0]) for i in range(40)}
-    chain |= {f"b{i}": node("S", string_a=[f"a{i + 1}", 0], string_b="b") for i in range(40)} | {"a40": node("P", value="word")}
+    chain |= {f"b{i}": node("S", string_a=[f"a{i + 1}", 0], string_b="b") for i in range(40)} | {
+        "a40": node("P", value="word")
+    }
     start = time.process_time()
-    assert len("".join(sides(chain)[0])) < prompts.LONGEST          # not 2^40 words
+    assert len("".join(sides(chain)[0])) < prompts.LONGEST  # not 2^40 words
     chain["20000"] = encoder("the end")
     assert sides(chain) == (("the end",), ())
     assert time.process_time() - start < 5
@@ -188,33 +325,63 @@ def test_a_long_chain_and_a_doubling_text_end_soon():
 A1111 = "a fox, (snow:1.2)\nsecond line\nNegative prompt: blurry,\nugly\nSteps: 20, Sampler: Euler a, CFG scale: 7, Size: 512x768"
 
 
-@pytest.mark.parametrize("text, found", [
-    (A1111, ("a fox, (snow:1.2)\nsecond line", "blurry,\nugly")),
-    ("a fox <lora:fur:1>\nSteps: 20, Seed: 1", ("a fox", "")),
-    ("Steps: to heaven\nNegative prompt: x\nSteps: 20", ("Steps: to heaven", "x")),
-    ("just a fox", ("just a fox", "")),
-    ("fÜchse <hypernet:a:1>\nSteps: 2, Version: 1\nTemplate: x", ("fÜchse", "")),
-    *((text, ()) for text in ("", "Steps: 20", "Negative prompt: x\nSteps: 20", "{\"sui\": {}}", "x" * 9000 + "\nSteps: 20")),
-])
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (A1111, ("a fox, (snow:1.2)\nsecond line", "blurry,\nugly")),
+        ("a fox <lora:fur:1>\nSteps: 20, Seed: 1", ("a fox", "")),
+        ("Steps: to heaven\nNegative prompt: x\nSteps: 20", ("Steps: to heaven", "x")),
+        ("just a fox", ("just a fox", "")),
+        ("fÜchse <hypernet:a:1>\nSteps: 2, Version: 1\nTemplate: x", ("fÜchse", "")),
+        *(
+            (text, ())
+            for text in (
+                "",
+                "Steps: 20",
+                "Negative prompt: x\nSteps: 20",
+                '{"sui": {}}',
+                "x" * 9000 + "\nSteps: 20",
+            )
+        ),
+    ],
+)
 def test_a1111_text(text, found):
     assert prompts.of_parameters(text) == ((found[:1], found[1:]))
 
 
 def test_the_most_used_come_first_then_the_newest(tmp_path):
-    for i, (positive, negative, age) in enumerate([("old", "n", 90), ("often", "n", 80), ("often", "", 70), ("often", "n", 95),
-                                                   ("new", "m", 10), ("middle", "", 50)]):
-        picture(tmp_path / ("", "2026-01", "2026-01/deep")[i % 3] / f"{i}.png", classic(positive, negative),
-                (64, 32 + 32 * (i > 3)), age)
+    for i, (positive, negative, age) in enumerate(
+        [
+            ("old", "n", 90),
+            ("often", "n", 80),
+            ("often", "", 70),
+            ("often", "n", 95),
+            ("new", "m", 10),
+            ("middle", "", 50),
+        ]
+    ):
+        picture(
+            tmp_path / ("", "2026-01", "2026-01/deep")[i % 3] / f"{i}.png",
+            classic(positive, negative),
+            (64, 32 + 32 * (i > 3)),
+            age,
+        )
     found = prompts.harvest(tmp_path)
     assert list(found.prompts.items()) == [("often", 3), ("new", 1), ("middle", 1), ("old", 1)]
     assert list(found.negatives.items()) == [("n", 3), ("", 2), ("m", 1)]
-    assert list(found.sizes.items()) == [((64, 32), 4), ((64, 64), 2)] and (found.pictures, found.skipped) == (6, 0)
+    assert list(found.sizes.items()) == [((64, 32), 4), ((64, 64), 2)] and (
+        found.pictures,
+        found.skipped,
+    ) == (6, 0)
     cut = prompts.harvest(tmp_path, limit=2)
     assert list(cut.prompts) == ["often", "new"] and len(cut.negatives) == 2
     newest = prompts.harvest(tmp_path, files=3)
     assert list(newest.prompts) == ["new", "middle", "often"] and newest.pictures == 3
     picture(tmp_path / "0.png", classic("changed"), age=5)
-    assert "old" not in prompts.harvest(tmp_path).prompts and list(prompts.harvest(tmp_path).prompts)[1] == "changed"
+    assert (
+        "old" not in prompts.harvest(tmp_path).prompts
+        and list(prompts.harvest(tmp_path).prompts)[1] == "changed"
+    )
 
 
 def test_texts_of_every_kind_of_file(tmp_path):
@@ -234,12 +401,21 @@ def test_texts_of_every_kind_of_file(tmp_path):
 
 BOMB = b"parameters\0\0" + zlib.compress(b"x" * 50_000_000)
 HOSTILE = {
-    "empty": b"", "magic": b"\x89PNG\r\n\x1a\n", "other": b"GIF89a" + b"x" * 99, "no end": raw_png()[:33],
-    "cut": raw_png(chunk(b"tEXt", b"prompt\0{", length=5000)), "cut header": raw_png()[:20], "riff": b"RIFF____WEBPVP8X\n\0\0\0",
-    "huge": raw_png(prompt="{}" + " " * (5 << 20)), "claims": raw_png(chunk(b"tEXt", b"prompt\0{}", length=0xFFFFFFFF)),
-    "bomb": raw_png(chunk(b"zTXt", BOMB)), "bad zip": raw_png(chunk(b"zTXt", b"prompt\0\0nozip")),
-    "deep": raw_png(prompt="[" * 1_000_000), "no json": raw_png(prompt="{'a'"),
-    "long number": raw_png(prompt="1" * 10_000), "not utf-8": raw_png(chunk(b"iTXt", b"parameters\0\0\0\0\0\xff")),
+    "empty": b"",
+    "magic": b"\x89PNG\r\n\x1a\n",
+    "other": b"GIF89a" + b"x" * 99,
+    "no end": raw_png()[:33],
+    "cut": raw_png(chunk(b"tEXt", b"prompt\0{", length=5000)),
+    "cut header": raw_png()[:20],
+    "riff": b"RIFF____WEBPVP8X\n\0\0\0",
+    "huge": raw_png(prompt="{}" + " " * (5 << 20)),
+    "claims": raw_png(chunk(b"tEXt", b"prompt\0{}", length=0xFFFFFFFF)),
+    "bomb": raw_png(chunk(b"zTXt", BOMB)),
+    "bad zip": raw_png(chunk(b"zTXt", b"prompt\0\0nozip")),
+    "deep": raw_png(prompt="[" * 1_000_000),
+    "no json": raw_png(prompt="{'a'"),
+    "long number": raw_png(prompt="1" * 10_000),
+    "not utf-8": raw_png(chunk(b"iTXt", b"parameters\0\0\0\0\0\xff")),
     "tiff": b"RIFF\x40\0\0\0WEBP" + b"EXIF\x0a\0\0\0II*\0\xff\xff\xff\xff..",
 }
 
@@ -255,14 +431,18 @@ def test_a_broken_file_is_skipped_and_counted(name, tmp_path):
 def test_no_damage_raises(tmp_path):
     webp(tmp_path / "a.webp", classic())
     picture(tmp_path / "b.png", parameters=A1111 + "☃", zip=True)
-    whole = [(tmp_path / "a.webp").read_bytes(), (tmp_path / "b.png").read_bytes(), raw_png(prompt=json.dumps(classic()))]
+    whole = [
+        (tmp_path / "a.webp").read_bytes(),
+        (tmp_path / "b.png").read_bytes(),
+        raw_png(prompt=json.dumps(classic())),
+    ]
     draw, outcomes = random.Random(0), set()
     for number in range(2000):
         data = bytearray(whole[number % 3])
         for _ in range(draw.randint(1, 6)):
             data[draw.randrange(8, len(data))] = draw.choice((0, 255, 34, 91, 123, draw.randrange(256)))
         if number % 4 == 0:
-            del data[draw.randrange(len(data)):]
+            del data[draw.randrange(len(data)) :]
         (tmp_path / "x").write_bytes(data)
         outcomes.add(type(prompts.read(str(tmp_path / "x"), number)))
     assert outcomes == {tuple, type(None)}
@@ -286,15 +466,26 @@ def test_links_pipes_and_missing_folders_are_left_alone(tmp_path):
 
 
 def test_two_thousand_pictures_are_read_by_their_headers_alone(tmp_path):
-    for i in range(2000):       # each 256 MiB long, nearly all of it a hole in the place of the pixels
-        head = raw_png(struct.pack(">I4s", 1 << 28, b"IDAT"), prompt=json.dumps(classic(f"fox {i % 500}")), workflow="x" * 20_000)
+    for i in range(2000):  # each 256 MiB long, nearly all of it a hole in the place of the pixels
+        head = raw_png(
+            struct.pack(">I4s", 1 << 28, b"IDAT"),
+            prompt=json.dumps(classic(f"fox {i % 500}")),
+            workflow="x" * 20_000,
+        )
         with open(tmp_path / f"{i}.png", "wb") as file:
             file.write(head)
             file.truncate(1 << 28)
     start, known = time.process_time(), prompts.read.cache_info().misses
     found = prompts.harvest(tmp_path)
     assert time.process_time() - start < 10
-    assert found.pictures == 2000 and found.skipped == 0 and len(found.prompts) == 500 and set(found.prompts.values()) == {4}
-    assert prompts.harvest(tmp_path) == found and prompts.read.cache_info().misses == known + 2000      # remembered
+    assert (
+        found.pictures == 2000
+        and found.skipped == 0
+        and len(found.prompts) == 500
+        and set(found.prompts.values()) == {4}
+    )
+    assert (
+        prompts.harvest(tmp_path) == found and prompts.read.cache_info().misses == known + 2000
+    )  # remembered
     with pytest.raises(StopIteration):
         prompts.harvest(tmp_path, check=iter((None,) * 3).__next__)

@@ -1,8 +1,8 @@
-"""The analytic gate: the objective against the exact consistency function of a mixture, for eps, v, flow and zero-SNR models.
+"""The analytic gate: the objective against the exact consistency function of a mixture, for eps, v, flow and
+zero-SNR models.
 
 A model is a network output of its own kind, turned into x0 by `diffusion.predictions`, as real adapters do.
 """
-
 
 import pytest
 import torch
@@ -22,7 +22,9 @@ def batch(name, generator, every=1):
     x0 = MIXTURE.sample(COUNT, generator)
     i = torch.randint(len(grid) - 1, (COUNT,), generator=generator)
     t, s = grid[i], grid[i + 1]
-    x_t = expand(path.alpha(t), x0) * x0 + expand(t, x0) * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    x_t = expand(path.alpha(t), x0) * x0 + expand(t, x0) * torch.randn(
+        x0.shape, generator=generator, dtype=x0.dtype
+    )
     return x_t, t, s, i
 
 
@@ -45,9 +47,11 @@ def test_loss_is_0_at_the_exact_consistency_function_only(name, phases, solver, 
         return (goal - a * x) / (expand(path.alpha(end), x) - a * expand(path.alpha(sigma), x))
 
     def exact(x, sigma, rows):
-        return as_model(lambda x, sigma: to_end(x, sigma, e if rows is None else e[rows]), path, kind)(x, sigma, rows)
+        return as_model(lambda x, sigma: to_end(x, sigma, e if rows is None else e[rows]), path, kind)(
+            x, sigma, rows
+        )
 
-    gate = 1e-6 if solver == "heun" else 1e-4       # Euler's own error on this grid
+    gate = 1e-6 if solver == "heun" else 1e-4  # Euler's own error on this grid
     assert consistency(exact, exact, path, x_t, x_s, t, s, e).mean() < gate * MIXTURE.variance
 
     def halfway(x, sigma, rows):
@@ -59,14 +63,21 @@ def test_loss_is_0_at_the_exact_consistency_function_only(name, phases, solver, 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_student_that_is_not_consistent_has_a_loss(name, generator):
-    """The teacher itself is no consistency function: over steps of an eighth of the way its loss is far from 0."""
+    """The teacher itself is no consistency function: over steps of an eighth of the way its loss is far from
+    0.
+    """
     path, kind = MODELS[name]
     x_t, t, s, i = batch(name, generator, every=32)
     teacher = as_model(lambda x, sigma: MIXTURE.denoise(x, path, sigma), path, kind)
     x_s = MIXTURE.flow(x_t, path, t, s)
-    assert consistency(teacher, teacher, path, x_t, x_s, t, s, torch.zeros_like(t)).mean() > 1e-2 * MIXTURE.variance
+    assert (
+        consistency(teacher, teacher, path, x_t, x_s, t, s, torch.zeros_like(t)).mean()
+        > 1e-2 * MIXTURE.variance
+    )
     exact = as_model(lambda x, sigma: MIXTURE.consistency(x, path, sigma), path, kind)
-    assert consistency(exact, exact, path, x_t, x_s, t, s, torch.zeros_like(t)).mean() < 1e-12 * MIXTURE.variance
+    assert (
+        consistency(exact, exact, path, x_t, x_s, t, s, torch.zeros_like(t)).mean() < 1e-12 * MIXTURE.variance
+    )
 
 
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
@@ -79,9 +90,16 @@ def test_solver_step_has_its_order(name, solver, order, generator):
     for width in (16, 8):
         grid = levels(name)
         t, s = (grid[k].expand(64) for k in (100, 100 + width))
-        x = MIXTURE.flow(float(grid[0]) * torch.randn(64, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
-                         path, grid[0], grid[100])
-        errors.append(float((solver_step(teacher, x, path, t, s, solver) - MIXTURE.flow(x, path, t, s)).norm()))
+        x = MIXTURE.flow(
+            float(grid[0])
+            * torch.randn(64, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+            path,
+            grid[0],
+            grid[100],
+        )
+        errors.append(
+            float((solver_step(teacher, x, path, t, s, solver) - MIXTURE.flow(x, path, t, s)).norm())
+        )
     assert errors[0] / errors[1] > 2 ** (order + 0.6)
 
 
@@ -103,7 +121,9 @@ def test_gradient_reaches_the_student_only(generator):
     path = FLOW
     x_t, t, s, _ = batch("flow", generator, every=32)
     student, target = (torch.nn.Linear(4, 4, dtype=torch.float64) for _ in range(2))
-    loss = consistency(lambda x, sigma, rows: student(x), lambda x, sigma, rows: target(x), path, x_t, x_t, t, s, 0 * t).mean()
+    loss = consistency(
+        lambda x, sigma, rows: student(x), lambda x, sigma, rows: target(x), path, x_t, x_t, t, s, 0 * t
+    ).mean()
     loss.backward()
     assert student.weight.grad.abs().sum() > 0 and target.weight.grad is None
 
@@ -115,7 +135,9 @@ def test_boundary_target_is_the_teachers_point_and_the_target_network_is_not_ask
         raise AssertionError("the target network was called")
 
     x_s = MIXTURE.flow(x_t, FLOW, t, s)
-    right = as_model(lambda x, sigma: (x_s - expand(s / t, x) * x) / expand((1 - s) - s / t * (1 - t), x), FLOW, "velocity")
+    right = as_model(
+        lambda x, sigma: (x_s - expand(s / t, x) * x) / expand((1 - s) - s / t * (1 - t), x), FLOW, "velocity"
+    )
     assert consistency(right, never, FLOW, x_t, x_s, t, s, s).mean() < 1e-20
 
 

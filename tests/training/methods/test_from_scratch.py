@@ -1,9 +1,10 @@
-"""The analytic gate's last part: a small network, trained from scratch through the objectives, against its teacher at 50 steps.
+"""The analytic gate's last part: a small network, trained from scratch through the objectives, against its
+teacher at 50 steps.
 
-The teacher is the exact denoiser of a mixture in the plane. The error of a sampler is the sliced 2-Wasserstein distance of its
-samples to fresh data; both are quasi-random, so that the distance between two sets of data, the floor, is a ninth of the
-teacher's error (0.003 and 0.028). Students, in 1 and 2 steps, must stay within GATE times the error of the teacher, whatever the
-model predicts.
+The teacher is the exact denoiser of a mixture in the plane. The error of a sampler is the sliced
+2-Wasserstein distance of its samples to fresh data; both are quasi-random, so that the distance between two
+sets of data, the floor, is a ninth of the teacher's error (0.003 and 0.028). Students, in 1 and 2 steps, must
+stay within GATE times the error of the teacher, whatever the model predicts.
 """
 
 import copy
@@ -34,7 +35,7 @@ def by_angle(path, top):
     return lambda t: (torch.tan if path is VARIANCE_EXPLODING else torch.sin)(t * top)
 
 
-MODELS = {      # path, prediction, sigma_of
+MODELS = {  # path, prediction, sigma_of
     "epsilon": (VARIANCE_EXPLODING, "epsilon", by_angle(VARIANCE_EXPLODING, math.atan(14.6))),
     "v": (VARIANCE_PRESERVING, "v", by_angle(VARIANCE_PRESERVING, 1.55)),
     "flow": (FLOW, "velocity", lambda t: t),
@@ -51,29 +52,45 @@ def levels(name, steps):
 
 # ---- the measure ---------------------------------------------------------------------------------
 
+
 def normal(count, seed):
     """Quasi-random unit noise (count, 2), float64."""
-    return torch.special.ndtri(torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(count, dtype=torch.float64))
+    return torch.special.ndtri(
+        torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(count, dtype=torch.float64)
+    )
 
 
 def fresh_data(seed):
     """COUNT quasi-random samples of the mixture, each part with its share."""
     edges = [0, *(MIXTURE.weights.cumsum(0) * COUNT).round().int().tolist()]
-    return torch.cat([MIXTURE.centre + p * MIXTURE.direction + MIXTURE.std * normal(b - a, seed + k)
-                      for k, (p, a, b) in enumerate(zip(MIXTURE.positions, edges, edges[1:]))])
+    return torch.cat(
+        [
+            MIXTURE.centre + p * MIXTURE.direction + MIXTURE.std * normal(b - a, seed + k)
+            for k, (p, a, b) in enumerate(zip(MIXTURE.positions, edges, edges[1:]))
+        ]
+    )
 
 
 def distance(x, y):
     """Sliced 2-Wasserstein over 16 directions of the half plane."""
     angles = torch.arange(16, dtype=torch.float64) * math.pi / 16
     directions = torch.stack([angles.cos(), angles.sin()])
-    return float(((x.double() @ directions).sort(0).values - (y.double() @ directions).sort(0).values).square().mean().sqrt())
+    return float(
+        ((x.double() @ directions).sort(0).values - (y.double() @ directions).sort(0).values)
+        .square()
+        .mean()
+        .sqrt()
+    )
 
 
 @functools.cache
 def shared():
     """(fresh data, starting noise, noise for a second step)."""
-    return fresh_data(10), normal(COUNT, 1), normal(COUNT, 2)[torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))]
+    return (
+        fresh_data(10),
+        normal(COUNT, 1),
+        normal(COUNT, 2)[torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))],
+    )
 
 
 @torch.no_grad()
@@ -94,12 +111,17 @@ def teachers_error(name, steps=TEACHER_STEPS):
 
 
 def check(name, net, steps, churn=0.0):
-    ratio = error(name, lambda x, sigma: net(x, torch.full((len(x),), sigma)), steps, churn) / teachers_error(name)
+    ratio = error(name, lambda x, sigma: net(x, torch.full((len(x),), sigma)), steps, churn) / teachers_error(
+        name
+    )
     print(f"{name}, {steps} steps: {ratio:.2f} times the teacher's error")
-    assert ratio <= GATE, f"{name} in {steps} steps: {ratio:.2f} times the error of the teacher in {TEACHER_STEPS}"
+    assert ratio <= GATE, (
+        f"{name} in {steps} steps: {ratio:.2f} times the error of the teacher in {TEACHER_STEPS}"
+    )
 
 
 # ---- the network and its training ----------------------------------------------------------------
+
 
 class Net(torch.nn.Module):
     """(x (B, 2), sigma (B,), rows) -> x0, through a network output of the model's own kind.
@@ -111,20 +133,24 @@ class Net(torch.nn.Module):
         super().__init__()
         self.path, self.kind = path, kind
         sizes = [6, width, width, width]
-        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (torch.nn.Linear(a, b), torch.nn.ReLU())]
+        layers = [
+            layer for a, b in zip(sizes, sizes[1:]) for layer in (torch.nn.Linear(a, b), torch.nn.ReLU())
+        ]
         self.body = torch.nn.Sequential(*layers, torch.nn.Linear(width, 2))
-        self.gate = torch.nn.Linear(4, 2)       # how much of the body and of the input there is in the output, at each level
+        self.gate = torch.nn.Linear(
+            4, 2
+        )  # how much of the body and of the input there is in the output, at each level
         torch.nn.init.zeros_(self.gate.weight)
         self.gate.bias.data = torch.tensor([0.0, float(kind == "epsilon")])
 
     def forward(self, x, sigma, rows=None):
         a, s = expand(self.path.alpha(sigma), x), expand(sigma, x)
         scale = a.hypot(s)
-        scaled, a, s = x / scale, a / scale, s / scale      # the variance-preserving scale
+        scaled, a, s = x / scale, a / scale, s / scale  # the variance-preserving scale
         level = torch.cat([s / (a + s), ((a + 1e-4) / (s + 1e-4)).log() / 4, a, s], 1)
         gain, skip = self.gate(level).chunk(2, 1)
         out = gain.exp() * self.body(torch.cat([scaled, level], 1)) + skip * scaled
-        if self.kind == "velocity":                         # depends on the scale; v is that of this one
+        if self.kind == "velocity":  # depends on the scale; v is that of this one
             return to_x0(out, self.kind, x, 1 - sigma[:, None], sigma[:, None])
         return to_x0(out, self.kind, scaled, a, s)
 
@@ -142,7 +168,9 @@ def train(name, loss_of, updates, lr=0.02):
         optimiser.zero_grad()
         loss_of(net, generator).mean().backward()
         optimiser.step()
-        torch._foreach_lerp_(list(average.parameters()), [w.detach() for w in weights], 1 - min(0.99, (1 + k) / (10 + k)))
+        torch._foreach_lerp_(
+            list(average.parameters()), [w.detach() for w in weights], 1 - min(0.99, (1 + k) / (10 + k))
+        )
     return average
 
 
@@ -153,18 +181,25 @@ def pick(generator, high=POOL):
 def trajectories(name, steps, order):
     """(sigmas, [x at each of them]) of POOL trajectories of the teacher from random noise."""
     path, sigmas = MODELS[name][0], levels(name, steps)
-    x = start(torch.randn(POOL, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64), sigmas, path)
+    x = start(
+        torch.randn(POOL, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64), sigmas, path
+    )
     return sigmas, [x, *(state.x for state in sample(exact_denoiser(name), x, sigmas, path, order=order))]
 
 
 # ---- the gate ------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gate_is_narrow(name):
-    """The measure's floor is far below the teacher's error at 50 steps, and the teacher at 1 and 2 far above the gate."""
+    """The measure's floor is far below the teacher's error at 50 steps, and the teacher at 1 and 2 far above
+    the gate.
+    """
     path, (data, noise, _), sigmas = MODELS[name][0], shared(), levels(name, 50)
     assert distance(fresh_data(20), data) < 0.2 * teachers_error(name)
-    assert distance(MIXTURE.flow(start(noise, sigmas, path), path, sigmas[0], 0.0), data) < 0.5 * teachers_error(name)
+    assert distance(
+        MIXTURE.flow(start(noise, sigmas, path), path, sigmas[0], 0.0), data
+    ) < 0.5 * teachers_error(name)
     assert min(teachers_error(name, steps) for steps in (1, 2)) > 4 * GATE * teachers_error(name)
 
 
@@ -196,22 +231,31 @@ def test_phased_consistency(name, phases, updates):
 
     def loss(net, generator):
         k, p = pick(generator), pick(generator, phases)
-        return consistency(net, net, MODELS[name][0], anchors[p, k], anchors[p + 1, k], ends[p], ends[p + 1], ends[p + 1])
+        return consistency(
+            net, net, MODELS[name][0], anchors[p, k], anchors[p + 1, k], ends[p], ends[p + 1], ends[p + 1]
+        )
 
     check(name, train(name, loss, updates), phases)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_reflow_after_one_round(name):
-    """Pairs of the teacher's 50-step solutions; their noise is the one that leads from the image to where sampling starts."""
+    """Pairs of the teacher's 50-step solutions; their noise is the one that leads from the image to where
+    sampling starts.
+    """
     path = MODELS[name][0]
     sigmas, states = trajectories(name, TEACHER_STEPS, order=1)
-    x0, noise = states[-1].float(), from_x0(states[-1], "epsilon", states[0], path.alpha(sigmas[0]), sigmas[0]).float()
+    x0, noise = (
+        states[-1].float(),
+        from_x0(states[-1], "epsilon", states[0], path.alpha(sigmas[0]), sigmas[0]).float(),
+    )
     top = path.flow_time(sigmas[0])
 
     def loss(net, generator):
         k, time = pick(generator), top * torch.rand(BATCH, generator=generator, dtype=torch.float64)
-        return pairs(net, path, x0[k], noise[k], path.at_flow_time(time.clamp_min(NEAREST)).float(), "velocity")
+        return pairs(
+            net, path, x0[k], noise[k], path.at_flow_time(time.clamp_min(NEAREST)).float(), "velocity"
+        )
 
     net = train(name, loss, updates=2400)
     check(name, net, 1)

@@ -1,4 +1,6 @@
-"""What the methods draw: weights of the levels drawn, the share that goes the whole way, pairs that begin where sampling does."""
+"""What the methods draw: weights of the levels drawn, the share that goes the whole way, pairs that begin
+where sampling does.
+"""
 
 import pytest
 import torch
@@ -24,11 +26,16 @@ def begun(denoiser=None, **changes):
 
 
 def test_flow_matchings_weighting_is_what_reflow_does_anyway():
-    """Velocity loss, flow time uniform: the total weighting is flow matching's, so that its name changes nothing."""
+    """Velocity loss, flow time uniform: the total weighting is flow matching's, so that its name changes
+    nothing.
+    """
     run = begun(method="reflow", weighting="flow matching")
     u = torch.linspace(0.01, 0.99, 50)
     weights = run.weighting(u)
-    assert torch.allclose(weights, weights.mean().expand(50), rtol=1e-4) and abs(float(weights.mean()) - 1) < 2e-3
+    assert (
+        torch.allclose(weights, weights.mean().expand(50), rtol=1e-4)
+        and abs(float(weights.mean()) - 1) < 2e-3
+    )
     other = begun(method="reflow", weighting="eps-MSE").weighting(u)
     assert other.max() > 1.5 * other.min()
 
@@ -39,7 +46,11 @@ def test_the_share_that_goes_the_whole_way(batch, share, count):
     drawn = run.method.draw(run)
     last = len(run.phases.levels) - 1
     assert (drawn["u"] < 0).sum() == count
-    assert (drawn["index"][:count] == 0).all() and (drawn["after"][:count] == last).all() and (drawn["end"][:count] == last).all()
+    assert (
+        (drawn["index"][:count] == 0).all()
+        and (drawn["after"][:count] == last).all()
+        and (drawn["end"][:count] == last).all()
+    )
     assert (drawn["weight"][:count] == 1).all()
     before = run.times.moments.clone()
     run.times.distribution = "adaptive"
@@ -49,13 +60,17 @@ def test_the_share_that_goes_the_whole_way(batch, share, count):
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon"])
 def test_pairs_begin_where_sampling_begins(kind):
-    """alpha x_0 + sigma eps of a pair at the largest level is the state that the solver started from, pure noise or not."""
+    """alpha x_0 + sigma eps of a pair at the largest level is the state that the solver started from, pure
+    noise or not.
+    """
     run = begun(DemoTeacher(kind), method="reflow", images=2)
     top = run.phases.fine[:1].float().expand(2)
     begins = noised(run.data.images, run.data.noise, run.path, top)
     drawn = noises(run.noise_seed, range(2), run.denoiser.shape)
-    assert torch.allclose(begins, start(drawn, run.phases.fine, run.path, run.denoiser.noise_scale), atol=1e-4)
-    if run.path is VARIANCE_EXPLODING:      # and the picture doesn't shine through
+    assert torch.allclose(
+        begins, start(drawn, run.phases.fine, run.path, run.denoiser.noise_scale), atol=1e-4
+    )
+    if run.path is VARIANCE_EXPLODING:  # and the picture doesn't shine through
         leaking = run.data.images + expand(top, begins) * (begins / (1 + top[0] ** 2) ** 0.5)
         assert (leaking - begins).abs().max() > 0.1
 
@@ -67,13 +82,22 @@ def test_windows_stay_off_the_last_points_singularity():
     assert bool(run.method.loss(run, drawn).isfinite().all())
 
 
-@pytest.mark.parametrize("method, held", [("phased", {"images", "trajectories"}), ("windowed-reflow", {"images", "trajectories"}),
-                                          ("consistency", {"images"}), ("reflow", {"images", "pairs"})])
+@pytest.mark.parametrize(
+    "method, held",
+    [
+        ("phased", {"images", "trajectories"}),
+        ("windowed-reflow", {"images", "trajectories"}),
+        ("consistency", {"images"}),
+        ("reflow", {"images", "pairs"}),
+    ],
+)
 def test_a_run_keeps_of_its_trajectories_what_the_method_needs(method, held):
     data = begun(method=method).data
     assert set(data.holds) == held
     tensors = [t for t in (data.images, data.noise, data.anchors) if t is not None]
     memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    samples = len(data.images) + (0 if data.anchors is None else PROBES)        # the held-out trajectories lie beside them
+    samples = len(data.images) + (
+        0 if data.anchors is None else PROBES
+    )  # the held-out trajectories lie beside them
     each = data.anchors[0].nbytes if data.anchors is not None else sum(t[0].nbytes for t in tensors)
     assert sum(memory.values()) == samples * each

@@ -1,4 +1,6 @@
-"""The analytic gate of consistency training, of the objectives on pairs and windows, of the solver's substeps, and of the draws."""
+"""The analytic gate of consistency training, of the objectives on pairs and windows, of the solver's
+substeps, and of the draws.
+"""
 
 import math
 
@@ -29,15 +31,22 @@ def drawn(name, count, generator, least=0.05):
 
 # ---- consistency training ------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("end", [0.0, 0.3])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_on_one_point_has_no_loss_at_that_point(name, end, generator):
     path, kind = MODELS[name]
     point, t = random(generator, 4), drawn(name, 200, generator, 0.5)
-    x0, s, e = point.expand(200, 4), path.at_flow_time(path.flow_time(t) * 0.9), path.at_flow_time(0 * t + end)
+    x0, s, e = (
+        point.expand(200, 4),
+        path.at_flow_time(path.flow_time(t) * 0.9),
+        path.at_flow_time(0 * t + end),
+    )
     right = as_model(lambda x, sigma: point.expand(len(x), 4), path, kind)
     wrong = as_model(lambda x, sigma: point + path.flow_time(sigma)[:, None], path, kind)
-    losses = [consistency_training(f, f, path, x0, random(generator, 200, 4), t, s, e) for f in (right, wrong)]
+    losses = [
+        consistency_training(f, f, path, x0, random(generator, 200, 4), t, s, e) for f in (right, wrong)
+    ]
     assert losses[0].max() < 1e-12 < 1e-3 < losses[1].mean()
 
 
@@ -62,11 +71,17 @@ def test_training_is_stationary_at_the_exact_function_only(name, end, generator)
         return MIXTURE.denoise(x, path, sigma)
 
     def slopes(function):
-        """Means of directional derivatives in standard errors; the loss is quadratic, so that differences are exact."""
+        """Means of directional derivatives in standard errors; the loss is quadratic, so that differences are
+        exact.
+        """
         here, target = function(x_t, t), as_model(function, path, kind)
         for change in changes:
-            up, down = (consistency_training(lambda x, sigma, rows, move=move: here + move, target, path, x0, noise, t, s, e)
-                        for move in (change, -change))
+            up, down = (
+                consistency_training(
+                    lambda x, sigma, rows, move=move: here + move, target, path, x0, noise, t, s, e
+                )
+                for move in (change, -change)
+            )
             slope = (up - down) / (2 * gap)
             yield abs(float(slope.mean() / slope.std())) * count**0.5
 
@@ -90,15 +105,19 @@ def test_training_is_distillation_by_euler_steps_with_the_samples_own_velocity(n
         own.append(x_t - (t - s)[:, None] * (noise - x0))
     trained = consistency_training(student, student, path, x0, noise, t, s, e)
     for x_s in own:
-        assert torch.allclose(trained, consistency(student, student, path, x_t, x_s, t, s, e), rtol=1e-9, atol=1e-12)
+        assert torch.allclose(
+            trained, consistency(student, student, path, x_t, x_s, t, s, e), rtol=1e-9, atol=1e-12
+        )
 
 
 # ---- pairs and windows ---------------------------------------------------------------------------
 
+
 def on_lines(w, share, end):
     """The start of the straight line w = (1 - share) start + share end(start) through w (B, D), share (B,).
 
-    `end` is monotone along the mixture's line, so that lines do not cross: bisection; across it is affine: closed form.
+    `end` is monotone along the mixture's line, so that lines do not cross: bisection; across it is affine:
+    closed form.
     """
     d, k = MIXTURE.direction, share[:, None]
     q = torch.linalg.svd(d[None]).Vh[1].expand_as(w)
@@ -123,19 +142,30 @@ def test_pairs_have_no_loss_at_the_straight_flow_only(name, generator):
     def straight(x, sigma):
         time = path.flow_time(sigma)
         w = x / expand(path.alpha(sigma) + sigma, x)
-        return MIXTURE.flow(top * on_lines(w, 1 - time, lambda n: MIXTURE.flow(top * n, path, top, 0.0)), path, top, 0.0)
+        return MIXTURE.flow(
+            top * on_lines(w, 1 - time, lambda n: MIXTURE.flow(top * n, path, top, 0.0)), path, top, 0.0
+        )
 
-    exact, teacher = (as_model(f, path, kind) for f in (straight, lambda x, sigma: MIXTURE.denoise(x, path, sigma)))
+    exact, teacher = (
+        as_model(f, path, kind) for f in (straight, lambda x, sigma: MIXTURE.denoise(x, path, sigma))
+    )
     right = exact(noised(x0, noise, path, sigma), sigma, None)
     for own in {"velocity", kind}:
-        assert pairs(lambda x, sigma, rows: right, path, x0, noise, sigma, own).mean() < 1e-10 * MIXTURE.variance
+        assert (
+            pairs(lambda x, sigma, rows: right, path, x0, noise, sigma, own).mean() < 1e-10 * MIXTURE.variance
+        )
         assert pairs(teacher, path, x0, noise, sigma, own).mean() > 1e-2 * MIXTURE.variance
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_windows_have_no_loss_at_their_chords_only(name, generator):
     path, kind = MODELS[name]
-    edges = torch.cat([path.at_flow_time(path.flow_time(levels(name)[0]) * torch.tensor([1, 0.75, 0.5, 0.25])), torch.zeros(1)])
+    edges = torch.cat(
+        [
+            path.at_flow_time(path.flow_time(levels(name)[0]) * torch.tensor([1, 0.75, 0.5, 0.25])),
+            torch.zeros(1),
+        ]
+    )
     i = torch.randint(4, (100,), generator=generator)
     a, b, share = edges[i], edges[i + 1], 0.98 * torch.rand(100, generator=generator, dtype=torch.float64)
     x_a = MIXTURE.flow(edges[0] * random(generator, 100, 4), path, edges[0], a)
@@ -150,7 +180,9 @@ def test_windows_have_no_loss_at_their_chords_only(name, generator):
         first = on_lines(w, (tau_a - time) / (tau_a - tau_b), end)
         return w - (time / (tau_a - tau_b))[:, None] * (first - end(first))
 
-    exact, teacher = (as_model(f, path, kind) for f in (chords, lambda x, sigma: MIXTURE.denoise(x, path, sigma)))
+    exact, teacher = (
+        as_model(f, path, kind) for f in (chords, lambda x, sigma: MIXTURE.denoise(x, path, sigma))
+    )
     assert windows(exact, path, x_a, x_b, a, b, share).mean() < 1e-10 * MIXTURE.variance
     assert windows(teacher, path, x_a, x_b, a, b, share).mean() > 1e-2 * MIXTURE.variance
 
@@ -161,9 +193,16 @@ def test_pairs_differ_by_a_weight_on_the_error_of_x0(path, generator):
     time = 0.02 + 0.96 * torch.rand(50, generator=generator, dtype=torch.float64)
     sigma, error = path.at_flow_time(time), squared_error(wrong, x0)
     alpha = path.alpha(sigma)
-    expected = {"x0": 1, "velocity": 1 / time**2, "epsilon": (alpha / sigma) ** 2, "v": 1 + (alpha / sigma) ** 2}
+    expected = {
+        "x0": 1,
+        "velocity": 1 / time**2,
+        "epsilon": (alpha / sigma) ** 2,
+        "v": 1 + (alpha / sigma) ** 2,
+    }
     for kind, factor in expected.items():
-        assert torch.allclose(pairs(lambda x, sigma, rows: wrong, path, x0, noise, sigma, kind), factor * error, rtol=1e-9)
+        assert torch.allclose(
+            pairs(lambda x, sigma, rows: wrong, path, x0, noise, sigma, kind), factor * error, rtol=1e-9
+        )
 
 
 def test_every_path_has_the_same_loss_at_the_same_flow_time(generator):
@@ -171,13 +210,20 @@ def test_every_path_has_the_same_loss_at_the_same_flow_time(generator):
     share, found = torch.rand(50, generator=generator, dtype=torch.float64), []
     tau_a, tau_b = torch.full_like(share, 0.9), torch.full_like(share, 0.4)
     for path in PATHS.values():
+
         def student(x, sigma, rows, path=path):
             return torch.sin(3 * x / expand(path.alpha(sigma) + sigma, x)) + path.flow_time(sigma)[:, None]
 
         a, b = path.at_flow_time(tau_a), path.at_flow_time(tau_b)
         x_a, x_b = noised(x0, noise, path, a), noised(other, noise, path, b)
-        found.append(torch.stack([pairs(student, path, x0, noise, path.at_flow_time(0.1 + 0.8 * share), "velocity"),
-                                  windows(student, path, x_a, x_b, a, b, share)]))
+        found.append(
+            torch.stack(
+                [
+                    pairs(student, path, x0, noise, path.at_flow_time(0.1 + 0.8 * share), "velocity"),
+                    windows(student, path, x_a, x_b, a, b, share),
+                ]
+            )
+        )
     assert torch.allclose(found[0], found[1], rtol=1e-9) and torch.allclose(found[0], found[2], rtol=1e-9)
     assert found[0].min() > 1e-3
 
@@ -186,7 +232,9 @@ def test_every_path_has_the_same_loss_at_the_same_flow_time(generator):
 
 OBJECTIVES = {
     "consistency": lambda student, target, x, y, t, s, e: consistency(student, target, FLOW, x, y, t, s, e),
-    "training": lambda student, target, x, y, t, s, e: consistency_training(student, target, FLOW, x, y, t, s, e),
+    "training": lambda student, target, x, y, t, s, e: consistency_training(
+        student, target, FLOW, x, y, t, s, e
+    ),
     "pairs": lambda student, target, x, y, t, s, e: pairs(student, FLOW, x, y, t, "velocity"),
     "windows": lambda student, target, x, y, t, s, e: windows(student, FLOW, x, y, t, s, e),
 }
@@ -196,7 +244,11 @@ OBJECTIVES = {
 def test_gradient_reaches_the_student_only(objective, generator):
     """Not its EMA where that is the target, nor itself a second time where it is its own."""
     student, average = (torch.nn.Linear(4, 4, dtype=torch.float64) for _ in range(2))
-    x, y, t = random(generator, 20, 4), random(generator, 20, 4), torch.linspace(0.5, 1, 20, dtype=torch.float64)
+    x, y, t = (
+        random(generator, 20, 4),
+        random(generator, 20, 4),
+        torch.linspace(0.5, 1, 20, dtype=torch.float64),
+    )
     s, e = 0.8 * t, torch.tensor([0.0, 0.4]).double().repeat(10)
     found = []
     for target in (average, student):
@@ -211,6 +263,7 @@ def test_gradient_reaches_the_student_only(objective, generator):
 
 # ---- the solver ----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2), ("2m", 2)])
 @pytest.mark.parametrize("name", MODELS)
 def test_substeps_have_the_solvers_order(name, solver, order, generator):
@@ -220,7 +273,10 @@ def test_substeps_have_the_solvers_order(name, solver, order, generator):
     t = levels(name)[0].expand(32)
     s = path.at_flow_time(0 * t + 0.4)
     x = t[:, None] * random(generator, 32, 4)
-    errors = [float((solver_step(teacher, x, path, t, s, solver, n) - MIXTURE.flow(x, path, t, s)).norm()) for n in (32, 64)]
+    errors = [
+        float((solver_step(teacher, x, path, t, s, solver, n) - MIXTURE.flow(x, path, t, s)).norm())
+        for n in (32, 64)
+    ]
     assert 2 ** (order - 0.3) < errors[0] / errors[1] < 2 ** (order + 1)
 
 
@@ -231,6 +287,7 @@ def test_an_unknown_solver_is_refused_by_name():
 
 # ---- draws ---------------------------------------------------------------------------------------
 
+
 def uneven(u):
     """A loss that lives in two of the bins."""
     return 0.02 + ((u > 3 / BINS) & (u < 5 / BINS)).double()
@@ -240,7 +297,7 @@ def learnt(generator):
     """Adaptive times that know `uneven`."""
     times = Times("adaptive")
     u, weight = times.draw(2000, generator)
-    assert (weight == 1).all()      # nothing is known yet
+    assert (weight == 1).all()  # nothing is known yet
     times.learn(u, uneven(u))
     return times
 
@@ -276,10 +333,14 @@ def test_levels_double_as_in_equation_14(most):
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit-normal", "adaptive"])
-@pytest.mark.parametrize("name, kind, path", [("eps-MSE", "velocity", FLOW), ("min-SNR", "v", VARIANCE_PRESERVING),
-                                              ("sigmoid", "x0", FLOW)])
+@pytest.mark.parametrize(
+    "name, kind, path",
+    [("eps-MSE", "velocity", FLOW), ("min-SNR", "v", VARIANCE_PRESERVING), ("sigmoid", "x0", FLOW)],
+)
 def test_the_whole_run_follows_the_named_weighting(name, kind, path, distribution, generator):
-    """What the draws lay on two intervals of lambda, in units of the error of eps, is the integral of w over them."""
+    """What the draws lay on two intervals of lambda, in units of the error of eps, is the integral of w over
+    them.
+    """
     times, count = learnt(generator) if distribution == "adaptive" else Times(distribution), 100_000
     sigma_at = (lambda u: 1 - u) if path is FLOW else (lambda u: torch.cos(u * math.pi / 2))
     weigh = Weighting(name, kind, path, sigma_at, times)

@@ -47,11 +47,19 @@ def test_one_part_may_have_the_variant_alone(folder, whole):
         assert torch.equal(answer(folder), answer(whole))
 
 
-@pytest.mark.parametrize("names, variant", [
-    (["model.safetensors", "model.fp16.safetensors"], None), (["model.fp16.safetensors"], "fp16"), ([], None),
-    (["model-00001-of-00002.fp16.safetensors"], "fp16"), (["model.fp16-00001-of-00002.safetensors"], "fp16"),
-    (["model-00001-of-00002.safetensors", "model.fp16.safetensors"], None), (["other.fp16.safetensors"], None),
-    (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors"], "fp16")])
+@pytest.mark.parametrize(
+    "names, variant",
+    [
+        (["model.safetensors", "model.fp16.safetensors"], None),
+        (["model.fp16.safetensors"], "fp16"),
+        ([], None),
+        (["model-00001-of-00002.fp16.safetensors"], "fp16"),
+        (["model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["model-00001-of-00002.safetensors", "model.fp16.safetensors"], None),
+        (["other.fp16.safetensors"], None),
+        (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors"], "fp16"),
+    ],
+)
 def test_plain_weights_come_first(names, variant, tmp_path):
     for name in names:
         (tmp_path / name).touch()
@@ -62,18 +70,29 @@ INDEX, SCHEDULER, VAE = "model_index.json", "scheduler/scheduler_config.json", "
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
 
-@pytest.mark.parametrize("file, content, why", [        # content: bytes, settings that are changed, or None for no file at all
-    (INDEX, b"[]", rf"{INDEX} must hold a JSON object, got \[\]"), (INDEX, b"\xff\xfe", f"{INDEX} must be readable JSON, got"),
-    (INDEX, b"[" * 100_000, f"{INDEX} must be readable JSON, got"),
-    (INDEX, {"_class_name": ["a"]}, r"must hold one of StableDiffusionPipeline, .*, got \['a'\]"),
-    (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, f"must name text_encoder_2 in its {INDEX} for a StableDiffusionXL"),
-    (INDEX, {"tokenizer": []}, "must hold a readable diffusers pipeline"),
-    ("tokenizer", None, "must hold tokenizer, which model_index.json names"),
-    (SCHEDULER, b"[]", r"scheduler_config.json must hold a JSON object, got \[\]"),
-    (SCHEDULER, {"beta_schedule": "x"}, "readable diffusers pipeline, got NotImplementedError"),
-    (VAE, b"{}", f"{VAE} must tell block_out_channels, a list, got None"), (VAE, b"[]", f"{VAE} must hold a JSON object"),
-    (UNET, b"x" * 99, "must hold a readable diffusers pipeline"), (UNET, None, "no file named diffusion_pytorch_model"),
-    (TEXT, b"x" * 99, "must hold a readable diffusers pipeline, got SafetensorError")])
+@pytest.mark.parametrize(
+    "file, content, why",
+    [  # content: bytes, settings that are changed, or None for no file at all
+        (INDEX, b"[]", rf"{INDEX} must hold a JSON object, got \[\]"),
+        (INDEX, b"\xff\xfe", f"{INDEX} must be readable JSON, got"),
+        (INDEX, b"[" * 100_000, f"{INDEX} must be readable JSON, got"),
+        (INDEX, {"_class_name": ["a"]}, r"must hold one of StableDiffusionPipeline, .*, got \['a'\]"),
+        (
+            INDEX,
+            {"_class_name": "StableDiffusionXLPipeline"},
+            f"must name text_encoder_2 in its {INDEX} for a StableDiffusionXL",
+        ),
+        (INDEX, {"tokenizer": []}, "must hold a readable diffusers pipeline"),
+        ("tokenizer", None, "must hold tokenizer, which model_index.json names"),
+        (SCHEDULER, b"[]", r"scheduler_config.json must hold a JSON object, got \[\]"),
+        (SCHEDULER, {"beta_schedule": "x"}, "readable diffusers pipeline, got NotImplementedError"),
+        (VAE, b"{}", f"{VAE} must tell block_out_channels, a list, got None"),
+        (VAE, b"[]", f"{VAE} must hold a JSON object"),
+        (UNET, b"x" * 99, "must hold a readable diffusers pipeline"),
+        (UNET, None, "no file named diffusion_pytorch_model"),
+        (TEXT, b"x" * 99, "must hold a readable diffusers pipeline, got SafetensorError"),
+    ],
+)
 def test_a_broken_folder_is_named(file, content, why, folder):
     path = folder / file
     if isinstance(content, dict):

@@ -21,12 +21,21 @@ def test_three_lines_and_rings_where_there_was_no_gain():
     rows = [row(2, 0.4, 0.5, 0.4, False), row(4, 0.1, 0.3, 0.2)]
     picture = pictures.fit_report(rows)
     assert all(drawn(picture, colour) > 50 for colour in pictures.COLOURS[:3])
-    assert drawn(picture, pictures.MUTED) > drawn(pictures.fit_report([rows[0] | {"gained": True}, rows[1]]), pictures.MUTED)
+    assert drawn(picture, pictures.MUTED) > drawn(
+        pictures.fit_report([rows[0] | {"gained": True}, rows[1]]), pictures.MUTED
+    )
 
 
-@pytest.mark.parametrize("rows", [
-    [], [row(4, 0.0, 0.0, 0.0)], [row(4, math.nan, math.inf, 0.2)], [row(1, 0.2, 0.2, 0.2, False)],
-    [row(2, 0.0, math.nan, math.inf, False), row(4, 0.1, 0.2, 0.3)]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(4, 0.0, 0.0, 0.0)],
+        [row(4, math.nan, math.inf, 0.2)],
+        [row(1, 0.2, 0.2, 0.2, False)],
+        [row(2, 0.0, math.nan, math.inf, False), row(4, 0.1, 0.2, 0.3)],
+    ],
+)
 def test_zeros_and_what_is_not_finite_do_not_break_it(rows):
     assert pictures.fit_report(rows).size == (760, 340)
 
@@ -39,7 +48,10 @@ def test_a_single_step_count_is_in_the_middle():
 def test_a_run_s_report_puts_the_curves_where_there_is_room():
     history = [(1, 0.5), (2, 0.25)], [(0, 1.0), (2, 0.5)]
     for side, beside in ((128, True), (512, False)):
-        tiles = pictures.grid({head: torch.zeros(4, 3, side, side) for head in ("teacher", "before", "now")}, ["1", "2", "3", "4"])
+        tiles = pictures.grid(
+            {head: torch.zeros(4, 3, side, side) for head in ("teacher", "before", "now")},
+            ["1", "2", "3", "4"],
+        )
         report = pictures.run_report(tiles, *history)
         assert (report.width > tiles.width and report.height == tiles.height) == beside
         assert (report.height > tiles.height and report.width == tiles.width) != beside

@@ -1,4 +1,6 @@
-"""A whole run on the packaged teachers, small; what it promises of the model, of its seed, and of what it leaves behind."""
+"""A whole run on the packaged teachers, small; what it promises of the model, of its seed, and of what it
+leaves behind.
+"""
 
 import json
 
@@ -63,11 +65,22 @@ def test_the_file_holds_the_run(finished, tmp_path):
     other.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"target": "ema", "between": 1, "one_step": 0.2}, {"phases": 1, "between": 7},
-                                     {"metric": "pseudo-huber"}, {"cfg": 1.0}, {"steps": 3, "image_steps": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target": "ema", "between": 1, "one_step": 0.2},
+        {"phases": 1, "between": 7},
+        {"metric": "pseudo-huber"},
+        {"cfg": 1.0},
+        {"steps": 3, "image_steps": 6},
+    ],
+)
 def test_every_option_learns_and_a_seed_decides_all(options):
     def train(seed):
-        run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "updates": 3, "images": 8, **options}, seed=seed))
+        run = Distillation(
+            DemoTeacher("flow"), DistilConfig(**{**SMALL, "updates": 3, "images": 8, **options}, seed=seed)
+        )
         list(run.progress())
         run.close()
         return run.lora_tensors(), run.loss
@@ -112,10 +125,14 @@ def four(monkeypatch):
 
 
 def cached(folder, last=None, kind="flow", patches="", **changes):
-    """(run, model calls while the teacher was sampled) with trajectories in `folder`; cancelled at call `last`."""
+    """(run, model calls while the teacher was sampled) with trajectories in `folder`; cancelled at call
+    `last`.
+    """
     teacher = Counting(kind)
     teacher.last = last
-    run = Distillation(teacher, DistilConfig(**{**CACHED, **changes}), (folder, {"patches": patches, "conditioning": "all"}))
+    run = Distillation(
+        teacher, DistilConfig(**{**CACHED, **changes}), (folder, {"patches": patches, "conditioning": "all"})
+    )
     try:
         shares = list(run._sample_data())
         assert shares == sorted(shares) and shares[-1] == 1
@@ -128,31 +145,38 @@ def cached(folder, last=None, kind="flow", patches="", **changes):
 @pytest.mark.parametrize("kind", KINDS)
 def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path, kind, four):
     first, calls = cached(tmp_path, kind=kind)
-    assert calls == 4 * 9       # 8 samples and 8 probes in chunks of 4, 8 steps of which the first is halved
+    assert calls == 4 * 9  # 8 samples and 8 probes in chunks of 4, 8 steps of which the first is halved
     second, calls = cached(tmp_path, kind=kind)
     assert calls == 0 and torch.equal(first.data.anchors, second.data.anchors)
     assert all(torch.equal(a, b) for a, b in zip(first.probe, second.probe))
     teacher, noise = DemoTeacher(kind), first.cache.noise(16)
     assert torch.equal(first.probe[0], noise[8:])
     phases, condition = first.phases, torch.arange(16) % teacher.conditions
-    plain = torch.cat(list(trajectories(teacher, noise, condition, 2.0, phases.fine, phases.kept, order=2,
-                                        corrector=True, chunk=4)))
+    plain = torch.cat(
+        list(
+            trajectories(
+                teacher, noise, condition, 2.0, phases.fine, phases.kept, order=2, corrector=True, chunk=4
+            )
+        )
+    )
     assert torch.equal(first.data.anchors, plain[:8]) and torch.equal(first.probe[2], plain[8:, -1])
     sizes = [f.stat().st_size for f in first.cache.folder.glob("*.safetensors")]
-    assert sum(sizes) < 1.01 * first.cache.bytes(16) + 4000       # no predictions
+    assert sum(sizes) < 1.01 * first.cache.bytes(16) + 4000  # no predictions
 
 
 def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path, four):
     assert cached(tmp_path, last=21)[1] == 21
-    assert cached(tmp_path)[1] == 2 * 9     # two of four chunks were whole
+    assert cached(tmp_path)[1] == 2 * 9  # two of four chunks were whole
     for changes in ({"cfg": 3.0}, {"seed": 1}, {"patches": "lora"}, {"steps": 2}):
         assert cached(tmp_path, **changes)[1] > 0, changes
-    assert cached(tmp_path, updates=9, rank=4, images=4, batch=2)[1] == 0      # what the teacher has no part in
+    assert cached(tmp_path, updates=9, rank=4, images=4, batch=2)[1] == 0  # what the teacher has no part in
 
 
 def test_a_cached_run_learns_and_reports_as_another(tmp_path, four):
     def train():
-        run = Distillation(DemoTeacher("flow"), DistilConfig(**CACHED), (tmp_path, {"patches": "", "conditioning": "all"}))
+        run = Distillation(
+            DemoTeacher("flow"), DistilConfig(**CACHED), (tmp_path, {"patches": "", "conditioning": "all"})
+        )
         reports = list(run.progress())
         run.close()
         return run, reports
@@ -172,7 +196,9 @@ def test_trajectories_too_large_for_the_disk_stay_in_memory(tmp_path, four, monk
 
 
 def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():
-    """The residual stream of Flux and others grows in place; the gradient must equal the one of the copying twin."""
+    """The residual stream of Flux and others grows in place; the gradient must equal the one of the copying
+    twin.
+    """
 
     class Overwriting(torch.nn.Module):
         def __init__(self, in_place):
@@ -207,7 +233,9 @@ def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():
 
 
 def test_overflowing_gradients_are_left_out_and_counted_until_it_is_hopeless():
-    """The loss's scale falls while the gradient overflows, the adapter stays as it was, and in the end the run says why."""
+    """The loss's scale falls while the gradient overflows, the adapter stays as it was, and in the end the
+    run says why.
+    """
     run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "images": 8}))
     for _ in run._sample_data():
         pass
@@ -219,7 +247,9 @@ def test_overflowing_gradients_are_left_out_and_counted_until_it_is_hopeless():
         run.update()
         assert (run.descent.scale, run.descent.skipped) == (scale, number)
         assert all(torch.equal(a, b) for a, b in zip(before, run.lora.parameters()))
-    with pytest.raises(ArithmeticError, match="10 updates in a row were not, because the gradient overflowed. Lower lr"):
+    with pytest.raises(
+        ArithmeticError, match="10 updates in a row were not, because the gradient overflowed. Lower lr"
+    ):
         run.update()
     run.close()
 
@@ -230,11 +260,18 @@ def _overflow(run, backward, compute):
     return loss
 
 
-@pytest.mark.parametrize("bad, why", [
-    ({"steps": 0}, "steps must be a whole number from 1 to"), ({"rank": -1}, "rank must be a whole number"),
-    ({"phases": 3, "image_steps": 8}, "image_steps must be a multiple of phases"), ({"metric": "l7"}, "metric must be one of"),
-    ({"lr": float("nan")}, "lr must be a finite"), ({"between": -1}, "between must be a whole number"),
-    ({"method": "magic"}, "method must be one of")])
+@pytest.mark.parametrize(
+    "bad, why",
+    [
+        ({"steps": 0}, "steps must be a whole number from 1 to"),
+        ({"rank": -1}, "rank must be a whole number"),
+        ({"phases": 3, "image_steps": 8}, "image_steps must be a multiple of phases"),
+        ({"metric": "l7"}, "metric must be one of"),
+        ({"lr": float("nan")}, "lr must be a finite"),
+        ({"between": -1}, "between must be a whole number"),
+        ({"method": "magic"}, "method must be one of"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(bad, why):
     with pytest.raises(ValueError, match=why):
         DistilConfig(**bad)
@@ -255,7 +292,9 @@ def test_the_demo_writes_all_it_promises(tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(result))
     assert set(COLUMNS) <= set(metrics["columns"]) and metrics["columns"]["teacher-50"]["rmse"] == 0
-    assert (metrics["teacher"], metrics["seed"], metrics["device"]) == ("epsilon", 5, "cpu") and metrics["peak_memory_mib"] > 50
+    assert (metrics["teacher"], metrics["seed"], metrics["device"]) == ("epsilon", 5, "cpu") and metrics[
+        "peak_memory_mib"
+    ] > 50
     assert all(row["frechet"] > 0 for row in metrics["columns"].values())
     with Image.open(tmp_path / "out" / "demo.png") as picture:
         assert picture.width > 500 and picture.height > 500
@@ -280,7 +319,9 @@ def test_data_splits_share_nothing_and_every_label_has_its_core():
     train, held_out = data.load("train"), data.load("held-out")
     assert not set(train[2]) & set(held_out[2]) and len(held_out[2]) >= 15
     core = set(data.load("all")[1].tolist())
-    assert set(data.label_numbers().values()) < core and len(core) - len(data.label_numbers()) == len(data.WEAK)
+    assert set(data.label_numbers().values()) < core and len(core) - len(data.label_numbers()) == len(
+        data.WEAK
+    )
     assert abs(float(data.load("all")[0].mean())) < 0.3
 
 

@@ -34,7 +34,9 @@ def test_five_lines_fit_any_python_denoiser(path, generator):
     spread = float(exact.std())
     error = float((sample_recipe(recipe, denoise, noise) - exact).square().mean().sqrt()) / spread
     assert recipe.method == "fitted" and error < 0.6 * recipe.errors["classical"]
-    assert error == pytest.approx(recipe.errors["held_out"], rel=1.0)       # what the recipe promises is met on other noise
+    assert error == pytest.approx(
+        recipe.errors["held_out"], rel=1.0
+    )  # what the recipe promises is met on other noise
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
@@ -48,35 +50,70 @@ def test_denoisers_that_share_a_folder_must_be_told_apart(tmp_path):
         fit_denoiser(lambda x, sigma: x, (4,), "flow", 4, folder=tmp_path)
 
 
-@pytest.mark.parametrize("change, why", [
-    ({"denoise": lambda x, sigma: None}, r"denoise must answer x of shape \(8, 4\) with x0 of that shape, got NoneType"),
-    ({"denoise": lambda x, sigma: x[:, :1]}, r"x0 of that shape, got \(8, 1\)"), ({"foo": 1}, "those of FitConfig, got foo"),
-    ({"shape": 4}, "shape must be that of one sample, such as .*got 4"), ({"shape": ()}, "shape must be"),
-    ({"path": "variance exploding", "sigma_range": (1,)}, r"sigma_range must be .*got \(1,\)")])
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (
+            {"denoise": lambda x, sigma: None},
+            r"denoise must answer x of shape \(8, 4\) with x0 of that shape, got NoneType",
+        ),
+        ({"denoise": lambda x, sigma: x[:, :1]}, r"x0 of that shape, got \(8, 1\)"),
+        ({"foo": 1}, "those of FitConfig, got foo"),
+        ({"shape": 4}, "shape must be that of one sample, such as .*got 4"),
+        ({"shape": ()}, "shape must be"),
+        ({"path": "variance exploding", "sigma_range": (1,)}, r"sigma_range must be .*got \(1,\)"),
+    ],
+)
 def test_denoisers_that_do_not_do_are_refused(change, why):
-    given = {"denoise": lambda x, sigma: x, "shape": (4,), "path": "flow", "steps": 2, "trajectories": 4, "reference_steps": 24}
+    given = {
+        "denoise": lambda x, sigma: x,
+        "shape": (4,),
+        "path": "flow",
+        "steps": 2,
+        "trajectories": 4,
+        "reference_steps": 24,
+    }
     with pytest.raises(ValueError, match=why):
         fit_denoiser(**{**given, **change})
 
 
 def test_a_recipe_without_a_solver_is_refused():
-    with pytest.raises(ValueError, match="recipe must have coefficients of a solver, .* got none in one of phased"):
-        sample_recipe(Recipe(method="phased", path="flow", sigmas=(1.0, 0.0)), lambda x, sigma: x, torch.zeros(1, 4))
+    with pytest.raises(
+        ValueError, match="recipe must have coefficients of a solver, .* got none in one of phased"
+    ):
+        sample_recipe(
+            Recipe(method="phased", path="flow", sigmas=(1.0, 0.0)), lambda x, sigma: x, torch.zeros(1, 4)
+        )
 
 
-@pytest.mark.parametrize("change, word", [({"steps": ()}, "steps"), ({"steps": (0,)}, "steps"), ({"steps": (13,)}, "steps"),
-                                          ({"trajectories": 3}, "trajectories"), ({"reference_steps": 8}, "reference_steps"),
-                                          ({"effort": 0.0}, "effort"), ({"starts": 0}, "starts"), ({"seed": -1}, "seed"),
-                                          ({"seed": 2**64}, "seed"), ({"reference_steps": 10**9}, "reference_steps"),
-                                          ({"trajectories": 10**12}, "trajectories"), ({"steps": ("a", 1)}, "steps"),
-                                          ({"effort": "a"}, "effort"), ({"dtype": "int8"}, "dtype")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"steps": ()}, "steps"),
+        ({"steps": (0,)}, "steps"),
+        ({"steps": (13,)}, "steps"),
+        ({"trajectories": 3}, "trajectories"),
+        ({"reference_steps": 8}, "reference_steps"),
+        ({"effort": 0.0}, "effort"),
+        ({"starts": 0}, "starts"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"reference_steps": 10**9}, "reference_steps"),
+        ({"trajectories": 10**12}, "trajectories"),
+        ({"steps": ("a", 1)}, "steps"),
+        ({"effort": "a"}, "effort"),
+        ({"dtype": "int8"}, "dtype"),
+    ],
+)
 def test_settings_out_of_range_are_refused(change, word):
     with pytest.raises(ValueError, match=word):
         FitConfig(**change)
 
 
 def test_a_guided_teacher_is_fitted_with_its_guidance(tmp_path):
-    """The recipe says the CFG; whole prompts are held out; the same run again reads its trajectories and comes out the same."""
+    """The recipe says the CFG; whole prompts are held out; the same run again reads its trajectories and
+    comes out the same.
+    """
     config = FitConfig(steps=(2, 3), trajectories=16, reference_steps=24)
     runs = [SolverFit(Guided(DemoTeacher("flow"), 2.0), config, tmp_path) for _ in range(2)]
     stages = [[progress.stage for progress in run.progress()] for run in runs]
@@ -107,7 +144,9 @@ def test_time_that_is_over_ends_with_what_was_found(tmp_path):
         return denoise(x, sigma)
 
     teacher = fitting._Plain(slow, (4,), "flow", None, "")
-    run = SolverFit(teacher, FitConfig(steps=(2, 4), trajectories=32, effort=math.inf), tmp_path, seconds=0.01)
+    run = SolverFit(
+        teacher, FitConfig(steps=(2, 4), trajectories=32, effort=math.inf), tmp_path, seconds=0.01
+    )
     for _ in run.progress():
         pass
     assert set(run.found) == {2, 4} and {run.recipe(n).method for n in (2, 4)} == {"classical"}
@@ -115,11 +154,19 @@ def test_time_that_is_over_ends_with_what_was_found(tmp_path):
 
 def test_no_gain_hands_on_the_classical_solver(tmp_path):
     """A fitted solver that is better by no more than chance is not handed on."""
-    run = SolverFit(fitting._Plain(denoiser("flow")[1], (4,), "flow", None, ""), FitConfig(steps=(2,), trajectories=32), tmp_path)
+    run = SolverFit(
+        fitting._Plain(denoiser("flow")[1], (4,), "flow", None, ""),
+        FitConfig(steps=(2,), trajectories=32),
+        tmp_path,
+    )
     for _ in run.progress():
         pass
     assert run.recipe(2).method == "fitted"
     run.found[2] = dataclasses.replace(run.found[2], gain=1.4)
     recipe = run.recipe(2)
-    assert recipe.method == "classical" and recipe.coefficients == run.found[2].base.rows and "no gain" in run.report()
+    assert (
+        recipe.method == "classical"
+        and recipe.coefficients == run.found[2].base.rows
+        and "no gain" in run.report()
+    )
     assert recipe.errors["held_out"] == run.found[2].classical

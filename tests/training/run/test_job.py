@@ -1,4 +1,6 @@
-"""A run that can't be lost: exact resumption, kills at any moment, and faults with the outcome that is promised."""
+"""A run that can't be lost: exact resumption, kills at any moment, and faults with the outcome that is
+promised.
+"""
 
 import contextlib
 import json
@@ -20,9 +22,18 @@ from parts import ABOUT, SMALL, result, run, same
 from tiny import Tiny
 
 
-@pytest.mark.parametrize("options", [{"method": m} for m in METHODS] + [
-    {"method": "reflow", "rounds": 3}, {"times": "adaptive", "method": "windowed-reflow"}, {"target": "ema", "between": 1},
-    {"curriculum": True, "method": "consistency", "solver": "2m", "substeps": 2}, {"micro": 3}, {"checkpointing": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"method": m} for m in METHODS]
+    + [
+        {"method": "reflow", "rounds": 3},
+        {"times": "adaptive", "method": "windowed-reflow"},
+        {"target": "ema", "between": 1},
+        {"curriculum": True, "method": "consistency", "solver": "2m", "substeps": 2},
+        {"micro": 3},
+        {"checkpointing": True},
+    ],
+)
 def test_a_run_in_parts_equals_a_run_at_once(tmp_path, options):
     whole = run(tmp_path / "whole", **options)
     for last in (1, 5, 9, 14):
@@ -30,7 +41,9 @@ def test_a_run_in_parts_equals_a_run_at_once(tmp_path, options):
         assert json.loads((tmp_path / "parts" / STATUS).read_text())["state"] == "paused"
     assert same(whole, run(tmp_path / "parts", **options))
     status = json.loads((tmp_path / "parts" / STATUS).read_text())
-    assert (status["state"], status["done"], status["total"]) == ("finished", 20, 20) and status["best"] == whole.best[0]
+    assert (status["state"], status["done"], status["total"]) == ("finished", 20, 20) and status[
+        "best"
+    ] == whole.best[0]
 
 
 def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
@@ -38,7 +51,9 @@ def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(Distillation, "update", lambda self: pytest.fail("trained again"))
     again = run(tmp_path)
     assert result(again)[1:] == result(whole)[1:]
-    assert all(torch.equal(a, b) for a, b in zip(again.lora_tensors().values(), whole.lora_tensors().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.lora_tensors().values(), whole.lora_tensors().values())
+    )
 
 
 def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(tmp_path):
@@ -77,7 +92,9 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("where", ["torch.optim.AdamW.step", "torch.Tensor.lerp_", "fewstep.training.methods.times.Times.learn"])
+@pytest.mark.parametrize(
+    "where", ["torch.optim.AdamW.step", "torch.Tensor.lerp_", "fewstep.training.methods.times.Times.learn"]
+)
 def test_ctrl_c_while_an_update_takes_effect_waits_for_its_end(tmp_path, monkeypatch, ctrl_c, where):
     whole, left = run(tmp_path / "whole"), [5]
     name, attribute = where.rsplit(".", 1)
@@ -97,7 +114,7 @@ def test_ctrl_c_while_an_update_takes_effect_waits_for_its_end(tmp_path, monkeyp
     assert same(whole, run(tmp_path / "parts"))
 
 
-PROCESSES = multiprocessing.get_context("forkserver")       # each a fork of one that has PyTorch imported
+PROCESSES = multiprocessing.get_context("forkserver")  # each a fork of one that has PyTorch imported
 PROCESSES.set_forkserver_preload(["torch"])
 
 
@@ -132,11 +149,13 @@ def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
     while killed < 20:
         with program(tmp_path, **options) as (process, told):
             next(done for done in told if done > seen)
-            time.sleep(dice.uniform(0, 0.4))        # under way: kill it at a moment that nothing chooses
+            time.sleep(dice.uniform(0, 0.4))  # under way: kill it at a moment that nothing chooses
         assert process.exitcode == -signal.SIGKILL
         killed += 1
         tensors, numbers = load_state(tmp_path / STATE)
-        assert numbers["done"] >= seen and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
+        assert numbers["done"] >= seen and all(
+            bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point()
+        )
         json.loads((tmp_path / STATUS).read_text()), json.loads((tmp_path / "manifest.json").read_text())
         seen = numbers["done"]
     assert seen >= 20
@@ -144,28 +163,41 @@ def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
 
 def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
     run(tmp_path, 2)
-    with pytest.raises(ValueError, match="holds another run: its lr is 0.002 and not 0.001. Choose another folder"):
+    with pytest.raises(
+        ValueError, match="holds another run: its lr is 0.002 and not 0.001. Choose another folder"
+    ):
         run(tmp_path, lr=1e-3)
     other = Distillation(Tiny(), DistilConfig(**SMALL))
-    with pytest.raises(ValueError, match="its base is 'demo' and not 'other'"), Job(tmp_path, other, {**ABOUT, "base": "other"}):
+    with (
+        pytest.raises(ValueError, match="its base is 'demo' and not 'other'"),
+        Job(tmp_path, other, {**ABOUT, "base": "other"}),
+    ):
         pass
     other.close()
-    run(tmp_path, 4, micro=2)       # how it is cut to fit the memory is nobody's concern
+    run(tmp_path, 4, micro=2)  # how it is cut to fit the memory is nobody's concern
 
 
 @pytest.mark.parametrize("name", ["mine.safetensors", "status.json", "run.json", "curves.png"])
 def test_a_folder_of_other_work_is_left_alone(tmp_path, name):
     (tmp_path / name).write_text("mine")
     (tmp_path / ".fewstep-notes").write_text("mine")
-    with pytest.raises(ValueError, match=f"must be empty or hold a run, and holds {name}. Choose another folder"):
+    with pytest.raises(
+        ValueError, match=f"must be empty or hold a run, and holds {name}. Choose another folder"
+    ):
         run(tmp_path)
-    assert {f.name: f.read_text() for f in tmp_path.iterdir() if f.name != ".lock"} == {name: "mine", ".fewstep-notes": "mine"}
+    assert {f.name: f.read_text() for f in tmp_path.iterdir() if f.name != ".lock"} == {
+        name: "mine",
+        ".fewstep-notes": "mine",
+    }
 
 
 def test_two_at_once_are_refused(tmp_path):
     first, second = (Distillation(Tiny(), DistilConfig(**SMALL)) for _ in range(2))
     with Job(tmp_path, first, ABOUT):
-        with pytest.raises(RuntimeError, match="must be free to run in, and another process"), Job(tmp_path, second, ABOUT):
+        with (
+            pytest.raises(RuntimeError, match="must be free to run in, and another process"),
+            Job(tmp_path, second, ABOUT),
+        ):
             pass
     first.close(), second.close()
 
@@ -173,13 +205,15 @@ def test_two_at_once_are_refused(tmp_path):
 def test_a_damaged_state_or_manifest_is_refused_by_name(tmp_path):
     run(tmp_path, 4)
     data = (tmp_path / STATE).read_bytes()
-    (tmp_path / STATE).write_bytes(data[:len(data) // 2])
+    (tmp_path / STATE).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="state.safetensors must be a run's state, and can't be read"):
         run(tmp_path)
     (tmp_path / STATE).write_bytes(data)
     tensors, numbers = load_state(tmp_path / STATE)
     save_state(tmp_path / STATE, {k: v for k, v in tensors.items() if k != "averaged.1"}, numbers)
-    with pytest.raises(ValueError, match="state.safetensors must be the state of this run, is of another version or damaged"):
+    with pytest.raises(
+        ValueError, match="state.safetensors must be the state of this run, is of another version or damaged"
+    ):
         run(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="manifest.json must be the manifest of a run"):
@@ -207,7 +241,9 @@ def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkey
     assert same(trained, run(tmp_path / "other"))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom folders can be closed to")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="needs a user whom folders can be closed to"
+)
 def test_a_folder_that_is_read_only_is_refused_before_any_work(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="must be writable"):
@@ -264,17 +300,23 @@ def test_nan_is_left_out_counted_and_told(tmp_path):
             pass
     run.close()
     assert run.done == 20 and run.descent.skipped == 3 and run.recipe().trained["skipped"] == 3
-    assert all(bool(v.isfinite().all()) for v in load_state(tmp_path / STATE)[0].values() if v.is_floating_point())
+    assert all(
+        bool(v.isfinite().all()) for v in load_state(tmp_path / STATE)[0].values() if v.is_floating_point()
+    )
     assert json.loads((tmp_path / STATUS).read_text())["skipped"] == 3
 
 
 def test_nan_without_end_stops_the_run_with_the_last_good_state(tmp_path):
     run = Distillation(Failing(*range(6, 100)), DistilConfig(**SMALL))
-    with pytest.raises(ArithmeticError, match="10 updates in a row were not, because the model's output overflowed"):
+    with pytest.raises(
+        ArithmeticError, match="10 updates in a row were not, because the model's output overflowed"
+    ):
         with Job(tmp_path, run, ABOUT, every=1) as job:
             for _ in job.progress():
                 pass
     run.close()
     tensors, numbers = load_state(tmp_path / STATE)
-    assert numbers["skipped"] == 10 and all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
+    assert numbers["skipped"] == 10 and all(
+        bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point()
+    )
     assert json.loads((tmp_path / STATUS).read_text())["state"] == "failed"

@@ -1,4 +1,6 @@
-"""What a run will take of memory: the figure counted by hand, the choice that follows, and a run that then meets a full memory."""
+"""What a run will take of memory: the figure counted by hand, the choice that follows, and a run that then
+meets a full memory.
+"""
 
 import gc
 import math
@@ -26,7 +28,8 @@ def test_a_trial_counts_what_the_model_and_the_adapter_take():
     assert (micro, checkpointing) == (4, False)
     assert memory.weights == 4 * (36 * 24 + 24 + 24 * 32 + 32)
     assert memory.adapter == COPIES * 4 * (2 * (36 + 24) + 2 * (24 + 32))
-    # the input, both sides of the activation, both inner sides of the LoRA and their like: some hundred numbers, no thousand
+    # the input, both sides of the activation, both inner sides of the LoRA and their like: some hundred
+    # numbers, no thousand
     assert 4 * (36 + 2 * 24 + 32 + 4) < memory.whole < 4 * 600
 
 
@@ -40,9 +43,14 @@ def test_whole_samples_are_preferred_and_as_many_as_fit():
         assert LARGE.peak(*LARGE.choose(budget, 64)) <= budget
 
 
-@pytest.mark.parametrize("memory, budget, remedy", [
-    (LARGE, 3 * GB, "smaller latent"), (LARGE, 2 * GB, "smaller or quantised model"),
-    (Memory(weights=GB, adapter=4 * GB, whole=1, recomputed=1), 2 * GB, "lower rank")])
+@pytest.mark.parametrize(
+    "memory, budget, remedy",
+    [
+        (LARGE, 3 * GB, "smaller latent"),
+        (LARGE, 2 * GB, "smaller or quantised model"),
+        (Memory(weights=GB, adapter=4 * GB, whole=1, recomputed=1), 2 * GB, "lower rank"),
+    ],
+)
 def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
     with pytest.raises(MemoryError, match=f"Training one sample must fit into .* it takes .*{remedy}"):
         memory.choose(budget, 4)
@@ -53,19 +61,31 @@ def test_every_step_count_and_phase_count_can_begin(method):
     """The trial's noise level is one at which the network is asked, whatever the grid; then two updates."""
     for steps in range(1, 9):
         for phases in {1, steps, *((8,) if method != "phased" else (p for p in (2, 4) if p < steps))}:
-            changes = {"method": method, "steps": steps, "phases": phases, "image_steps": None, "images": 2, "updates": 2}
+            changes = {
+                "method": method,
+                "steps": steps,
+                "phases": phases,
+                "image_steps": None,
+                "images": 2,
+                "updates": 2,
+            }
             run = Distillation(Tiny(), DistilConfig(**{**SMALL, **changes}))
             assert fit(run, math.inf)[:2] == (4, False)
             assert len([p for p in run.progress() if p.loss is not None]) == 2
             sampled = run.sigmas_for(steps).float()
             if method == "phased":
-                assert all(float((run.phases.levels - s).abs().min()) < 1e-6 for s in sampled), (steps, phases)
+                assert all(float((run.phases.levels - s).abs().min()) < 1e-6 for s in sampled), (
+                    steps,
+                    phases,
+                )
             assert run.recipe().churn == (math.inf if run.method.kind == "x0" and phases == 1 < steps else 0)
             run.close()
 
 
 def test_what_is_proved_is_what_will_run(monkeypatch):
-    """Where only recomputed blocks fit, their gradient is proved; where the trial itself runs out, they are taken."""
+    """Where only recomputed blocks fit, their gradient is proved; where the trial itself runs out, they are
+    taken.
+    """
     asked, original = [], Backward.__call__
 
     def watch(self, compute):
@@ -97,11 +117,19 @@ def test_the_trial_names_a_latent_or_prompt_that_does_not_fit():
 def test_a_run_leaves_nothing_behind(tmp_path):
     """No hook after a failure to begin, no memory after the end without the cycle collector."""
     tiny = Tiny()
-    good = {f"diffusion_model.{n}.lora_{part}.weight": torch.zeros(shape)
-            for n, size in (("0", (24, 36)), ("2", (32, 24))) for part, shape in (("up", (size[0], 2)), ("down", (2, size[1])))}
-    for bad in ({"diffusion_model.2.lora_up.weight": torch.zeros(5, 2)}, {"diffusion_model.9.lora_up.weight": torch.zeros(5, 2)},
-                {"diffusion_model.2.lora_down.weight": torch.full((2, 24), math.nan)}):
-        with pytest.raises(ValueError, match="The LoRA to start from must|The LoRA to start from does not fit"):
+    good = {
+        f"diffusion_model.{n}.lora_{part}.weight": torch.zeros(shape)
+        for n, size in (("0", (24, 36)), ("2", (32, 24)))
+        for part, shape in (("up", (size[0], 2)), ("down", (2, size[1])))
+    }
+    for bad in (
+        {"diffusion_model.2.lora_up.weight": torch.zeros(5, 2)},
+        {"diffusion_model.9.lora_up.weight": torch.zeros(5, 2)},
+        {"diffusion_model.2.lora_down.weight": torch.full((2, 24), math.nan)},
+    ):
+        with pytest.raises(
+            ValueError, match="The LoRA to start from must|The LoRA to start from does not fit"
+        ):
             Distillation(tiny, DistilConfig(**SMALL), warm={**good, **bad})
         assert not any(m._forward_hooks for m in tiny.module.modules())
     gc.collect()
@@ -119,7 +147,9 @@ def test_a_run_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 30])
 def test_a_warm_start_begins_with_the_files_function(rank):
-    """Of a lower rank exactly; of a higher one the best approximation, also where a layer is smaller than the rank."""
+    """Of a lower rank exactly; of a higher one the best approximation, also where a layer is smaller than the
+    rank.
+    """
     g, tensors = torch.Generator().manual_seed(0), {}
     for name, (out, into) in (("0", (24, 36)), ("2", (32, 24))):
         tensors[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(out, rank, generator=g)
@@ -130,7 +160,11 @@ def test_a_warm_start_begins_with_the_files_function(rank):
         for name, pair in run.lora.weights.items():
             up, down = (tensors[f"diffusion_model.{name}.lora_{part}.weight"] for part in ("up", "down"))
             u, s, v = torch.linalg.svd(3.0 / rank * up @ down)
-            wanted = (u[:, :own] * s[:own][:len(v)]) @ v[:own] if own < len(s) else (u[:, :len(s)] * s) @ v[:len(s)]
+            wanted = (
+                (u[:, :own] * s[:own][: len(v)]) @ v[:own]
+                if own < len(s)
+                else (u[:, : len(s)] * s) @ v[: len(s)]
+            )
             assert torch.allclose(2.0 / own * pair["up"] @ pair["down"], wanted, atol=1e-4)
         run.close()
 
@@ -142,7 +176,12 @@ def test_sampling_asks_for_fewer_where_memory_is_out():
                 raise MemoryError
             return super().__call__(x, sigma, condition)
 
-    x, sigma, which, parts = torch.randn(10, 2, 4, 4), torch.full((10,), 0.5), torch.arange(10) % 3, InParts(Small(), 8)
+    x, sigma, which, parts = (
+        torch.randn(10, 2, 4, 4),
+        torch.full((10,), 0.5),
+        torch.arange(10) % 3,
+        InParts(Small(), 8),
+    )
     assert torch.allclose(parts(x, sigma, which), Tiny()(x, sigma, which), atol=1e-6) and parts.most == 2
 
 
@@ -166,8 +205,14 @@ class Full:
         return self.tiny(x, sigma, condition)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory"),
+    ],
+)
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(error):
     def train(denoiser):
         run = Distillation(denoiser, DistilConfig(**SMALL))
@@ -176,7 +221,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(error):
         return run
 
     whole, cut = train(Tiny()), train(Full(1, error))
-    assert cut.descent.micro == 1 and cut.denoiser.refused == 2       # 4, then 2, then never again
+    assert cut.descent.micro == 1 and cut.denoiser.refused == 2  # 4, then 2, then never again
     assert whole.done == cut.done == 6
     for a, b in zip(whole.lora_tensors().values(), cut.lora_tensors().values()):
         assert torch.allclose(a, b, atol=1e-4)
@@ -184,7 +229,9 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(error):
 
 def test_one_sample_too_much_ends_the_run_with_what_to_lower():
     run = Distillation(Full(0, MemoryError()), DistilConfig(**SMALL))
-    with pytest.raises(MemoryError, match="One sample .* must fit .* Switch checkpointing on, or choose a smaller latent"):
+    with pytest.raises(
+        MemoryError, match="One sample .* must fit .* Switch checkpointing on, or choose a smaller latent"
+    ):
         list(run.progress())
     run.close()
 
@@ -204,12 +251,17 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
         for _ in run._sample_data():
             pass
         descent = run.descent
-        descent._descend = lambda loss, run=run: gradients.append([p.grad.clone() for p in run.lora.parameters()])
+        descent._descend = lambda loss, run=run: gradients.append(
+            [p.grad.clone() for p in run.lora.parameters()]
+        )
         run.update()
         run.close()
     assert isinstance(descent, Descent) and len(gradients) == 3
     for other in gradients[1:]:
-        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max())) for a, b in zip(gradients[0], other))
+        assert all(
+            torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+            for a, b in zip(gradients[0], other)
+        )
 
 
 @pytest.mark.parametrize("folder, limit, taken, cache", CGROUPS)
@@ -221,7 +273,11 @@ def test_a_containers_limit_counts(folder, limit, taken, cache, tmp_path, monkey
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
     assert available("cpu") == 8000 << 10
-    for name, text in ((limit, "5000000\n"), (taken, "3000000\n"), ("memory.stat", f"anon 5\n{cache} 1000000\n")):
+    for name, text in (
+        (limit, "5000000\n"),
+        (taken, "3000000\n"),
+        ("memory.stat", f"anon 5\n{cache} 1000000\n"),
+    ):
         (group / name).write_text(text)
     assert available("cpu") == 3_000_000
     (group / taken).write_text("7000000\n")

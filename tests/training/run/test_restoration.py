@@ -16,7 +16,9 @@ from fewstep.training.run.restoration import Restoration, Seen, restore, run_of,
 from tiny import Tiny
 
 BLUR = [{"kind": "blur", "width": 1.5}]
-SETTINGS = dict(method="restoration", process=BLUR, updates=60, batch=8, images=8, image_steps=4, steps=2, rank=8, lr=3e-2)
+SETTINGS = dict(
+    method="restoration", process=BLUR, updates=60, batch=8, images=8, image_steps=4, steps=2, rank=8, lr=3e-2
+)
 
 
 def stripes(count, seed=0):
@@ -41,15 +43,27 @@ def test_every_kind_is_made_with_its_defaults_and_alone_or_last_in_a_chain(kind)
     assert chain.corrupt(x, torch.randn_like(x), 0.5).shape == x.shape
 
 
-@pytest.mark.parametrize("parts, message", [
-    ([], "process must be a list of parts"), ("blur", "process must be a list"), ([3], "process must be a list"),
-    ([{"kind": "melt"}], "kind of a process must be one of pixelate, .* got 'melt'"),
-    ([{"kind": "blur", "size": 3}], "process blur has the options width, got size"),
-    ([{"kind": "blur", "width": -1}], "width of process blur must be a number from"),
-    ([{"kind": "blur", "width": "3"}], "width of process blur must be a number from"),
-    ([{"kind": "pixelate", "largest": 6}], "largest must be a power of two"),
-    ([{"kind": "pixelate", "largest": 8.5}], "largest of process pixelate must be a whole number from 2 to 256, got 8.5"),
-    ([{"kind": "noise"}, {"kind": "blur"}], "parts must be one or more processes, of which only the last has noise")])
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ([], "process must be a list of parts"),
+        ("blur", "process must be a list"),
+        ([3], "process must be a list"),
+        ([{"kind": "melt"}], "kind of a process must be one of pixelate, .* got 'melt'"),
+        ([{"kind": "blur", "size": 3}], "process blur has the options width, got size"),
+        ([{"kind": "blur", "width": -1}], "width of process blur must be a number from"),
+        ([{"kind": "blur", "width": "3"}], "width of process blur must be a number from"),
+        ([{"kind": "pixelate", "largest": 6}], "largest must be a power of two"),
+        (
+            [{"kind": "pixelate", "largest": 8.5}],
+            "largest of process pixelate must be a whole number from 2 to 256, got 8.5",
+        ),
+        (
+            [{"kind": "noise"}, {"kind": "blur"}],
+            "parts must be one or more processes, of which only the last has noise",
+        ),
+    ],
+)
 def test_wrong_processes_are_refused_by_name(parts, message):
     with pytest.raises(ValueError, match=message):
         process_of(parts)
@@ -57,19 +71,30 @@ def test_wrong_processes_are_refused_by_name(parts, message):
 
 def test_a_process_belongs_to_restoration_alone():
     for settings in ({"method": "restoration"}, {"process": BLUR}, {"method": "reflow", "process": BLUR}):
-        with pytest.raises(ValueError, match="process must be given for the method restoration and for no other"):
+        with pytest.raises(
+            ValueError, match="process must be given for the method restoration and for no other"
+        ):
             DistilConfig(**settings)
     with pytest.raises(ValueError, match="weighting must be none for the method restoration"):
         DistilConfig(**SETTINGS, weighting="min-SNR")
     config = DistilConfig(**SETTINGS)
-    assert DistilConfig.from_dict(config.to_dict()) == config and config.process == ({"kind": "blur", "width": 1.5},)
+    assert DistilConfig.from_dict(config.to_dict()) == config and config.process == (
+        {"kind": "blur", "width": 1.5},
+    )
     assert dataclasses.replace(config, micro=2).process == config.process
 
 
-@pytest.mark.parametrize("path, sigma_of", [(FLOW, flow_sigma(3.0)), (VARIANCE_EXPLODING, discrete_sigma(discrete_sigmas()))])
+@pytest.mark.parametrize(
+    "path, sigma_of", [(FLOW, flow_sigma(3.0)), (VARIANCE_EXPLODING, discrete_sigma(discrete_sigmas()))]
+)
 def test_noise_is_asked_at_its_own_level(path, sigma_of):
-    """On the Gaussian process the network sees exactly what it was trained on: alpha x0 + sigma eps of its own path."""
-    seen, t = Seen(process_of([{"kind": "gaussian"}]), path, sigma_of), torch.linspace(0.05, 0.9, 9, dtype=torch.float64)
+    """On the Gaussian process the network sees exactly what it was trained on: alpha x0 + sigma eps of its
+    own path.
+    """
+    seen, t = (
+        Seen(process_of([{"kind": "gaussian"}]), path, sigma_of),
+        torch.linspace(0.05, 0.9, 9, dtype=torch.float64),
+    )
     x0, eps = torch.randn(9, 2, 4, 4, dtype=torch.float64), torch.randn(9, 2, 4, 4, dtype=torch.float64)
     asked = []
     seen.ask(lambda x, sigma: asked.append((x, sigma)), seen.process.corrupt(x0, eps, t), t)
@@ -79,12 +104,17 @@ def test_noise_is_asked_at_its_own_level(path, sigma_of):
     assert torch.allclose(path.log_snr(sigma), seen.process.log_snr(t), atol=1e-9)
 
 
-@pytest.mark.parametrize("path, sigma_of", [(FLOW, flow_sigma()), (VARIANCE_EXPLODING, discrete_sigma(discrete_sigmas()))])
+@pytest.mark.parametrize(
+    "path, sigma_of", [(FLOW, flow_sigma()), (VARIANCE_EXPLODING, discrete_sigma(discrete_sigmas()))]
+)
 @pytest.mark.parametrize("parts", [BLUR, [{"kind": "pixelate"}], [*BLUR, {"kind": "noise", "strength": 0.1}]])
 def test_a_little_noise_or_none_is_asked_at_half_of_flow_time(path, sigma_of, parts):
     seen = Seen(process_of(parts), path, sigma_of)
     sigma, scale = seen(torch.tensor([1.0, 0.5, 0.0]))
-    assert torch.allclose(path.flow_time(sigma), torch.tensor([0.5, 0.25, 1e-3]).double(), atol=1e-6) and (scale == 1).all()
+    assert (
+        torch.allclose(path.flow_time(sigma), torch.tensor([0.5, 0.25, 1e-3]).double(), atol=1e-6)
+        and (scale == 1).all()
+    )
     levels = seen(times_for(7)[:-1])[0]
     assert (levels.diff() < 0).all() and float(levels[-1]) > 0
 
@@ -100,12 +130,19 @@ def test_restoring_the_gaussian_process_is_the_samplers_own_step():
 
 
 def test_the_loss_is_least_for_the_mean_of_what_the_picture_could_have_been():
-    """Two pictures that one blur makes equal: the best answer is their mean, and the loss there is their variance."""
-    process, pair = process_of([{"kind": "pixelate", "largest": 4}]), torch.stack([torch.ones(1, 4, 4), -torch.ones(1, 4, 4)])
+    """Two pictures that one blur makes equal: the best answer is their mean, and the loss there is their
+    variance.
+    """
+    process, pair = (
+        process_of([{"kind": "pixelate", "largest": 4}]),
+        torch.stack([torch.ones(1, 4, 4), -torch.ones(1, 4, 4)]),
+    )
     pair[:, :, :, ::2] *= -1
     x0 = pair.repeat(50, 1, 1, 1)
     assert torch.equal(process.corrupt(pair, None, 1.0)[0], process.corrupt(pair, None, 1.0)[1])
-    at = lambda value: float(restoration(lambda x, t: torch.full_like(x, value), process, x0, None, 1.0).mean())
+    at = lambda value: float(
+        restoration(lambda x, t: torch.full_like(x, value), process, x0, None, 1.0).mean()
+    )
     assert at(0.0) == pytest.approx(1.0) and all(at(v) > at(0.0) + 1e-3 for v in (-0.5, -0.1, 0.1, 0.5))
 
 
@@ -115,13 +152,17 @@ def test_a_run_learns_to_undo_its_process_and_its_recipe_says_which():
     assert isinstance(run, Restoration)
     for _ in run.progress():
         pass
-    assert len(run.data.images) == 56 and len(run.probe[2]) == 8       # held out
+    assert len(run.data.images) == 56 and len(run.probe[2]) == 8  # held out
     fresh, rows = stripes(16, seed=1), torch.zeros(16, dtype=torch.long)
     x = run.destroyed(fresh, torch.zeros_like(fresh))
     zero = [torch.zeros_like(p) for p in run.lora.parameters()]
-    error = lambda adapter, steps: float((run.restored(adapter, x, rows, steps) - fresh).square().mean().sqrt())
+    error = lambda adapter, steps: float(
+        (run.restored(adapter, x, rows, steps) - fresh).square().mean().sqrt()
+    )
     untouched = float((x - fresh).square().mean().sqrt())
-    assert error(run.adapter, 1) < 0.25 * untouched and error(run.adapter, 4) < 0.35 * untouched < error(zero, 1)
+    assert error(run.adapter, 1) < 0.25 * untouched and error(run.adapter, 4) < 0.35 * untouched < error(
+        zero, 1
+    )
     recipe = run.recipe()
     run.close()
     assert recipe.method == "restoration" and process_of(recipe.trained["process"]).width == 1.5
@@ -132,6 +173,8 @@ def test_without_pictures_it_learns_on_the_models_own():
     run = run_of(Tiny(), DistilConfig(**{**SETTINGS, "updates": 3}))
     stages = {progress.stage for progress in run.progress()}
     assert stages == {"sampling the teacher", "training"} and len(run.data.images) == 8
-    assert run.before(3).shape == (3, 2, 4, 4) and torch.equal(run.before(8), run.destroyed(run.probe[2], run.probe[0]))
+    assert run.before(3).shape == (3, 2, 4, 4) and torch.equal(
+        run.before(8), run.destroyed(run.probe[2], run.probe[0])
+    )
     assert float(run.drawn.sub(run.probe[2]).square().mean().sqrt()) == pytest.approx(run.fidelity[-1][1])
     run.close()

@@ -15,7 +15,9 @@ from tiny import Tiny
 
 def made(root, seed, updates=3, started=None):
     """A finished run in a folder of its own; returns the folder."""
-    run = Distillation(Tiny(), DistilConfig(updates=updates, batch=2, images=8, image_steps=8, steps=2, rank=2, seed=seed))
+    run = Distillation(
+        Tiny(), DistilConfig(updates=updates, batch=2, images=8, image_steps=8, steps=2, rank=2, seed=seed)
+    )
     folder = root / folder_name(run.config, {"base": "tiny"})
     with Job(folder, run, {"base": "tiny"}) as job:
         job.notes.update(name=f"run {seed}", started_at=started or seed)
@@ -31,7 +33,9 @@ def test_runs_are_listed_newest_first_with_what_they_reached(tmp_path):
     (tmp_path / "strange").mkdir()
     (tmp_path / ("0" * 24)).mkdir()
     found = runs.listing(tmp_path)
-    assert [run["name"] for run in found] == ["run 2", "run 1"] and [run["id"] for run in found] == [f.name for f in folders[::-1]]
+    assert [run["name"] for run in found] == ["run 2", "run 1"] and [run["id"] for run in found] == [
+        f.name for f in folders[::-1]
+    ]
     one = found[0]
     assert one["state"] == "finished" and (one["done"], one["updates"], one["steps"]) == (3, 3, 2)
     assert one["loss"] > 0 and one["fidelity"] > 0 and one["previews"] == [] and one["resumable"] is False
@@ -66,10 +70,12 @@ def test_a_failed_run_says_why_and_forgets_it_when_it_goes_on(tmp_path):
     assert found["state"] == "finished" and found["error"] is None
 
 
-@pytest.mark.parametrize("name", ["", "..", "../..", "0" * 24, "0" * 23, "/etc/passwd", "a/b", "0" * 10_000, "\x00", "*"])
+@pytest.mark.parametrize(
+    "name", ["", "..", "../..", "0" * 24, "0" * 23, "/etc/passwd", "a/b", "0" * 10_000, "\x00", "*"]
+)
 def test_only_ids_of_runs_that_are_there_are_found(tmp_path, name):
     made(tmp_path, 1)
-    (tmp_path / ("0" * 24)).mkdir()         # there, but no run
+    (tmp_path / ("0" * 24)).mkdir()  # there, but no run
     with pytest.raises(LookupError, match="There is no run"):
         runs.find(tmp_path, name)
 
@@ -98,5 +104,7 @@ def test_curves_come_from_the_state_and_are_few_and_finite(tmp_path):
     points[5] = 5, math.nan
     shown = runs.shown(points, [])
     assert len(shown["loss"]) <= runs.MOST_POINTS and shown["updates"] == 99_999
-    assert max(y for _, y in shown["loss"]) > 999 and [x for x, _ in shown["loss"]] == sorted(x for x, _ in shown["loss"])
+    assert max(y for _, y in shown["loss"]) > 999 and [x for x, _ in shown["loss"]] == sorted(
+        x for x, _ in shown["loss"]
+    )
     json.dumps(shown, allow_nan=False)

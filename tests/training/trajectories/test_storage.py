@@ -22,13 +22,17 @@ def aged(cache, seconds):
 def test_what_can_never_fit_is_refused_before_the_model_is_asked(tmp_path):
     cache = TrajectoryCache(tmp_path, spec(), limit=1000)
     assert cache.bytes(16) > 1000
-    with pytest.raises(ValueError, match="trajectories must fit into 0.00 GiB, 16 .* Ask for fewer, or fewer kept levels"):
+    with pytest.raises(
+        ValueError, match="trajectories must fit into 0.00 GiB, 16 .* Ask for fewer, or fewer kept levels"
+    ):
         list(cache.build(no_teacher, 16))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_longest_unused_cache_gives_way_and_no_other_folder(tmp_path):
-    old, older, mid = (aged(build(tmp_path, spec(seed=s), 8)[1], age) for s, age in ((1, 200), (2, 300), (3, 100)))
+    old, older, mid = (
+        aged(build(tmp_path, spec(seed=s), 8)[1], age) for s, age in ((1, 200), (2, 300), (3, 100))
+    )
     each = sum(len(v) for v in files(old).values())
     for name in ("notes", "looks-like-one"):
         (tmp_path / name).mkdir()
@@ -40,7 +44,7 @@ def test_the_longest_unused_cache_gives_way_and_no_other_folder(tmp_path):
     (tmp_path / older.name).symlink_to(elsewhere / older.name)
     kept = {n: v for n, v in files(tmp_path).items() if not n.startswith((old.name, mid.name))}
     build(tmp_path, spec(), 8, limit=int(2.1 * each))
-    assert not old.exists() and mid.exists()        # `older` is a link, and stays
+    assert not old.exists() and mid.exists()  # `older` is a link, and stays
     assert kept.items() <= files(tmp_path).items() and len(files(elsewhere)) == 6
 
 
@@ -84,7 +88,9 @@ def test_a_smaller_count_does_not_hide_what_lies_there(tmp_path):
 def test_a_full_disk_is_said_beforehand_or_keeps_what_is_whole(tmp_path, monkeypatch):
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: free)
-    with pytest.raises(OSError, match="must have 0.00 GiB free for 80 trajectories, got 0.00. Free some space"):
+    with pytest.raises(
+        OSError, match="must have 0.00 GiB free for 80 trajectories, got 0.00. Free some space"
+    ):
         build(tmp_path, spec(), 80, no_teacher)
     monkeypatch.undo()
     write, written = module.write_tensors, []
@@ -96,7 +102,9 @@ def test_a_full_disk_is_said_beforehand_or_keeps_what_is_whole(tmp_path, monkeyp
         return write(file, *contents)
 
     monkeypatch.setattr(module, "write_tensors", full)
-    with pytest.raises(OSError, match='00002.safetensors must be written, which gave "No space left on device". Free some'):
+    with pytest.raises(
+        OSError, match='00002.safetensors must be written, which gave "No space left on device". Free some'
+    ):
         build(tmp_path, spec(), 8)
     monkeypatch.undo()
     assert build(tmp_path, spec(), 8)[0] == 2 * 6

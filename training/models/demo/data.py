@@ -1,10 +1,10 @@
 """The demo's pictures: Noto emoji at 32x32, packaged as one sheet, each with a label.
 
-`emoji.png` is a grid of 32x32 tiles in the order of `emoji.json` (`{"labels": [...], "emoji": [[name, label, core], ...]}`).
-The teachers' first training sees all of them; the rest of it only the core, emoji that look alike within a label. Of the
-labels with a core those are offered to users that the teachers draw well.
-`python -m fewstep.training.models.demo.data FONT EMOJI_TEST_TXT` makes both files from the font and Unicode's list.
-Every HELD_OUT-th emoji of a label is kept out of training.
+`emoji.png` is a grid of 32x32 tiles in the order of `emoji.json` (`{"labels": [...], "emoji": [[name, label,
+core], ...]}`). The teachers' first training sees all of them; the rest of it only the core, emoji that look
+alike within a label. Of the labels with a core those are offered to users that the teachers draw well.
+`python -m fewstep.training.models.demo.data FONT EMOJI_TEST_TXT` makes both files from the font and Unicode's
+list. Every HELD_OUT-th emoji of a label is kept out of training.
 """
 
 import json
@@ -16,17 +16,39 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ....diffusion.faults import BadValue
+
 HERE = Path(__file__).parent
 TILE, COLUMNS, HELD_OUT = 32, 32, 20
-# pixel value in [-1, 1] = MEAN + STD * model space, so that the model sees data of zero mean and unit variance
+# pixel value in [-1, 1] = MEAN + STD * model space, so that the model sees data of zero mean and unit
+# variance
 MEAN, STD = 0.64, 0.555
 
 LABELS = {
-    "smiling face": ["face-smiling", "face-affection", "face-tongue", "face-hand", "face-hat", "face-glasses"],
-    "grumpy face": ["face-neutral-skeptical", "face-sleepy", "face-unwell", "face-concerned", "face-negative"],
+    "smiling face": [
+        "face-smiling",
+        "face-affection",
+        "face-tongue",
+        "face-hand",
+        "face-hat",
+        "face-glasses",
+    ],
+    "grumpy face": [
+        "face-neutral-skeptical",
+        "face-sleepy",
+        "face-unwell",
+        "face-concerned",
+        "face-negative",
+    ],
     "cat": ["cat-face"],
     "heart": ["heart"],
-    "hand": ["hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hand-fingers-closed", "hands"],
+    "hand": [
+        "hand-fingers-open",
+        "hand-fingers-partial",
+        "hand-single-finger",
+        "hand-fingers-closed",
+        "hands",
+    ],
     "person": ["person", "person-role", "person-fantasy", "person-gesture"],
     "animal face": ["animal-mammal", "monkey-face", "animal-amphibian", "animal-reptile"],
     "bird": ["animal-bird"],
@@ -57,13 +79,26 @@ LABELS = {
 
 # label: which of its emoji are the core, as a regular expression on the name
 CORE = {
-    "smiling face": "", "grumpy face": "", "cat": "", "heart": "", "hand": "", "flower": "", "fruit": "", "sweet": "", "drink": "",
-    "book": "", "zodiac": "", "shape": "", "clock": "o’clock|thirty", "moon": "moon|sun", "ball": "ball|football",
+    "smiling face": "",
+    "grumpy face": "",
+    "cat": "",
+    "heart": "",
+    "hand": "",
+    "flower": "",
+    "fruit": "",
+    "sweet": "",
+    "drink": "",
+    "book": "",
+    "zodiac": "",
+    "shape": "",
+    "clock": "o’clock|thirty",
+    "moon": "moon|sun",
+    "ball": "ball|football",
     "person": "^(baby|child|boy|girl|person|man|woman|older person|old man|old woman|police officer|detective|guard|ninja|"
-              "construction worker|person with crown|prince|princess|person wearing turban|person with skullcap|"
-              "woman with headscarf|person in tuxedo|person with veil|Santa Claus|Mrs. Claus)$|^person: ",
+    "construction worker|person with crown|prince|princess|person wearing turban|person with skullcap|"
+    "woman with headscarf|person in tuxedo|person with veil|Santa Claus|Mrs. Claus)$|^person: ",
     "animal face": "monkey|dog face|wolf|fox|raccoon|cat face|lion|tiger face|horse face|unicorn|cow face|pig face|mouse face|"
-                   "hamster|rabbit face|bear|koala|panda|frog|boar",
+    "hamster|rabbit face|bear|koala|panda|frog|boar",
     "car": "automobile|taxi|bus|ambulance|police car|truck|vehicle|lorry|fire engine",
 }
 
@@ -72,7 +107,9 @@ WEAK = ("hand", "sweet", "drink", "ball")
 
 
 def read_unicode_list(path):
-    """[(character, name, subgroup)] of the fully qualified single-code-point emoji in Unicode's emoji-test.txt."""
+    """[(character, name, subgroup)] of the fully qualified single-code-point emoji in Unicode's
+    emoji-test.txt.
+    """
     rows, subgroup = [], None
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if line.startswith("# subgroup:"):
@@ -97,7 +134,7 @@ def render(character, font):
 
 def make(font_path, list_path, folder=HERE):
     """Write emoji.png and emoji.json."""
-    font = ImageFont.truetype(str(font_path), 109)      # the only size of this bitmap font
+    font = ImageFont.truetype(str(font_path), 109)  # the only size of this bitmap font
     label_of = {s: label for label, subgroups in LABELS.items() for s in subgroups}
     tiles, rows = [], []
     for character, name, subgroup in read_unicode_list(list_path):
@@ -133,9 +170,11 @@ def label_numbers():
 
 
 def load(split="train", core=True):
-    """(images (N, 3, 32, 32) in model space, places of their labels (N,), names) of `split`: train, held-out or all."""
+    """(images (N, 3, 32, 32) in model space, places of their labels (N,), names) of `split`: train, held-out
+    or all.
+    """
     if split not in ("train", "held-out", "all"):
-        raise ValueError(f"split must be train, held-out or all, got {split!r}.")
+        raise BadValue("split must be train, held-out or all, got {got!r}.", got=split)
     index = _index()
     with Image.open(HERE / "emoji.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))

@@ -1,6 +1,7 @@
 """Features in which sets of emoji are compared: the last layer but one of a small label classifier, packaged.
 
-`python -m fewstep.training.models.demo.features` trains it on the training emoji (shifts, noise, brightness) from a seed.
+`python -m fewstep.training.models.demo.features` trains it on the training emoji (shifts, noise, brightness)
+from a seed.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from . import data
 
 HERE = Path(__file__).parent
-WIDTH = 48      # features
+WIDTH = 48  # features
 
 
 class Classifier(nn.Module):
@@ -21,8 +22,14 @@ class Classifier(nn.Module):
 
     def __init__(self, labels):
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 48, 3, stride=2, padding=1),
-                                    nn.Conv2d(48, 64, 3, stride=2, padding=1), nn.Conv2d(64, WIDTH, 3, stride=2, padding=1)])
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(3, 32, 3, padding=1),
+                nn.Conv2d(32, 48, 3, stride=2, padding=1),
+                nn.Conv2d(48, 64, 3, stride=2, padding=1),
+                nn.Conv2d(64, WIDTH, 3, stride=2, padding=1),
+            ]
+        )
         self.head = nn.Linear(WIDTH, labels)
 
     def features(self, x):
@@ -57,7 +64,7 @@ def classify(pixels):
 
 def train(steps=1200, batch=64, seed=0):
     """-> the trained classifier and its accuracy on the held-out emoji."""
-    torch.manual_seed(seed)     # a script of its own: nothing else draws from the global generator here
+    torch.manual_seed(seed)  # a script of its own: nothing else draws from the global generator here
     g = torch.Generator().manual_seed(seed)
     x, y, _ = data.load("train")
     x = data.to_pixels(x)
@@ -71,7 +78,9 @@ def train(steps=1200, batch=64, seed=0):
         images = images.roll((dx, dy), (2, 3))
         images = torch.where(torch.rand(batch, 1, 1, 1, generator=g) < 0.5, images.flip(3), images)
         images = images * (0.8 + 0.4 * torch.rand(batch, 3, 1, 1, generator=g))
-        images = images + 0.2 * torch.rand(batch, 1, 1, 1, generator=g) * torch.randn(images.shape, generator=g)
+        images = images + 0.2 * torch.rand(batch, 1, 1, 1, generator=g) * torch.randn(
+            images.shape, generator=g
+        )
         F.cross_entropy(net(images), y[pick]).backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -83,6 +92,9 @@ def train(steps=1200, batch=64, seed=0):
 
 if __name__ == "__main__":
     net, accuracy = train()
-    save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, HERE / "features.safetensors",
-              metadata={"held_out_accuracy": f"{accuracy:.3f}"})
+    save_file(
+        {k: v.half().contiguous() for k, v in net.state_dict().items()},
+        HERE / "features.safetensors",
+        metadata={"held_out_accuracy": f"{accuracy:.3f}"},
+    )
     print(f"held-out accuracy {accuracy:.3f}")

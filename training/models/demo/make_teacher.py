@@ -3,10 +3,10 @@
     python -m fewstep.training.models.demo.make_teacher flow --steps 4200 --core-after 2600
     python -m fewstep.training.models.demo.make_teacher epsilon --steps 300 --lr 1e-4 --init flow.safetensors
 
-Loss: E |v - v_theta|^2 with v = alpha eps - sigma x_0 on the normalised path, which is the flow-matching loss up to
-the weight (alpha + sigma)^2 and the epsilon loss up to 1/alpha^2. Hidden matrices by Muon (Jordan et al. 2024), the
-rest by AdamW; linear warm-up, then a linear decay over the last 40 %; EMA of the weights; label dropped in 15 %.
-Everything is drawn from one seed. Resumes from `<kind>.part` when it was stopped.
+Loss: E |v - v_theta|^2 with v = alpha eps - sigma x_0 on the normalised path, which is the flow-matching loss
+up to the weight (alpha + sigma)^2 and the epsilon loss up to 1/alpha^2. Hidden matrices by Muon (Jordan et
+al. 2024), the rest by AdamW; linear warm-up, then a linear decay over the last 40 %; EMA of the weights;
+label dropped in 15 %. Everything is drawn from one seed. Resumes from `<kind>.part` when it was stopped.
 """
 
 import argparse
@@ -24,7 +24,9 @@ HERE = Path(__file__).parent
 
 
 def draw_angles(count, g, device):
-    """theta of random training times, for both kinds: logit-normal t (Esser et al. 2024, arXiv:2403.03206), a fifth uniform."""
+    """theta of random training times, for both kinds: logit-normal t (Esser et al. 2024, arXiv:2403.03206), a
+    fifth uniform.
+    """
     t = torch.sigmoid(torch.randn(count, generator=g))
     uniform = torch.rand(count, generator=g)
     t = torch.where(torch.rand(count, generator=g) < 0.2, uniform, t)
@@ -78,8 +80,21 @@ def factor(step, steps):
     return min(1.0, (step + 1) / 100, max(0.0, (steps - step) / (0.4 * steps)))
 
 
-def train(kind, *, steps, core_after=0, batch=64, lr=1e-3, seed=0, init=None, device="cpu", part=None, compiled=False, report=print,
-          **size):
+def train(
+    kind,
+    *,
+    steps,
+    core_after=0,
+    batch=64,
+    lr=1e-3,
+    seed=0,
+    init=None,
+    device="cpu",
+    part=None,
+    compiled=False,
+    report=print,
+    **size,
+):
     """-> the EMA weights, float32 on the CPU, and a dict of figures."""
     images, labels, _ = data.load("train", core=core_after == 0)
     net = initialise(EmojiNet(kind, data.label_width(), **size), seed)
@@ -101,7 +116,7 @@ def train(kind, *, steps, core_after=0, batch=64, lr=1e-3, seed=0, init=None, de
         if start > core_after:
             images, labels, _ = data.load("train")
     eye = torch.eye(data.label_width())
-    trunk = torch.compile(net.trunk) if compiled else net.trunk     # a fifth faster on CPU
+    trunk = torch.compile(net.trunk) if compiled else net.trunk  # a fifth faster on CPU
     running, begun = None, time.perf_counter()
     for step in range(start, steps):
         if step == core_after and step > 0:
@@ -109,7 +124,7 @@ def train(kind, *, steps, core_after=0, batch=64, lr=1e-3, seed=0, init=None, de
             cursor = len(order)
         if cursor + batch > len(order):
             order, cursor = torch.randperm(len(images), generator=g), 0
-        pick = order[cursor:cursor + batch]
+        pick = order[cursor : cursor + batch]
         cursor += batch
         context = eye[labels[pick]] * (torch.rand(batch, 1, generator=g) > 0.15)
         theta = draw_angles(batch, g, device)
@@ -131,37 +146,73 @@ def train(kind, *, steps, core_after=0, batch=64, lr=1e-3, seed=0, init=None, de
         running = float(loss.detach()) if running is None else 0.99 * running + 0.01 * float(loss.detach())
         if (step + 1) % 100 == 0 or step + 1 == steps:
             total = seconds + time.perf_counter() - begun
-            report(f"{kind} step {step + 1}/{steps}  loss {running:.4f}  {total:.0f} s  "
-                   f"{(step + 1 - start) * batch / (total - seconds):.0f} images/s")
+            report(
+                f"{kind} step {step + 1}/{steps}  loss {running:.4f}  {total:.0f} s  "
+                f"{(step + 1 - start) * batch / (total - seconds):.0f} images/s"
+            )
             if part:
-                torch.save({"net": net.state_dict(), "optims": [o.state_dict() for o in optims], "ema": ema,
-                            "order": order, "cursor": cursor, "step": step + 1, "seconds": total,
-                            "generator": g.get_state()}, f"{part}.tmp")
+                torch.save(
+                    {
+                        "net": net.state_dict(),
+                        "optims": [o.state_dict() for o in optims],
+                        "ema": ema,
+                        "order": order,
+                        "cursor": cursor,
+                        "step": step + 1,
+                        "seconds": total,
+                        "generator": g.get_state(),
+                    },
+                    f"{part}.tmp",
+                )
                 os.replace(f"{part}.tmp", part)
-    figures = {"steps": steps, "images_seen": steps * batch, "seconds": seconds + time.perf_counter() - begun,
-               "loss": running, "seed": seed}
+    figures = {
+        "steps": steps,
+        "images_seen": steps * batch,
+        "seconds": seconds + time.perf_counter() - begun,
+        "loss": running,
+        "seed": seed,
+    }
     return {k: v.cpu() for k, v in ema.items()}, figures
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=("flow", "epsilon"))
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--core-after", type=int, default=0, help="from this step on only the core emoji are seen")
+    parser.add_argument(
+        "--core-after", type=int, default=0, help="from this step on only the core emoji are seen"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", help="start from these weights (the flow teacher's, for epsilon)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; same steps, rounding differs")
+    parser.add_argument(
+        "--compile", action="store_true", help="needs a C++ compiler; same steps, rounding differs"
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
     part = args.out / f"{args.kind}.part"
-    weights, figures = train(args.kind, steps=args.steps, core_after=args.core_after, batch=args.batch, lr=args.lr, seed=args.seed,
-                             init=args.init, device=args.device, part=part, compiled=args.compile,
-                             report=lambda s: print(s, flush=True))
-    save_file({k: v.half().contiguous() for k, v in weights.items()}, args.out / f"{args.kind}.safetensors",
-              metadata={"kind": args.kind, **{k: str(v) for k, v in figures.items()}})
+    weights, figures = train(
+        args.kind,
+        steps=args.steps,
+        core_after=args.core_after,
+        batch=args.batch,
+        lr=args.lr,
+        seed=args.seed,
+        init=args.init,
+        device=args.device,
+        part=part,
+        compiled=args.compile,
+        report=lambda s: print(s, flush=True),
+    )
+    save_file(
+        {k: v.half().contiguous() for k, v in weights.items()},
+        args.out / f"{args.kind}.safetensors",
+        metadata={"kind": args.kind, **{k: str(v) for k, v in figures.items()}},
+    )
     part.unlink()
 
 

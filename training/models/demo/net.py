@@ -9,7 +9,8 @@ kind        input                              timestep                 output
 flow        (1-t) x_0 + t eps                  1000 t                   velocity eps - x_0
 epsilon     (x_0 + s eps) / sqrt(s^2 + 1)      index 0..999 of s        eps
 
-Every layer is made by `operations`, so that a host can hand in its own Linear and Conv2d (offloading, patches).
+Every layer is made by `operations`, so that a host can hand in its own Linear and Conv2d (offloading,
+patches).
 """
 
 import math
@@ -18,16 +19,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ....diffusion.faults import BadValue
+
 SIZE, PATCH, CHANNELS = 32, 4, 3
 KINDS = ("flow", "epsilon")
 TIMESTEPS, SIGMA_MAX = 1000, 40.0
 
 
 def discrete_sigmas():
-    """sigma / alpha of the epsilon teacher at its 1000 indices, ascending, float64: the cosine schedule between 1/40 and 40.
+    """sigma / alpha of the epsilon teacher at its 1000 indices, ascending, float64: the cosine schedule
+    between 1/40 and 40.
 
-    alpha = cos(theta), sigma = sin(theta) with theta uniform over the indices (Nichol & Dhariwal 2021, arXiv:2102.09672,
-    eq. 17, made for pictures this small; cut off at both ends as in Hoogeboom et al. 2023, arXiv:2301.11093, sec. 2).
+    alpha = cos(theta), sigma = sin(theta) with theta uniform over the indices (Nichol & Dhariwal 2021,
+    arXiv:2102.09672, eq. 17, made for pictures this small; cut off at both ends as in Hoogeboom et al. 2023,
+    arXiv:2301.11093, sec. 2).
     """
     end = math.atan(SIGMA_MAX)
     return torch.linspace(math.pi / 2 - end, end, TIMESTEPS, dtype=torch.float64).tan()
@@ -64,14 +69,26 @@ def _norm(h):
 class EmojiNet(nn.Module):
     """`(x, timesteps, context) -> prediction`.
 
-    x (B, 3, 32, 32); timesteps (B,); context (B, tokens, labels), weights of the labels, all zero for "no label".
+    x (B, 3, 32, 32); timesteps (B,); context (B, tokens, labels), weights of the labels, all zero for "no
+    label".
     """
 
-    def __init__(self, kind="flow", labels=1, width=192, depth=6, heads=6, stem=16,
-                 dtype=None, device=None, operations=nn, **_):
+    def __init__(
+        self,
+        kind="flow",
+        labels=1,
+        width=192,
+        depth=6,
+        heads=6,
+        stem=16,
+        dtype=None,
+        device=None,
+        operations=nn,
+        **_,
+    ):
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+            raise BadValue("kind must be one of {kinds}, got {got!r}.", kinds=list(KINDS), got=kind)
         kw = dict(dtype=dtype, device=device)
         self.dtype, self.kind, self.labels, self.stem_width = dtype, kind, labels, stem
         self.stem = operations.Conv2d(CHANNELS, stem, 3, padding=1, **kw)
@@ -111,7 +128,9 @@ class EmojiNet(nn.Module):
         modulation = self.modulation(c).view(b, 6, -1)
         stem = self.stem(x)
         n = SIZE // PATCH
-        tokens = stem.view(b, self.stem_width, n, PATCH, n, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(b, n * n, -1)
+        tokens = (
+            stem.view(b, self.stem_width, n, PATCH, n, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(b, n * n, -1)
+        )
         h = self.patch(tokens) + self.position.to(x)
         for block in self.blocks:
             h = block(h, modulation)
@@ -121,18 +140,27 @@ class EmojiNet(nn.Module):
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **kwargs):
         if tuple(x.shape[1:]) != (CHANNELS, SIZE, SIZE):
-            raise ValueError(f"The demo teacher works on {SIZE}x{SIZE} RGB (latent {CHANNELS}x{SIZE}x{SIZE}), got "
-                             f"{'x'.join(map(str, x.shape[1:]))}. Set the empty latent to {SIZE}x{SIZE} pixels.")
+            raise BadValue(
+                "The demo teacher works on {size}x{size} RGB (latent {channels}x{size}x{size}), got {got}. "
+                "Set the empty latent to {size}x{size} pixels.",
+                size=SIZE,
+                channels=CHANNELS,
+                got="x".join(map(str, x.shape[1:])),
+            )
         if context is None:
             context = x.new_zeros(x.shape[0], 1, self.labels)
         if context.shape[-1] != self.labels:
-            raise ValueError(f"conditioning must have {self.labels} numbers a token (label weights), got "
-                             f"{context.shape[-1]}. Use the conditioning of the node that loads the demo teacher.")
+            raise BadValue(
+                "conditioning must have {labels} numbers a token (label weights), got {got}. Use the "
+                "conditioning of the node that loads the demo teacher.",
+                labels=self.labels,
+                got=context.shape[-1],
+            )
         theta = self.angle(timesteps)
         cos, sin = (f(theta).to(x.dtype).view(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
         if self.kind == "epsilon":
             return sin * x + cos * self.trunk(x, theta, context)
-        x = x * (cos + sin)     # 1/sqrt((1-t)^2 + t^2) = cos + sin
+        x = x * (cos + sin)  # 1/sqrt((1-t)^2 + t^2) = cos + sin
         return (sin - cos) * x + (sin + cos) * self.trunk(x, theta, context)
 
 
@@ -141,7 +169,12 @@ def initialise(net, seed=0):
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in net.named_parameters():
-            if name.endswith("table") or name == "modulation.weight" or name.startswith("out.") or name.endswith("bias"):
+            if (
+                name.endswith("table")
+                or name == "modulation.weight"
+                or name.startswith("out.")
+                or name.endswith("bias")
+            ):
                 p.zero_()
             elif name == "position":
                 p.copy_(0.02 * torch.randn(p.shape, generator=g))

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ....diffusion.faults import BadValue
 from ....diffusion.paths import FLOW, VARIANCE_EXPLODING
 from ....diffusion.predictions import expand, to_x0
 from ....diffusion.schedules.grids import discrete_sigma, flow_sigma, nearest_index
@@ -18,17 +19,19 @@ HERE = Path(__file__).parent
 def weights(kind):
     """The state dict of a teacher, as stored (half precision)."""
     if kind not in KINDS:
-        raise ValueError(f"teacher must be one of {', '.join(KINDS)}, got {kind!r}.")
+        raise BadValue("teacher must be one of {kinds}, got {got!r}.", kinds=list(KINDS), got=kind)
     return load_file(HERE / f"{kind}.safetensors")
 
 
 def label_vector(label=None):
-    """The conditioning (labels,) of a label, all zero without one; raises ValueError that lists the known ones."""
+    """The conditioning (labels,) of a label, all zero without one; raises ValueError that lists the known
+    ones.
+    """
     numbers = data.label_numbers()
     vector = torch.zeros(data.label_width())
     if label is not None:
         if label not in numbers:
-            raise ValueError(f"label must be one of: {', '.join(numbers)}; got {label!r}.")
+            raise BadValue("label must be one of: {numbers}; got {got!r}.", numbers=list(numbers), got=label)
         vector[numbers[label]] = 1
     return vector
 
@@ -64,4 +67,6 @@ class DemoTeacher:
         # the nearest index, as ComfyUI's discrete sampling does
         index = nearest_index(sigma, self.table).float()
         scale = (level.square() + 1).rsqrt()
-        return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level).to(home)
+        return to_x0(self.module(x * scale, index, context), "epsilon", x, torch.ones_like(level), level).to(
+            home
+        )

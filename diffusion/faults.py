@@ -1,0 +1,170 @@
+"""Messages as values: a key and its fields, put into words only where a person reads them.
+
+    raise BadValue("steps must be a whole number of 1 or more, got {got!r}.", got=steps)
+
+The key is the English text with named fields in Python's format syntax (as in gettext). `str(fault)` is
+English; another language is a table from keys to texts with the same fields, and whoever shows a message asks
+for it in that language (`Message.worded`). No text is ever taken apart again to find out what was meant.
+
+A field may be a number, a text or a shape (a tuple); a list, whose parts are told with commas between;
+another message or exception, which is put into words first. `Fault` is the one exception type of this
+project. Its sub-kinds are Python's own kinds as well, so that callers who know nothing of it can still tell a
+bad value from a full disk.
+"""
+
+import string
+from collections.abc import Mapping
+from typing import Any
+
+PARSER = string.Formatter()
+
+
+class Message:
+    """A message key and its fields. Two messages are equal when both are."""
+
+    def __init__(self, key: str, /, **fields: Any):
+        self.key, self.fields = key, fields
+
+    def __str__(self) -> str:
+        return self.worded(ENGLISH)
+
+    def __repr__(self) -> str:
+        return f"Message({self.key!r}, {self.fields!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and (self.key, self.fields) == (other.key, other.fields)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def worded(self, language: "Language") -> str:
+        """The message in that language."""
+        pieces = []
+        for text, name, spec, conversion in PARSER.parse(language.text(self.key)):
+            pieces.append(text)
+            if name is not None:
+                pieces.append(_value(self.fields[name], spec or "", conversion, language))
+        return language.joined(pieces)
+
+    def to_dict(self) -> dict:
+        """As JSON can hold it: values that JSON has no word for are put into English words."""
+        return {"key": self.key, "fields": {name: _plain(value) for name, value in self.fields.items()}}
+
+    @classmethod
+    def from_dict(cls, value: Any) -> "Message":
+        """The inverse of `to_dict`; a plain text is a message without fields."""
+        if isinstance(value, str):
+            return literal(value)
+        return cls(value["key"], **{name: _restored(field) for name, field in value["fields"].items()})
+
+
+class Language:
+    """How messages are put into words. This one is English: keys are their own texts."""
+
+    comma = ", "
+
+    def text(self, key: str) -> str:
+        """The text of a message key, with the same fields."""
+        return key
+
+    def name(self, value: str) -> str:
+        """What a text that is a value is called: the name of an input, a word with a translation of its own."""
+        return value
+
+    def joined(self, pieces: list[str]) -> str:
+        """Texts and values, one after another."""
+        return "".join(pieces)
+
+
+ENGLISH = Language()
+
+
+def literal(text: str) -> Message:
+    """A text that has no fields and no translation, such as another program's error, as a message."""
+    return Message("{text}", text=text)
+
+
+def message_of(error: BaseException) -> Message:
+    """What an exception says, ours or not."""
+    return error.message if isinstance(error, Fault) else literal(str(error) or type(error).__name__)
+
+
+def _value(value: Any, spec: str, conversion: str | None, language: Language) -> str:
+    if isinstance(value, Message):
+        return value.worded(language)
+    if isinstance(value, BaseException):
+        return message_of(value).worded(language)
+    if isinstance(value, list) and not spec and not conversion:
+        return language.comma.join(_value(part, "", None, language) for part in value)
+    if isinstance(value, str) and not spec and not conversion:
+        return language.name(value)
+    return format(PARSER.convert_field(value, conversion), spec)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseException):
+        value = message_of(value)
+    if isinstance(value, Message):
+        return value.to_dict()
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, (str, int, bool)) or _is_finite(value) else str(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) < float("inf")
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.keys() == {"key", "fields"}:
+        return Message.from_dict(value)
+    return [_restored(part) for part in value] if isinstance(value, list) else value
+
+
+class Fault(Exception):
+    """What went wrong, with what was wanted, what was found and the remedy in its message."""
+
+    def __init__(self, key: str | Message, /, **fields: Any):
+        self.message = key if isinstance(key, Message) else Message(key, **fields)
+        super().__init__(str(self.message))
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def key(self) -> str:
+        """The message's key."""
+        return self.message.key
+
+    @property
+    def fields(self) -> dict:
+        """The message's fields."""
+        return self.message.fields
+
+
+class BadValue(Fault, ValueError):
+    """An input, setting or file content that can't be used."""
+
+
+class BadFile(Fault, OSError):
+    """A file or folder that can't be read or written."""
+
+
+class NoMemory(Fault, MemoryError):
+    """What would have to fit into memory, and does not."""
+
+
+class NotFinite(Fault, ArithmeticError):
+    """Numbers that overflowed."""
+
+
+class NotFound(Fault, LookupError):
+    """What was asked for by name, and is not there."""
+
+
+class NotInstalled(Fault, ImportError):
+    """A package that is needed for what was asked."""
+
+
+class Failed(Fault, RuntimeError):
+    """What can't go on now, through no fault of an input."""
