@@ -1,5 +1,6 @@
-"""Checks of single settings and fields: each raises BadValue that names the value, what it must be and what it
-was. True and False are not numbers here.
+"""Checks of single settings and fields. Each raises BadValue with the name, what it must be and what it was.
+
+True and False are not numbers here.
 """
 
 from collections.abc import Sequence
@@ -76,6 +77,6 @@ def check_texts(name: str, value: Any, example: str) -> tuple[str, ...]:
 
 
 def normalise(frozen: Any, **fields: Any) -> None:
-    """Set fields of a frozen dataclass from its own `__post_init__`: the one place where it may still change."""
+    """Set fields of a frozen dataclass from its own `__post_init__`, the one place where it may change."""
     for name, value in fields.items():
         object.__setattr__(frozen, name, value)

@@ -1,4 +1,4 @@
-"""Checks of single values: what is out of bounds is refused by name, in the words that configs and recipes use."""
+"""Checks of single values: what is out of bounds is refused by name, in the words of configs and recipes."""
 
 import dataclasses
 
