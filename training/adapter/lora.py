@@ -7,7 +7,6 @@ float32.
 
 import contextlib
 import fnmatch
-import hashlib
 import math
 
 import torch
@@ -230,17 +229,3 @@ def target_layers(module, include=("*",), exclude=()):
             exclude=list(exclude),
         )
     return found
-
-
-def fingerprint(module):
-    """16 hex digits that tell base models apart: names, shapes and 64 values of every tensor. Cheap on any
-    size.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.is_floating_point() and tensor.numel():
-            flat = tensor.detach().flatten()
-            pick = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
-            digest.update(flat[pick.to(flat.device)].to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -11,10 +11,10 @@ from ...diffusion.samplers import solve
 from ..formats.files import check_folder, save_recipe, write
 from ..models.demo import data
 from ..models.demo.teacher import DemoTeacher
-from ..models.denoiser import Guided
+from ..models.denoiser import Guided, for_sampler
 from ..reports import pictures
 from ..run.fitting import FitConfig, SolverFit, sample_recipe
-from ..trajectories.cache import start
+from ..trajectories.noises import start
 from .demo import SHOWN
 from .headless import check_device
 
@@ -99,7 +99,7 @@ def _samples(run, labels):
     noise = torch.randn(
         len(shown), *teacher.shape, generator=torch.Generator().manual_seed(1_000_000 + run.config.seed)
     )
-    denoise = lambda x, sigma: teacher(x, sigma, condition)
+    denoise = for_sampler(teacher, condition, dtype=torch.float64)
 
     def solved(name, steps, **solver):
         sigmas = run.grid(name, steps)

@@ -10,7 +10,7 @@ from ...diffusion.faults import BadValue
 
 try:
     from ..formats.lora_keys import FAMILIES
-    from ..models.denoiser import is_out_of_memory
+    from ..models.memory_errors import is_out_of_memory
     from ..run.config import DISTILLING, METHODS
 except ImportError as error:
     if error.name != "torch":

@@ -13,7 +13,7 @@ import torch
 
 from ...diffusion.faults import NotFinite
 from ..adapter.gradients import Backward
-from ..models.denoiser import is_out_of_memory
+from ..models.memory_errors import is_out_of_memory
 
 MOST_SKIPPED = 10
 

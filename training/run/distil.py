@@ -25,8 +25,8 @@ from ..methods.distances import METRICS
 from ..methods.methods import METHODS
 from ..methods.times import Times, Weighting
 from ..models.denoiser import Guided, InParts, guided
-from ..trajectories.cache import noises
-from ..trajectories.sampling import SHARD, cache_of, in_chunks, teacher_samples, trajectories
+from ..trajectories.noises import noises
+from ..trajectories.sampling import SHARD, in_chunks, teacher_cache, teacher_samples, trajectories
 from .data import from_trajectories
 from .descent import Descent
 from .interrupts import held_back
@@ -68,7 +68,18 @@ class Distillation:
         self.churn = math.inf if self.method.kind == "x0" and config.phases == 1 < config.steps else 0.0
         self.noise_seed, self.cache = config.seed, None
         if cache and data is None:
-            self.noise_seed, self.cache = cache[1].get("seed", config.seed), cache_of(self, *cache)
+            folder, identity = cache
+            self.noise_seed = identity.get("seed", config.seed)
+            self.cache = teacher_cache(
+                denoiser,
+                cfg=config.cfg,
+                sigmas=self.phases.fine,
+                kept=self.phases.kept,
+                count=self.count,
+                seed=config.seed,
+                folder=folder,
+                identity=identity,
+            )
         self.lora = Lora(
             denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed
         )

@@ -5,7 +5,7 @@
                                                 `folder`
     run.recipe(4), run.rows, run.report()
 
-The teacher is guided: `denoiser.Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No
+The teacher is a `denoiser.Teacher`: `Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No
 weight is changed.
 """
 
@@ -24,7 +24,9 @@ from ...diffusion.solvers.fit import REAL, fit
 from ...diffusion.solvers.linear import lengthened, solve
 from ...diffusion.solvers.trajectories import Trajectories
 from ..formats.recipe import Recipe
-from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache, start
+from ..models.denoiser import for_sampler
+from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
+from ..trajectories.noises import start
 from .config import check_whole
 from .progress import Progress
 
@@ -82,8 +84,7 @@ class FitConfig:
 class SolverFit:
     """One fit. Its state: the cache, and for each step count what was found.
 
-    teacher  has path, sigma_of, shape, conditions, noise_scale, base, cfg, identity, and is called (x, sigma,
-             condition) -> x0
+    teacher  a `denoiser.Teacher`
     folder   of trajectory caches, which together take up to `limit` bytes
     seconds  for trajectories and all step counts together; when they are over, what was found so far is the
              result
@@ -163,14 +164,11 @@ class SolverFit:
         states, predictions = self.cache.read(count)
         condition = self.cache.conditions(count)
         levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
-        return Trajectories(
-            self.teacher.path,
-            levels,
-            states,
-            predictions,
-            lambda x, sigma, which: self.teacher(x, sigma, condition[which]),
-            condition,
-        )
+
+        def denoise(x, sigma, which):
+            return for_sampler(self.teacher, condition[which], dtype=torch.float64)(x, sigma)
+
+        return Trajectories(self.teacher.path, levels, states, predictions, denoise, condition)
 
     # ---- results -------------------------------------------------------------------------------
 
@@ -259,7 +257,7 @@ def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, 
 
 
 class _Plain:
-    """A teacher over a denoiser without prompts."""
+    """A `denoiser.Teacher` over a Python function (x, sigma) -> x0 with sigma a float, without prompts."""
 
     conditions, noise_scale, cfg = 1, 1.0, 1.0
 
@@ -290,7 +288,7 @@ class _Plain:
         self.identity = {"model": base, "patches": "", "conditioning": "", "guidance": "none"}
 
     def __call__(self, x, sigma, condition):
-        x0 = self.denoise(x, sigma)
+        x0 = self.denoise(x, float(sigma[0]))  # a solver's levels: all rows of a call are at one
         if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
             raise ValueError(
                 f"denoise must answer x of shape {tuple(x.shape)} with x0 of that shape, got "

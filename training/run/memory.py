@@ -20,7 +20,7 @@ from ...diffusion.faults import BadValue, NoMemory
 from ..adapter.gradients import Backward, check_gradient
 from ..adapter.lora import target_layers
 from ..methods.distances import squared_error
-from ..models.denoiser import is_out_of_memory
+from ..models.memory_errors import is_out_of_memory
 from .restoration import run_of
 
 COPIES = 7  # of the adapter, see above

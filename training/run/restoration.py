@@ -20,8 +20,8 @@ import torch
 from ...diffusion.samplers import batch_noise, sample
 from ...diffusion.schedules.grids import descending
 from ..formats.processes import process_of
-from ..models.denoiser import bound
-from ..trajectories.cache import noises
+from ..models.denoiser import for_sampler
+from ..trajectories.noises import noises
 from ..trajectories.sampling import CHUNK
 from .data import Data
 from .distil import PROBES, Distillation
@@ -115,7 +115,7 @@ class Restoration(Distillation):
         parts = []
         with self.lora.off() if adapter is None else self.lora.using(adapter):
             for i in range(0, len(x), CHUNK):
-                call = bound(self.asked, condition[i : i + CHUNK], 1.0)
+                call = for_sampler(self.asked, condition[i : i + CHUNK], 1.0)
                 run = restore(
                     call, self.seen, x[i : i + CHUNK], times_for(steps), kappa, self._fresh(seed + i)
                 )

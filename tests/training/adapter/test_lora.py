@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.training.adapter.lora import Lora, fingerprint, target_layers
+from fewstep.training.adapter.lora import Lora, target_layers
 from fewstep.training.formats.files import check_folder, free_name, load_lora, save_lora, write
 from fewstep.training.formats.recipe import Recipe
+from fewstep.training.models.fingerprint import fingerprint
 from torch import nn
 
 RECIPE = Recipe(

@@ -20,7 +20,7 @@ from fewstep.diffusion.schedules.grids import grid
 from fewstep.training.methods.objectives.consistency import consistency, noised
 from fewstep.training.methods.objectives.pairs import pairs
 from fewstep.training.methods.solver import solver_step
-from fewstep.training.trajectories.cache import start
+from fewstep.training.trajectories.noises import start
 from oracles.mixture import line_mixture
 
 pytestmark = pytest.mark.slow

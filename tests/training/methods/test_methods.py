@@ -10,7 +10,7 @@ from fewstep.training.methods.objectives.consistency import noised
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.distil import PROBES, Distillation
-from fewstep.training.trajectories.cache import noises, start
+from fewstep.training.trajectories.noises import noises, start
 from tiny import Tiny
 
 SMALL = dict(updates=4, images=6, batch=8, chunk=8, image_steps=4, steps=2, phases=2, rank=2)

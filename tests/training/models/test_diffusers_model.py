@@ -11,7 +11,7 @@ import torch
 from fewstep.diffusion.predictions import KINDS
 from fewstep.diffusion.samplers import sample
 from fewstep.diffusion.schedules.grids import grid
-from fewstep.training.models.denoiser import bound
+from fewstep.training.models.denoiser import for_sampler
 from fewstep.training.models.diffusers_model import DiffusersDenoiser
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.distil import Distillation
@@ -187,7 +187,7 @@ def test_a_folder_samples_as_its_own_pipeline_does(family, cfg, tmp_path):
     sigmas = pipe.scheduler.sigmas.double()
     start = noise if d.path.name == "flow" else noise * pipe.scheduler.init_noise_sigma
     with torch.no_grad():
-        *_, last = sample(bound(d, torch.tensor([1]), cfg), start, sigmas, d.path)
+        *_, last = sample(for_sampler(d, torch.tensor([1]), cfg), start, sigmas, d.path)
     assert (last.x - expected).abs().max() < 1e-4 * expected.abs().max()
 
 

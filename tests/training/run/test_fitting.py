@@ -12,7 +12,7 @@ from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.models.denoiser import Guided
 from fewstep.training.run import fitting
 from fewstep.training.run.fitting import FitConfig, SolverFit, fit_denoiser, sample_recipe
-from fewstep.training.trajectories.cache import noises, start
+from fewstep.training.trajectories.noises import noises, start
 from oracles.mixture import line_mixture
 
 RANGES = {"flow": None, "variance exploding": (0.01, 20.0), "variance preserving": (0.01, 0.9999)}
