@@ -3,7 +3,8 @@
 import pytest
 import torch
 import zoo
-from fewstep.training.adapter.gradients import Backward, check_gradient, slope
+from fewstep.training.adapter.backward import Backward
+from fewstep.training.adapter.proof import check_gradient, slope
 from fewstep.training.adapter.lora import Lora
 from graph import pack
 

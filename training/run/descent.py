@@ -12,7 +12,7 @@ import math
 import torch
 
 from ...diffusion.faults import NotFinite
-from ..adapter.gradients import Backward
+from ..adapter.backward import Backward
 from ..models.memory_errors import is_out_of_memory
 
 MOST_SKIPPED = 10

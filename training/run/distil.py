@@ -19,6 +19,7 @@ import torch
 
 from ...diffusion.faults import BadValue
 from ..adapter.lora import Lora
+from ..adapter.warm_start import warm_start
 from ..formats.files import save_lora
 from ..formats.recipe import Recipe
 from ..methods.distances import METRICS
@@ -85,7 +86,7 @@ class Distillation:
         )
         try:
             if warm is not None:
-                self.lora.warm_start(warm)
+                warm_start(self.lora, warm)
             self.descent = Descent(
                 self.lora, denoiser.module, config, config.batch * math.prod(denoiser.shape)
             )

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from ...diffusion.faults import BadValue, NoMemory
-from ..adapter.gradients import Backward, check_gradient
+from ..adapter.backward import Backward
 from ..adapter.lora import target_layers
+from ..adapter.proof import check_gradient
 from ..methods.distances import squared_error
 from ..models.memory_errors import is_out_of_memory
 from .restoration import run_of
@@ -105,7 +106,7 @@ def fit(run, budget=None):
 
     budget: None for what is free, of which the weights have their part already. The loss is the distance of
     one sample's x0 to a random picture, from noise at half of the time. Raises MemoryError that names what to
-    lower, ArithmeticError when the gradient is not the loss's own (`gradients.check_gradient`), ValueError
+    lower, ArithmeticError when the gradient is not the loss's own (`proof.check_gradient`), ValueError
     when the model can't be called like this.
     """
     compute, config, parameters = _loss(run), run.config, run.lora.parameters()

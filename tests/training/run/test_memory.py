@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from fewstep.training.adapter.gradients import Backward
+from fewstep.training.adapter.backward import Backward
 from fewstep.training.models.denoiser import InParts
 from fewstep.training.run.config import DISTILLING, DistilConfig
 from fewstep.training.run.descent import Descent
