@@ -52,7 +52,7 @@ from fewstep.training.models.demo.features import features
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports.metrics import frechet, rmse
 from fewstep.training.run.config import DISTILLING, DistilConfig
-from fewstep.training.run.distil import MEASURED, PROBES, Distillation
+from fewstep.training.run.distil import MEASURED, PROBES, Run
 from fewstep.training.trajectories.sampling import SHARD, teacher_samples
 from lcm_recipe import SAMPLERS, Memory, train
 from safetensors.torch import load_file, save_file
@@ -76,7 +76,7 @@ def config_of(method, updates, images=None):
 def trial(teacher, method):
     """What takes how long, seconds: {"start", "image", "update", "measure"}."""
     began, marks = time.perf_counter(), []
-    run = Distillation(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
+    run = Run(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
     for progress in run.progress():
         marks.append(time.perf_counter())
         if progress.stage == "training":
@@ -109,7 +109,7 @@ def length(times, method, seconds):
 def ours(teacher, job):
     """(row, sample) of a run of ours."""
     memory, began = Memory(teacher.device), time.perf_counter()
-    run, drawn = Distillation(teacher, config_of(job["method"], job["updates"], job["images"])), 0.0
+    run, drawn = Run(teacher, config_of(job["method"], job["updates"], job["images"])), 0.0
     last, when = began, [job["updates"] * n // 4 for n in (1, 2, 3)] * (job["budget"] == "seconds")
     for progress in run.progress():
         now = time.perf_counter()
@@ -129,7 +129,7 @@ def ours(teacher, job):
     }
     churn = run.recipe().churn
     return row, lambda noise, condition, steps: run.student_samples(
-        noise, condition, run.sigmas_for(steps), churn
+        noise, condition, run.task.sigmas_for(steps), churn
     )
 
 
@@ -178,7 +178,7 @@ def one(job, path):
     noise = torch.randn(job["noises"], *teacher.shape, generator=torch.Generator().manual_seed(1_000_000))
     condition = torch.arange(job["noises"]) % teacher.conditions
     if job["method"] == BASE:
-        run = Distillation(teacher, DistilConfig(cfg=CFG))
+        run = Run(teacher, DistilConfig(cfg=CFG))
 
         def sample(noise, condition, steps, order, shift):
             sigmas = grid("uniform", steps, shifted(teacher.sigma_of, shift), teacher.path)

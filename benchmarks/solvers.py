@@ -33,8 +33,9 @@ from fewstep.diffusion.samplers import batch_noise, solve
 from fewstep.diffusion.schedules import auto, grids
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.models.denoiser import bound
-from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit, sample_recipe
+from fewstep.training.models.denoiser import for_sampler, guided
+from fewstep.training.run.fit_denoiser import sample_recipe
+from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit
 
 TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
 CASES = (*exact.CASES, *TEACHERS)
@@ -85,8 +86,8 @@ class FitTeacher:
 
     def __call__(self, x, sigma, condition):
         if self.teacher is None:
-            return self.task.denoise(x, sigma)
-        return bound(self.teacher, condition + HELD_OUT, CFG)(x, sigma)
+            return self.task.denoise(x, float(sigma[0]))
+        return guided(self.teacher, x, sigma.float(), condition + HELD_OUT, CFG)
 
 
 def family(name):
@@ -123,7 +124,7 @@ def task(name, noises=None):
     count, generator = noises or NOISES[family(name)], torch.Generator().manual_seed(1)
     if name in TEACHERS:
         teacher = DemoTeacher(TEACHERS[name])
-        guided = bound(teacher, torch.arange(count) % HELD_OUT, CFG)
+        at_cfg = for_sampler(teacher, torch.arange(count) % HELD_OUT, CFG)
         kind, path, sigma_of, shape, cloud = (
             f"teacher {TEACHERS[name]}",
             teacher.path,
@@ -131,7 +132,7 @@ def task(name, noises=None):
             teacher.shape,
             None,
         )
-        denoise = lambda x, sigma: guided(x.float(), sigma).to(x.dtype)
+        denoise = lambda x, sigma: at_cfg(x.float(), sigma).to(x.dtype)
         low, deviation = float(sigma_of(torch.tensor([1e-3]))), float(data.load("train")[0].std())
         limits = {"tolerance": 1e-3, "steps": 100, "most": 400}
     else:

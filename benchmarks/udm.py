@@ -35,7 +35,7 @@ from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports.metrics import frechet
 from fewstep.training.reports.pictures import grid
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.data import Data
+from fewstep.training.trajectories.data import Data
 from fewstep.training.run.restoration import Restoration, restore, times_for
 from torch.nn import functional as F
 
@@ -132,7 +132,7 @@ def wiener(process, x, t, noise):
 def restored(run, x, t, steps):
     """Pictures restored from time t in that many steps."""
     call = lambda x, sigma: run.asked(x, sigma, torch.zeros(len(x), dtype=torch.long))
-    with run.lora.using(run.adapter):
+    with run.student.lora.using(run.adapter):
         return [state.x for state in restore(call, run.seen, x, t * times_for(steps), 0.0, batch_noise(1))][
             -1
         ]
@@ -197,7 +197,7 @@ def ablation(teacher, updates, count=128, show=print):
     noise = torch.randn(count, *teacher.shape, generator=torch.Generator().manual_seed(11))
     for name, process, length in (("Gaussian", [{"kind": "gaussian"}], 1), ("hot blur", HOT, updates)):
         run = trained(teacher, process, length, images=whole)
-        zero = [torch.zeros_like(p) for p in run.lora.parameters()]
+        zero = [torch.zeros_like(p) for p in run.student.lora.parameters()]
         adapter = zero if name == "Gaussian" else run.adapter
         for steps in STEPS:
             for kappa in SHARES:

@@ -141,7 +141,9 @@ def _distil(subparsers, name, method, about):
         help="of the model's weights; the LoRA is float32 (default: float32)",
     )
     command.add_argument("--memory", type=float, help="GB that the run may take (default: what is free)")
-    command.add_argument("--method", choices=methods.names(task=None), help=f"how to distil (default: {method})")
+    command.add_argument(
+        "--method", choices=methods.names(task=None), help=f"how to distil (default: {method})"
+    )
     command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
     command.set_defaults(run=commands.distil, usual_method=method)
 
@@ -176,5 +178,3 @@ def _numbers(text):
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be whole numbers such as 2,4,8, got {text!r}") from None
-
-

@@ -1,4 +1,6 @@
-"""What each command does with its arguments; returns the exit status. Heavy parts are imported when they are asked for."""
+"""What each command does with its arguments; returns the exit status. Heavy parts are imported when they are
+asked for.
+"""
 
 import functools
 import json
@@ -132,7 +134,8 @@ def _shown(work, out):
         bar.total, bar.n, bar.desc = progress.total, progress.step, progress.stage
         if progress.loss is not None and run.probe.fidelity:
             bar.set_postfix_str(
-                f"loss {progress.loss:.4f}, distance to teacher {run.probe.fidelity[-1][1]:.3f}", refresh=False
+                f"loss {progress.loss:.4f}, distance to teacher {run.probe.fidelity[-1][1]:.3f}",
+                refresh=False,
             )
         bar.update(0)
 

@@ -15,7 +15,8 @@ from ..models.demo import data
 from ..models.demo.teacher import DemoTeacher
 from ..models.denoiser import Guided, for_sampler
 from ..reports import pictures
-from ..run.fitting import FitConfig, SolverFit, sample_recipe
+from ..run.fit_denoiser import sample_recipe
+from ..run.fitting import FitConfig, SolverFit
 from ..trajectories.noises import start
 from .demo import SHOWN
 from .spec import check_device

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ...diffusion.faults import BadFile, BadValue
+from ...diffusion.faults import BadValue
 from ..adapter.lora import target_layers
 from ..formats.files import load_lora, save_lora
 from ..formats.lora_keys import FAMILIES, from_diffusers, listed, read, to_diffusers
@@ -12,15 +12,13 @@ from ..models.demo.data import label_width
 from ..models.demo.net import KINDS, EmojiNet
 
 
-def export(
-    lora: str | Path, out: str | Path, to: str = "diffusers", family: str | None = None
-) -> int:
+def export(lora: str | Path, out: str | Path, to: str = "diffusers", family: str | None = None) -> int:
     """Write a LoRA in another program's keys, "diffusers" (peft) or "comfyui"; returns how many layers it
     has.
 
-    family: one of `lora_keys.FAMILIES`, None for what the file tells. Raises ValueError for a file that there is
-    already, for weights that are not finite, and for layers that the format has no name for: nothing is left
-    out.
+    family: one of `lora_keys.FAMILIES`, None for what the file tells. Raises ValueError for a file that there
+    is already, for weights that are not finite, and for layers that the format has no name for: nothing is
+    left out.
     """
     out = Path(out)
     if out.exists():

@@ -101,7 +101,9 @@ def _save(run, out):
     blocks, tensors, recipe = run.denoiser.blocks, run.lora_tensors(), run.recipe()
     # names and shapes are part of a fingerprint, so that ComfyUI's of the same weights is another; `export`
     # reads the family
-    recipe = dataclasses.replace(recipe, base="", trained={**recipe.trained, "family": family, "blocks": blocks})
+    recipe = dataclasses.replace(
+        recipe, base="", trained={**recipe.trained, "family": family, "blocks": blocks}
+    )
     save_lora(out / LORA, from_diffusers(tensors, family, blocks), recipe)
     save_lora(out / FOR_DIFFUSERS, to_diffusers(tensors, family, blocks), recipe)
 

@@ -1,7 +1,8 @@
-"""The training methods, one file each. Config, command line, nodes, benchmarks and locales take their list from here.
+"""The training methods, one file each. Config, command line, nodes, benchmarks and locales take their list
+from here.
 
-    register(phased.METHOD)     # one line a method
-    names(), get("phased")
+register(phased.METHOD)     # one line a method
+names(), get("phased")
 """
 
 from ...diffusion.faults import BadValue

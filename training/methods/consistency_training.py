@@ -29,9 +29,7 @@ def consistency_training(
 ) -> torch.Tensor:
     """`consistency` (B,) of a picture and noise (B, ...) that belong together for this one draw."""
     x_t, x_s = noised(x0, noise, path, sigma_t), noised(x0, noise, path, sigma_s)
-    return consistency(
-        student, target, path, x_t, x_s, sigma_t, sigma_s, sigma_e, condition, metric=metric
-    )
+    return consistency(student, target, path, x_t, x_s, sigma_t, sigma_s, sigma_e, condition, metric=metric)
 
 
 def loss(context: Context, batch: Batch) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """A method: what it needs of the data, what it draws for a batch, and the loss of what was drawn.
 
-A method is one frozen `Method` in a file of its own, registered by one line in `methods/__init__.py`. Its functions see a
-`Context` and nothing else of the run. A batch is a dict of tensors (B, ...), so that it can be cut into micro-batches:
-`draw` uses the context's generator, `loss` uses none.
+A method is one frozen `Method` in a file of its own, registered by one line in `methods/__init__.py`. Its
+functions see a `Context` and nothing else of the run. A batch is a dict of tensors (B, ...), so that it can
+be cut into micro-batches: `draw` uses the context's generator, `loss` uses none.
 
-`u` in [0, 1) says where in time each sample looks, from noise to data (`times`); below 0 where none was drawn.
-Who answers follows the one convention of the backend, `(x, sigma (B,), condition (B,)) -> x0`.
+`u` in [0, 1) says where in time each sample looks, from noise to data (`times`); below 0 where none was
+drawn. Who answers follows the one convention of the backend, `(x, sigma (B,), condition (B,)) -> x0`.
 """
 
 import dataclasses
@@ -55,7 +55,8 @@ class Context:
     phases                     the grid along which teacher and student step
     data                       what is learnt from
     generator                  of every random draw
-    student, target, teacher   who answers: the adapter on, what the student learns from, and off with guidance
+    student, target, teacher   who answers: the adapter on, what the student learns from, and off with
+                               guidance
     metric                     distance of two predictions, for each sample
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
@@ -92,7 +93,8 @@ class Method:
     loss            (Context, batch) -> (B,)
     level           (phases, u) -> the noise level that u stands for, which the weighting goes by
     kind            of prediction that the loss compares; "own" for the model's
-    on_the_grid     the student learns at the very levels that it is sampled from, which the grid therefore keeps
+    on_the_grid     the student learns at the very levels that it is sampled from, which the grid therefore
+                    keeps
     in_rounds       further rounds learn from pairs that the student of the round before drew
     task            "distillation", or "restoration" for methods that learn to undo a process
     """

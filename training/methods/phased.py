@@ -1,9 +1,9 @@
 """Phased consistency (PCM, Wang et al. 2024, arXiv:2405.18407, eq. 8) on the teacher's cached trajectories.
 
 The trajectory is cut into phases, and the student is consistent within each: the points x_t and x_s of
-`consistency` are neighbours among the kept points of one accurate trajectory, and e is the end of their phase.
-One phase is latent consistency distillation (LCM). A share of each batch may learn the whole way from pure
-noise to the picture (Luhman & Luhman 2021, arXiv:2101.02388).
+`consistency` are neighbours among the kept points of one accurate trajectory, and e is the end of their
+phase. One phase is latent consistency distillation (LCM). A share of each batch may learn the whole way from
+pure noise to the picture (Luhman & Luhman 2021, arXiv:2101.02388).
 """
 
 import torch

@@ -5,9 +5,9 @@ With x_t = alpha x_0 + sigma eps between a pair's own ends, the network's predic
 
     loss = d( prediction of kind k at x_t, its true value ),      k = velocity, t uniform in flow time
 
-Any path's point is the straight line's by a scale, w = x/(alpha + sigma) at tau = sigma/(alpha + sigma), so that
-predictions of other kinds (`rectified_diffusion`) differ in weight and in where they look, not in what they
-learn: u^ - u = (x^_0 - x_0)/-tau, eps^ - eps = (x^_0 - x_0)(-alpha/sigma).
+Any path's point is the straight line's by a scale, w = x/(alpha + sigma) at tau = sigma/(alpha + sigma), so
+that predictions of other kinds (`rectified_diffusion`) differ in weight and in where they look, not in what
+they learn: u^ - u = (x^_0 - x_0)/-tau, eps^ - eps = (x^_0 - x_0)(-alpha/sigma).
 """
 
 import torch

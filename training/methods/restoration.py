@@ -6,10 +6,11 @@ which with d = squared error is -log q(x0 | x_t) of a Gaussian of fixed width, t
 diffusion process asks for (Su 2022, kexue.fm/archives/9262, eq. 5); its best answer is the mean of all
 pictures that could have become x_t.
 
-The network knows noise levels, no times of a process. At time t it is asked at the level that has the process's
-signal-to-noise ratio, for which x_t is scaled; but nowhere below flow time t/2, from which the prediction can still
-change the whole picture: x0 = x_t - sigma v has to undo more than the little noise that some processes have. Where
-what is destroyed is gone as a whole, however little it is (missing pixels), the level is about 1/2 at every t.
+The network knows noise levels, no times of a process. At time t it is asked at the level that has the
+process's signal-to-noise ratio, for which x_t is scaled; but nowhere below flow time t/2, from which the
+prediction can still change the whole picture: x0 = x_t - sigma v has to undo more than the little noise that
+some processes have. Where what is destroyed is gone as a whole, however little it is (missing pixels), the
+level is about 1/2 at every t.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,9 +35,7 @@ class Seen:
     shape.
     """
 
-    def __init__(
-        self, process: ForwardProcess, path: Path, sigma_of: Callable[[torch.Tensor], torch.Tensor]
-    ):
+    def __init__(self, process: ForwardProcess, path: Path, sigma_of: Callable[[torch.Tensor], torch.Tensor]):
         self.process, self.path = process, path
         self.most = float(sigma_of(torch.ones(1, dtype=torch.float64)))
         try:
@@ -78,9 +77,7 @@ def restore(
     """Yield the sampler's states from x at times[0] to the last: `samplers.sample` along the process; call as
     in `Seen.ask`.
     """
-    return sample(
-        lambda x, t: seen.ask(call, x, t), x, times, seen.process, kappa=kappa, noise=noise
-    )
+    return sample(lambda x, t: seen.ask(call, x, t), x, times, seen.process, kappa=kappa, noise=noise)
 
 
 def restoration(
@@ -108,9 +105,7 @@ def loss(context: Context, batch: Batch) -> torch.Tensor:
     """`restoration` of what was drawn, (B,)."""
 
     def student(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return context.seen.ask(
-            lambda asked, sigma: context.student(asked, sigma, batch["condition"]), x, t
-        )
+        return context.seen.ask(lambda asked, sigma: context.student(asked, sigma, batch["condition"]), x, t)
 
     return restoration(
         student,

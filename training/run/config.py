@@ -31,8 +31,8 @@ CHOICES = {
     "times": DISTRIBUTIONS,
     "weighting": ("none", *WEIGHTINGS),
 }
-# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard does not ask for
-# more memory than there is
+# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard does not ask
+# for more memory than there is
 WHOLE = {
     "steps": (1, 1000),
     "updates": (1, 10**8),
@@ -92,7 +92,8 @@ class DistilConfig:
     solver       of the teacher's step there, in `substeps`
     target       whose prediction is learnt: the student's own without gradient, or its EMA's
     metric       "l2", "l1" or "pseudo-huber"
-    times        how noise levels are drawn (`methods.times`); weighting: of the loss by noise level, a name of
+    times        how noise levels are drawn (`methods.times`); weighting: of the loss by noise level, a name
+                 of
                  `diffusion.weightings`
     ema          decay an update of the averaged adapter, which is the one saved
     process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in

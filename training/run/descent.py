@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from ...diffusion.faults import Message, NoMemory, NotFinite
-from ..adapter.gradients import Backward
+from ..adapter.backward import Backward
 from ..methods.method import Batch
 from ..models.memory_errors import is_out_of_memory
 from .config import DistilConfig
@@ -23,7 +23,7 @@ NUMBERS = ("scale", "micro", "done", "skipped", "in_a_row")  # of a saved state
 
 
 class Descent:
-    """The optimiser's side of a run: AdamW's state, the loss's scale, the micro-batch, and counts of updates."""
+    """The optimiser's side of a run: AdamW's state, the loss's scale, micro-batch, counts of updates."""
 
     def __init__(self, student: Student, config: DistilConfig):
         self.student, self.lora, self.config = student, student.lora, config
@@ -74,8 +74,8 @@ class Descent:
         else:
             advice = Message("Switch checkpointing on, or choose")
         return NoMemory(
-            "One sample of the model must fit into memory with its gradient, and does not. {advice} a smaller "
-            "latent or a lower rank than {rank}.",
+            "One sample of the model must fit into memory with its gradient, and does not. {advice} a "
+            "smaller latent or a lower rank than {rank}.",
             advice=advice,
             rank=self.config.rank,
         )

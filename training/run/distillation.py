@@ -1,4 +1,6 @@
-"""The task of a few-step student: to draw from noise, in few steps and without guidance, what its teacher draws."""
+"""The task of a few-step student: to draw from noise, in few steps and without guidance, what its teacher
+draws.
+"""
 
 import math
 
@@ -14,7 +16,8 @@ from .student import Adapter, Student
 class Distillation:
     """How the student is sampled and compared, as its recipe will say.
 
-    churn          of sampling in the recipe's steps. One phase ends at the data: what is sampled in several steps
+    churn          of sampling in the recipe's steps. One phase ends at the data: what is sampled in several
+                   steps
                    is then a consistency function, which wants fresh noise
     noise_scale    of the noise that training adds to pictures
     """

@@ -1,16 +1,17 @@
-"""A run on disk: saved as it goes, so that it can't be lost, and continued bit for bit by whoever asks for the same
-again.
+"""A run on disk: saved as it goes, so that it can't be lost, and continued bit for bit by whoever asks for
+the same again.
 
     with Job(folder, run, about) as job:        # goes on where the folder's state ends
         for progress in job.progress(): ...     # cancel at any time: the state is saved on the way out
 
     folder/manifest.json        what the run is of: its config and `about`; another run's folder is refused
-    folder/state.safetensors    adapter, average, best, optimiser, generator, draws, history: whole or not there
+    folder/state.safetensors    adapter, average, best, optimiser, generator, draws, history: whole or not
+                                there
     folder/status.json          for people and the panel: a `status.Status`
 
-A state is written every `every` updates and at the end, to a temporary file that is synced and renamed. Killed at any
-moment a run loses the updates since then, and no file. A full disk is reported and the run goes on: the state before
-it stays whole.
+A state is written every `every` updates and at the end, to a temporary file that is synced and renamed.
+Killed at any moment a run loses the updates since then, and no file. A full disk is reported and the run goes
+on: the state before it stays whole.
 """
 
 import json

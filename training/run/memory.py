@@ -1,13 +1,17 @@
-"""What a run will take of memory, said before anything long begins: from one sample's forward pass and counting.
+"""What a run will take of memory, said before anything long begins: from one sample's forward pass and
+counting.
 
     peak = weights + adapter + extra + micro x (bytes of one sample)
 
-adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the average, the best, and one copy in
+adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the average, the best, and one copy
+          in
           an exchange
-sample    what autograd holds for the backward pass, kept whole or recomputed block by block; MARGIN above it for
+sample    what autograd holds for the backward pass, kept whole or recomputed block by block; MARGIN above it
+          for
           what is in passing
 
-The plan follows from a description of the run (model, config, data, LoRA to begin with); no run is built for it.
+The plan follows from a description of the run (model, config, data, LoRA to begin with); no run is built for
+it.
 """
 
 import dataclasses
@@ -18,8 +22,9 @@ import torch
 
 from ...diffusion.faults import BadValue, Message, NoMemory
 from .. import methods
-from ..adapter.gradients import Backward, check_gradient
+from ..adapter.backward import Backward
 from ..adapter.lora import Lora, target_layers
+from ..adapter.proof import check_gradient
 from ..methods.distances import squared_error
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser
@@ -38,8 +43,8 @@ BUDGETS = (8, 12, 16, 24, 48)  # GB, of the presets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes: of the weights, of the adapter with all its copies, and of one sample in training, kept whole and
-    recomputed.
+    """Bytes: of the weights, of the adapter with all its copies, and of one sample in training, kept whole
+    and recomputed.
     """
 
     weights: int
@@ -98,9 +103,7 @@ class Plan:
     def applied(self, config: DistilConfig) -> DistilConfig:
         """The config with this plan in it."""
         chunk = min(config.chunk, max(4, self.micro))
-        return dataclasses.replace(
-            config, micro=self.micro, checkpointing=self.checkpointing, chunk=chunk
-        )
+        return dataclasses.replace(config, micro=self.micro, checkpointing=self.checkpointing, chunk=chunk)
 
 
 def plan(
@@ -116,12 +119,10 @@ def plan(
     budget: None for what is free, of which the weights have their part already; data, warm: as of `run.Run`.
     The loss is the distance of one sample's x0 to a random picture, from noise at half of the time. Raises
     MemoryError that names what to lower, ArithmeticError when the gradient is not the loss's own
-    (`gradients.check_gradient`), ValueError when data or model can't be used like this.
+    (`proof.check_gradient`), ValueError when data or model can't be used like this.
     """
     check(denoiser, config, data)
-    phases = Phases(
-        config, denoiser.path, denoiser.sigma_of, methods.get(config.method).on_the_grid
-    )
+    phases = Phases(config, denoiser.path, denoiser.sigma_of, methods.get(config.method).on_the_grid)
     lora = adapter_for(denoiser, config, warm)
     try:
         compute, parameters = _loss(denoiser, phases), lora.parameters()

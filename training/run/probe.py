@@ -1,6 +1,7 @@
 """How near the student has come: its pictures from held-out noise beside what they should be.
 
-Fidelity is the RMSE of the two, in model space. It is measured at the start, at the end, and MEASURED times between.
+Fidelity is the RMSE of the two, in model space. It is measured at the start, at the end, and MEASURED times
+between.
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ PARTS = ("probe.noise", "probe.condition", "probe.reference")  # of a saved stat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """noise (P, ...), condition (P,), and the reference (P, ...) that it should become; nothing is learnt on them."""
+    """noise (P, ...), condition (P,), and the reference (P, ...) that it should become; nothing is learnt on
+    them.
+    """
 
     noise: torch.Tensor
     condition: torch.Tensor

@@ -3,8 +3,9 @@
     config = DistilConfig(method="restoration", process=[{"kind": "pixelate", "largest": 8}], steps=2)
     run = Run(denoiser, config, data=Data(...))
 
-A run of it differs from a distillation in the pictures that are learnt from (given, or the teacher's own), in what the
-network is asked (`methods.restoration`), and in what fidelity is: the distance of restored to whole pictures.
+A run of it differs from a distillation in the pictures that are learnt from (given, or the teacher's own), in
+what the network is asked (`methods.restoration`), and in what fidelity is: the distance of restored to whole
+pictures.
 """
 
 from collections.abc import Callable

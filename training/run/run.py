@@ -1,13 +1,14 @@
 """A run: from a denoiser and a config to a LoRA with its recipe.
 
     run = Run(denoiser, config)
-    for progress in run.progress(): ...       # stop at any time: run.lora_tensors() is what has been learnt so far
+    for progress in run.progress(): ...       # stop at any time: run.lora_tensors() is what has been learnt
+                                              so far
     run.save(path)
     run.close()
 
 The loop and its state are here. Who answers is the `student.Student`'s affair, what is learnt from the
-`source.Source`'s, how is the method's (`methods`) and `descent`'s, how near the student has come the `probe.Probe`'s,
-and how it is sampled the task's (`distillation`, `restoration`). `job` keeps a run on disk.
+`source.Source`'s, how is the method's (`methods`) and `descent`'s, how near the student has come the
+`probe.Probe`'s, and how it is sampled the task's (`distillation`, `restoration`). `job` keeps a run on disk.
 """
 
 import functools

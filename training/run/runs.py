@@ -7,7 +7,6 @@ fidelity was measured.
 
 import re
 from collections.abc import Collection
-
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Where a run's data come from.
 
-Unless the user brings data, they are the teacher's own trajectories, solved once at its guidance, of which a few
-anchors are kept: no data set is needed. The last PROBES of them are held out to measure fidelity on; with data of the
-user's only these are drawn.
+Unless the user brings data, they are the teacher's own trajectories, solved once at its guidance, of which a
+few anchors are kept: no data set is needed. The last PROBES of them are held out to measure fidelity on; with
+data of the user's only these are drawn.
 """
 
 import math
@@ -39,7 +39,8 @@ class Source:
     """Trajectories of the teacher; in further rounds of reflow, of the student.
 
     given    data of the user's, in place of the teacher's trajectories
-    cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped and
+    cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped
+             and
              for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else of it
              is not this run's (`seed`)
     data, held   what `gather` brought

@@ -1,7 +1,7 @@
 """How a run stands: the one account of it that the job writes, the live run sends and the list of runs reads.
 
-folder/status.json holds a `Status`. What is known from the folder itself (its name, the pictures and the graph that
-lie in it) is read from there.
+folder/status.json holds a `Status`. What is known from the folder itself (its name, the pictures and the
+graph that lie in it) is read from there.
 """
 
 import dataclasses
@@ -108,8 +108,13 @@ class Status:
             state = "paused" if status.state in ("running", "sampling") else status.state
             # what was under way when it was written is over
             return dataclasses.replace(
-                status, state=state, stage="training", step=status.done, total=status.updates,
-                seconds_left=None, **_of_folder(folder)
+                status,
+                state=state,
+                stage="training",
+                step=status.done,
+                total=status.updates,
+                seconds_left=None,
+                **_of_folder(folder),
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
@@ -139,8 +144,8 @@ def previews(folder: Path) -> list[int]:
 
 
 def last(points: list[tuple[int, float]]) -> float | None:
-    """The last value of a history [(update, value)]; None where there is none, or no number, which JSON has no
-    word for.
+    """The last value of a history [(update, value)]; None where there is none, or no number, which JSON has
+    no word for.
     """
     return points[-1][1] if points and math.isfinite(points[-1][1]) else None
 

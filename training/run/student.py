@@ -1,7 +1,8 @@
 """One model in all its roles.
 
-With the adapter on the model is the student, with the averaged adapter it is what is kept (and what a run may learn
-from), with the adapter off and guidance it is the teacher. No weights are copied: roles are views on one model.
+With the adapter on the model is the student, with the averaged adapter it is what is kept (and what a run may
+learn from), with the adapter off and guidance it is the teacher. No weights are copied: roles are views on
+one model.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..adapter.lora import Lora
+from ..adapter.warm_start import warm_start
 from ..models.denoiser import Denoiser, InParts, guided
 from ..trajectories.sampling import SHARD, in_chunks, teacher_samples
 from .config import DistilConfig
@@ -19,15 +21,13 @@ Adapter = Sequence[torch.Tensor]  # weights as `Lora.parameters` gives them
 def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = None) -> Lora:
     """The adapter that a config asks for, attached to the model.
 
-    warm: tensors of a LoRA file to begin with. Raises ValueError when they do not fit, and then leaves nothing
-    attached.
+    warm: tensors of a LoRA file to begin with. Raises ValueError when they do not fit, and then leaves
+    nothing attached.
     """
-    lora = Lora(
-        denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed
-    )
+    lora = Lora(denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed)
     try:
         if warm is not None:
-            lora.warm_start(warm)
+            warm_start(lora, warm)
     except BaseException:
         lora.remove()
         raise
@@ -84,7 +84,7 @@ class Student:
         churn: float = 0.0,
         seed: int = 0,
     ) -> torch.Tensor:
-        """Images (B, ...), model space, of those adapter weights without guidance, from unit noise (B, ...)."""
+        """Images (B, ...) of those adapter weights without guidance, from unit noise (B, ...); model space."""
         with self.lora.using(adapter):
             return in_chunks(self.asked, noise, condition, 1.0, sigmas, chunk=SHARD, churn=churn, seed=seed)
 

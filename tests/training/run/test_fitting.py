@@ -11,8 +11,9 @@ from fewstep.training.formats.recipe import Recipe
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.models.denoiser import Guided
 from fewstep.training.run import fitting
-from fewstep.training.run.fitting import FitConfig, SolverFit, fit_denoiser, sample_recipe
-from fewstep.training.trajectories.cache import noises, start
+from fewstep.training.run.fit_denoiser import fit_denoiser, sample_recipe
+from fewstep.training.run.fitting import FitConfig, SolverFit
+from fewstep.training.trajectories.noises import noises, start
 from oracles.mixture import line_mixture
 
 RANGES = {"flow": None, "variance exploding": (0.01, 20.0), "variance preserving": (0.01, 0.9999)}
