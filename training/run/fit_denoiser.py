@@ -44,7 +44,7 @@ def fit_denoiser(
         )
     if odd := sorted(settings.keys() - {f.name for f in dataclasses.fields(FitConfig)}):
         raise BadValue("settings must be those of FitConfig, got {got}.", got=odd)
-    teacher = _Plain(denoise, shape, path, sigma_range, base)
+    teacher = PlainTeacher(denoise, shape, path, sigma_range, base)
     with tempfile.TemporaryDirectory() as temporary:
         run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)
         for _ in run.progress():
@@ -52,12 +52,19 @@ def fit_denoiser(
     return run.recipe(steps)
 
 
-class _Plain:
+class PlainTeacher:
     """A `denoiser.Teacher` over a Python function (x, sigma) -> x0 with sigma a float, without prompts."""
 
     conditions, noise_scale, cfg = 1, 1.0, 1.0
 
-    def __init__(self, denoise, shape, path, sigma_range, base):
+    def __init__(
+        self,
+        denoise: Denoise,
+        shape: Sequence[int],
+        path: str,
+        sigma_range: tuple[float, float] | None,
+        base: str,
+    ):
         numbers = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
         if not numbers or not shape:
             raise BadValue("shape must be that of one sample, such as (4, 64, 64), got {got!r}.", got=shape)

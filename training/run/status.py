@@ -88,6 +88,7 @@ class Status:
             "loss": last(run.loss),
             "fidelity": last(run.probe.fidelity),
             "best": run.probe.best and run.probe.best.fidelity,
+            "stage": progress.stage if progress else "training",
             "seconds_left": progress.seconds_left if progress else None,
             "saved_at": round(now),
             "started_at": round(now),
