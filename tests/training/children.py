@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import conftest  # noqa: E402, F401
-import torch  # noqa: E402
-from fewstep.training.run.config import DistilConfig  # noqa: E402
-from fewstep.training.run.job import Job  # noqa: E402
-from fewstep.training.run.run import Run  # noqa: E402
-from parts import ABOUT, SMALL  # noqa: E402
-from tiny import Tiny  # noqa: E402
+import conftest  # noqa: F401
+import torch
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.run import Run
+from fewstep.training.run.job import Job
+from parts import ABOUT, SMALL
+from tiny import Tiny
 
 
 def told(pipe, folder, every, width, changes):
