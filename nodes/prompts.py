@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
+import comfy.sd
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io
@@ -30,8 +33,8 @@ class Prompts(io.ComfyNode):
             node_id="FewstepPrompts",
             display_name="Prompts for Distilling",
             category="Fewstep",
-            description="Prompts to distil or fit with: yours, one a line; those that your own pictures were made with; and a "
-            "bundled list. No data set is needed. Each becomes one conditioning entry.",
+            description="Prompts to distil or fit with: yours, one a line; those that your own pictures were "
+            "made with; and a bundled list. No data set is needed. Each becomes one conditioning entry.",
             search_aliases=["prompt list", "data set", "train", "harvest", "metadata", "fewstep"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model, as for any prompt."),
@@ -46,8 +49,8 @@ class Prompts(io.ComfyNode):
                     "source",
                     options=list(SOURCES),
                     default=MINE,
-                    tooltip="Where more come from until there are count: the pictures in your output folder know "
-                    "their prompts, the most used come first.",
+                    tooltip="Where more come from until there are count: the pictures in your output folder "
+                    "know their prompts, the most used come first.",
                 ),
                 io.Int.Input(
                     "count",
@@ -61,8 +64,8 @@ class Prompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if they are "
-                    "the source.",
+                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if "
+                    "they are the source.",
                 ),
                 io.String.Input(
                     "folder",
@@ -113,15 +116,16 @@ class Prompts(io.ComfyNode):
             check()
             entries.append(encode(clip, prompt))
             bar.update(1)
-        told = listing(
-            chosen, negative, harvest, left=len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen)
-        )
+        left = len(prompts.typed(text)) - sum(source == "typed" for _, source in chosen)
+        told = listing(chosen, negative, harvest, left)
         line = told.partition("\n")[0].removeprefix("# ")
         show.say(cls.hidden.unique_id, line)
         return io.NodeOutput(entries[1:], entries[:1], told, ui={"text": (line,)})
 
 
-def choice(text, source, count, negative, folder, check=lambda: None):
+def choice(
+    text: str, source: str, count: int, negative: str, folder: str, check: Callable[[], Any] = lambda: None
+) -> tuple[list[tuple[str, str]], str, prompts.Harvest | None]:
     """([(prompt, source)], negative prompt, the Harvest or None) for the node's inputs.
 
     check() is called between pictures: it may raise to stop. Raises ValueError where there is no prompt at
@@ -146,8 +150,10 @@ def choice(text, source, count, negative, folder, check=lambda: None):
     return chosen, negative, harvest
 
 
-def output_folder(folder):
-    """The path of a folder in ComfyUI's output folder; raises ValueError where it is none, or lies outside."""
+def output_folder(folder: str) -> Path:
+    """The path of a folder in ComfyUI's output folder; raises ValueError for one that is not there or lies
+    outside.
+    """
     root = Path(folder_paths.get_output_directory()).resolve()
     try:
         path = Path(root, folder).resolve()
@@ -169,7 +175,7 @@ def output_folder(folder):
     return path
 
 
-def encode(clip, text):
+def encode(clip: comfy.sd.CLIP, text: str) -> list:
     """The conditioning entry of a prompt, as CLIP Text Encode makes it; raises ValueError where the encoder
     makes several.
     """
@@ -183,24 +189,23 @@ def encode(clip, text):
     return entries[0]
 
 
-def listing(chosen, negative, harvest, left=0):
-    """What was chosen, as a text that `text` could hold: all but the prompts are comments. left: typed ones
-    that were not.
+def listing(
+    chosen: Sequence[tuple[str, str]], negative: str, harvest: prompts.Harvest | None, left: int = 0
+) -> str:
+    """What was chosen, as a text that `text` could hold: all but the prompts are comments.
+
+    left: how many of the typed prompts were not chosen.
     """
     counts = Counter(source for _, source in chosen)
-    lines = [
-        f"# {len(chosen)} prompt{'s' * (len(chosen) != 1)}: {', '.join(f'{n} {source}' for source, n in counts.items())}"
-    ]
+    found = ", ".join(f"{count} {source}" for source, count in counts.items())
+    first = f"# {len(chosen)} prompt{'' if len(chosen) == 1 else 's'}: {found}"
     if left > 0:
-        lines[0] += f"; {left} typed left out, count is {len(chosen)}"
-    lines.append(f"# negative: {_line(negative) or '(empty)'}")
+        first += f"; {left} typed left out, count is {len(chosen)}"
+    lines = [first, f"# negative: {_line(negative) or '(empty)'}"]
     if harvest:
-        sizes = ", ".join(
-            f"{width}x{height} ({n})" for (width, height), n in list(harvest.sizes.items())[:LISTED]
-        )
-        lines.append(
-            f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}"
-        )
+        most = list(harvest.sizes.items())[:LISTED]
+        sizes = ", ".join(f"{width}x{height} ({count})" for (width, height), count in most) or "none"
+        lines.append(f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes}")
     for source in counts:
         lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
     return "\n".join(lines)

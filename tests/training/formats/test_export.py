@@ -107,7 +107,7 @@ def test_a_pipeline_loads_the_file_and_nothing_is_left_over(family, tmp_path, ca
 
 
 def loaded_by(pipe, folder, caplog):
-    """What `pipe.load_lora_weights` puts on the network of x.safetensors in that folder, without a warning."""
+    """What `pipe.load_lora_weights` puts on the network from x.safetensors there, without a warning."""
     from diffusers.utils import logging
 
     part = getattr(pipe, "transformer", None) or pipe.unet
