@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..training.run.config import DISTILLING, DistilConfig
 from ..training.run.data import Data
 from .comfy import families, lora_files
@@ -279,7 +279,7 @@ def graph_of(hidden):
 def finish(result):
     """The outputs of a run."""
     *outputs, path = result
-    return io.NodeOutput(*outputs, path.name, ui={"text": (f"Saved {path.name}",)})
+    return io.NodeOutput(*outputs, path.name, ui={"text": (Message("Saved {file}", file=path.name),)})
 
 
 def _data(denoiser, latents):

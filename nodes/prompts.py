@@ -13,7 +13,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue, Failed
+from ..diffusion.faults import BadValue, Failed, Message
 from ..training.formats import prompts
 from . import show
 
@@ -113,11 +113,9 @@ class Prompts(io.ComfyNode):
             check()
             entries.append(encode(clip, prompt))
             bar.update(1)
-        told = listing(
-            chosen, negative, harvest, left=len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen)
-        )
-        line = told.partition("\n")[0].removeprefix("# ")
+        line = heading(chosen, len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen))
         show.say(cls.hidden.unique_id, line)
+        told = listing(line, chosen, negative, harvest)
         return io.NodeOutput(entries[1:], entries[:1], told, ui={"text": (line,)})
 
 
@@ -183,17 +181,29 @@ def encode(clip, text):
     return entries[0]
 
 
-def listing(chosen, negative, harvest, left=0):
-    """What was chosen, as a text that `text` could hold: all but the prompts are comments. left: typed ones
-    that were not.
-    """
-    counts = Counter(source for _, source in chosen)
-    lines = [
-        f"# {len(chosen)} prompt{'s' * (len(chosen) != 1)}: {', '.join(f'{n} {source}' for source, n in counts.items())}"
+def heading(chosen: list[tuple[str, str]], left: int = 0) -> Message:
+    """How many prompts were chosen from which sources; left: typed ones that were not."""
+    count = len(chosen)
+    sources = [
+        Message("{count} {source}", count=n, source=source)
+        for source, n in Counter(source for _, source in chosen).items()
     ]
+    if count == 1:
+        line = Message("1 prompt: {sources}", sources=sources)
+    else:
+        line = Message("{count} prompts: {sources}", count=count, sources=sources)
     if left > 0:
-        lines[0] += f"; {left} typed left out, count is {len(chosen)}"
-    lines.append(f"# negative: {_line(negative) or '(empty)'}")
+        return Message(
+            "{chosen}; {left} typed left out, count is {count}", chosen=line, left=left, count=count
+        )
+    return line
+
+
+def listing(
+    line: Message, chosen: list[tuple[str, str]], negative: str, harvest: prompts.Harvest | None
+) -> str:
+    """What was chosen, as a text that `text` could hold: all but the prompts are comments. line: the first."""
+    lines = [f"# {line}", f"# negative: {_line(negative) or '(empty)'}"]
     if harvest:
         sizes = ", ".join(
             f"{width}x{height} ({n})" for (width, height), n in list(harvest.sizes.items())[:LISTED]
@@ -201,7 +211,7 @@ def listing(chosen, negative, harvest, left=0):
         lines.append(
             f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}"
         )
-    for source in counts:
+    for source in dict.fromkeys(source for _, source in chosen):
         lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
     return "\n".join(lines)
 
