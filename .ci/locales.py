@@ -121,8 +121,13 @@ def messages(files: list[Path]) -> Iterator[tuple[ast.Call, str]]:
     """(call, where) of all that makes a message in these files."""
     for path in files:
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in kinds() and node.args:
+            if isinstance(node, ast.Call) and node.args and called(node) in kinds():
                 yield node, f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+
+
+def called(call: ast.Call) -> str:
+    """The name of what is called, without that of its module."""
+    return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
 
 
 def keys_of(call: ast.Call) -> list[str]:
@@ -132,6 +137,7 @@ def keys_of(call: ast.Call) -> list[str]:
     return [c.value for c in choices if isinstance(c, ast.Constant) and isinstance(c.value, str)]
 
 
+@functools.cache
 def said() -> dict[str, str]:
     """{message key: where} of all that is raised or said in those files and has words of its own."""
     found = {}
@@ -142,6 +148,7 @@ def said() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def words() -> set[str]:
     """Every text in those files: what a message's fields may hold."""
     return {

@@ -204,7 +204,7 @@ def test_every_key_is_a_text_and_has_the_fields_that_it_is_given():
         if any(isinstance(part, (ast.JoinedStr, ast.BinOp)) for part in ast.walk(call.args[0])):
             composed.append(where)
         given = {keyword.arg for keyword in call.keywords}
-        given -= {"code", "status"} if ast.unparse(call.func) == "Refusal" else set()
+        given -= {"code", "status"} if locales.called(call) == "Refusal" else set()
         for key in locales.keys_of(call):
             if None not in given and {name for name, *_ in locales.fields(key)} != given:
                 odd[where] = key
@@ -226,6 +226,29 @@ def plain_raises():
 
 def test_all_that_is_raised_is_a_fault():
     assert plain_raises() == []
+
+
+def plain_lines():
+    """Where a node says a text that is put together, or none of a table: `show.say`, and its `ui` texts."""
+    found = []
+    for path in FILES_OF_OURS:
+        for node in ast.walk(locales.tree(path)):
+            lines = []
+            if isinstance(node, ast.Call) and locales.called(node) == "say":
+                lines = node.args[1:]
+            elif isinstance(node, ast.Dict):
+                keys = [getattr(key, "value", None) for key in node.keys]
+                lines = [value for key, value in zip(keys, node.values) if key == "text"]
+            for line in lines:
+                choices = (line.body, line.orelse) if isinstance(line, ast.IfExp) else (line,)
+                parts = [p for c in choices for p in (c, *getattr(c, "elts", ()))]
+                if any(isinstance(part, (ast.JoinedStr, ast.BinOp, ast.Constant)) for part in parts):
+                    found.append(f"{path.relative_to(ROOT).as_posix()}:{line.lineno}")
+    return found
+
+
+def test_all_that_a_node_says_is_a_message():
+    assert plain_lines() == []
 
 
 @pytest.mark.parametrize("file", ["errors", "main", "nodeDefs"])
@@ -255,7 +278,7 @@ def test_what_a_chinese_text_quotes_is_on_the_screen(file):
 )
 def test_keys_are_read_from_code(code, wanted):
     call = ast.parse(code).body[0].value
-    assert ast.unparse(call.func).split(".")[-1] in locales.kinds() and locales.keys_of(call) == wanted
+    assert locales.called(call) in locales.kinds() and locales.keys_of(call) == wanted
 
 
 def test_a_text_moves_to_a_key_whose_fields_have_other_names():

@@ -281,7 +281,6 @@ def test_every_message_is_worded_as_its_text_says(host):
 
 
 def test_an_input_is_called_what_its_own_node_calls_it(host):
-    """ "name" is one thing on the node that saves, and no input at all in a message of no node."""
     messages, message = (
         pack(host, "nodes.server.messages"),
         pack(host, "diffusion.faults").Message("{x}", x="steps"),
