@@ -1,10 +1,11 @@
 """What there is to translate.
 
-COMFYUI_PATH=/path/to/ComfyUI python .ci/locales.py     writes locales/en/nodeDefs.json from the nodes' own
-                                                        schemas, and lists what other languages lack
-python .ci/locales.py                                   lists what they lack, the nodes' names aside
-python .ci/locales.py --renamed                         first moves texts to keys in which nothing but the
-                                                        fields' names and formats has changed
+    python .ci/locales.py             lists what languages lack, and what they have that nothing says
+    python .ci/locales.py --renamed   first moves texts to keys in which nothing but the fields' names and formats
+                                      has changed
+    python .ci/locales.py --dropped   takes out what nothing says any more
+
+With COMFYUI_PATH=/path/to/ComfyUI it first writes locales/en/nodeDefs.json from the nodes' own schemas.
 """
 
 import ast
@@ -218,6 +219,12 @@ def rename(language: str) -> None:
     write(language, "errors", table)
 
 
+def drop(language: str) -> None:
+    """Take out what is `left_over`."""
+    gone = left_over(language)
+    write(language, "errors", {k: text for k, text in read(language, "errors").items() if k not in gone})
+
+
 def _with_fields(text, changed):
     out = ""
     for part, name, spec, conversion in string.Formatter().parse(text):
@@ -242,6 +249,8 @@ def main(arguments: list[str]) -> None:
     for language in languages():
         if "--renamed" in arguments:
             rename(language)
+        if "--dropped" in arguments:
+            drop(language)
         for name in ("nodeDefs", "main"):
             for key in leaves(read("en", name)).keys() - leaves(read(language, name)).keys():
                 print(f"{language}/{name}.json lacks {key}")
