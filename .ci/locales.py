@@ -1,8 +1,8 @@
 """What there is to translate.
 
     python .ci/locales.py             lists what languages lack, and what they have that nothing says
-    python .ci/locales.py --renamed   first moves texts to keys in which nothing but the fields' names and formats
-                                      has changed
+    python .ci/locales.py --renamed   first moves texts to keys in which nothing but the names and formats
+                                      of fields has changed
     python .ci/locales.py --dropped   takes out what nothing says any more
 
 With COMFYUI_PATH=/path/to/ComfyUI it first writes locales/en/nodeDefs.json from the nodes' own schemas.
