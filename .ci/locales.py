@@ -131,11 +131,15 @@ def called(call: ast.Call) -> str:
     return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
 
 
+def choices(node: ast.expr) -> list[ast.expr]:
+    """What an expression can be: the two sides of a condition, else itself."""
+    return [*choices(node.body), *choices(node.orelse)] if isinstance(node, ast.IfExp) else [node]
+
+
 def keys_of(call: ast.Call) -> list[str]:
     """The message keys that a call can have; none where it is given a message that was made elsewhere."""
-    first = call.args[0]
-    choices = (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,)
-    return [c.value for c in choices if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+    texts = [c.value for c in choices(call.args[0]) if isinstance(c, ast.Constant)]
+    return [text for text in texts if isinstance(text, str)]
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """What a node shows: pictures, data, a line of text; and names that a user typed."""
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ def image(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
-def output(node: type, picture: Image.Image, data: dict, *others) -> io.NodeOutput:
+def output(node: type, picture: Image.Image, data: dict, *others: Any) -> io.NodeOutput:
     """An IMAGE output that the node shows by itself, followed by `others`; `data` goes to the panel under
     "fewstep".
     """

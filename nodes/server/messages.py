@@ -1,9 +1,9 @@
 """Messages in the language of the user's ComfyUI: what nodes and routes say, put into words at the edge.
 
 Messages are values (`diffusion.faults`): a key, which is the English text, and fields. The file
-locales/<language>/errors.json has each key's text in that language with the same fields,
-{"shift must be above 0, got {got}.": "“偏移”必须大于 0，当前为 {got}。"}, and the words that a field may hold.
-Inputs of nodes are called what the nodes show, which nodeDefs.json says.
+locales/<language>/errors.json has each key's text in that language with the same fields, such as
+{"shift must be above 0, got {got}.": "“偏移”必须大于 0，当前为 {got}。"}, and words that a field may
+hold. Inputs of nodes are called what the nodes show, which nodeDefs.json says.
 """
 
 import functools

@@ -8,6 +8,7 @@ Run ids are looked up among the folders that are there, and never become part of
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 from server import PromptServer
@@ -43,7 +44,7 @@ def register() -> None:
 class Refusal(Fault):
     """What a route refuses: a code that the panel has words for, and an HTTP status."""
 
-    def __init__(self, key: str, /, *, code: str, status: int, **fields):
+    def __init__(self, key: str, /, *, code: str, status: int, **fields: Any):
         super().__init__(key, **fields)
         self.code, self.status = code, status
 
