@@ -16,7 +16,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion import samplers
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules import grids
 from ..training.reports import pictures
 from . import show
@@ -210,7 +210,8 @@ def setting(model, name, steps):
             schedulers=list(comfy.samplers.KSampler.SCHEDULERS),
             got=schedule,
         )
-    host.check_range(sigmas, sampling, f"the schedule of {name!r} with {steps} steps")
+    called = Message("the schedule of {name!r} with {steps} steps", name=name, steps=steps)
+    host.check_range(sigmas, sampling, called)
     return Result(name, steps, sampler, sigmas)
 
 

@@ -1,11 +1,12 @@
 """Fit Few-Step Solver: a queued graph job over `training.fitting`, asked through the guider that will sample."""
 
+import functools
 import math
 
 import comfy.utils
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..diffusion.solvers.linear import solve
 from ..training.formats.files import check_folder
 from ..training.reports import pictures
@@ -209,7 +210,7 @@ def guider_of(guider, model, positive, negative, cfg):
             raise BadValue(
                 "guider must be the only source of model and prompts, got {got} too. Unwire one or the "
                 "other.",
-                got=" and ".join(both),
+                got=functools.reduce(_and, both),
             )
         return guider
     if model is None:
@@ -234,17 +235,22 @@ def guider_of(guider, model, positive, negative, cfg):
     return made
 
 
+def _and(some, other):
+    return Message("{some} and {other}", some=some, other=other)
+
+
 def _progress(run, node):
     """Run to the end with the bar and a line of text on the node."""
     bar, told = None, None
+    fitting = {f"fitting {n} steps": Message("fitting {steps} steps", steps=n) for n in run.config.steps}
     for progress in run.progress():
         bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
         bar.update_absolute(progress.step, progress.total)
-        text = (
-            progress.stage
-            if progress.fidelity is None
-            else (f"{progress.stage}: {progress.fidelity:.4f} from the converged picture")
-        )
+        text = fitting.get(progress.stage) or Message(progress.stage)
+        if progress.fidelity is not None:
+            text = Message(
+                "{stage}: {error:.4f} from the converged picture", stage=text, error=progress.fidelity
+            )
         if text != told:
             show.say(node, text)
             told = text

@@ -9,8 +9,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..training.formats.files import check_folder, free_name, load_recipe, save_recipe
+from ..training.formats.recipe import Recipe
 from .comfy import host
 from .sampling import recipe_sampler
 from .show import file_stem
@@ -49,9 +50,12 @@ def check_model(recipe, model, name, label):
             label=label,
             path=recipe.path,
         )
-    host.check_range(recipe.sigmas, sampling, f"{name}: the sigmas of {label}")
+    sigmas = Message("{name}: the sigmas of {label}", name=name, label=label)
+    host.check_range(recipe.sigmas, sampling, sigmas)
     if recipe.base and host.base_of(model) != recipe.base:
-        warning = f"{label} was made from another base model than the wired one; results may differ."
+        warning = Message(
+            "{label} was made from another base model than the wired one; results may differ.", label=label
+        )
         logging.warning("Fewstep: %s", warning)
         return warning
     return None
@@ -91,7 +95,7 @@ class SaveRecipe(io.ComfyNode):
     def execute(cls, recipe, name):
         folder = check_folder(folder_paths.get_folder_paths(FOLDER)[0])
         path = save_recipe(free_name(folder, file_stem(name), ".json"), recipe)
-        return io.NodeOutput(recipe, ui={"text": (f"Saved {path.name}",)})
+        return io.NodeOutput(recipe, ui={"text": (Message("Saved {file}", file=path.name),)})
 
 
 class LoadRecipe(io.ComfyNode):
@@ -160,11 +164,19 @@ def _file(name):
     return path
 
 
-def summary(recipe):
+def summary(recipe: Recipe) -> Message:
     """What a recipe is, in a line."""
+    line = Message(
+        "{method}, {steps} steps, {path}, cfg {cfg:g}",
+        method=recipe.method,
+        steps=len(recipe.sigmas) - 1,
+        path=recipe.path,
+        cfg=recipe.cfg,
+    )
     error = recipe.errors.get("held_out")
-    figure = "" if error is None else f", {error:.3f} from the converged picture"
-    return f"{recipe.method}, {len(recipe.sigmas) - 1} steps, {recipe.path}, cfg {recipe.cfg:g}{figure}"
+    if error is None:
+        return line
+    return Message("{recipe}, {error:.3f} from the converged picture", recipe=line, error=error)
 
 
 NODES = [SaveRecipe, LoadRecipe]
