@@ -13,6 +13,9 @@ import dataclasses
 import math
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,11 +26,11 @@ from ...diffusion.schedules.grids import discrete_sigma, flow_sigma
 from ...diffusion.solvers.fit import REAL, fit
 from ...diffusion.solvers.linear import lengthened, solve
 from ...diffusion.solvers.trajectories import Trajectories
+from ..formats.checks import check_whole, normalise
 from ..formats.recipe import Recipe
-from ..models.denoiser import for_sampler
+from ..models.denoiser import Teacher, for_sampler
 from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
 from ..trajectories.noises import start
-from .config import check_whole
 from .progress import Progress
 
 MOST_STEPS = 12
@@ -49,8 +52,7 @@ class FitConfig:
     reference_steps  of its solver (second order with corrector), on the automatic grid
     kept             levels of each trajectory that are stored, at most
     effort           how often the model may be asked for each step count, as a multiple of the trajectories'
-                     own cost; inf: until
-                     nothing improves
+                     own cost; inf: until nothing improves
     starts           step grids that are run before the best is refined
     dtype            of the stored trajectories, float32 or float16
     """
@@ -72,7 +74,7 @@ class FitConfig:
                 most_steps=MOST_STEPS,
                 got=self.steps,
             )
-        object.__setattr__(self, "steps", tuple(sorted(set(counts))))
+        normalise(self, steps=tuple(sorted(set(counts))))
         for name, bounds in WHOLE.items():
             check_whole(name, getattr(self, name), *bounds)
         if type(self.effort) not in (int, float) or not self.effort > 0:
@@ -90,17 +92,20 @@ class SolverFit:
              result
     """
 
-    def __init__(self, teacher, config, folder, limit=LIMIT, seconds=math.inf):
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: FitConfig,
+        folder: str | Path,
+        limit: int = LIMIT,
+        seconds: float = math.inf,
+    ):
         self.teacher, self.config, self.seconds = teacher, config, seconds
         if teacher.conditions < 1:
             raise BadValue("The fit needs at least one conditioning (a prompt or a label), got none.")
         fine = self.grid("auto", config.reference_steps)
-        kept = (
-            torch.linspace(0, config.reference_steps, min(config.kept, config.reference_steps) + 1)
-            .round()
-            .int()
-            .tolist()
-        )
+        count = min(config.kept, config.reference_steps) + 1
+        kept = torch.linspace(0, config.reference_steps, count).round().int().tolist()
         spec = CacheSpec(
             **teacher.identity,
             conditions=teacher.conditions,
@@ -115,13 +120,13 @@ class SolverFit:
         self.cache = TrajectoryCache(folder, spec, limit)
         self.found, self.data = {}, None  # {steps: diffusion.fit.Fitted}
 
-    def grid(self, name, steps):
+    def grid(self, name: str, steps: int) -> torch.Tensor:
         """The grid of that name for the teacher's model; auto by the size of a sample."""
         options = {"dimension": math.prod(self.teacher.shape)} if name == "auto" else {}
         return grids.grid(name, steps, self.teacher.sigma_of, self.teacher.path, **options)
 
     @torch.no_grad()
-    def progress(self):
+    def progress(self) -> Iterator[Progress]:
         """Yield `Progress`: "sampling the teacher" in hundredths, then "fitting N steps", each a hundred
         more.
         """
@@ -132,7 +137,8 @@ class SolverFit:
         self.data = self._trajectories()
         each = config.effort * config.trajectories * config.reference_steps
         for n, steps in enumerate(config.steps):
-            done, part = 100 * (n + 1), (self.seconds - (time.monotonic() - begun)) / (len(config.steps) - n)
+            done = 100 * (n + 1)
+            part = (self.seconds - (time.monotonic() - begun)) / (len(config.steps) - n)
             for fitted in self._fit(steps, each, time.monotonic() + part):
                 self.found[steps] = fitted
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
@@ -149,9 +155,8 @@ class SolverFit:
     def _fit(self, steps, evaluations, deadline):
         names = [name for name in grids.NAMES if name != "auto"]
         starts = [self.grid(name, steps) for name in ("auto", *names)]
-        others = [
-            self.found[n].solver for n in sorted(self.found)[-1:]
-        ]  # that of fewer steps, so that more are no worse
+        # the solver of fewer steps, so that more are no worse
+        others = [self.found[n].solver for n in sorted(self.found)[-1:]]
         while others and others[0].steps < steps:
             others = [lengthened(others[0], self.teacher.path)]
         for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed, others):
@@ -172,14 +177,14 @@ class SolverFit:
 
     # ---- results -------------------------------------------------------------------------------
 
-    def gained(self, steps):
+    def gained(self, steps: int) -> bool:
         """Whether the fitted solver is better than the classical one to fall back on, on what was held out
         and beyond chance.
         """
         fitted = self.found[steps]
         return fitted.gain > REAL and fitted.error < fitted.classical
 
-    def recipe(self, steps):
+    def recipe(self, steps: int) -> Recipe:
         """The recipe for that step count: the fitted solver, or the classical one where there was no gain."""
         fitted, config = self.found[steps], self.config
         gained = self.gained(steps)
@@ -201,7 +206,7 @@ class SolverFit:
         )
 
     @property
-    def rows(self):
+    def rows(self) -> list[dict]:
         """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in units of the pictures'
         deviation.
         """
@@ -218,12 +223,12 @@ class SolverFit:
             for n, f in sorted(self.found.items())
         ]
 
-    def report(self):
+    def report(self) -> str:
         """The table in words."""
         count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
         lines = [
-            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; {size / 2**20:.1f} MiB."
-            " Errors: RMSE to the converged picture, share of the pictures' spread.",
+            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; "
+            f"{size / 2**20:.1f} MiB. Errors: RMSE to the converged picture, share of the pictures' spread.",
             f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}",
         ]
         for row in self.rows:
@@ -234,7 +239,17 @@ class SolverFit:
         return "\n".join(lines)
 
 
-def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, base="", **settings):
+def fit_denoiser(
+    denoise: Callable[[torch.Tensor, float], torch.Tensor],
+    shape: tuple[int, ...],
+    path: str,
+    steps: int,
+    *,
+    sigma_range: tuple[float, float] | None = None,
+    folder: str | Path | None = None,
+    base: str = "",
+    **settings: Any,
+) -> Recipe:
     """The `Recipe` of a solver fitted to a Python denoiser (x, sigma) -> x0, x (B, *shape), sigma a float.
 
     path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level
@@ -247,7 +262,7 @@ def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, 
             "got none.",
         )
     if odd := sorted(settings.keys() - {f.name for f in dataclasses.fields(FitConfig)}):
-        raise BadValue("settings must be those of FitConfig, got {got}.", got=list(odd))
+        raise BadValue("settings must be those of FitConfig, got {got}.", got=odd)
     teacher = _Plain(denoise, shape, path, sigma_range, base)
     with tempfile.TemporaryDirectory() as temporary:
         run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)
@@ -290,14 +305,17 @@ class _Plain:
     def __call__(self, x, sigma, condition):
         x0 = self.denoise(x, float(sigma[0]))  # a solver's levels: all rows of a call are at one
         if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
-            raise ValueError(
-                f"denoise must answer x of shape {tuple(x.shape)} with x0 of that shape, got "
-                f"{tuple(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__}."
+            raise BadValue(
+                "denoise must answer x of shape {shape} with x0 of that shape, got {got}.",
+                shape=tuple(x.shape),
+                got=tuple(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__,
             )
         return x0
 
 
-def sample_recipe(recipe, denoise, noise):
+def sample_recipe(
+    recipe: Recipe, denoise: Callable[[torch.Tensor, float], torch.Tensor], noise: torch.Tensor
+) -> torch.Tensor:
     """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
     if recipe.solver is None:
         raise BadValue(
