@@ -1,7 +1,4 @@
-"""A model that writes over saved activations as Flux does, and the same function without.
-
-Imported by name.
-"""
+"""A model that writes over saved activations as Flux does, and the same function without. Imported by name."""
 
 import dataclasses
 
@@ -20,7 +17,9 @@ class Modulation:
 
 
 class Block(nn.Module):
-    """A residual block like Flux's, in place or not. Its arguments hide in a dict, a dataclass, keywords."""
+    """A residual block as Flux has it, in place or out of place; its arguments hide in a dict, a dataclass
+    and keywords.
+    """
 
     def __init__(self, overwrite):
         super().__init__()
@@ -30,8 +29,11 @@ class Block(nn.Module):
 
     def forward(self, streams, modulation, *, options):
         x = streams["image"]
-        hidden = F.gelu(self.up(self.norm(x) * modulation.scale[0]))
-        change = self.down(hidden) * modulation.gate * (1 + options["number"])
+        change = (
+            self.down(F.gelu(self.up(self.norm(x) * modulation.scale[0])))
+            * modulation.gate
+            * (1 + options["number"])
+        )
         if self.overwrite:
             x += change
             x[:, 2:] += x.sin().mean()  # through a slice
