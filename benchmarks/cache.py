@@ -33,7 +33,7 @@ def bare(teacher, cache):
     condition = torch.arange(spec.shard) % spec.conditions
     began = time.perf_counter()
     for sigma in spec.sigmas[:-1]:
-        teacher(x, sigma, condition)
+        teacher(x, torch.full((spec.shard,), sigma, dtype=torch.float64), condition)
     return time.perf_counter() - began
 
 

@@ -43,14 +43,17 @@ from pathlib import Path
 import torch
 from distil_table import BASE, RECIPE, STEPS, line, show, summary
 from fewstep.diffusion.schedules.grids import grid, shifted
+from fewstep.training import methods
 from fewstep.training.formats.files import write_json
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.features import features
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports.metrics import frechet, rmse
-from fewstep.training.run.config import DISTILLING, DistilConfig
-from fewstep.training.run.distil import MEASURED, PROBES, Distillation
-from fewstep.training.trajectories.sampling import SHARD, teacher_samples
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.probe import MEASURED
+from fewstep.training.run.run import Run
+from fewstep.training.run.source import PROBES
+from fewstep.training.trajectories.sampling import SHARD
 from lcm_recipe import SAMPLERS, Memory, train
 from safetensors.torch import load_file, save_file
 
@@ -73,7 +76,7 @@ def config_of(method, updates, images=None):
 def trial(teacher, method):
     """What takes how long, seconds: {"start", "image", "update", "measure"}."""
     began, marks = time.perf_counter(), []
-    run = Distillation(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
+    run = Run(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
     for progress in run.progress():
         marks.append(time.perf_counter())
         if progress.stage == "training":
@@ -106,7 +109,7 @@ def length(times, method, seconds):
 def ours(teacher, job):
     """(row, sample) of a run of ours."""
     memory, began = Memory(teacher.device), time.perf_counter()
-    run = Distillation(teacher, config_of(job["method"], job["updates"], job["images"]))
+    run = Run(teacher, config_of(job["method"], job["updates"], job["images"]))
     quarters = []  # where the length of the run is worked out anew
     if job["budget"] == "seconds":
         quarters = [job["updates"] * n // 4 for n in (1, 2, 3)]
@@ -127,10 +130,10 @@ def ours(teacher, job):
         "images": run.config.images,
         "peak_memory_mib": memory.peak() / 2**20,
     }
-    churn = run.recipe().churn
 
     def sample(noise, condition, steps):
-        return run.student_samples(noise, condition, run.sigmas_for(steps), churn)
+        sigmas, churn = run.task.sigmas_for(steps), run.task.churn
+        return run.student.sample(noise, condition, sigmas, adapter=run.adapter, churn=churn)
 
     return row, sample
 
@@ -142,6 +145,7 @@ def end_at(run, moment, update):
     """
     updates = run.done + max(1, int((moment - time.perf_counter()) / update))
     run.config = run.descent.config = dataclasses.replace(run.config, updates=updates)
+    run.probe.updates = updates
 
 
 def recipe(teacher, job):
@@ -180,11 +184,11 @@ def one(job, path):
     noise = torch.randn(job["noises"], *teacher.shape, generator=torch.Generator().manual_seed(1_000_000))
     condition = torch.arange(job["noises"]) % teacher.conditions
     if job["method"] == BASE:
-        run = Distillation(teacher, DistilConfig(cfg=CFG))
+        run = Run(teacher, DistilConfig(cfg=CFG))
 
         def sample(noise, condition, steps, order, shift):
             sigmas = grid("uniform", steps, shifted(teacher.sigma_of, shift), teacher.path)
-            return teacher_samples(run.lora, teacher, noise, condition, CFG, sigmas, order)
+            return run.student.sample_base(noise, condition, sigmas, order=order)
 
         reference = data.to_pixels(sample(noise, condition, 50, 2, run.config.shift).cpu()).clamp(-1, 1)
         save_file({"reference": reference}, path)
@@ -308,8 +312,8 @@ def main():
     parser.add_argument("--teachers", type=some_of(("flow", "epsilon")), default=["flow", "epsilon"])
     parser.add_argument(
         "--methods",
-        type=some_of(DISTILLING),
-        default=list(DISTILLING),
+        type=some_of(methods.names()),
+        default=list(methods.names()),
         help="of ours; the recipe always runs",
     )
     parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")

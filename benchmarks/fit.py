@@ -23,10 +23,11 @@ from fewstep.diffusion.samplers import solve
 from fewstep.training.formats.files import write_json
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.models.denoiser import Guided
+from fewstep.training.models.denoiser import Guided, for_sampler
 from fewstep.training.reports import pictures
-from fewstep.training.run.fitting import FitConfig, SolverFit, sample_recipe
-from fewstep.training.trajectories.cache import start
+from fewstep.training.run.fit_denoiser import sample_recipe
+from fewstep.training.run.fitting import FitConfig, SolverFit
+from fewstep.training.trajectories.noises import start
 
 CFG = 2.0
 STEPS, SHOWN_STEPS, REFERENCE = (
@@ -110,7 +111,7 @@ class HeldOut:
         self.accuracy = self.error(self.auto(REFERENCE // 2))
 
     def denoise(self, x, sigma):
-        return self.teacher(x, float(sigma), self.condition[: len(x)])
+        return for_sampler(self.teacher, self.condition[: len(x)], dtype=torch.float64)(x, sigma)
 
     def solved(self, name, steps, **options):
         """Our kernel along the grid of that name."""

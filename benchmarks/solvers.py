@@ -34,8 +34,9 @@ from fewstep.diffusion.samplers import batch_noise, solve
 from fewstep.diffusion.schedules import auto, grids
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.models.denoiser import bound
-from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit, sample_recipe
+from fewstep.training.models.denoiser import for_sampler, guided
+from fewstep.training.run.fit_denoiser import sample_recipe
+from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit
 
 TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
 CASES = (*exact.CASES, *TEACHERS)
@@ -82,8 +83,8 @@ class FitTeacher:
 
     def __call__(self, x, sigma, condition):
         if self.teacher is None:
-            return self.task.denoise(x, sigma)
-        return bound(self.teacher, condition + HELD_OUT, CFG)(x, sigma)
+            return self.task.denoise(x, float(sigma[0]))  # all rows of a solver's call are at one level
+        return guided(self.teacher, x, sigma.to(torch.float32), condition + HELD_OUT, CFG)
 
 
 def family(name):
@@ -121,10 +122,10 @@ def task(name, noises=None):
     count, generator = noises or NOISES[family(name)], torch.Generator().manual_seed(1)
     if name in TEACHERS:
         teacher = DemoTeacher(TEACHERS[name])
-        guided = bound(teacher, torch.arange(count) % HELD_OUT, CFG)
+        guided_teacher = for_sampler(teacher, torch.arange(count) % HELD_OUT, CFG)
 
         def denoise(x, sigma):
-            return guided(x.float(), sigma).to(x.dtype)
+            return guided_teacher(x.float(), sigma).to(x.dtype)
 
         kind, cloud = f"teacher {TEACHERS[name]}", None
         path, sigma_of, shape = teacher.path, teacher.sigma_of, teacher.shape

@@ -29,14 +29,15 @@ import torch
 from fewstep.diffusion.destruction.degradations import cosines, fall
 from fewstep.diffusion.samplers import batch_noise
 from fewstep.training.formats.files import write_json
+from fewstep.training.methods.restoration import restore, times_for
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.features import features
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports.metrics import frechet
 from fewstep.training.reports.pictures import grid
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.data import Data
-from fewstep.training.run.restoration import Restoration, restore, times_for
+from fewstep.training.run.run import Run
+from fewstep.training.trajectories.data import Data
 from torch.nn import functional as F
 
 PROCESSES = {
@@ -77,7 +78,7 @@ def trained(teacher, process, updates, seed=0, images=None):
         images=8,
     )
     unlabelled = torch.zeros(len(images), dtype=torch.long)
-    run = Restoration(teacher, config, data=Data(images=images, condition=unlabelled))
+    run = Run(teacher, config, data=Data(images=images, condition=unlabelled))
     for _ in run.progress():
         pass
     return run
@@ -129,10 +130,10 @@ def restored(run, x, t, steps):
     """Pictures restored from time t in that many steps."""
 
     def call(x, sigma):
-        return run.asked(x, sigma, torch.zeros(len(x), dtype=torch.long))
+        return run.student.asked(x, sigma, torch.zeros(len(x), dtype=torch.long))
 
-    with run.lora.using(run.adapter):
-        *_, last = restore(call, run.seen, x, t * times_for(steps), 0.0, batch_noise(1))
+    with run.student.lora.using(run.adapter):
+        *_, last = restore(call, run.task.seen, x, t * times_for(steps), 0.0, batch_noise(1))
     return last.x
 
 
@@ -166,9 +167,13 @@ def restoration(teacher, updates):
         for number, t in enumerate(STRENGTHS):
             if kind == "mask":
                 t = min(t, 0.9)  # at 1 nothing is left of a picture
-            x = destroyed(run.process, truth, noise, t)
-            first = getattr(run.process, "degradations", [run.process])[0]
-            spread = float(run.process.noise(t)) if run.process.noisy and kind != "mask" else BITS
+            x = destroyed(run.task.seen.process, truth, noise, t)
+            first = getattr(run.task.seen.process, "degradations", [run.task.seen.process])[0]
+            spread = (
+                float(run.task.seen.process.noise(t))
+                if run.task.seen.process.noisy and kind != "mask"
+                else BITS
+            )
             guesses = baselines(kind, x, t, first, spread)
             known = {k: psnr(data.to_pixels(guess), reference) for k, guess in guesses.items()}
             linear = known.pop("Wiener", None)
@@ -206,11 +211,11 @@ def ablation(teacher, updates, count=128):
         run = trained(teacher, process, length, images=whole)
         adapter = run.adapter
         if name == "Gaussian":  # the teacher itself
-            adapter = [torch.zeros_like(p) for p in run.lora.parameters()]
+            adapter = [torch.zeros_like(p) for p in run.student.lora.parameters()]
         for steps in STEPS:
             distances = {}
             for kappa in SHARES:
-                x = run.restored(adapter, run.destroyed(noise, noise), unlabelled, steps, kappa)
+                x = run.task.restored(adapter, run.task.destroyed(noise, noise), unlabelled, steps, kappa)
                 distances[kappa] = frechet(features(data.to_pixels(x).clamp(-1, 1)), real)
                 row = {"process": name, "steps": steps, "kappa": kappa, "frechet": distances[kappa]}
                 rows.append(row)

@@ -3,12 +3,13 @@
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
-from ..training.run.config import DISTILLING, DistilConfig
-from ..training.run.data import Data
+from ..diffusion.faults import BadValue, Message
+from ..training import methods
+from ..training.run.config import DistilConfig
+from ..training.trajectories.data import Data
 from .comfy import families, lora_files
 from .restore import PROCESS
-from .training import FIXED, MEMORY, Order, train
+from .training import FIXED, MEMORY, Order, Trained, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 # quality: (updates, teacher samples)
@@ -61,7 +62,7 @@ class Distil(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=["auto", *DISTILLING],
+                    options=["auto", *methods.names()],
                     default="auto",
                     tooltip="auto: phased consistency, or consistency where pictures are wired.",
                 ),
@@ -276,10 +277,16 @@ def graph_of(hidden):
     }
 
 
-def finish(result):
+def finish(trained: Trained) -> io.NodeOutput:
     """The outputs of a run."""
-    *outputs, path = result
-    return io.NodeOutput(*outputs, path.name, ui={"text": (f"Saved {path.name}",)})
+    return io.NodeOutput(
+        trained.lora,
+        trained.losses,
+        trained.preview,
+        trained.sigmas,
+        trained.file.name,
+        ui={"text": (Message("Saved {file}", file=trained.file.name),)},
+    )
 
 
 def _data(denoiser, latents):

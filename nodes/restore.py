@@ -14,7 +14,7 @@ from ..diffusion.faults import BadValue
 from ..diffusion.schedules import grids
 from ..training.formats import processes
 from ..training.formats.files import load_lora
-from ..training.run.restoration import Seen, restore, times_for
+from ..training.methods.restoration import Seen, restore, times_for
 from . import recipes
 from .comfy import host, lora_files
 from .comfy.decoding import decode

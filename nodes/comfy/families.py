@@ -1,7 +1,7 @@
 """The usual settings of a MODEL: by its family, and the shift of its training grid."""
 
+from ...training.methods.phases import usual_shift
 from ...training.models.families import usual
-from ...training.run.phases import usual_shift
 from . import host
 
 

@@ -20,7 +20,7 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 
-from ...training.adapter.lora import fingerprint
+from ...training.models.fingerprint import fingerprint
 from . import host
 
 ROWS = 8  # samples of one model call, at most: a shard of the cache
@@ -182,7 +182,7 @@ class Teacher:
             for which in (condition == number).nonzero()[:, 0].split(self.rows):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 rows = x[which].to(self.device, torch.float32)
-                out[which] = self._ask(rows, torch.full((len(rows),), sigma, device=self.device)).to(out)
+                out[which] = self._ask(rows, sigma[which].to(self.device, torch.float32)).to(out)
         return out
 
 

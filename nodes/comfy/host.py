@@ -19,7 +19,7 @@ import torch
 from ...diffusion.faults import BadValue
 from ...diffusion.paths import FLOW, VARIANCE_EXPLODING, check_sigmas
 from ...diffusion.schedules.grids import discrete_sigma
-from ...training.adapter.lora import fingerprint
+from ...training.models.fingerprint import fingerprint
 
 SAMPLING = comfy.model_sampling
 LEFT_OUT = (

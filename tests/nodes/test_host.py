@@ -245,7 +245,7 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
 
     name = f"kept {request.node.callspec.id}"
     module = pack(host, "training.distil")
-    update, begun = module.Distillation.update, []
+    update, begun = module.Run.update, []
 
     def failing(self):
         begun.append(self.done)
@@ -255,14 +255,14 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
 
     whole = distil(host, teacher, name="straight")
     shutil.rmtree(pack(host, "nodes.host").folder("runs"))
-    monkeypatch.setattr(module.Distillation, "update", failing)
+    monkeypatch.setattr(module.Run, "update", failing)
     with pytest.raises(RuntimeError, match="the power went"):
         distil(host, teacher, name=name)
     kept = [
         n for n in folder_paths.get_filename_list("loras") if n.startswith(f"kept {request.node.callspec.id}")
     ]
     assert len(kept) == 1 and begun == [0, 1, 2, 3]
-    monkeypatch.setattr(module.Distillation, "update", lambda self: begun.append(self.done) or update(self))
+    monkeypatch.setattr(module.Run, "update", lambda self: begun.append(self.done) or update(self))
     again = distil(host, teacher, name=name)
     assert begun[4] == 3 and again[4] == kept[0]  # it goes on, and writes over its own file
     assert again[1] == whole[1] and all(torch.equal(again[0][k], whole[0][k]) for k in whole[0])
@@ -276,7 +276,7 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
 
     module, in_chunks = pack(host, "training.distil"), pack(host, "training.sampling").in_chunks
     seen = {}
-    close = module.Distillation.close
+    close = module.Run.close
 
     def watch(self):
         if self.probe is None:  # the trial before the run
@@ -288,7 +288,7 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
             seen["base"] = in_chunks(self.denoiser, noise, condition, 1.0, seen["sigmas"])
         close(self)
 
-    monkeypatch.setattr(module.Distillation, "close", watch)
+    monkeypatch.setattr(module.Run, "close", watch)
     tensors, losses, preview, sigmas, name = distil(host, teacher)
     assert len(losses["loss"]) == 12 and preview.ndim == 4 and preview.shape[-1] == 3
     newest = Path(folder_paths.get_full_path("loras", name))

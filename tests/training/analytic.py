@@ -36,7 +36,7 @@ def as_model(function, path, kind):
     v is that of the variance-preserving scale.
     """
 
-    def call(x, sigma, rows):
+    def call(x, sigma, condition):
         a, s = expand(path.alpha(sigma), x), expand(sigma, x)
         scale = a.hypot(s) if kind == "v" else 1
         given = (x / scale, a / scale, s / scale)
@@ -44,3 +44,8 @@ def as_model(function, path, kind):
         return to_x0(output, kind, *given)
 
     return call
+
+
+def numbers(x):
+    """A condition (B,) that tells the samples of a batch apart; these models ask for none."""
+    return torch.arange(len(x))
