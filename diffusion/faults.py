@@ -68,7 +68,7 @@ class Language:
         return key
 
     def name(self, value: str) -> str:
-        """What a text that is a value is called: the name of an input, a word with a translation of its own."""
+        """What a text that is a value is called: an input's name, a word with a translation of its own."""
         return value
 
     def joined(self, pieces: list[str]) -> str:
