@@ -28,7 +28,7 @@ def test_a_drawn_schedule_is_one_for_the_model(host, kind):
     sigmas = draw(host, model)
     assert sigmas.dtype == torch.float32 and len(sigmas) == 6 and (sigmas.diff() < 0).all()
     assert sigmas[0] == pytest.approx(float(sampling.sigma_max), rel=1e-6) and sigmas[-1] == 0
-    middle = float(pack(host, "nodes.host").sigma_of(sampling)(torch.tensor([0.5])))
+    middle = float(pack(host, "nodes.comfy.host").sigma_of(sampling)(torch.tensor([0.5])))
     assert sigmas[1] == pytest.approx(
         middle, rel=1e-5
     )  # the curve's first point: a fifth of the steps, half of the time
@@ -93,7 +93,7 @@ def test_schedule_nodes_tell_their_levels_and_the_models(host):
 
 def same(told, sampling, host):
     """The description is that sampling object's: levels at 257 times, path and prediction."""
-    nodes = pack(host, "nodes.host")
+    nodes = pack(host, "nodes.comfy.host")
     times = torch.linspace(0, 1, 257, dtype=torch.float64)
     assert told["times"] == times.tolist() and told["sigmas"][0] == 0
     assert told["sigmas"] == pytest.approx(nodes.sigma_of(sampling)(times).tolist(), rel=1e-6)
@@ -133,7 +133,7 @@ def test_a_header_tells_what_the_loaded_model_has(host, family, files):
     """
     import comfy.sd
 
-    info, tensors = pack(host, "nodes.model_info"), zoo.state_dict(family)
+    info, tensors = pack(host, "nodes.comfy.model_info"), zoo.state_dict(family)
     loaded = comfy.sd.load_diffusion_model_state_dict(dict(tensors)).get_model_object("model_sampling")
     save(tensors, files / "diffusion_models" / "a.safetensors")
     same(info.describe("unet", "a.safetensors"), loaded, host)
@@ -143,7 +143,7 @@ def test_a_header_tells_what_the_loaded_model_has(host, family, files):
 
 def test_the_header_alone_is_read_but_for_small_tensors(host, files, monkeypatch):
     """Large tensors may be cut off; a file that changes is read again."""
-    info = pack(host, "nodes.model_info")
+    info = pack(host, "nodes.comfy.model_info")
     path = files / "diffusion_models" / "a.safetensors"
     save(zoo.state_dict("sd3"), path)
     read, told = [], info.Header.__getitem__
@@ -158,7 +158,7 @@ def test_the_header_alone_is_read_but_for_small_tensors(host, files, monkeypatch
 
 
 def test_what_is_no_model_is_a_lookup_error(host, files):
-    info = pack(host, "nodes.model_info")
+    info = pack(host, "nodes.comfy.model_info")
     save({"a.weight": torch.zeros(3)}, files / "checkpoints" / "vae.safetensors")
     (files / "checkpoints" / "broken.safetensors").write_bytes(b"\xff" * 64)
     (files / "checkpoints" / "old.ckpt").write_bytes(b"pickle")

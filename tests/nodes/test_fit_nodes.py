@@ -69,7 +69,7 @@ def sampled(guider, noise, sampler, sigmas):
 
 def ends(host, folder, guider, steps):
     """(noise, ends of the trajectories, their sigmas) of one shard that the fit's teacher draws."""
-    fitting, guiding, cache = (pack(host, n) for n in ("training.fitting", "nodes.guiding", "training.cache"))
+    fitting, guiding, cache = (pack(host, n) for n in ("training.run.fitting", "nodes.comfy.guiding", "training.trajectories.cache"))
     with torch.inference_mode():
         teacher = guiding.Teacher(guider, (3, 32, 32))
         job = fitting.SolverFit(teacher, fitting.FitConfig(trajectories=8, reference_steps=steps), folder)
@@ -141,7 +141,7 @@ def test_any_guider_is_asked_as_it_samples(host, folders, flow, kind):
 def test_a_large_latent_or_little_memory_means_fewer_samples_a_call(host, flow, monkeypatch):
     import comfy.model_management
 
-    rows = pack(host, "nodes.guiding").rows_at_once
+    rows = pack(host, "nodes.comfy.guiding").rows_at_once
     assert rows(flow[0], (3, 32, 32)) == 8
     need = flow[0].model.memory_required([4, 3, 512, 512])
     monkeypatch.setattr(
@@ -173,7 +173,7 @@ def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
 
     recipe, sampler, sigmas, *_ = fit(host, teacher)
     truth = load_file(next((folders / "user").rglob("00000.safetensors")))["states"][:, -1]
-    noise = pack(host, "training.cache").noises(0, (6, 7), (3, 32, 32))
+    noise = pack(host, "training.trajectories.cache").noises(0, (6, 7), (3, 32, 32))
     drawn = sampled(cfg_guider(teacher[0], teacher[2], teacher[3]), noise, sampler, sigmas)
     assert off(drawn, truth[6:]) / float(truth.std()) == pytest.approx(recipe.errors["held_out"], rel=1e-2)
 
@@ -181,7 +181,7 @@ def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
 def test_cancel_keeps_the_trajectories_and_the_next_fit_goes_on(host, folders, flow, monkeypatch):
     import comfy.model_management
 
-    management, kind = comfy.model_management, pack(host, "nodes.guiding").Teacher
+    management, kind = comfy.model_management, pack(host, "nodes.comfy.guiding").Teacher
     asked, calls = kind.__call__, []
 
     def counting(self, *args):
@@ -202,7 +202,7 @@ def test_cancel_keeps_the_trajectories_and_the_next_fit_goes_on(host, folders, f
 
 
 def test_what_is_patched_into_the_model_has_a_cache_of_its_own(host, folders, flow):
-    guiding = pack(host, "nodes.guiding")
+    guiding = pack(host, "nodes.comfy.guiding")
 
     def patched(strength, size=1.0):
         model = flow[0].clone()
@@ -228,7 +228,7 @@ def test_changes_to_guidance_and_conditioning_have_a_cache_of_their_own(host, fl
     from comfy_extras.nodes_custom_sampler import DualCFGGuider
     from comfy_extras.nodes_model_advanced import RescaleCFG
 
-    guiding, other = pack(host, "nodes.guiding"), load(host, "flow", "heart")[2]
+    guiding, other = pack(host, "nodes.comfy.guiding"), load(host, "flow", "heart")[2]
 
     def keys(guider):
         return tuple(sorted(guiding.Teacher(guider, (3, 32, 32)).identity.items()))
@@ -282,7 +282,7 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
         model = demo.build("flow", disable_dynamic=True)
         model.model.load_model_weights(tensors, "")
     assert isinstance(model.model.diffusion_model.blocks[0].qkv.weight, QuantizedTensor)
-    base_of = pack(host, "nodes.host").base_of
+    base_of = pack(host, "nodes.comfy.host").base_of
     base = base_of(model)
     styled = model.clone()
     shape = flow[0].model.diffusion_model.blocks[0].qkv.weight.shape

@@ -18,7 +18,7 @@ class Case:
     def __init__(self, host, name, patcher):
         self.name, denoiser = (
             name,
-            pack(host, "nodes.host").ComfyDenoiser(
+            pack(host, "nodes.comfy.host").ComfyDenoiser(
                 patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name)
             ),
         )
@@ -51,7 +51,7 @@ class Case:
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(host, request):
     name, depth = request.param
-    with pack(host, "nodes.host").training_session(zoo.load(name, depth)) as patcher:
+    with pack(host, "nodes.comfy.host").training_session(zoo.load(name, depth)) as patcher:
         case = Case(host, name, patcher)
         yield case
         case.lora.remove()
@@ -118,7 +118,7 @@ def test_slope_is_1(case):
 def test_a_half_precision_model_passes_the_check_and_a_wrong_gradient_does_not(host, name, dtype):
     model = zoo.load(name, dtype=dtype)
     model.model.manual_cast_dtype = None  # or it computes in float32 on a CPU
-    with pack(host, "nodes.host").training_session(model) as patcher:
+    with pack(host, "nodes.comfy.host").training_session(model) as patcher:
         case = Case(host, name, patcher)
         assert case.module.dtype == dtype
         backward = Backward(case.module, case.parameters, checkpointing=True)

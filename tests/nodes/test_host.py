@@ -79,12 +79,12 @@ def test_the_node_and_the_headless_teacher_are_one_model(host, kind):
 
     model, _, positive, negative, _ = run(host, "FewstepLoadDemoTeacher", teacher=kind, label="heart")
     headless = DemoTeacher(kind)
-    with pack(host, "nodes.host").training_session(model) as patcher:
-        adapter = pack(host, "nodes.host").ComfyDenoiser(
+    with pack(host, "nodes.comfy.host").training_session(model) as patcher:
+        adapter = pack(host, "nodes.comfy.host").ComfyDenoiser(
             patcher, positive, negative, torch.zeros(1, 3, 32, 32)
         )
-        grid = pack(host, "diffusion.grids").grid("uniform", 5, adapter.sigma_of, adapter.path)
-        ours = pack(host, "diffusion.grids").grid("uniform", 5, headless.sigma_of, adapter.path)
+        grid = pack(host, "diffusion.schedules.grids").grid("uniform", 5, adapter.sigma_of, adapter.path)
+        ours = pack(host, "diffusion.schedules.grids").grid("uniform", 5, headless.sigma_of, adapter.path)
         assert torch.allclose(grid, ours, rtol=1e-5)
         assert adapter.base == headless.base
         sigma = grid[:5].float()
@@ -204,7 +204,7 @@ def test_an_unsupported_model_is_refused_by_its_type(host, kind):
     with pytest.raises(
         ValueError, match="model must be an epsilon, v-prediction, EDM or flow model; this one's type is "
     ):
-        pack(host, "nodes.host").path_of(sampling)
+        pack(host, "nodes.comfy.host").path_of(sampling)
 
 
 def distil(host, teacher, updates=12, **changes):
@@ -244,7 +244,7 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
     import folder_paths
 
     name = f"kept {request.node.callspec.id}"
-    module = pack(host, "training.distil")
+    module = pack(host, "training.run.distil")
     update, begun = module.Distillation.update, []
 
     def failing(self):
@@ -254,7 +254,7 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
         return update(self)
 
     whole = distil(host, teacher, name="straight")
-    shutil.rmtree(pack(host, "nodes.host").folder("runs"))
+    shutil.rmtree(pack(host, "nodes.comfy.host").folder("runs"))
     monkeypatch.setattr(module.Distillation, "update", failing)
     with pytest.raises(RuntimeError, match="the power went"):
         distil(host, teacher, name=name)
@@ -274,7 +274,7 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
     """0 unmatched keys, and the loaded LoRA samples what the student sampled at training time, within 1e-3."""
     import folder_paths
 
-    module, in_chunks = pack(host, "training.distil"), pack(host, "training.sampling").in_chunks
+    module, in_chunks = pack(host, "training.run.distil"), pack(host, "training.trajectories.sampling").in_chunks
     seen = {}
     close = module.Distillation.close
 
@@ -352,7 +352,7 @@ def test_training_leaves_the_model_as_it_was(host, teacher):
 
 def test_same_seed_same_lora(host, teacher):
     first = distil(host, teacher, updates=3, seed=5)[0]
-    shutil.rmtree(pack(host, "nodes.host").folder("runs"))  # or the second would be taken from there
+    shutil.rmtree(pack(host, "nodes.comfy.host").folder("runs"))  # or the second would be taken from there
     second, other = (distil(host, teacher, updates=3, seed=s)[0] for s in (5, 6))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
@@ -370,7 +370,7 @@ def test_bad_distil_inputs_are_refused_before_the_model_is_loaded(host, teacher,
     def never(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(pack(host, "nodes.host"), "training_session", never)
+    monkeypatch.setattr(pack(host, "nodes.comfy.host"), "training_session", never)
     with pytest.raises(ValueError, match=why):
         distil(host, teacher, **changes)
 

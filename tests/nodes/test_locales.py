@@ -28,7 +28,7 @@ def chosen(host):
     file.parent.mkdir(parents=True, exist_ok=True)
     yield lambda name: file.write_text(json.dumps({"Comfy.Locale": name} if name else {}), encoding="utf-8")
     file.unlink(missing_ok=True)
-    pack(host, "nodes.errors").HEARD.clear()
+    pack(host, "nodes.server.messages").HEARD.clear()
 
 
 def test_english_is_what_the_nodes_say_of_themselves(host):
@@ -87,7 +87,7 @@ def test_an_error_is_told_in_the_users_language(host, chosen, language, word):
 
 
 def test_the_frontend_is_heard_where_the_settings_say_nothing(host, chosen):
-    errors = pack(host, "nodes.errors")
+    errors = pack(host, "nodes.server.messages")
     chosen(None)
     assert errors.language() == "en"
     assert [errors.hear(name) for name in ("fr", "zh-CN", "../zh", "", "zh")] == [
@@ -110,7 +110,7 @@ def test_settings_that_cant_be_read_leave_english(host, chosen, text):
     (Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json").write_text(
         text, encoding="latin-1"
     )
-    assert pack(host, "nodes.errors").language() == "en"
+    assert pack(host, "nodes.server.messages").language() == "en"
 
 
 def test_errors_inside_the_hosts_own_nodes_are_translated(host, chosen, flow):
@@ -161,12 +161,12 @@ MESSAGES = {
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_values_and_messages_inside_a_message_are_translated(host, message):
-    assert pack(host, "nodes.errors").translated(message, "zh") == MESSAGES[message]
+    assert pack(host, "nodes.server.messages").translated(message, "zh") == MESSAGES[message]
 
 
 def test_every_message_finds_its_own_template(host):
     """With values of one letter each: no template takes what another was written for."""
-    translated, wrong = pack(host, "nodes.errors").translated, {}
+    translated, wrong = pack(host, "nodes.server.messages").translated, {}
     for text, words in locales.read("zh", "errors").items():
         wanted = words
         for place in range(text.count("{}")):
@@ -188,7 +188,7 @@ def test_other_exceptions_leave_as_they_are(host, chosen, error):
     chosen("zh")
     before = error.args
     with pytest.raises(type(error)) as caught:
-        pack(host, "nodes.errors").in_words(fail)()
+        pack(host, "nodes.server.messages").in_words(fail)()
     assert caught.value is error and error.args == before
 
 
@@ -203,7 +203,7 @@ def test_an_interrupt_passes(host, chosen):
         "steps must be a whole number of 1 or more, got 0."
     )
     with pytest.raises(comfy.model_management.InterruptProcessingException) as caught:
-        pack(host, "nodes.errors").in_words(fail)()
+        pack(host, "nodes.server.messages").in_words(fail)()
     assert caught.value is stop
 
 

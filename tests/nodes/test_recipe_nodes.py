@@ -48,11 +48,11 @@ def sampled(guider, noise, sampler, sigmas):
 def fitted(host):
     """A recipe for 3 steps of the flow teacher, made without a fit."""
     linear, paths, recipe = (
-        pack(host, n) for n in ("diffusion.linear", "diffusion.paths", "training.recipe")
+        pack(host, n) for n in ("diffusion.solvers.linear", "diffusion.paths", "training.formats.recipe")
     )
     solver = linear.classical([1.0, 0.8, 0.4, 0.0], paths.path("flow"), 2)
     rows = (*solver.rows[:-1], (*solver.rows[-1][:-1], solver.rows[-1][-1] + 0.01))
-    base = pack(host, "nodes.host").base_of(load(host, "flow")[0])
+    base = pack(host, "nodes.comfy.host").base_of(load(host, "flow")[0])
     return recipe.Recipe(
         method="fitted", path="flow", sigmas=solver.sigmas, coefficients=rows, cfg=2.0, base=base
     )
@@ -133,7 +133,7 @@ def test_a_lora_with_coefficients_is_sampled_by_its_solver(host, flow, fitted):
     import folder_paths
 
     folder = folder_paths.get_folder_paths("loras")[0]
-    pack(host, "training.files").save_lora(f"{folder}/solver.safetensors", {}, fitted)
+    pack(host, "training.formats.files").save_lora(f"{folder}/solver.safetensors", {}, fitted)
     _, sampler, sigmas, cfg = run(
         host, "FewstepLoadLora", model=flow[0], lora_name="solver.safetensors", strength=1.0
     )

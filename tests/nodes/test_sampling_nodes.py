@@ -39,7 +39,7 @@ def schedule(host, model, name, steps, denoise=1.0, **options):
 
 
 def test_every_schedule_and_its_options(host, teacher):
-    grids = pack(host, "diffusion.grids")
+    grids = pack(host, "diffusion.schedules.grids")
     offered = host.NODE_CLASS_MAPPINGS["FewstepSchedule"].GET_SCHEMA().inputs[1]
     assert [o.key for o in offered.options] == list(grids.NAMES)
     for option in offered.options:
@@ -122,7 +122,7 @@ def test_consistency_methods(host, teacher, method):
 
 def test_tcd_without_gamma_is_deterministic_and_with_1_renews_all(host, flow):
     sampling = pack(host, "nodes.sampling")
-    path, sigma_of = pack(host, "diffusion.paths").FLOW, pack(host, "diffusion.grids").flow_sigma()
+    path, sigma_of = pack(host, "diffusion.paths").FLOW, pack(host, "diffusion.schedules.grids").flow_sigma()
     assert sampling.tcd_share(0.0, path, sigma_of)(0.9, 0.5) == 0
     assert sampling.tcd_share(1.0, path, sigma_of)(0.9, 0.5) == 1
     reached = 0.7 * 0.5  # of the next time
@@ -184,7 +184,7 @@ def test_batch_seeds_and_previews_work_as_with_cores_samplers(host, teacher):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", [{"order": 3}, {"order": 2, "churn": 1.0}, {"kappa": 1.0}])
 def test_half_precision_latents_stay_finite(host, teacher, dtype, options):
-    probing, sampling = pack(host, "nodes.probing"), pack(host, "nodes.sampling")
+    probing, sampling = pack(host, "nodes.comfy.probing"), pack(host, "nodes.sampling")
     sigmas = uniform(host, teacher, 8)
     guider = probing.DenoiserGuider(teacher[0], lambda x, sigma: 0.3 * x / (1 + sigma))
     wrapped = __import__("comfy.samplers", fromlist=["x"]).KSamplerX0Inpaint(guider, sigmas)
@@ -211,7 +211,7 @@ def test_bad_sampler_settings_are_refused(host, options, why):
 
 def test_a_mask_of_another_size_is_refused_before_the_model_is_called(host, flow):
     sampling, x = pack(host, "nodes.sampling"), torch.zeros(1, 3, 32, 32)
-    guider = pack(host, "nodes.probing").DenoiserGuider(
+    guider = pack(host, "nodes.comfy.probing").DenoiserGuider(
         flow[0], lambda x, sigma: pytest.fail("the model was called")
     )
     wrapped = __import__("comfy.samplers", fromlist=["x"]).KSamplerX0Inpaint(guider, torch.tensor([1.0, 0.0]))
@@ -301,7 +301,7 @@ def test_a_split_run_keeps_the_noise_right(host, teacher):
     run.
     """
     sampler, sigmas = run(host, "FewstepSampler", churn=1.0, order="1")[0], uniform(host, teacher, 8)
-    probing = pack(host, "nodes.probing")
+    probing = pack(host, "nodes.comfy.probing")
     noise, latent = (
         torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0)),
         torch.zeros(1, 4, 64, 64),
