@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -25,13 +27,14 @@ class Prompts(io.ComfyNode):
     """FewstepPrompts."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepPrompts",
             display_name="Prompts for Distilling",
             category="Fewstep",
-            description="Prompts to distil or fit with: yours, one a line; those that your own pictures were made with; and a "
-            "bundled list. No data set is needed. Each becomes one conditioning entry.",
+            description="Prompts to distil or fit with: yours, one a line; those that your own pictures "
+            "were made with; and a bundled list. No data set is needed. Each becomes one conditioning "
+            "entry.",
             search_aliases=["prompt list", "data set", "train", "harvest", "metadata", "fewstep"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model, as for any prompt."),
@@ -46,8 +49,8 @@ class Prompts(io.ComfyNode):
                     "source",
                     options=list(SOURCES),
                     default=MINE,
-                    tooltip="Where more come from until there are count: the pictures in your output folder know "
-                    "their prompts, the most used come first.",
+                    tooltip="Where more come from until there are count: the pictures in your output "
+                    "folder know their prompts, the most used come first.",
                 ),
                 io.Int.Input(
                     "count",
@@ -61,8 +64,8 @@ class Prompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if they are "
-                    "the source.",
+                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, "
+                    "if they are the source.",
                 ),
                 io.String.Input(
                     "folder",
@@ -83,7 +86,15 @@ class Prompts(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, text="", source=MINE, count=32, negative="", folder="", **others):
+    def fingerprint_inputs(
+        cls,
+        text: str | None = "",
+        source: str | None = MINE,
+        count: int | None = 32,
+        negative: str | None = "",
+        folder: str | None = "",
+        **others: Any,
+    ) -> str:
         """Changes with the choice of prompts, not with each new picture: a run that trains on them would
         start again.
 
@@ -99,11 +110,19 @@ class Prompts(io.ComfyNode):
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @classmethod
-    def execute(cls, clip, text, source, count, negative="", folder=""):
+    def execute(
+        cls,
+        clip: io.Clip.Type | None,
+        text: str,
+        source: str,
+        count: int,
+        negative: str = "",
+        folder: str = "",
+    ) -> io.NodeOutput:
         if clip is None:
             raise Failed(
                 "clip must be a text encoder, got None. If it comes from a checkpoint loader, that "
-                "checkpoint has none in it: load one with a CLIP loader.",
+                "checkpoint has none in it: load one with a CLIP loader."
             )
         check = comfy.model_management.throw_exception_if_processing_interrupted
         chosen, negative, harvest = choice(text, source, count, negative, folder, check)
@@ -113,15 +132,16 @@ class Prompts(io.ComfyNode):
             check()
             entries.append(encode(clip, prompt))
             bar.update(1)
-        told = listing(
-            chosen, negative, harvest, left=len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen)
-        )
+        left = len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen)
+        told = listing(chosen, negative, harvest, left)
         line = told.partition("\n")[0].removeprefix("# ")
         show.say(cls.hidden.unique_id, line)
         return io.NodeOutput(entries[1:], entries[:1], told, ui={"text": (line,)})
 
 
-def choice(text, source, count, negative, folder, check=lambda: None):
+def choice(
+    text: str, source: str, count: int, negative: str, folder: str, check: Callable[[], None] = lambda: None
+) -> tuple[list[tuple[str, str]], str, prompts.Harvest | None]:
     """([(prompt, source)], negative prompt, the Harvest or None) for the node's inputs.
 
     check() is called between pictures: it may raise to stop. Raises ValueError where there is no prompt at
@@ -146,8 +166,10 @@ def choice(text, source, count, negative, folder, check=lambda: None):
     return chosen, negative, harvest
 
 
-def output_folder(folder):
-    """The path of a folder in ComfyUI's output folder; raises ValueError where it is none, or lies outside."""
+def output_folder(folder: str) -> Path:
+    """The path of a folder in ComfyUI's output folder. Raises ValueError where there is none, or it lies
+    outside.
+    """
     root = Path(folder_paths.get_output_directory()).resolve()
     try:
         path = Path(root, folder).resolve()
@@ -169,7 +191,7 @@ def output_folder(folder):
     return path
 
 
-def encode(clip, text):
+def encode(clip: io.Clip.Type, text: str) -> list:
     """The conditioning entry of a prompt, as CLIP Text Encode makes it; raises ValueError where the encoder
     makes several.
     """
@@ -183,30 +205,28 @@ def encode(clip, text):
     return entries[0]
 
 
-def listing(chosen, negative, harvest, left=0):
+def listing(
+    chosen: list[tuple[str, str]], negative: str, harvest: prompts.Harvest | None, left: int = 0
+) -> str:
     """What was chosen, as a text that `text` could hold: all but the prompts are comments. left: typed ones
     that were not.
     """
     counts = Counter(source for _, source in chosen)
-    lines = [
-        f"# {len(chosen)} prompt{'s' * (len(chosen) != 1)}: {', '.join(f'{n} {source}' for source, n in counts.items())}"
-    ]
+    noun = "prompt" if len(chosen) == 1 else "prompts"
+    lines = [f"# {len(chosen)} {noun}: {', '.join(f'{n} {source}' for source, n in counts.items())}"]
     if left > 0:
         lines[0] += f"; {left} typed left out, count is {len(chosen)}"
     lines.append(f"# negative: {_line(negative) or '(empty)'}")
     if harvest:
-        sizes = ", ".join(
-            f"{width}x{height} ({n})" for (width, height), n in list(harvest.sizes.items())[:LISTED]
-        )
-        lines.append(
-            f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}"
-        )
+        most = list(harvest.sizes.items())[:LISTED]
+        sizes = ", ".join(f"{width}x{height} ({n})" for (width, height), n in most) or "none"
+        lines.append(f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes}")
     for source in counts:
         lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
     return "\n".join(lines)
 
 
-def _line(text):
+def _line(text: str) -> str:
     return " ".join(text.split())
 
 

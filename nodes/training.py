@@ -16,9 +16,11 @@ from ..training.run.job import Job, folder_name
 from ..training.run.memory import BUDGETS, cut, gib
 from ..training.run.restoration import run_of
 from . import show
-from .comfy import host
+from .comfy import folders, levels, session
 from .comfy.decoding import decode
-from .comfy.guiding import digest, patches_of
+from .comfy.denoiser import ComfyDenoiser, check_supported
+from .comfy.fingerprints import digest, patches_of
+from .comfy.latents import latent_of
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
@@ -58,8 +60,8 @@ def check(model, positive, negative, name):
                 "{layer} must hold at least one conditioning, got none. Wire a text encoder's output.",
                 layer=key,
             )
-    host.check_supported(model, {"positive": positive, "negative": negative})
-    host.path_of(model.get_model_object("model_sampling"))
+    check_supported(model, {"positive": positive, "negative": negative})
+    levels.path_of(model.get_model_object("model_sampling"))
     show.file_stem(name)
 
 
@@ -69,11 +71,11 @@ def train(order):
     """
     check(order.model, order.positive, order.negative, order.name)
     folder = check_folder(folder_paths.get_folder_paths("loras")[0])
-    latent = host.latent_of(order.model, order.latent)
+    latent = latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
     prompts = digest([order.positive, order.negative[0]])
-    with host.training_session(order.model) as patcher:
-        denoiser = host.ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
+    with session.training_session(order.model) as patcher:
+        denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
         data = order.data(denoiser) if order.data else None
         about = {
             "base": denoiser.base,
@@ -83,9 +85,9 @@ def train(order):
             "data": digest([data.images, data.condition, data.noise]) if data else "",
             "warm": digest(order.warm) if order.warm else "",
         }
-        folder_of_run = host.folder("runs") / folder_name(order.config, about)
+        folder_of_run = folders.of_user("runs") / folder_name(order.config, about)
         # caches are the same for all seeds
-        cache = host.folder("trajectories"), {"patches": patches, "conditioning": prompts, "seed": 0}
+        cache = folders.of_user("trajectories"), {"patches": patches, "conditioning": prompts, "seed": 0}
         budget = None if order.memory == "auto" else int(order.memory.split()[0]) * 1e9
         config, peak = cut(denoiser, order.config, budget, data=data, warm=order.warm)
         show.say(

@@ -14,7 +14,7 @@ from server import PromptServer
 from ...diffusion.faults import NotFound
 from ...training.run import runs
 from ...training.run.job import delete
-from ..comfy import host
+from ..comfy import folders
 from . import messages
 from .live import LIVE
 
@@ -82,7 +82,7 @@ def _json(value, status=200):
 
 
 def _folder(request):
-    return runs.find(host.folder("runs"), request.match_info["id"])
+    return runs.find(folders.of_user("runs"), request.match_info["id"])
 
 
 def _live(request):
@@ -95,7 +95,7 @@ def _live(request):
 def listing(request):
     """GET /fewstep/runs."""
     live = [live.summary() for live in list(LIVE.values())]
-    others = runs.listing(host.folder("runs"), {run["id"] for run in live})
+    others = runs.listing(folders.of_user("runs"), {run["id"] for run in live})
     return _json({"runs": sorted([*live, *map(messages.of_run, others)], key=lambda run: -run["started_at"])})
 
 

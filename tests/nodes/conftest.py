@@ -48,6 +48,14 @@ def workflow_fixture():
     return workflow
 
 
+@pytest.fixture(params=["flow", "epsilon"])
+def teacher(host, request):
+    """What Load Demo Teacher gives for each of the teachers."""
+    from graph import load
+
+    return load(host, request.param)
+
+
 @pytest.fixture
 def flow(host):
     """What Load Demo Teacher gives for the flow teacher."""

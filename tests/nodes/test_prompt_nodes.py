@@ -93,7 +93,7 @@ def test_each_prompt_is_the_entry_that_clip_text_encode_makes(host, clip):
 
 
 def test_the_guider_that_fits_takes_each_entry_as_a_prompt(host, clip, flow):
-    guiding = pack(host, "nodes.comfy.guiding")
+    guiding = pack(host, "nodes.comfy.guider_teacher")
     guider = guiding.Prompts(flow[0])
     positive, negative, _ = ask(host, clip, source=BUNDLED, count=5)
     guider.set_conds(positive, negative)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from graph import load, pack, run
+from graph import cfg_guider, load, pack, run, sampled
 
 pytestmark = pytest.mark.comfy
 
@@ -20,30 +20,6 @@ def folders(host, tmp_path, monkeypatch):
     )
 
 
-def cfg_guider(model, positive, negative, cfg=2.0):
-    from comfy_extras.nodes_custom_sampler import CFGGuider
-
-    with torch.inference_mode():
-        return CFGGuider.execute(model, positive, negative, cfg).result[0]
-
-
-def sampled(guider, noise, sampler, sigmas):
-    """The stock node's picture from that noise, in model space."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-
-    class Fixed:
-        seed = 0
-
-        def generate_noise(self, latent):
-            return noise
-
-    with torch.inference_mode():
-        out = SamplerCustomAdvanced.execute(
-            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
-        ).result[0]
-        return guider.model_patcher.model.process_latent_in(out["samples"])
-
-
 @pytest.fixture(scope="module")
 def fitted(host):
     """A recipe for 3 steps of the flow teacher, made without a fit."""
@@ -52,7 +28,7 @@ def fitted(host):
     )
     solver = linear.classical([1.0, 0.8, 0.4, 0.0], paths.path("flow"), 2)
     rows = (*solver.rows[:-1], (*solver.rows[-1][:-1], solver.rows[-1][-1] + 0.01))
-    base = pack(host, "nodes.comfy.host").base_of(load(host, "flow")[0])
+    base = pack(host, "nodes.comfy.fingerprints").base_of(load(host, "flow")[0])
     return recipe.Recipe(
         method="fitted", path="flow", sigmas=solver.sigmas, coefficients=rows, cfg=2.0, base=base
     )

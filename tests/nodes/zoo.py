@@ -182,7 +182,7 @@ def load(name, blocks=2, change=dict, **options):
 
 
 def state_dict(name, blocks=2):
-    """Random float32 weights of the family's diffusion model, by the names in which such files are published."""
+    """Random float32 weights of the family's diffusion model, by the names of published files."""
     import comfy.supported_models
 
     family = FAMILIES[name]

@@ -46,12 +46,10 @@ def distil(host, family, model, **changes):
 
 
 def prediction(host, model, name, tensors=None):
-    """x0 of the model from fixed noise at half of its levels, with those tensors in the adapter that trains."""
-    nodes = pack(host, "nodes.comfy.host")
-    with nodes.training_session(model) as patcher, torch.no_grad():
-        denoiser = nodes.ComfyDenoiser(
-            patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name)
-        )
+    """x0 of the model from fixed noise halfway, with those tensors in the adapter that trains."""
+    session, kind = pack(host, "nodes.comfy.session"), pack(host, "nodes.comfy.denoiser").ComfyDenoiser
+    with session.training_session(model) as patcher, torch.no_grad():
+        denoiser = kind(patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name))
         if tensors:
             adapter = pack(host, "training.adapter.lora").Lora(denoiser.module, 2)
             adapter.load_state_dict(tensors)
