@@ -203,8 +203,8 @@ def setting(model: io.Model.Type, name: str, steps: int) -> Result:
             schedulers=list(comfy.samplers.KSampler.SCHEDULERS),
             got=schedule,
         )
-    told = Message("the schedule of {name!r} with {steps} steps", name=name, steps=steps)
-    levels.check_range(sigmas, sampling, told)
+    called = Message("the schedule of {name!r} with {steps} steps", name=name, steps=steps)
+    levels.check_range(sigmas, sampling, called)
     return Result(name, steps, sampler, sigmas)
 
 

@@ -239,8 +239,8 @@ def guider_of(
     return made
 
 
-def _and(first: str | Message, second: str) -> Message:
-    return Message("{first} and {second}", first=first, second=second)
+def _and(some: str | Message, other: str) -> Message:
+    return Message("{some} and {other}", some=some, other=other)
 
 
 def _progress(run: SolverFit, node: str | None) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import comfy.sd
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io
@@ -27,14 +28,13 @@ class Prompts(io.ComfyNode):
     """FewstepPrompts."""
 
     @classmethod
-    def define_schema(cls) -> io.Schema:
+    def define_schema(cls):
         return io.Schema(
             node_id="FewstepPrompts",
             display_name="Prompts for Distilling",
             category="Fewstep",
-            description="Prompts to distil or fit with: yours, one a line; those that your own pictures "
-            "were made with; and a bundled list. No data set is needed. Each becomes one conditioning "
-            "entry.",
+            description="Prompts to distil or fit with: yours, one a line; those that your own pictures were "
+            "made with; and a bundled list. No data set is needed. Each becomes one conditioning entry.",
             search_aliases=["prompt list", "data set", "train", "harvest", "metadata", "fewstep"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model, as for any prompt."),
@@ -49,8 +49,8 @@ class Prompts(io.ComfyNode):
                     "source",
                     options=list(SOURCES),
                     default=MINE,
-                    tooltip="Where more come from until there are count: the pictures in your output "
-                    "folder know their prompts, the most used come first.",
+                    tooltip="Where more come from until there are count: the pictures in your output folder "
+                    "know their prompts, the most used come first.",
                 ),
                 io.Int.Input(
                     "count",
@@ -64,8 +64,8 @@ class Prompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, "
-                    "if they are the source.",
+                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if "
+                    "they are the source.",
                 ),
                 io.String.Input(
                     "folder",
@@ -86,15 +86,7 @@ class Prompts(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls,
-        text: str | None = "",
-        source: str | None = MINE,
-        count: int | None = 32,
-        negative: str | None = "",
-        folder: str | None = "",
-        **others: Any,
-    ) -> str:
+    def fingerprint_inputs(cls, text="", source=MINE, count=32, negative="", folder="", **others):
         """Changes with the choice of prompts, not with each new picture: a run that trains on them would
         start again.
 
@@ -110,19 +102,11 @@ class Prompts(io.ComfyNode):
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @classmethod
-    def execute(
-        cls,
-        clip: io.Clip.Type | None,
-        text: str,
-        source: str,
-        count: int,
-        negative: str = "",
-        folder: str = "",
-    ) -> io.NodeOutput:
+    def execute(cls, clip, text, source, count, negative="", folder=""):
         if clip is None:
             raise Failed(
                 "clip must be a text encoder, got None. If it comes from a checkpoint loader, that "
-                "checkpoint has none in it: load one with a CLIP loader."
+                "checkpoint has none in it: load one with a CLIP loader.",
             )
         check = comfy.model_management.throw_exception_if_processing_interrupted
         chosen, negative, harvest = choice(text, source, count, negative, folder, check)
@@ -132,7 +116,7 @@ class Prompts(io.ComfyNode):
             check()
             entries.append(encode(clip, prompt))
             bar.update(1)
-        left = len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen)
+        left = len(prompts.typed(text)) - sum(source == "typed" for _, source in chosen)
         told = listing(chosen, negative, harvest, left)
         line = told.partition("\n")[0].removeprefix("# ")
         show.say(cls.hidden.unique_id, line)
@@ -140,7 +124,7 @@ class Prompts(io.ComfyNode):
 
 
 def choice(
-    text: str, source: str, count: int, negative: str, folder: str, check: Callable[[], None] = lambda: None
+    text: str, source: str, count: int, negative: str, folder: str, check: Callable[[], Any] = lambda: None
 ) -> tuple[list[tuple[str, str]], str, prompts.Harvest | None]:
     """([(prompt, source)], negative prompt, the Harvest or None) for the node's inputs.
 
@@ -167,7 +151,7 @@ def choice(
 
 
 def output_folder(folder: str) -> Path:
-    """The path of a folder in ComfyUI's output folder. Raises ValueError where there is none, or it lies
+    """The path of a folder in ComfyUI's output folder; raises ValueError for one that is not there or lies
     outside.
     """
     root = Path(folder_paths.get_output_directory()).resolve()
@@ -191,7 +175,7 @@ def output_folder(folder: str) -> Path:
     return path
 
 
-def encode(clip: io.Clip.Type, text: str) -> list:
+def encode(clip: comfy.sd.CLIP, text: str) -> list:
     """The conditioning entry of a prompt, as CLIP Text Encode makes it; raises ValueError where the encoder
     makes several.
     """
@@ -206,27 +190,28 @@ def encode(clip: io.Clip.Type, text: str) -> list:
 
 
 def listing(
-    chosen: list[tuple[str, str]], negative: str, harvest: prompts.Harvest | None, left: int = 0
+    chosen: Sequence[tuple[str, str]], negative: str, harvest: prompts.Harvest | None, left: int = 0
 ) -> str:
-    """What was chosen, as a text that `text` could hold: all but the prompts are comments. left: typed ones
-    that were not.
+    """What was chosen, as a text that `text` could hold: all but the prompts are comments.
+
+    left: how many of the typed prompts were not chosen.
     """
     counts = Counter(source for _, source in chosen)
-    noun = "prompt" if len(chosen) == 1 else "prompts"
-    lines = [f"# {len(chosen)} {noun}: {', '.join(f'{n} {source}' for source, n in counts.items())}"]
+    found = ", ".join(f"{count} {source}" for source, count in counts.items())
+    first = f"# {len(chosen)} prompt{'' if len(chosen) == 1 else 's'}: {found}"
     if left > 0:
-        lines[0] += f"; {left} typed left out, count is {len(chosen)}"
-    lines.append(f"# negative: {_line(negative) or '(empty)'}")
+        first += f"; {left} typed left out, count is {len(chosen)}"
+    lines = [first, f"# negative: {_line(negative) or '(empty)'}"]
     if harvest:
         most = list(harvest.sizes.items())[:LISTED]
-        sizes = ", ".join(f"{width}x{height} ({n})" for (width, height), n in most) or "none"
+        sizes = ", ".join(f"{width}x{height} ({count})" for (width, height), count in most) or "none"
         lines.append(f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes}")
     for source in counts:
         lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
     return "\n".join(lines)
 
 
-def _line(text: str) -> str:
+def _line(text):
     return " ".join(text.split())
 
 

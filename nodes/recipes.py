@@ -52,8 +52,8 @@ def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> 
             label=label,
             made_for=recipe.path,
         )
-    told = Message("{name}: the sigmas of {label}", name=name, label=label)
-    levels.check_range(recipe.sigmas, sampling, told)
+    sigmas = Message("{name}: the sigmas of {label}", name=name, label=label)
+    levels.check_range(recipe.sigmas, sampling, sigmas)
     if recipe.base and base_of(model) != recipe.base:
         warning = f"{label} was made from another base model than the wired one; results may differ."
         logging.warning("Fewstep: %s", warning)
