@@ -18,9 +18,8 @@ def test_stock_ksampler_draws_with_the_teacher(host, teacher, sampler, scheduler
         )[0]
         image = host.VAEDecode().decode(teacher[1], out)[0]
     assert image.shape == (2, 32, 32, 3) and torch.isfinite(image).all()
-    assert (
-        image.mean() > 0.5 and (image - image[:1].mean()).abs().max() > 0.3
-    )  # white paper, and something on it
+    # white paper, and something on it
+    assert image.mean() > 0.5 and (image - image[:1].mean()).abs().max() > 0.3
 
 
 def test_unknown_label_and_steps_below_1_are_refused(host, teacher):

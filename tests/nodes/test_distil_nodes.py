@@ -1,5 +1,5 @@
-"""In the real ComfyUI, in process: distilling as the node does it, what it leaves behind, and the round trip of
-the LoRA through the stock loader.
+"""In the real ComfyUI, in process: distilling as the node does it, what it leaves behind, and the trained LoRA in
+the stock loader.
 """
 
 import logging

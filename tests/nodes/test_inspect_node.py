@@ -19,9 +19,8 @@ KNOWN = {
 
 
 def inspect(host, model, sampler, sigmas):
-    return show(host, "FewstepInspectSampler", model=model, sampler=sampler, sigmas=sigmas, seed=0).ui[
-        "fewstep"
-    ][0]
+    out = show(host, "FewstepInspectSampler", model=model, sampler=sampler, sigmas=sigmas, seed=0)
+    return out.ui["fewstep"][0]
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -38,11 +37,8 @@ def test_known_weights_of_cores_samplers(host, flow, name):
 )
 def test_what_core_does_wrong_on_flow_is_named(host, flow, name, options):
     found = inspect(host, flow[0], core(name, **options), uniform(host, flow, 8))
-    assert (
-        not found["right"]
-        and ("signal" in found["verdict"] or "noise" in found["verdict"])
-        and "call" in found["verdict"]
-    )
+    verdict = found["verdict"]
+    assert not found["right"] and ("signal" in verdict or "noise" in verdict) and "call" in verdict
 
 
 def test_a_sampler_that_adapts_is_said_to_be_non_linear(host, flow):
@@ -67,10 +63,8 @@ def test_a_part_of_a_schedule_and_a_sampler_that_fails_are_named(host, flow):
         ValueError, match="sampler can't be inspected: it fails on this schedule of 1 steps with IndexError"
     ):
         inspect(host, flow[0], core("dpm_adaptive"), torch.tensor([1.0, 0.0]))
-    assert (
-        "makes nothing of its predictions"
-        in inspect(host, flow[0], core("uni_pc"), torch.tensor([1.0, 0.0]))["report"]
-    )
+    idle = inspect(host, flow[0], core("uni_pc"), torch.tensor([1.0, 0.0]))
+    assert "makes nothing of its predictions" in idle["report"]
     with pytest.raises(ValueError, match="sigmas must start at"):
         inspect(host, flow[0], core("euler"), torch.tensor([9.0, 0.5, 0.0]))
 

@@ -114,9 +114,8 @@ def test_sampler_modes_draw_the_same_cat_and_repeat_from_the_seed(host, teacher,
     if not options.get("churn"):
         fine = sample_custom(host, teacher[0], 2.0, teacher, core("dpmpp_2m"), uniform(host, teacher, 40))
         other = sample_custom(host, teacher[0], 2.0, teacher, sampler, sigmas, seed=4)
-        assert (out - fine).square().mean() < 0.3 * (
-            other - fine
-        ).square().mean()  # the picture of this seed, not any cat
+        # the picture of this seed, not any cat
+        assert (out - fine).square().mean() < 0.3 * (other - fine).square().mean()
 
 
 @pytest.mark.parametrize("method", [{"method": "TCD", "gamma": 0.3}, {"method": "deterministic"}])
@@ -244,10 +243,8 @@ def test_a_split_run_keeps_the_noise_right(host, teacher):
     """
     sampler, sigmas = run(host, "FewstepSampler", churn=1.0, order="1")[0], uniform(host, teacher, 8)
     probing = pack(host, "nodes.comfy.probing")
-    noise, latent = (
-        torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0)),
-        torch.zeros(1, 4, 64, 64),
-    )
+    noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    latent = torch.zeros(1, 4, 64, 64)
     seen = []
 
     def model(x, sigma):
