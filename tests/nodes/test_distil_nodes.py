@@ -1,6 +1,4 @@
-"""In the real ComfyUI, in process: distilling as the node does it, what it leaves behind, and the trained LoRA in
-the stock loader.
-"""
+"""In the real ComfyUI, in process: distilling as the node does it, and the trained LoRA in the stock loader."""
 
 import logging
 import shutil
