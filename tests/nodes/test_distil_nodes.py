@@ -1,4 +1,4 @@
-"""In the real ComfyUI, in process: distilling as the node does it, and the trained LoRA in the stock loader."""
+"""In the real ComfyUI, in process: distilling by the node, and the trained LoRA in the stock loader."""
 
 import logging
 import shutil
