@@ -1,6 +1,6 @@
 """The only room that knows ComfyUI: thin V3 nodes over `diffusion` and `training`."""
 
-from comfy_api.latest import ComfyExtension
+from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
 from . import (
@@ -24,12 +24,12 @@ from .server import messages, routes
 class FewstepExtension(ComfyExtension):
     """What ComfyUI loads."""
 
-    async def on_load(self):
+    async def on_load(self) -> None:
         recipes.register_folder()
         if getattr(PromptServer, "instance", None) is not None:  # none when ComfyUI is used as a library
             routes.register()
 
-    async def get_node_list(self):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
         files = (
             demo_teacher,
             schedules,

@@ -5,6 +5,7 @@ converged reference.
 import dataclasses
 import math
 import time
+from typing import Any
 
 import comfy.model_management
 import comfy.patcher_extension
@@ -20,8 +21,9 @@ from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules import grids
 from ..training.reports import pictures
 from . import show
-from .comfy import host
+from .comfy import levels
 from .comfy.decoding import decode
+from .comfy.latents import latent_of
 from .sampling import sample
 
 OURS = {
@@ -45,7 +47,7 @@ class Result:
 
     name: str
     steps: int
-    sampler: object
+    sampler: comfy.samplers.Sampler
     sigmas: torch.Tensor
     calls: int = 0
     seconds: float = 0.0
@@ -57,13 +59,14 @@ class Compare(io.ComfyNode):
     """FewstepCompare."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepCompare",
             display_name="Compare Few-Step",
             category="Fewstep",
-            description="How many steps do I need? Draws the same noise with several samplers and step counts, measures how far "
-            "each is from the converged picture, and hands on the cheapest that is near enough.",
+            description="How many steps do I need? Draws the same noise with several samplers and step "
+            "counts, measures how far each is from the converged picture, and hands on the cheapest that "
+            "is near enough.",
             search_aliases=["sampler grid", "xy plot", "how many steps", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample."),
@@ -74,8 +77,8 @@ class Compare(io.ComfyNode):
                 io.String.Input(
                     "samplers",
                     default="auto, order 1, euler, dpmpp_2m/karras",
-                    tooltip="Names between commas, each with /schedule if you like. Ours: auto, order 1, order 2, "
-                    "order 3, heun, consistency. ComfyUI's by their names in KSampler.",
+                    tooltip="Names between commas, each with /schedule if you like. Ours: auto, order 1, "
+                    "order 2, order 3, heun, consistency. ComfyUI's by their names in KSampler.",
                 ),
                 io.String.Input("steps", default="2, 4, 8", tooltip="Step counts between commas."),
                 io.Float.Input(
@@ -102,8 +105,8 @@ class Compare(io.ComfyNode):
                     max=1.0,
                     step=0.005,
                     round=False,
-                    tooltip="How far from the converged picture is near enough, as a share of the latents' own spread. "
-                    "0.1 is hard to see.",
+                    tooltip="How far from the converged picture is near enough, as a share of the latents' "
+                    "own spread. 0.1 is hard to see.",
                 ),
             ],
             outputs=[
@@ -116,18 +119,23 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, vae, samplers, steps, cfg, seed, tolerance):
+    def execute(
+        cls,
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        vae: io.Vae.Type,
+        samplers: str,
+        steps: str,
+        cfg: float,
+        seed: int,
+        tolerance: float,
+    ) -> io.NodeOutput:
         counts = step_counts(steps)
-        settings = [r for name in names(samplers) for r in (setting(model, name, n) for n in counts)]
-        run = _Runner(
-            model,
-            positive,
-            negative,
-            latent,
-            cfg,
-            seed,
-            sum(counts) * len(names(samplers)) + sum(REFERENCE_STEPS[:2]),
-        )
+        settings = [setting(model, name, count) for name in names(samplers) for count in counts]
+        total = sum(result.steps for result in settings) + sum(REFERENCE_STEPS[:2])
+        run = _Runner(model, positive, negative, latent, cfg, seed, total)
         reference, drift = converged(model, run, tolerance)
         for result in settings:
             result.distance = run.distance(run(result), reference)
@@ -135,30 +143,15 @@ class Compare(io.ComfyNode):
         data = {
             "reference": {"steps": reference.steps, "drift": drift},
             "tolerance": tolerance,
-            "rows": [
-                {
-                    "name": r.name,
-                    "steps": r.steps,
-                    "nfe": r.calls,
-                    "seconds": round(r.seconds, 3),
-                    "distance": round(r.distance, 5) if math.isfinite(r.distance) else None,
-                }
-                for r in settings
-            ],
+            "rows": [figures(result) for result in settings],
             "chosen": f"{best.name}, {best.steps} steps",
         }
         text = report(data, best, enough, drift)
-        return show.output(
-            cls,
-            _picture(vae, reference, settings, counts),
-            {**data, "report": text},
-            best.sampler,
-            best.sigmas,
-            text,
-        )
+        picture = _picture(vae, reference, settings, counts)
+        return show.output(cls, picture, {**data, "report": text}, best.sampler, best.sigmas, text)
 
 
-def step_counts(text):
+def step_counts(text: str) -> list[int]:
     """The whole numbers in "2, 4, 8", rising; raises ValueError for anything else."""
     try:
         counts = sorted({int(part) for part in text.replace(",", " ").split()})
@@ -173,7 +166,7 @@ def step_counts(text):
     return counts
 
 
-def names(text):
+def names(text: str) -> list[str]:
     """The settings in "auto, euler/simple", each once; raises ValueError when there is none."""
     found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
@@ -181,7 +174,7 @@ def names(text):
     return found
 
 
-def setting(model, name, steps):
+def setting(model: io.Model.Type, name: str, steps: int) -> Result:
     """A `Result` to be run; raises ValueError for a sampler or schedule that there is not, naming it."""
     sampler_name, _, schedule = (part.strip() for part in name.partition("/"))
     sampling = model.get_model_object("model_sampling")
@@ -200,7 +193,7 @@ def setting(model, name, steps):
     if schedule in comfy.samplers.KSampler.SCHEDULERS and sampler_name not in OURS:
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, schedule).sigmas.cpu()
     elif schedule in grids.NAMES:
-        sigmas = grids.grid(schedule, steps, host.sigma_of(sampling), host.path_of(sampling)).float()
+        sigmas = grids.grid(schedule, steps, levels.sigma_of(sampling), levels.path_of(sampling)).float()
     else:
         raise BadValue(
             "the schedule of {name!r} must be among {names}, or for ComfyUI's samplers {schedulers}; got "
@@ -211,35 +204,39 @@ def setting(model, name, steps):
             got=schedule,
         )
     called = Message("the schedule of {name!r} with {steps} steps", name=name, steps=steps)
-    host.check_range(sigmas, sampling, called)
+    levels.check_range(sigmas, sampling, called)
     return Result(name, steps, sampler, sigmas)
 
 
 class _Runner:
     """Runs settings from one starting noise, counting model calls; one progress bar for all of them."""
 
-    def __init__(self, model, positive, negative, latent, cfg, seed, total):
+    def __init__(
+        self,
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        cfg: float,
+        seed: int,
+        total: int,
+    ):
         self.model, self.calls = model.clone(), 0
-        key = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
-        comfy.patcher_extension.add_wrapper_with_key(
-            key, "fewstep compare", self._count, self.model.model_options, True
-        )
+        calls = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+        options = self.model.model_options
+        comfy.patcher_extension.add_wrapper_with_key(calls, "fewstep compare", self._count, options, True)
         self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
-        self.latent = host.latent_of(self.model, latent)
+        self.latent = latent_of(self.model, latent)
         self.mask = latent.get("noise_mask")
-        self.weight = (
-            torch.ones_like(self.latent[:, :1])
-            if self.mask is None
-            else comfy.sampler_helpers.prepare_mask(self.mask, self.latent.shape, torch.device("cpu")).float()
-        )
+        self.weight = _weight(self.mask, self.latent)
         self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
         self.bar = comfy.utils.ProgressBar(total)
 
-    def _count(self, executor, *args, **kwargs):
+    def _count(self, executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.calls += 1
         return executor(*args, **kwargs)
 
-    def __call__(self, result):
+    def __call__(self, result: Result) -> Result:
         """Fill in latents, calls and seconds of a result."""
         self.calls, begun = 0, time.perf_counter()
         positive, negative = self.conditioning
@@ -262,22 +259,27 @@ class _Runner:
         comfy.model_management.throw_exception_if_processing_interrupted()
         return result
 
-    def distance(self, a, b):
+    def distance(self, a: Result, b: Result) -> float:
         """RMSE between two results' latents as a share of the second's spread, where the mask lets anything
         change.
         """
         a, b, weight = a.latents.float(), b.latents.float(), self.weight.expand(a.latents.shape)
         total = weight.sum().clamp_min(1e-6)
         mean = (weight * b).sum() / total
-        error, spread = (
-            (weight * (a - b).square()).sum() / total,
-            (weight * (b - mean).square()).sum() / total,
-        )
+        error = (weight * (a - b).square()).sum() / total
+        spread = (weight * (b - mean).square()).sum() / total
         value = float((error / spread).sqrt())
         return value if math.isfinite(value) else math.inf
 
 
-def converged(model, run, tolerance):
+def _weight(mask: torch.Tensor | None, latent: torch.Tensor) -> torch.Tensor:
+    """What counts of a latent (B, 1, ...): 1 everywhere, or where an inpainting mask lets anything change."""
+    if mask is None:
+        return torch.ones_like(latent[:, :1])
+    return comfy.sampler_helpers.prepare_mask(mask, latent.shape, torch.device("cpu")).float()
+
+
+def converged(model: io.Model.Type, run: _Runner, tolerance: float) -> tuple[Result, float]:
     """The reference, and how far its last doubling of steps still moved it, as a share of the spread."""
     before, drift = None, 1.0
     for steps in REFERENCE_STEPS:
@@ -290,7 +292,7 @@ def converged(model, run, tolerance):
     return result, drift
 
 
-def cheapest(results, tolerance):
+def cheapest(results: list[Result], tolerance: float) -> tuple[Result, bool]:
     """(the result with the fewest calls among those near enough, True), or (the nearest one, False)."""
     near = [r for r in results if r.distance <= tolerance]
     if near:
@@ -298,48 +300,56 @@ def cheapest(results, tolerance):
     return min(results, key=lambda r: r.distance), False
 
 
-def report(data, best, enough, drift):
+def figures(result: Result) -> dict[str, Any]:
+    """A row of the table, as JSON can hold it."""
+    return {
+        "name": result.name,
+        "steps": result.steps,
+        "nfe": result.calls,
+        "seconds": round(result.seconds, 3),
+        "distance": round(result.distance, 5) if math.isfinite(result.distance) else None,
+    }
+
+
+def report(data: dict[str, Any], best: Result, enough: bool, drift: float) -> str:
     """The table in words, and the answer."""
     lines = [
         f"Reference: order 2, {data['reference']['steps']} steps; its last doubling moved it by {drift:.3f}."
     ]
     if drift > data["tolerance"] / 4:
         lines.append(
-            "It has not converged: distances near that figure mean nothing. Allow a larger tolerance or less guidance."
+            "It has not converged: distances near that figure mean nothing. Allow a larger tolerance or "
+            "less guidance."
         )
-    lines += [
-        f"{r['name']}, {r['steps']} steps: distance "
-        + ("not finite" if r["distance"] is None else f"{r['distance']:.3f}")
-        + f", {r['nfe']} model calls, {r['seconds']:.2f} s"
-        for r in data["rows"]
-    ]
+    for row in data["rows"]:
+        distance = "not finite" if row["distance"] is None else f"{row['distance']:.3f}"
+        lines.append(
+            f"{row['name']}, {row['steps']} steps: distance {distance}, {row['nfe']} model calls, "
+            f"{row['seconds']:.2f} s"
+        )
     answer = f"{best.name}, {best.steps} steps ({best.calls} model calls), distance {best.distance:.3f}"
-    lines.append(
-        f"Cheapest within {data['tolerance']:g}: {answer}."
-        if enough
-        else f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps."
-    )
+    if enough:
+        lines.append(f"Cheapest within {data['tolerance']:g}: {answer}.")
+    else:
+        lines.append(f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps.")
     return "\n".join(lines)
 
 
 def _picture(vae, reference, results, counts):
     """Rows of samplers, columns of step counts, the first picture of the batch; the reference on the left."""
-    rows = list(dict.fromkeys(r.name for r in results))
+    rows = list(dict.fromkeys(result.name for result in results))
+    by_setting = {(result.name, result.steps): result for result in results}
     tiles = {f"reference\n{reference.steps} steps": [reference] * len(rows)}
     for count in counts:
-        tiles[f"\n{count} steps"] = [
-            next(r for r in results if r.name == name and r.steps == count) for name in rows
-        ]
+        tiles[f"\n{count} steps"] = [by_setting[name, count] for name in rows]
     pixels = {head: torch.cat([decode(vae, r.latents[:1]) for r in column]) for head, column in tiles.items()}
-    notes = {
-        head: [
-            "" if r is reference else f"{r.distance:.3f} · {r.calls} calls · {r.seconds:.1f} s"
-            for r in column
-        ]
-        for head, column in tiles.items()
-    }
+    notes = {head: ["" if r is reference else _note(r) for r in column] for head, column in tiles.items()}
     scale = max(1, TILE // next(iter(pixels.values())).shape[-1])
     return pictures.grid(pixels, rows, "Same starting noise: distance to the reference", scale, notes=notes)
+
+
+def _note(result: Result) -> str:
+    return f"{result.distance:.3f} · {result.calls} calls · {result.seconds:.1f} s"
 
 
 NODES = [Compare]

@@ -24,10 +24,10 @@ class EmojiFormat(comfy.latent_formats.LatentFormat):
     latent_rgb_factors = [[data.STD, 0, 0], [0, data.STD, 0], [0, 0, data.STD]]
     latent_rgb_factors_bias = [data.MEAN] * 3
 
-    def process_in(self, latent):
+    def process_in(self, latent: torch.Tensor) -> torch.Tensor:
         return data.from_pixels(latent)
 
-    def process_out(self, latent):
+    def process_out(self, latent: torch.Tensor) -> torch.Tensor:
         return data.to_pixels(latent)
 
 
@@ -43,7 +43,7 @@ class _Net(net.EmojiNet):
     forward = messages.in_words(net.EmojiNet.forward)  # it runs inside the host's nodes
 
 
-def build(kind, disable_dynamic=False):
+def build(kind: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """A ModelPatcher over the packaged weights; also how ComfyUI reloads them for a deep copy."""
     config = EmojiConfig({"kind": kind, "labels": data.label_width()})
     config.set_inference_dtype(torch.float32, None)
@@ -51,9 +51,8 @@ def build(kind, disable_dynamic=False):
     if kind == "epsilon":
         model.model_sampling.set_sigmas(net.discrete_sigmas().float())
     management = comfy.model_management
-    patcher_class = (
-        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    )
+    patchers = comfy.model_patcher
+    patcher_class = patchers.ModelPatcher if disable_dynamic else patchers.CoreModelPatcher
     patcher = patcher_class(
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
@@ -67,20 +66,22 @@ class LoadDemoTeacher(io.ComfyNode):
     """FewstepLoadDemoTeacher."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepLoadDemoTeacher",
             display_name="Load Demo Teacher (Fewstep)",
             category="Fewstep",
-            description="A small emoji model that comes with Fewstep, so that every workflow here runs with no download. "
-            "It makes 32x32 pictures: use an empty latent of that size, about 20 steps and CFG 2.",
+            description="A small emoji model that comes with Fewstep, so that every workflow here runs "
+            "with no download. It makes 32x32 pictures: use an empty latent of that size, about 20 steps "
+            "and CFG 2.",
             search_aliases=["emoji", "tiny model", "fewstep"],
             inputs=[
                 io.Combo.Input(
                     "teacher",
                     options=list(net.KINDS),
                     default="flow",
-                    tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like SD1.5 or SDXL.",
+                    tooltip="flow: predicts velocity, like SD3 or Flux. epsilon: predicts noise, like "
+                    "SD1.5 or SDXL.",
                 ),
                 io.Combo.Input(
                     "label",
@@ -101,14 +102,16 @@ class LoadDemoTeacher(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, teacher, label):
-        def conditioning(name=None):
-            return [label_vector(name)[None, None], {}]
-
-        positive, negative = [conditioning(label)], [conditioning()]
-        everything = [conditioning(name) for name in data.label_numbers()]
+    def execute(cls, teacher: str, label: str) -> io.NodeOutput:
+        positive, negative = [entry(label)], [entry()]
+        everything = [entry(name) for name in data.label_numbers()]
         vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
         return io.NodeOutput(build(teacher), vae, positive, negative, everything)
+
+
+def entry(label: str | None = None) -> list:
+    """The conditioning entry of a label; of none without one."""
+    return [label_vector(label)[None, None], {}]
 
 
 NODES = [LoadDemoTeacher]

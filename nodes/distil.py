@@ -1,4 +1,10 @@
-"""Distil Few-Step LoRA: a queued graph job over `training`, the very code that `fewstep demo` runs."""
+"""Distil Few-Step LoRA: a queued graph job over `training`, the very code that `fewstep demo` runs.
+
+The inputs, outputs and settings that it shares with Train on Pairs stand beside it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -8,10 +14,12 @@ from ..training import methods
 from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
 from .comfy import families, lora_files
+from .comfy.denoiser import ComfyDenoiser
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+LEAST_CHUNK = 4  # samples of a call where nothing is trained; memory takes its part of them (`memory.cut`)
 # quality: (updates, teacher samples)
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
 
@@ -20,14 +28,15 @@ class Distil(io.ComfyNode):
     """FewstepDistil."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepDistil",
             display_name="Distil Few-Step LoRA",
             category="Fewstep",
-            description="Trains a LoRA with which this very model needs only a few steps and no CFG. The data are the model's own "
-            "pictures of the wired prompts. Cancel at any time: what has been learnt is saved, and queueing the same "
-            "again goes on where it stopped. The file goes to models/loras with its recipe inside.",
+            description="Trains a LoRA with which this very model needs only a few steps and no CFG. The "
+            "data are the model's own pictures of the wired prompts. Cancel at any time: what has been "
+            "learnt is saved, and queueing the same again goes on where it stopped. The file goes to "
+            "models/loras with its recipe inside.",
             search_aliases=["train", "lcm", "consistency", "reflow", "lora", "fewstep"],
             is_output_node=True,
             inputs=[
@@ -51,14 +60,14 @@ class Distil(io.ComfyNode):
                 io.Latent.Input(
                     "pictures",
                     optional=True,
-                    tooltip="A batch of your own encoded pictures to learn on, in the order of the prompts. Without it "
-                    "the model draws its own. For the consistency methods.",
+                    tooltip="A batch of your own encoded pictures to learn on, in the order of the "
+                    "prompts. Without it the model draws its own. For the consistency methods.",
                 ),
                 PROCESS.Input(
                     "process",
                     optional=True,
-                    tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired pictures or on "
-                    "the model's own. Use it with Restore (Few-Step).",
+                    tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired "
+                    "pictures or on the model's own. Use it with Restore (Few-Step).",
                 ),
                 io.Combo.Input(
                     "method",
@@ -75,8 +84,8 @@ class Distil(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="The guidance that you use with this model today; 0: what is usual for its family. The LoRA "
-                    "has it built in.",
+                    tooltip="The guidance that you use with this model today; 0: what is usual for its "
+                    "family. The LoRA has it built in.",
                 ),
                 io.Combo.Input(
                     "quality",
@@ -99,8 +108,8 @@ class Distil(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=FIXED,
-                    tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, a run goes on "
-                    "where it stopped; another seed begins a new one.",
+                    tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
+                    "a run goes on where it stopped; another seed begins a new one.",
                 ),
                 *advanced_inputs(),
             ],
@@ -111,33 +120,37 @@ class Distil(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        negative,
-        latent,
-        steps,
-        cfg,
-        quality,
-        name,
-        seed,
-        method="auto",
-        memory="auto",
-        updates=0,
-        batch=8,
-        rank=0,
-        learning_rate=0.0,
-        phases=0,
-        layers="*",
-        start_from=lora_files.NONE,
-        vae=None,
-        pictures=None,
-        process=None,
-    ):
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        steps: int,
+        cfg: float,
+        quality: str,
+        name: str,
+        seed: int,
+        method: str = "auto",
+        memory: str = "auto",
+        updates: int = 0,
+        batch: int = 8,
+        rank: int = 0,
+        learning_rate: float = 0.0,
+        phases: int = 0,
+        layers: str = "*",
+        start_from: str = lora_files.NONE,
+        vae: io.Vae.Type | None = None,
+        pictures: io.Latent.Type | None = None,
+        process: list[dict] | None = None,
+    ) -> io.NodeOutput:
         if process is not None:
             method = "restoration"
         elif method == "auto":
             method = "phased" if pictures is None else "consistency"
         usual_updates, images = QUALITY[quality]
+
+        def data(denoiser: ComfyDenoiser) -> Data:
+            return own_pictures(denoiser, pictures["samples"])
+
         config = config_for(
             model,
             method=method,
@@ -147,32 +160,31 @@ class Distil(io.ComfyNode):
             images=images,
             batch=batch,
             rank=rank,
-            lr=learning_rate,
-            phases=phases or None,
+            learning_rate=learning_rate,
+            phases=phases,
             layers=layers,
             seed=seed,
             process=process or (),
         )
-        return finish(
-            train(
-                Order(
-                    model=model,
-                    positive=positive,
-                    negative=negative,
-                    latent=latent,
-                    config=config,
-                    memory=memory,
-                    name=name,
-                    **graph_of(cls.hidden),
-                    vae=vae,
-                    warm=lora_files.tensors(start_from, model),
-                    data=None if pictures is None else lambda denoiser: _data(denoiser, pictures["samples"]),
-                )
-            )
+        order = Order(
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent=latent,
+            config=config,
+            memory=memory,
+            name=name,
+            node=cls.hidden.unique_id,
+            prompt=cls.hidden.prompt,
+            workflow=workflow_of(cls.hidden),
+            vae=vae,
+            warm=lora_files.tensors(start_from, model),
+            data=None if pictures is None else data,
         )
+        return finish(train(order))
 
 
-def advanced_inputs():
+def advanced_inputs() -> list:
     """The settings of a run that the two training nodes hide behind "advanced"."""
     return [
         io.Int.Input(
@@ -220,15 +232,16 @@ def advanced_inputs():
             max=8,
             optional=True,
             advanced=True,
-            tooltip="Parts of the way within which the student is consistent or straight; 0: as many as steps, 1 is LCM.",
+            tooltip="Parts of the way within which the student is consistent or straight; 0: as many as "
+            "steps, 1 is LCM.",
         ),
         io.String.Input(
             "layers",
             default="*",
             optional=True,
             advanced=True,
-            tooltip="Which layers the LoRA sits on: name patterns with commas between, *attn*, *mlp*; a - before one "
-            "leaves it out.",
+            tooltip="Which layers the LoRA sits on: name patterns with commas between, *attn*, *mlp*; a - "
+            "before one leaves it out.",
         ),
         io.Combo.Input(
             "start_from",
@@ -241,8 +254,8 @@ def advanced_inputs():
     ]
 
 
-def outputs():
-    """Of the training nodes."""
+def outputs() -> list:
+    """The outputs of the training nodes."""
     return [
         io.LoraModel.Output(display_name="LORA_MODEL"),
         io.LossMap.Output(display_name="LOSS_MAP"),
@@ -252,29 +265,57 @@ def outputs():
     ]
 
 
-def config_for(model, *, cfg, rank, lr, layers, **settings):
-    """A `DistilConfig` with the family's usual settings where a widget is 0."""
+def config_for(
+    model: io.Model.Type,
+    *,
+    method: str,
+    steps: int,
+    cfg: float,
+    updates: int,
+    batch: int,
+    rank: int,
+    learning_rate: float,
+    phases: int,
+    layers: str,
+    seed: int,
+    images: int = DistilConfig.images,
+    process: Sequence[dict] = (),
+) -> DistilConfig:
+    """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
+    is usual for the model's family.
+    """
     usual = families.family(model)
-    patterns = [p.strip() for p in layers.split(",") if p.strip()]
-    settings.setdefault("chunk", max(4, settings["batch"]))  # of which memory takes its part (`memory.cut`)
+    include, exclude = patterns(layers)
     return DistilConfig(
-        cfg=cfg or usual.cfg,
-        rank=rank or usual.rank,
-        lr=lr or usual.lr,
+        method=method,
+        steps=steps,
+        updates=updates,
+        batch=batch,
+        chunk=max(LEAST_CHUNK, batch),
+        images=images,
         shift=families.shift(model),
-        include=tuple(p for p in patterns if p[0] != "-") or ("*",),
-        exclude=tuple(p[1:] for p in patterns if p[0] == "-"),
-        **settings,
+        cfg=cfg or usual.cfg,
+        phases=phases or None,
+        process=process,
+        rank=rank or usual.rank,
+        include=include,
+        exclude=exclude,
+        lr=learning_rate or usual.lr,
+        seed=seed,
     )
 
 
-def graph_of(hidden):
-    """What an `Order` keeps of the graph that its node is part of, from the hidden inputs `HIDDEN`."""
-    return {
-        "node": hidden.unique_id,
-        "prompt": hidden.prompt,
-        "workflow": (hidden.extra_pnginfo or {}).get("workflow"),
-    }
+def patterns(layers: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(include, exclude) of "*attn*, -*mlp*": name patterns with commas between, those after a - excluded."""
+    named = [part.strip() for part in layers.split(",") if part.strip()]
+    include = tuple(pattern for pattern in named if not pattern.startswith("-"))
+    exclude = tuple(pattern.removeprefix("-") for pattern in named if pattern.startswith("-"))
+    return include or ("*",), exclude
+
+
+def workflow_of(hidden: Any) -> dict | None:
+    """The graph as the frontend keeps it, from a node's hidden inputs; None for a job from elsewhere."""
+    return (hidden.extra_pnginfo or {}).get("workflow")
 
 
 def finish(trained: Trained) -> io.NodeOutput:
@@ -289,16 +330,17 @@ def finish(trained: Trained) -> io.NodeOutput:
     )
 
 
-def _data(denoiser, latents):
+def own_pictures(denoiser: ComfyDenoiser, latents: torch.Tensor) -> Data:
     """The user's pictures, one after another for the prompts in turn."""
+    shape = tuple(latents.shape[1:])
+    if shape != tuple(denoiser.shape):
+        raise BadValue(
+            "pictures must be latents of the shape {shape} of the wired latent, got {got}. Encode them "
+            "at that size with this model's VAE.",
+            shape=tuple(denoiser.shape),
+            got=shape,
+        )
     with torch.inference_mode(False):
-        if tuple(latents.shape[1:]) != tuple(denoiser.shape):
-            raise BadValue(
-                "pictures must be latents of the shape {shape} of the wired latent, got {got}. Encode them "
-                "at that size with this model's VAE.",
-                shape=tuple(denoiser.shape),
-                got=tuple(latents.shape[1:]),
-            )
         images = denoiser.model.process_latent_in(latents.clone().float()).cpu()
         return Data(images=images, condition=torch.arange(len(images)) % denoiser.conditions)
 

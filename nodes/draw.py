@@ -1,12 +1,13 @@
 """Draw Schedule: SIGMAS along a curve that the user drags on the node."""
 
 import json
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, message_of
 from ..diffusion.schedules import drawn
-from .comfy import host, model_info
+from .comfy import levels, model_info
 
 START = "[[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]"  # a straight line, the uniform schedule
 LONGEST = 10_000  # characters
@@ -16,13 +17,13 @@ class DrawSchedule(io.ComfyNode):
     """FewstepDrawSchedule."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepDrawSchedule",
             display_name="Draw Schedule",
             category="Fewstep",
-            description="A schedule drawn by hand: drag the points of the curve. Left to right are the steps, from top to bottom "
-            "the wired model's own time, from noise to picture.",
+            description="A schedule drawn by hand: drag the points of the curve. Left to right are the "
+            "steps, from top to bottom the wired model's own time, from noise to picture.",
             search_aliases=["curve", "custom sigmas", "manual sigmas", "schedule editor", "fewstep"],
             has_intermediate_output=True,
             inputs=[
@@ -46,7 +47,7 @@ class DrawSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, points):
+    def validate_inputs(cls, points: str | None) -> bool | str:
         try:
             if points is not None:  # not known yet: wired from another node
                 drawn.control_points(read(points))
@@ -55,14 +56,14 @@ class DrawSchedule(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model, steps, points, denoise):
+    def execute(cls, model: io.Model.Type, steps: int, points: str, denoise: float) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        host.path_of(sampling)
-        sigmas = drawn.grid(read(points), steps, host.sigma_of(sampling), denoise).float()
+        levels.path_of(sampling)  # refused where it has none of ours
+        sigmas = drawn.grid(read(points), steps, levels.sigma_of(sampling), denoise).float()
         return io.NodeOutput(sigmas, ui=model_info.shown(sigmas, sampling))
 
 
-def read(points):
+def read(points: str) -> Any:
     """The JSON text as Python values; raises ValueError where it is none."""
     if not isinstance(points, str) or len(points) > LONGEST:
         raise BadValue(

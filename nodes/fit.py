@@ -1,9 +1,11 @@
-"""Fit Few-Step Solver: a queued graph job over `training.fitting`, asked through the guider that will sample."""
+"""Fit Few-Step Solver: a queued graph job over `training.run.fitting`, asking the guider that will sample."""
 
 import functools
 import math
+from typing import Any
 
 import comfy.utils
+import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
@@ -12,9 +14,10 @@ from ..training.formats.files import check_folder
 from ..training.reports import pictures
 from ..training.run.fitting import FitConfig, SolverFit
 from . import recipes, show
-from .comfy import host
+from .comfy import folders
 from .comfy.decoding import decode
-from .comfy.guiding import Prompts, Teacher
+from .comfy.guider_teacher import Prompts, Teacher
+from .comfy.latents import latent_of
 from .compare import step_counts
 from .training import FIXED
 
@@ -26,14 +29,14 @@ class Fit(io.ComfyNode):
     """FewstepFit."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepFit",
             display_name="Fit Few-Step Solver",
             category="Fewstep",
-            description="Fits a solver of few steps to the wired model: where to ask it, and what to do with its answers, so that "
-            "few steps come as near as they can to the picture that many would draw. No weight is changed. Wire a "
-            "model and prompts, or a guider.",
+            description="Fits a solver of few steps to the wired model: where to ask it, and what to do "
+            "with its answers, so that few steps come as near as they can to the picture that many would "
+            "draw. No weight is changed. Wire a model and prompts, or a guider.",
             search_aliases=["solver", "recipe", "bns", "gits", "few steps", "fewstep"],
             is_output_node=True,
             inputs=[
@@ -93,7 +96,8 @@ class Fit(io.ComfyNode):
                     min=4,
                     max=4096,
                     optional=True,
-                    tooltip="Pictures that the model draws with many steps, to learn from. More are more certain.",
+                    tooltip="Pictures that the model draws with many steps, to learn from. More are more "
+                    "certain.",
                 ),
                 io.Float.Input(
                     "minutes",
@@ -102,8 +106,8 @@ class Fit(io.ComfyNode):
                     max=1440.0,
                     step=0.5,
                     optional=True,
-                    tooltip="After that time nothing is refined further. Trajectories are finished in any case, and "
-                    "kept for the next fit.",
+                    tooltip="After that time nothing is refined further. Trajectories are finished in any "
+                    "case, and kept for the next fit.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -112,7 +116,8 @@ class Fit(io.ComfyNode):
                     max=2**63 - 1,
                     optional=True,
                     control_after_generate=FIXED,
-                    tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew.",
+                    tooltip="Of the starting noises. Trajectories of another seed have to be worked out "
+                    "anew.",
                 ),
                 io.Int.Input(
                     "reference_steps",
@@ -148,21 +153,21 @@ class Fit(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        latent,
-        guider=None,
-        model=None,
-        positive=None,
-        negative=None,
-        vae=None,
-        cfg=4.0,
-        steps="1, 2, 3, 4, 6, 8",
-        use_steps=4,
-        trajectories=64,
-        minutes=5.0,
-        seed=0,
-        reference_steps=60,
-        limit_gib=8.0,
-    ):
+        latent: io.Latent.Type,
+        guider: io.Guider.Type | None = None,
+        model: io.Model.Type | None = None,
+        positive: io.Conditioning.Type | None = None,
+        negative: io.Conditioning.Type | None = None,
+        vae: io.Vae.Type | None = None,
+        cfg: float = 4.0,
+        steps: str = "1, 2, 3, 4, 6, 8",
+        use_steps: int = 4,
+        trajectories: int = 64,
+        minutes: float = 5.0,
+        seed: int = 0,
+        reference_steps: int = 60,
+        limit_gib: float = 8.0,
+    ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
             steps=tuple(step_counts(steps)),
@@ -170,13 +175,14 @@ class Fit(io.ComfyNode):
             reference_steps=reference_steps,
             seed=seed,
         )
-        teacher = Teacher(guider, host.latent_of(guider.model_patcher, latent).shape[1:], seed)
-        folder = check_folder(host.folder("trajectories"))
+        patcher = guider.model_patcher
+        teacher = Teacher(guider, latent_of(patcher, latent).shape[1:], seed)
+        folder = check_folder(folders.of_user("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
-        drawn = {}
+        drawn: dict[str, torch.Tensor] = {}
 
-        def work():
+        def work() -> None:
             _progress(run, cls.hidden.unique_id)
             if vae is not None:
                 drawn.update(held_out(run, chosen))
@@ -185,43 +191,41 @@ class Fit(io.ComfyNode):
         recipe, text = run.recipe(chosen), run.report()
         picture = pictures.fit_report(run.rows)
         if drawn:
-            picture = pictures.stack(_grid(drawn, vae, guider.model_patcher.model), picture)
-        data = {
-            "rows": [{k: _plain(v) for k, v in row.items()} for row in run.rows],
-            "chosen": chosen,
-            "report": text,
-        }
+            picture = pictures.stack(_grid(drawn, vae, patcher.model), picture)
+        rows = [{key: _plain(value) for key, value in row.items()} for row in run.rows]
+        data = {"rows": rows, "chosen": chosen, "report": text}
         shown = show.output(cls, picture, data)
         show.say(cls.hidden.unique_id, recipes.summary(recipe))
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
 
 
-def guider_of(guider, model, positive, negative, cfg):
-    """The guider that is wired, or one of model and prompts; raises ValueError where there is neither, or
-    both.
-    """
+def guider_of(
+    guider: io.Guider.Type | None,
+    model: io.Model.Type | None,
+    positive: io.Conditioning.Type | None,
+    negative: io.Conditioning.Type | None,
+    cfg: float,
+) -> io.Guider.Type:
+    """The guider that is wired, or one of model and prompts. Raises ValueError for neither, and for both."""
     if guider is not None:
-        both = [
-            name
-            for name, value in (("model", model), ("positive", positive), ("negative", negative))
-            if value is not None
-        ]
-        if both:
+        others = {"model": model, "positive": positive, "negative": negative}
+        wired = [name for name, value in others.items() if value is not None]
+        if wired:
             raise BadValue(
                 "guider must be the only source of model and prompts, got {got} too. Unwire one or the "
                 "other.",
-                got=functools.reduce(_and, both),
+                got=functools.reduce(_and, wired),
             )
         return guider
     if model is None:
         raise BadValue(
             "model must be wired where guider is not, got neither. Wire model, positive and negative, or a "
-            "guider.",
+            "guider."
         )
     if not positive:
         raise BadValue(
             "positive must be wired where model is and hold at least one conditioning, got none. Wire a "
-            "text encoder's output.",
+            "text encoder's output."
         )
     if not negative and cfg != 1:
         raise BadValue(
@@ -235,11 +239,11 @@ def guider_of(guider, model, positive, negative, cfg):
     return made
 
 
-def _and(some, other):
+def _and(some: str | Message, other: str) -> Message:
     return Message("{some} and {other}", some=some, other=other)
 
 
-def _progress(run, node):
+def _progress(run: SolverFit, node: str | None) -> None:
     """Run to the end with the bar and a line of text on the node."""
     bar, told = None, None
     fitting = {f"fitting {n} steps": Message("fitting {steps} steps", steps=n) for n in run.config.steps}
@@ -256,7 +260,7 @@ def _progress(run, node):
             told = text
 
 
-def held_out(run, steps):
+def held_out(run: SolverFit, steps: int) -> dict[str, torch.Tensor]:
     """{heading: latents} of some trajectories that were not fitted to: their ends, and the classical and the
     fitted solver's.
     """
@@ -264,11 +268,13 @@ def held_out(run, steps):
     solvers = {"best classical": run.found[steps].base}
     if run.gained(steps):
         solvers["fitted"] = run.recipe(steps).solver
+
+    def denoiser(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return run.data.denoise(x, sigma, which)
+
     drawn = {f"converged\n{run.config.reference_steps} steps": run.data.states[which, -1]}
     for name, solver in solvers.items():
-        drawn[f"{name}\n{steps} steps"] = solve(
-            solver, lambda x, sigma: run.data.denoise(x, sigma, which), run.data.states[which, 0]
-        )
+        drawn[f"{name}\n{steps} steps"] = solve(solver, denoiser, run.data.states[which, 0])
     return drawn
 
 
@@ -276,15 +282,12 @@ def _grid(drawn, vae, model):
     """The latents as pictures side by side."""
     columns = {head: decode(vae, model.process_latent_out(x)) for head, x in drawn.items()}
     first = next(iter(columns.values()))
-    return pictures.grid(
-        columns,
-        [str(i + 1) for i in range(len(first))],
-        "Same starting noise, not fitted to",
-        max(1, TILE // first.shape[-1]),
-    )
+    rows = [str(i + 1) for i in range(len(first))]
+    scale = max(1, TILE // first.shape[-1])
+    return pictures.grid(columns, rows, "Same starting noise, not fitted to", scale)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """What JSON can hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -1,34 +1,37 @@
 """What a SAMPLER does with a schedule on this model's path: found in a second, with no model call."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from comfy_api.latest import io
+from PIL.Image import Image
 
 from ..diffusion import probe
 from ..diffusion.faults import BadValue
 from ..training.reports import pictures
 from . import show
-from .comfy import host, probing
+from .comfy import levels, probing
 from .training import FIXED
 
-STATE, CROWD = (
-    (1, 4, 16, 16),
-    (1, 4, 128, 128),
-)  # of the one-hot probe, and of the oracle whose statistics are taken
+STATE = (1, 4, 16, 16)  # of the one-hot probe
+CROWD = (1, 4, 128, 128)  # of the oracle, whose statistics are taken
+MOST = 8.0  # log-SNR; nearly noise or data beyond, where a plot has no place for it
 
 
 class InspectSampler(io.ComfyNode):
     """FewstepInspectSampler."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepInspectSampler",
             display_name="Inspect Sampler",
             category="Fewstep",
-            description="Any sampler, ours, ComfyUI's or another pack's: how much each prediction weighs in the picture, how much "
-            "of the seed's noise survives, and whether it is right on this kind of model. No model call.",
+            description="Any sampler, ours, ComfyUI's or another pack's: how much each prediction weighs "
+            "in the picture, how much of the seed's noise survives, and whether it is right on this kind "
+            "of model. No model call.",
             search_aliases=["sampler weights", "seed survival", "debug sampler", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled. It is not run."),
@@ -48,15 +51,22 @@ class InspectSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, sampler, sigmas, seed):
+    def execute(
+        cls, model: io.Model.Type, sampler: io.Sampler.Type, sigmas: torch.Tensor, seed: int
+    ) -> io.NodeOutput:
         data = inspect(model, sampler, sigmas, seed)
         return show.output(cls, picture(data), data, data["report"])
 
 
-def inspect(model, sampler, sigmas, seed=0):
-    """Weights, survival, churn and verdict of a SAMPLER on that MODEL's path, as a dict that JSON can hold."""
+def inspect(
+    model: io.Model.Type, sampler: io.Sampler.Type, sigmas: torch.Tensor, seed: int = 0
+) -> dict[str, Any]:
+    """Weights, survival, churn and verdict of a SAMPLER on that MODEL's path, as a dict that JSON can hold.
+
+    Raises ValueError for a schedule that does not end at 0, and for a sampler that fails on it.
+    """
     sampling = model.get_model_object("model_sampling")
-    path, grid = host.path_of(sampling), host.check_range(sigmas, sampling)
+    path, grid = levels.path_of(sampling), levels.check_range(sigmas, sampling)
     if grid[-1] > 0:
         raise BadValue(
             "sigmas must end at 0 to be inspected, got {got:g}. Wire the whole schedule, from before it is "
@@ -65,7 +75,7 @@ def inspect(model, sampler, sigmas, seed=0):
         )
     run = probing.runner(model, sampler, sigmas, seed)
     try:
-        verdict = probe.marginals(run, path, CROWD, seed, unit=float(getattr(sampling, "noise_scale", 1.0)))
+        verdict = probe.marginals(run, path, CROWD, seed, unit=levels.noise_scale_of(sampling))
         weights = probe.prediction_weights(run, path, STATE)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, AssertionError) as error:
         raise BadValue(
@@ -75,24 +85,19 @@ def inspect(model, sampler, sigmas, seed=0):
             kind=type(error).__name__,
             error=error,
         ) from error
-    one_call = (
-        len(weights.sigmas) == len(grid) - 1
-    )  # a step; what a step of several calls renews is not seen between them
-    levels = [
-        v if abs(v) < 8 else None
-        for v in path.log_snr(torch.tensor(weights.sigmas, dtype=torch.float64)).tolist()
-    ]
+    one_call_a_step = len(weights.sigmas) == len(grid) - 1  # several don't show what is renewed within a step
+    log_snr = path.log_snr(torch.tensor(weights.sigmas, dtype=torch.float64)).tolist()
     data = {
         "path": path.name,
         "steps": len(sigmas) - 1,
         "schedule": grid.tolist(),
         "calls": len(weights.sigmas),
         "sigmas": weights.sigmas,
-        "log_snr": levels,
+        "log_snr": [v if abs(v) < MOST else None for v in log_snr],
         "linear": weights.linear,
         "weights": [round(w, 6) for w in weights.predictions] if weights.linear else [],
         "survival": round(weights.survival, 6) if weights.linear else None,
-        "churn": probe.churn_between_calls(run, path, STATE) if weights.linear and one_call else [],
+        "churn": probe.churn_between_calls(run, path, STATE) if weights.linear and one_call_a_step else [],
         "verdict": verdict.text,
         "right": verdict.right,
         "signal": _finite(verdict.signal),
@@ -101,54 +106,44 @@ def inspect(model, sampler, sigmas, seed=0):
     return {**data, "report": report(data)}
 
 
-def _finite(values):
+def _finite(values: Sequence[float]) -> list[float | None]:
     return [round(v, 4) if math.isfinite(v) else None for v in values]
 
 
-def report(data):
+def report(data: dict[str, Any]) -> str:
     """What was found, in words."""
     lines = [
         f"{data['calls']} model calls for {data['steps']} steps on the {data['path']} path.",
         f"Oracle: {data['verdict']}.",
     ]
     if not data["linear"]:
-        return "\n".join(
-            [
-                *lines,
-                "This sampler is not linear in its predictions (it adapts to them), so their weights mean "
-                "nothing and are not shown.",
-            ]
+        lines.append(
+            "This sampler is not linear in its predictions (it adapts to them), so their weights mean "
+            "nothing and are not shown."
         )
+        return "\n".join(lines)
     weights = data["weights"]
-    total = sum(weights)
+    total, late = sum(weights), sum(weights[len(weights) // 2 :])
     lines.append(
         f"Seed survival {data['survival']:.3f}: the share of the starting noise that outlives the run."
     )
-    lines.append(
-        f"The later half of the calls has {sum(weights[len(weights) // 2 :]) / total:.0%} of the weight."
-        if abs(total) > 1e-3
-        else "It makes nothing of its predictions on this schedule."
-    )
-    return "\n".join([*lines, "Weights: " + " ".join(f"{w:.3f}" for w in weights)])
+    if abs(total) > 1e-3:
+        lines.append(f"The later half of the calls has {late / total:.0%} of the weight.")
+    else:
+        lines.append("It makes nothing of its predictions on this schedule.")
+    lines.append("Weights: " + " ".join(f"{w:.3f}" for w in weights))
+    return "\n".join(lines)
 
 
-def picture(data):
+def picture(data: dict[str, Any]) -> Image:
     """The plot of an inspection; signal and noise alone for a sampler that is not linear."""
     if data["linear"]:
         return pictures.sampler(data)
-    calls = range(1, len(data["signal"]) + 1)
-    return pictures.curves(
-        [
-            (
-                "not linear: share of the expected signal and noise",
-                "call",
-                {
-                    name: [(i, v) for i, v in zip(calls, data[name]) if v is not None]
-                    for name in ("signal", "noise")
-                },
-            )
-        ]
-    )
+    shares = {
+        name: [(call, share) for call, share in enumerate(data[name], 1) if share is not None]
+        for name in ("signal", "noise")
+    }
+    return pictures.curves([("not linear: share of the expected signal and noise", "call", shares)])
 
 
 NODES = [InspectSampler]

@@ -15,13 +15,13 @@ class LoadFewStepLora(io.ComfyNode):
     """FewstepLoadLora."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepLoadLora",
             display_name="Load Few-Step LoRA",
             category="Fewstep",
-            description="Loads a LoRA made by Fewstep and sets up sampling from the recipe inside it: wire all four outputs to the "
-            "sampling node.",
+            description="Loads a LoRA made by Fewstep and sets up sampling from the recipe inside it: wire "
+            "all four outputs to the sampling node.",
             search_aliases=["lora", "recipe", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made from."),
@@ -55,7 +55,9 @@ class LoadFewStepLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora_name, strength, any_base=False):
+    def execute(
+        cls, model: io.Model.Type, lora_name: str, strength: float, any_base: bool = False
+    ) -> io.NodeOutput:
         tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name))
         if recipe is None:
             raise BadValue(

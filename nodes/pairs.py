@@ -1,5 +1,8 @@
 """Reflow Pairs and Train on Pairs: the two stages of reflow, for those who want them one by one."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import comfy.model_management
 import comfy.utils
 import torch
@@ -12,28 +15,32 @@ from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show
-from .comfy import families, host, lora_files
-from .comfy.guiding import digest, patches_of
-from .distil import HIDDEN, advanced_inputs, config_for, finish, graph_of, outputs
+from .comfy import families, folders, lora_files, session
+from .comfy.denoiser import ComfyDenoiser
+from .comfy.fingerprints import digest, patches_of
+from .comfy.latents import latent_of
+from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
 from .training import FIXED, MEMORY, Order, check, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
 TRAINED_ON = ("rectified-diffusion", "reflow")
 SUFFIX = ".pairs.safetensors"
+FOLDER = "fewstep_pairs"  # in the output directory
+USUAL_UPDATES = 600
 
 
 class ReflowPairs(io.ComfyNode):
     """FewstepReflowPairs."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepReflowPairs",
             display_name="Reflow Pairs",
             category="Fewstep",
-            description="Draws pictures with this model and keeps each with the noise that it came from: what reflow learns from. "
-            "For another round, wire the model with the LoRA of the round before. The file goes to "
-            "output/fewstep_pairs.",
+            description="Draws pictures with this model and keeps each with the noise that it came from: "
+            "what reflow learns from. For another round, wire the model with the LoRA of the round before. "
+            "The file goes to output/fewstep_pairs.",
             search_aliases=["rectified flow", "dataset", "distil", "fewstep"],
             is_output_node=True,
             inputs=[
@@ -57,7 +64,8 @@ class ReflowPairs(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance; 0: what is usual for the model's family. 1 for a model that is few-step.",
+                    tooltip="Guidance; 0: what is usual for the model's family. 1 for a model that is "
+                    "few-step.",
                 ),
                 io.String.Input("name", default="pairs", tooltip="Name of the file; a number is added."),
                 io.Int.Input(
@@ -83,16 +91,28 @@ class ReflowPairs(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, count, steps, cfg, name, seed, chunk=4):
+    def execute(
+        cls,
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        count: int,
+        steps: int,
+        cfg: float,
+        name: str,
+        seed: int,
+        chunk: int = 4,
+    ) -> io.NodeOutput:
         cfg, node = cfg or families.family(model).cfg, cls.hidden.unique_id
         if cfg < 1:
             raise BadValue("cfg must be 1 or more, or 0 for what is usual, got {got:g}.", got=cfg)
         check(model, positive, negative, name)
-        empty = host.latent_of(model, latent)
-        folder = check_folder(host.output("fewstep_pairs"), 8 * count * empty[:1].numel() + (1 << 20))
+        empty = latent_of(model, latent)
+        folder = check_folder(folders.of_output(FOLDER), 8 * count * empty[:1].numel() + (1 << 20))
         patches, prompts = patches_of(model, model.model_options), digest([positive, negative[0]])
-        with host.training_session(model) as patcher, torch.no_grad():
-            denoiser = host.ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
+        with session.training_session(model) as patcher, torch.no_grad():
+            denoiser = ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
             sigmas = grid("uniform", steps, shifted(denoiser.sigma_of, families.shift(model)), denoiser.path)
             spec = CacheSpec(
                 model=denoiser.base,
@@ -108,14 +128,9 @@ class ReflowPairs(io.ComfyNode):
                 seed=seed,
                 predictions=False,
             )
-            cache, bar = (
-                TrajectoryCache(host.folder("trajectories"), spec),
-                comfy.utils.ProgressBar(1000, node_id=node),
-            )
+            cache = TrajectoryCache(folders.of_user("trajectories"), spec)
             try:  # what was drawn before a cancel is not drawn again
-                for share in cache.build(Guided(InParts(denoiser, chunk), cfg), count):
-                    bar.update_absolute(round(1000 * share), 1000)
-                    comfy.model_management.throw_exception_if_processing_interrupted()
+                _progress(cache.build(Guided(InParts(denoiser, chunk), cfg), count), node)
                 start, images = cache.read(count)[0].unbind(1)
                 data = Data(
                     images=images,
@@ -140,11 +155,19 @@ class ReflowPairs(io.ComfyNode):
         return io.NodeOutput((data, about), path.name, ui={"text": (saved,)})
 
 
+def _progress(shares: Iterator[float], node: str | None) -> None:
+    """Run to the end with the bar, or until the user cancels."""
+    bar = comfy.utils.ProgressBar(1000, node_id=node)
+    for share in shares:
+        bar.update_absolute(round(1000 * share), 1000)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 class LoadPairs(io.ComfyNode):
     """FewstepLoadPairs."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepLoadPairs",
             display_name="Load Pairs",
@@ -156,27 +179,28 @@ class LoadPairs(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file):
+    def execute(cls, file: str) -> io.NodeOutput:
         if file not in _files():
             raise BadValue(
                 "file must be one of those in output/fewstep_pairs, got {got!r}. Draw some with Reflow "
                 "Pairs.",
                 got=file,
             )
-        return io.NodeOutput(load_pairs(host.output("fewstep_pairs") / file))
+        return io.NodeOutput(load_pairs(folders.of_output(FOLDER) / file))
 
 
 class TrainOnPairs(io.ComfyNode):
     """FewstepTrainOnPairs."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepTrainOnPairs",
             display_name="Train on Pairs",
             category="Fewstep",
-            description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a model whose paths are "
-            "straight needs few steps. Cancel at any time; queueing the same again goes on.",
+            description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a "
+            "model whose paths are straight needs few steps. Cancel at any time; queueing the same again "
+            "goes on.",
             search_aliases=["reflow", "rectified flow", "instaflow", "lora", "fewstep"],
             is_output_node=True,
             inputs=[
@@ -194,7 +218,8 @@ class TrainOnPairs(io.ComfyNode):
                     "method",
                     options=list(TRAINED_ON),
                     default=TRAINED_ON[0],
-                    tooltip="rectified-diffusion keeps the model's own prediction type, reflow learns velocities.",
+                    tooltip="rectified-diffusion keeps the model's own prediction type, reflow learns "
+                    "velocities.",
                 ),
                 io.Int.Input(
                     "steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."
@@ -205,7 +230,8 @@ class TrainOnPairs(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance of the teacher that fidelity is measured against; 0: as the pairs were drawn.",
+                    tooltip="Guidance of the teacher that fidelity is measured against; 0: as the pairs "
+                    "were drawn.",
                 ),
                 io.Combo.Input(
                     "memory", options=list(MEMORY), default="auto", tooltip="What the run may take."
@@ -230,79 +256,83 @@ class TrainOnPairs(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        pairs,
-        positive,
-        negative,
-        latent,
-        method,
-        steps,
-        cfg,
-        memory,
-        name,
-        seed,
-        updates=0,
-        batch=8,
-        rank=0,
-        learning_rate=0.0,
-        phases=0,
-        layers="*",
-        start_from=lora_files.NONE,
-        vae=None,
-    ):
+        model: io.Model.Type,
+        pairs: tuple[Data, dict[str, Any]],
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        method: str,
+        steps: int,
+        cfg: float,
+        memory: str,
+        name: str,
+        seed: int,
+        updates: int = 0,
+        batch: int = 8,
+        rank: int = 0,
+        learning_rate: float = 0.0,
+        phases: int = 0,
+        layers: str = "*",
+        start_from: str = lora_files.NONE,
+        vae: io.Vae.Type | None = None,
+    ) -> io.NodeOutput:
         data, about = pairs
         config = config_for(
             model,
             method=method,
             steps=steps,
             cfg=cfg or about.get("cfg", 0),
-            updates=updates or 600,
+            updates=updates or USUAL_UPDATES,
             batch=batch,
             rank=rank,
-            lr=learning_rate,
-            phases=phases or None,
+            learning_rate=learning_rate,
+            phases=phases,
             layers=layers,
             seed=seed,
         )
 
-        def given(denoiser):
-            wanted = {
-                "base": denoiser.base,
-                "path": denoiser.path.name,
-                "conditions": denoiser.conditions,
-                "conditioning": digest(positive),
-            }
-            odd = [k for k, v in wanted.items() if about.get(k, v) != v]
-            if odd:
-                raise BadValue(
-                    "pairs must have been drawn with this model and these prompts; their {odd} differ. "
-                    "Draw them again with Reflow Pairs, or wire what they were drawn with.",
-                    odd=list(odd),
-                )
+        def drawn_with(denoiser: ComfyDenoiser) -> Data:
+            check_origin(about, denoiser, positive)
             return data
 
-        return finish(
-            train(
-                Order(
-                    model=model,
-                    positive=positive,
-                    negative=negative,
-                    latent=latent,
-                    config=config,
-                    memory=memory,
-                    name=name,
-                    **graph_of(cls.hidden),
-                    vae=vae,
-                    data=given,
-                    warm=lora_files.tensors(start_from, model),
-                )
-            )
+        order = Order(
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent=latent,
+            config=config,
+            memory=memory,
+            name=name,
+            node=cls.hidden.unique_id,
+            prompt=cls.hidden.prompt,
+            workflow=workflow_of(cls.hidden),
+            vae=vae,
+            data=drawn_with,
+            warm=lora_files.tensors(start_from, model),
+        )
+        return finish(train(order))
+
+
+def check_origin(about: dict[str, Any], denoiser: ComfyDenoiser, positive: io.Conditioning.Type) -> None:
+    """Raise ValueError where pairs were drawn with another model or other prompts, naming what differs."""
+    wanted = {
+        "base": denoiser.base,
+        "path": denoiser.path.name,
+        "conditions": denoiser.conditions,
+        "conditioning": digest(positive),
+    }
+    odd = [key for key, value in wanted.items() if about.get(key, value) != value]
+    if odd:
+        raise BadValue(
+            "pairs must have been drawn with this model and these prompts; their {odd} differ. "
+            "Draw them again with Reflow Pairs, or wire what they were drawn with.",
+            odd=odd,
         )
 
 
-def _files():
-    folder = host.output("fewstep_pairs")
-    return sorted(f.name for f in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+def _files() -> list[str]:
+    folder = folders.of_output(FOLDER)
+    return sorted(file.name for file in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
 
 
 NODES = [ReflowPairs, LoadPairs, TrainOnPairs]

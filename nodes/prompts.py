@@ -209,7 +209,7 @@ def heading(chosen: list[tuple[str, str]], left: int = 0) -> Message:
 def listing(
     line: Message, chosen: list[tuple[str, str]], negative: str, harvest: prompts.Harvest | None
 ) -> str:
-    """What was chosen, as a text that `text` could hold: all but the prompts are comments. line: the first."""
+    """What was chosen, as a text that `text` could hold: all but the prompts are comments, `line` first."""
     lines = [f"# {line}", f"# negative: {_line(negative) or '(empty)'}"]
     if harvest:
         sizes = ", ".join(

@@ -4,7 +4,9 @@ they are wired to.
 
 import logging
 import os
+from typing import Any
 
+import comfy.samplers
 import folder_paths
 import torch
 from comfy_api.latest import io
@@ -12,7 +14,7 @@ from comfy_api.latest import io
 from ..diffusion.faults import BadValue, Message
 from ..training.formats.files import check_folder, free_name, load_recipe, save_recipe
 from ..training.formats.recipe import Recipe
-from .comfy import host
+from .comfy import levels
 from .sampling import recipe_sampler
 from .show import file_stem
 
@@ -20,39 +22,38 @@ FOLDER = "fewstep_recipes"  # the host's name for models/fewstep
 RECIPE = io.Custom("FEWSTEP_RECIPE")
 
 
-def register_folder():
+def register_folder() -> None:
     """Tell the host where recipes are, so that it lists them as it lists models."""
-    folder_paths.add_model_folder_path(
-        FOLDER, os.path.join(folder_paths.models_dir, "fewstep"), is_default=True
-    )
+    folder = os.path.join(folder_paths.models_dir, "fewstep")
+    folder_paths.add_model_folder_path(FOLDER, folder, is_default=True)
     folder_paths.folder_names_and_paths[FOLDER][1].add(".json")
 
 
-def outputs(recipe):
+def outputs(recipe: Recipe) -> tuple[comfy.samplers.Sampler, torch.Tensor, float]:
     """(SAMPLER, SIGMAS, cfg) of a recipe."""
     return recipe_sampler(recipe), torch.tensor(recipe.sigmas), recipe.cfg
 
 
-def check_model(recipe, model, name, label):
+def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> str | None:
     """A warning where a recipe was made from another base model, None otherwise; logged too.
 
     name: of the input that the recipe came from, label: what it is called. Raises ValueError where it can't
     be used on this model.
     """
     sampling = model.get_model_object("model_sampling")
-    path = host.path_of(sampling)
+    path = levels.path_of(sampling)
     if path.name != recipe.path:
         raise BadValue(
-            "{name} must be for a model on the {name2} path, {label} was made for {path}. Wire the model "
+            "{name} must be for a model on the {path} path, {label} was made for {made_for}. Wire the model "
             "that it was made from.",
             name=name,
-            name2=path.name,
+            path=path.name,
             label=label,
-            path=recipe.path,
+            made_for=recipe.path,
         )
     sigmas = Message("{name}: the sigmas of {label}", name=name, label=label)
-    host.check_range(recipe.sigmas, sampling, sigmas)
-    if recipe.base and host.base_of(model) != recipe.base:
+    levels.check_range(recipe.sigmas, sampling, sigmas)
+    if recipe.base and base_of(model) != recipe.base:
         warning = Message(
             "{label} was made from another base model than the wired one; results may differ.", label=label
         )
@@ -61,7 +62,9 @@ def check_model(recipe, model, name, label):
     return None
 
 
-def check_base(recipe, model, name, label, any_base=False):
+def check_base(
+    recipe: Recipe, model: io.Model.Type, name: str, label: str, any_base: bool = False
+) -> str | None:
     """`check_model`, which refuses another base model too unless `any_base`."""
     warning = check_model(recipe, model, name, label)
     if warning and not any_base:
@@ -76,12 +79,13 @@ class SaveRecipe(io.ComfyNode):
     """FewstepSaveRecipe."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepSaveRecipe",
             display_name="Save Recipe",
             category="Fewstep",
-            description="Saves a recipe as a small file in models/fewstep. Load Recipe sets up sampling from it.",
+            description="Saves a recipe as a small file in models/fewstep. Load Recipe sets up sampling "
+            "from it.",
             search_aliases=["recipe", "solver", "fewstep"],
             inputs=[
                 RECIPE.Input("recipe", tooltip="The recipe, from Fit Few-Step Solver."),
@@ -92,7 +96,7 @@ class SaveRecipe(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, recipe, name):
+    def execute(cls, recipe: Recipe, name: str) -> io.NodeOutput:
         folder = check_folder(folder_paths.get_folder_paths(FOLDER)[0])
         path = save_recipe(free_name(folder, file_stem(name), ".json"), recipe)
         return io.NodeOutput(recipe, ui={"text": (Message("Saved {file}", file=path.name),)})
@@ -102,7 +106,7 @@ class LoadRecipe(io.ComfyNode):
     """FewstepLoadRecipe."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepLoadRecipe",
             display_name="Load Recipe",
@@ -132,18 +136,20 @@ class LoadRecipe(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, recipe_name=None):
+    def validate_inputs(cls, recipe_name: str | None = None) -> bool:
         # a name that is not listed does no harm where a recipe is wired; without one, execute refuses it
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, recipe_name=None, **others):
+    def fingerprint_inputs(cls, recipe_name: str | None = None, **others: Any) -> int | str:
         """Another file of the same name is read again."""
         path = folder_paths.get_full_path(FOLDER, recipe_name) if recipe_name else None
         return os.stat(path).st_mtime_ns if path else ""
 
     @classmethod
-    def execute(cls, model, recipe_name=None, recipe=None):
+    def execute(
+        cls, model: io.Model.Type, recipe_name: str | None = None, recipe: Recipe | None = None
+    ) -> io.NodeOutput:
         name, label = "recipe", "the wired recipe"
         if recipe is None:
             name, label = "recipe_name", recipe_name
@@ -152,7 +158,7 @@ class LoadRecipe(io.ComfyNode):
         return io.NodeOutput(*outputs(recipe), ui={"text": (warning or summary(recipe),)})
 
 
-def _file(name):
+def _file(name: str | None) -> str:
     """The path of a recipe; raises ValueError where there is none of that name."""
     path = folder_paths.get_full_path(FOLDER, name) if name else None
     if path is None:

@@ -1,5 +1,8 @@
 """Forward processes in the graph: chosen, looked at, and undone by a LoRA that was trained to."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -10,14 +13,17 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion import samplers
+from ..diffusion.destruction.forward import ForwardProcess
 from ..diffusion.faults import BadValue
 from ..diffusion.schedules import grids
 from ..training.formats import processes
 from ..training.formats.files import load_lora
+from ..training.formats.recipe import Recipe
 from ..training.methods.restoration import Seen, restore, times_for
 from . import recipes
-from .comfy import host, lora_files
+from .comfy import levels, lora_files
 from .comfy.decoding import decode
+from .comfy.latents import latent_of
 from .sampling import last_of
 from .training import FIXED
 
@@ -26,19 +32,22 @@ STRIP = 8  # pictures of a strip, at most
 FRESH = 1.0  # tells the noise that restoring draws from what destroyed the picture with the same seed
 
 
-def _options(kind):
+TIPS = {
+    "largest": "Side of the largest squares, in the model's own pixels: a power of two.",
+    "width": "Standard deviation of the strongest blur, in the model's own pixels.",
+    "fill": "What masked pixels become, in the model's own values; 0 is their mean.",
+    "strength": "Standard deviation of the strongest noise, in the model's own values, whose spread is about "
+    "1.",
+}
+
+
+def _options(kind: str) -> list:
     """The inputs of a kind of process."""
-    tips = {
-        "largest": "Side of the largest squares, in the model's own pixels: a power of two.",
-        "width": "Standard deviation of the strongest blur, in the model's own pixels.",
-        "fill": "What masked pixels become, in the model's own values; 0 is their mean.",
-        "strength": "Standard deviation of the strongest noise, in the model's own values, whose spread is about 1.",
-    }
     inputs = []
     for name, (default, low, high) in processes.KINDS[kind][1].items():
         make = io.Int.Input if isinstance(default, int) else io.Float.Input
         step = {} if isinstance(default, int) else {"step": 0.05, "round": False}
-        inputs.append(make(name, default=default, min=low, max=high, tooltip=tips[name], **step))
+        inputs.append(make(name, default=default, min=low, max=high, tooltip=TIPS[name], **step))
     return inputs
 
 
@@ -46,20 +55,20 @@ class Process(io.ComfyNode):
     """FewstepForwardProcess."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepForwardProcess",
             display_name="Forward Process",
             category="Fewstep",
-            description="A gradual destruction of pictures that a model can learn to undo: squares, blur, missing pixels, noise. "
-            "Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
+            description="A gradual destruction of pictures that a model can learn to undo: squares, blur, "
+            "missing pixels, noise. Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
             search_aliases=["blur", "pixelate", "mask", "cold diffusion", "restore", "fewstep"],
             inputs=[
                 io.DynamicCombo.Input(
                     "kind",
                     options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in processes.KINDS],
-                    tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in an "
-                    "order that is drawn. noise: a little noise on top. gaussian: all the way to noise.",
+                    tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in "
+                    "an order that is drawn. noise: a little noise on top. gaussian: all the way to noise.",
                 ),
                 PROCESS.Input(
                     "after",
@@ -72,23 +81,23 @@ class Process(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, kind, after=None):
-        part = {"kind": kind["kind"], **{k: v for k, v in kind.items() if k != "kind"}}
-        parts = processes.checked([*(after or ()), part])
-        processes.process_of(parts)
-        return io.NodeOutput([dict(p) for p in parts])
+    def execute(cls, kind: dict[str, Any], after: Sequence[dict] | None = None) -> io.NodeOutput:
+        parts = processes.checked([*(after or ()), dict(kind)])
+        processes.process_of(parts)  # refused where one can't follow another
+        return io.NodeOutput([dict(part) for part in parts])
 
 
 class Corrupt(io.ComfyNode):
     """FewstepCorrupt."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepCorrupt",
             display_name="Corrupt Image",
             category="Fewstep",
-            description="Destroys a picture as a process does, in the model's own space, and shows the way there as a strip.",
+            description="Destroys a picture as a process does, in the model's own space, and shows the way "
+            "there as a strip.",
             search_aliases=["blur", "pixelate", "mask", "degrade", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model whose space is destroyed in."),
@@ -122,36 +131,59 @@ class Corrupt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, vae, image, process, amount, seed):
-        process = processes.process_of(process)
+    def execute(
+        cls,
+        model: io.Model.Type,
+        vae: io.Vae.Type,
+        image: torch.Tensor,
+        process: Sequence[dict],
+        amount: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        made = processes.process_of(process)
         whole = model.model.process_latent_in(vae.encode(image[..., :3]))
         noise = samplers.batch_noise(seed)(whole)
-        at = lambda t, n=None: model.model.process_latent_out(process.corrupt(whole[:n], noise[:n], t))
-        latent = at(amount)
-        strip = torch.cat([at(amount * n / (STRIP - 1), 1) for n in range(STRIP)])
-        shown, path = (_image(decode(vae, x)) for x in (latent, strip))
-        return io.NodeOutput({"samples": latent}, shown, torch.cat(list(path), 1)[None])
+
+        def corrupted(count: int, t: float) -> torch.Tensor:
+            return model.model.process_latent_out(made.corrupt(whole[:count], noise[:count], t))
+
+        latent = corrupted(len(whole), amount)
+        way = torch.cat([corrupted(1, amount * n / (STRIP - 1)) for n in range(STRIP)])
+        shown, strip = _image(decode(vae, latent)), _image(decode(vae, way))
+        return io.NodeOutput({"samples": latent}, shown, torch.cat(list(strip), 1)[None])
 
 
-def _image(pixels):
+def _image(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (N, 3, H, W) in [-1, 1] as an IMAGE (N, H, W, 3)."""
     return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
 def sample_process(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, process, destroyed, kappa, amount
-):
-    """`training.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed` (model
-    space) in the place of x.
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict | None = None,
+    callback: Callable[[dict], None] | None = None,
+    disable: bool | None = None,
+    *,
+    process: ForwardProcess,
+    destroyed: torch.Tensor,
+    kappa: float,
+    amount: float,
+) -> torch.Tensor:
+    """`training.run.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed`
+    (model space) in the place of x.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
-    seen = Seen(process, host.path_of(sampling), host.sigma_of(sampling))
+    seen = Seen(process, levels.path_of(sampling), levels.sigma_of(sampling))
     steps, x = len(sigmas) - 1, destroyed.to(x)
     fresh = samplers.batch_noise(extra_args.get("seed") or 0, FRESH)
-    run = restore(
-        lambda x, sigma: model(x, sigma, **extra_args), seen, x, amount * times_for(steps), kappa, fresh
-    )
+
+    def call(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return model(x, sigma, **extra_args)
+
+    run = restore(call, seen, x, amount * times_for(steps), kappa, fresh)
     return last_of(run, x, steps, steps - 1, callback, disable)
 
 
@@ -159,24 +191,25 @@ class Restore(io.ComfyNode):
     """FewstepRestore."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepRestore",
             display_name="Restore (Few-Step)",
             category="Fewstep",
-            description="Undoes a forward process with a LoRA that was trained to: de-pixelates, de-blurs, fills in. The LoRA's "
-            "recipe knows the process.",
+            description="Undoes a forward process with a LoRA that was trained to: de-pixelates, de-blurs, "
+            "fills in. The LoRA's recipe knows the process.",
             search_aliases=["deblur", "depixelate", "inpaint", "super resolution", "udm", "fewstep"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that the LoRA was made from, without it; or with it, where a process is "
-                    "wired.",
+                    tooltip="The model that the LoRA was made from, without it; or with it, where a "
+                    "process is wired.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=lora_files.names(),
-                    tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says which.",
+                    tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says "
+                    "which.",
                 ),
                 io.Conditioning.Input(
                     "positive", tooltip="The prompt, as in training; an empty one where it was empty."
@@ -190,7 +223,8 @@ class Restore(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the picture is destroyed, as in Corrupt Image. 1: as far as the process goes.",
+                    tooltip="How far the picture is destroyed, as in Corrupt Image. 1: as far as the "
+                    "process goes.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -205,8 +239,8 @@ class Restore(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, 1 forgets "
-                    "all but the prediction.",
+                    tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture "
+                    "says, 1 forgets all but the prediction.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -234,25 +268,31 @@ class Restore(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, lora_name, positive, latent, amount, steps, renew, seed, process=None, any_base=False
-    ):
+        cls,
+        model: io.Model.Type,
+        lora_name: str,
+        positive: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        amount: float,
+        steps: int,
+        renew: float,
+        seed: int,
+        process: Sequence[dict] | None = None,
+        any_base: bool = False,
+    ) -> io.NodeOutput:
         if lora_name == lora_files.NONE and process is None:
             raise BadValue(
                 "lora_name must be a LoRA that was trained to restore where no process is wired, got none. "
-                "Choose one, or wire the process and a model with the LoRA in it.",
+                "Choose one, or wire the process and a model with the LoRA in it."
             )
         loaded, usual = model, 1
         if lora_name != lora_files.NONE:
             loaded, recipe = _with_lora(model, lora_name, any_base)
             process, usual = process or recipe.trained["process"], len(recipe.sigmas) - 1
-        process, samples = processes.process_of(process), host.latent_of(loaded, latent)
-        sampling = loaded.get_model_object("model_sampling")
-        levels = Seen(process, host.path_of(sampling), host.sigma_of(sampling))(
-            amount * times_for(steps or usual)[:-1]
-        )[0]
-        destroyed = _filled(process, loaded.model.process_latent_in(samples), latent.get("noise_mask"))
-        options = {"process": process, "destroyed": destroyed, "kappa": renew, "amount": amount}
-        sigmas = grids.descending(torch.cat([levels, levels.new_zeros(1)])).float()
+        made, samples = processes.process_of(process), latent_of(loaded, latent)
+        destroyed = _filled(made, loaded.model.process_latent_in(samples), latent.get("noise_mask"))
+        options = {"process": made, "destroyed": destroyed, "kappa": renew, "amount": amount}
+        sigmas = _levels(made, loaded, amount * times_for(steps or usual))
         out = comfy.sample.sample_custom(
             loaded,
             torch.zeros_like(samples),
@@ -263,12 +303,20 @@ class Restore(io.ComfyNode):
             positive,
             samples,
             seed=seed,
-            callback=latent_preview.prepare_callback(loaded, len(levels)),
+            callback=latent_preview.prepare_callback(loaded, len(sigmas) - 1),
         )
         return io.NodeOutput({**latent, "samples": out})
 
 
-def _filled(process, x, mask):
+def _levels(process: ForwardProcess, model: io.Model.Type, times: torch.Tensor) -> torch.Tensor:
+    """The noise levels, float32 (steps + 1,), that the model is asked at along these times to 0."""
+    sampling = model.get_model_object("model_sampling")
+    seen = Seen(process, levels.path_of(sampling), levels.sigma_of(sampling))
+    asked, _ = seen(times[:-1])
+    return grids.descending(torch.cat([asked, asked.new_zeros(1)])).float()
+
+
+def _filled(process: ForwardProcess, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The latent with the masked pixels as a mask process leaves them; raises ValueError where none is
     missing.
     """
@@ -279,12 +327,12 @@ def _filled(process, x, mask):
     if not process.masked(x).any():
         raise BadValue(
             "latent must have missing pixels to be filled in, got none. Wire Corrupt Image, or Set Latent "
-            "Noise Mask.",
+            "Noise Mask."
         )
     return x
 
 
-def _with_lora(model, name, any_base):
+def _with_lora(model: io.Model.Type, name: str, any_base: bool) -> tuple[io.Model.Type, Recipe]:
     """The model with a LoRA that was trained to restore, and its recipe; raises ValueError for another."""
     tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", name))
     if recipe is None or recipe.method != "restoration":

@@ -1,5 +1,8 @@
 """Samplers as nodes: SAMPLER for the host's own sampling nodes, all on the kernel of `diffusion.samplers`."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
@@ -7,10 +10,12 @@ from tqdm.auto import trange
 
 from ..diffusion import samplers
 from ..diffusion.faults import BadValue
+from ..diffusion.paths import Path
 from ..diffusion.schedules import auto, grids
 from ..diffusion.solvers import linear
 from ..diffusion.step import share_of
-from .comfy import host
+from ..training.formats.recipe import Recipe
+from .comfy import levels
 from .server import messages
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
@@ -18,58 +23,73 @@ ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
 
 @messages.in_words
 def sample(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    order=1,
-    kappa=None,
-    gamma=None,
-    s_noise=1.0,
-    **noising,
-):
-    """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions; `noising` goes to its
-    `plan`.
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict | None = None,
+    callback: Callable[[dict], None] | None = None,
+    disable: bool | None = None,
+    order: int | str = 1,
+    kappa: float | None = None,
+    gamma: float | None = None,
+    s_noise: float = 1.0,
+    churn: float = 0.0,
+    mode: str = samplers.MODES[0],
+    start: float = 0.0,
+    end: float = 1.0,
+) -> torch.Tensor:
+    """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions.
 
-    order "auto": what `diffusion.auto` chooses. gamma: TCD's, in the model's own time. Noise comes from
-    generators of its own, seeded from the host's seed, one for each picture of the batch.
+    order "auto": what `diffusion.schedules.auto` chooses. gamma: TCD's, in the model's own time. Noise comes
+    from generators of its own, seeded from the host's seed, one for each picture of the batch.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
-    path = host.path_of(sampling)
-    grid = host.check_range(sigmas, sampling)
+    path = levels.path_of(sampling)
+    grid = levels.check_range(sigmas, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
     corrector = False
     if order == "auto":
-        order, corrector = (auto.solver()[key] for key in ("order", "corrector"))
+        solver = auto.solver()
+        order, corrector = solver["order"], solver["corrector"]
     if gamma is not None:
-        kappa = tcd_share(gamma, path, host.sigma_of(sampling))
+        kappa = tcd_share(gamma, path, levels.sigma_of(sampling))
     fresh = samplers.batch_noise(extra_args.get("seed") or 0, grid[0])
-    scale = float(getattr(sampling, "noise_scale", 1.0))
-    ones = x.new_ones(x.shape[0])
+    scale = levels.noise_scale_of(sampling)
 
-    def denoiser(x, sigma):
-        return model(x, sigma * ones, **extra_args)
+    def noise(x: torch.Tensor) -> torch.Tensor:
+        return scale * fresh(x)
 
     samplers.check_order(order, s_noise)
-    moves = samplers.plan(grid, path, kappa=kappa, **noising)
+    moves = samplers.plan(grid, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
+    denoiser = _denoiser(model, x, extra_args)
     run = samplers.follow(
-        denoiser,
-        x,
-        moves,
-        path,
-        order=order,
-        corrector=corrector,
-        s_noise=s_noise,
-        noise=lambda x: scale * fresh(x),
+        denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise
     )
     return last_of(run, x, len(moves), len(grid) - 2, callback, disable)
 
 
-def last_of(run, x, moves, last, callback, disable):
-    """The end of a run of that many moves from x, told of move by move; `last` is the highest step to tell."""
+def _denoiser(model: Any, x: torch.Tensor, extra_args: dict) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """The model that the host hands to a sampler function, with sigma a number."""
+    ones = x.new_ones(x.shape[0])
+
+    def denoiser(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return model(x, sigma * ones, **extra_args)
+
+    return denoiser
+
+
+def last_of(
+    run: Iterator[samplers.State],
+    x: torch.Tensor,
+    moves: int,
+    last: int,
+    callback: Callable[[dict], None] | None,
+    disable: bool | None,
+) -> torch.Tensor:
+    """The end of a run of that many moves from x. The host's callback hears of each, with a step number of at
+    most `last`: modes that go back make more moves than the schedule has steps.
+    """
     for _ in trange(moves, disable=disable):
         before, state = x, next(run)
         if callback is not None:
@@ -87,21 +107,30 @@ def last_of(run, x, moves, last, callback, disable):
 
 
 @messages.in_words
-def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None, recipe=None):
-    """`diffusion.linear.run` of a recipe's own solver in the signature of ComfyUI's sampler functions.
+def sample_recipe(
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict | None = None,
+    callback: Callable[[dict], None] | None = None,
+    disable: bool | None = None,
+    *,
+    recipe: Recipe,
+) -> torch.Tensor:
+    """`diffusion.solvers.linear.run` of a recipe's own solver, in ComfyUI's signature of sampler functions.
 
     Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no
     others.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
-    path, solver = host.path_of(sampling), recipe.solver
+    path, solver = levels.path_of(sampling), recipe.solver
     if path.name != recipe.path:
         raise BadValue(
             "model must be on the {path} path that the sampler's solver was fitted on, this one is on "
-            "{name}. Fit a solver to it, or wire Few-Step Sampler.",
+            "{got}. Fit a solver to it, or wire Few-Step Sampler.",
             path=recipe.path,
-            name=path.name,
+            got=path.name,
         )
     own = torch.tensor(solver.sigmas)
     if len(sigmas) != len(own) or not torch.allclose(sigmas.cpu().float(), own, rtol=1e-5, atol=0):
@@ -112,25 +141,24 @@ def sample_recipe(model, x, sigmas, extra_args=None, callback=None, disable=None
             own=_listed(own),
             got=_listed(sigmas),
         )
-    host.check_range(own, sampling)
+    levels.check_range(own, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
-    ones = x.new_ones(x.shape[0])
-    run = linear.run(solver, lambda x, sigma: model(x, sigma * ones, **extra_args), x)
+    run = linear.run(solver, _denoiser(model, x, extra_args), x)
     return last_of(run, x, solver.steps, solver.steps - 1, callback, disable)
 
 
-def _listed(sigmas):
+def _listed(sigmas: torch.Tensor) -> str:
     return ", ".join(f"{v:.4g}" for v in sigmas.tolist())
 
 
-def recipe_sampler(recipe):
+def recipe_sampler(recipe: Recipe) -> comfy.samplers.KSAMPLER:
     """A recipe's SAMPLER: its own solver, or the kernel's of that churn and order where it has none."""
     if recipe.coefficients:
         return comfy.samplers.KSAMPLER(sample_recipe, {"recipe": recipe})
     return comfy.samplers.KSAMPLER(sample, {"churn": recipe.churn, "order": recipe.order})
 
 
-def _check_mask(mask, x):
+def _check_mask(mask: torch.Tensor | None, x: torch.Tensor) -> None:
     """Raise ValueError for an inpainting mask that does not fit the latent."""
     if mask is None:
         return
@@ -147,12 +175,14 @@ def _check_mask(mask, x):
         )
 
 
-def tcd_share(gamma, path, sigma_of):
+def tcd_share(
+    gamma: float, path: Path, sigma_of: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[float, float], float]:
     """The share of fresh noise (sigma, sigma_next) -> kappa of TCD: it steps to (1 - gamma) of the next time
     and noises back.
     """
 
-    def share(sigma, sigma_next):
+    def share(sigma: float, sigma_next: float) -> float:
         if sigma_next == 0 or gamma == 0:
             return 0.0
         time = grids.time_of(sigma_of, [sigma_next])
@@ -166,13 +196,14 @@ class Sampler(io.ComfyNode):
     """FewstepSampler."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepSampler",
             display_name="Few-Step Sampler",
             category="Fewstep",
-            description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their kin in one sampler: order says how it steps, churn "
-            "how much noise is renewed. Both mean the same on every model and for every step count.",
+            description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their kin in one sampler: order "
+            "says how it steps, churn how much noise is renewed. Both mean the same on every model and for "
+            "every step count.",
             search_aliases=["ddim", "euler", "flow", "heun", "dpm++", "restart", "edm", "churn", "fewstep"],
             inputs=[
                 io.Float.Input(
@@ -182,9 +213,10 @@ class Sampler(io.ComfyNode):
                     max=100.0,
                     step=0.05,
                     round=False,
-                    tooltip="How much of each step is noised afresh. 0: none, the seed alone decides the picture (DDIM, "
-                    "flow Euler). 1: as much as DDPM. More: towards the consistency sampler. Fewer steps want "
-                    "less. A step from pure noise, the first on flow models, and the last never add any.",
+                    tooltip="How much of each step is noised afresh. 0: none, the seed alone decides the "
+                    "picture (DDIM, flow Euler). 1: as much as DDPM. More: towards the consistency "
+                    "sampler. Fewer steps want less. A step from pure noise, the first on flow models, and "
+                    "the last never add any.",
                 ),
                 io.Combo.Input(
                     "order",
@@ -200,9 +232,9 @@ class Sampler(io.ComfyNode):
                     default=samplers.MODES[0],
                     advanced=True,
                     optional=True,
-                    tooltip="Where churn adds its noise. each step: after each step. raise first: before it (EDM). "
-                    "restart: the steps between start and end are run again, churn times "
-                    "(a whole number).",
+                    tooltip="Where churn adds its noise. each step: after each step. raise first: before "
+                    "it (EDM). restart: the steps between start and end are run again, churn times (a "
+                    "whole number).",
                 ),
                 io.Float.Input(
                     "start",
@@ -222,7 +254,8 @@ class Sampler(io.ComfyNode):
                     step=0.01,
                     advanced=True,
                     optional=True,
-                    tooltip="Noise is added up to this share of the run. 1: to the end; the last step never adds any.",
+                    tooltip="Noise is added up to this share of the run. 1: to the end; the last step "
+                    "never adds any.",
                 ),
                 io.Float.Input(
                     "s_noise",
@@ -233,15 +266,23 @@ class Sampler(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     round=False,
-                    tooltip="Strength of the added noise. 1 is right for an exact model; a little more can bring back "
-                    "detail that a model smooths away.",
+                    tooltip="Strength of the added noise. 1 is right for an exact model; a little more can "
+                    "bring back detail that a model smooths away.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="SAMPLER")],
         )
 
     @classmethod
-    def execute(cls, churn, order, mode=samplers.MODES[0], start=0.0, end=1.0, s_noise=1.0):
+    def execute(
+        cls,
+        churn: float,
+        order: str,
+        mode: str = samplers.MODES[0],
+        start: float = 0.0,
+        end: float = 1.0,
+        s_noise: float = 1.0,
+    ) -> io.NodeOutput:
         churn = samplers.check_noising(churn, mode, start, end)
         order = order if order in ("auto", samplers.HEUN) else int(order)
         options = {
@@ -259,14 +300,15 @@ class ConsistencySampler(io.ComfyNode):
     """FewstepConsistencySampler."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         noise = io.Float.Input(
             "fresh_noise",
             default=1.0,
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of new noise in each step. 1: all of it (LCM). 0: none, the same as deterministic.",
+            tooltip="Share of new noise in each step. 1: all of it (LCM). 0: none, the same as "
+            "deterministic.",
         )
         gamma = io.Float.Input(
             "gamma",
@@ -274,15 +316,15 @@ class ConsistencySampler(io.ComfyNode):
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="TCD's stochasticity: each step goes on to (1 - gamma) of the next time and is noised back. "
-            "0: none; 1: all noise is new; TCD's authors use 0.2 to 0.3.",
+            tooltip="TCD's stochasticity: each step goes on to (1 - gamma) of the next time and is noised "
+            "back. 0: none; 1: all noise is new; TCD's authors use 0.2 to 0.3.",
         )
         return io.Schema(
             node_id="FewstepConsistencySampler",
             display_name="Consistency Sampler",
             category="Fewstep",
-            description="For consistency-distilled models and LoRAs (LCM, TCD, PCM, Hyper): predict the picture, renew noise, "
-            "predict again. On epsilon, v and flow models alike.",
+            description="For consistency-distilled models and LoRAs (LCM, TCD, PCM, Hyper): predict the "
+            "picture, renew noise, predict again. On epsilon, v and flow models alike.",
             search_aliases=["lcm", "tcd", "pcm", "hyper", "consistency", "fewstep"],
             inputs=[
                 io.DynamicCombo.Input(
@@ -300,7 +342,7 @@ class ConsistencySampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, method):
+    def execute(cls, method: dict[str, Any]) -> io.NodeOutput:
         name = method["method"]
         options = {}
         if name == "consistency":

@@ -1,78 +1,90 @@
 """Schedules as nodes: SIGMAS made for the wired MODEL, edited, moved to another one, and shown."""
 
+from typing import Any
+
+import torch
 from comfy_api.latest import io
 
 from ..diffusion.schedules import edits, grids
 from ..training.reports import pictures
 from . import show
-from .comfy import host, model_info
+from .comfy import levels, model_info
 
 CATEGORY = "Fewstep"
+MOST = 8.0  # log-SNR; nearly noise or data beyond, where a plot has no place for it
 
 
-def _rho(default):
+def _rho(default: float) -> io.Float.Input:
     return io.Float.Input(
         "rho",
         default=default,
         min=0.1,
         max=50.0,
         step=0.1,
-        tooltip="karras: higher puts more steps near the picture, 7 is usual. polyexponential: below 1 more near "
-        "the noise, above 1 more near the picture.",
+        tooltip="karras: higher puts more steps near the picture, 7 is usual. polyexponential: below 1 "
+        "more near the noise, above 1 more near the picture.",
     )
 
 
-OPTIONS = {
-    "karras": lambda: [_rho(7.0)],
-    "polyexponential": lambda: [_rho(1.0)],
-    "beta": lambda: [
-        io.Float.Input(
-            "alpha",
-            default=0.6,
-            min=0.05,
-            max=20.0,
-            step=0.05,
-            tooltip="Below 1: more steps near the picture; above 1: fewer.",
-        ),
-        io.Float.Input(
-            "beta",
-            default=0.6,
-            min=0.05,
-            max=20.0,
-            step=0.05,
-            tooltip="Below 1: more steps near the noise; above 1: fewer.",
-        ),
-    ],
-    "trailing anchors": lambda: [
-        io.Int.Input(
-            "anchors",
-            default=grids.ANCHORS,
-            min=1,
-            max=1000,
-            tooltip="The equal times that the model was distilled on. LCM: 50.",
-        )
-    ],
-    "phase edges": lambda: [
-        io.Int.Input(
-            "phases",
-            default=grids.PHASES,
-            min=1,
-            max=64,
-            tooltip="The phases that the model was distilled with (PCM).",
-        )
-    ],
-}
+def _options(schedule: str) -> list:
+    """The inputs that a grid has beside its name."""
+    match schedule:
+        case "karras":
+            return [_rho(7.0)]
+        case "polyexponential":
+            return [_rho(1.0)]
+        case "beta":
+            return [
+                io.Float.Input(
+                    "alpha",
+                    default=0.6,
+                    min=0.05,
+                    max=20.0,
+                    step=0.05,
+                    tooltip="Below 1: more steps near the picture; above 1: fewer.",
+                ),
+                io.Float.Input(
+                    "beta",
+                    default=0.6,
+                    min=0.05,
+                    max=20.0,
+                    step=0.05,
+                    tooltip="Below 1: more steps near the noise; above 1: fewer.",
+                ),
+            ]
+        case "trailing anchors":
+            return [
+                io.Int.Input(
+                    "anchors",
+                    default=grids.ANCHORS,
+                    min=1,
+                    max=1000,
+                    tooltip="The equal times that the model was distilled on. LCM: 50.",
+                )
+            ]
+        case "phase edges":
+            return [
+                io.Int.Input(
+                    "phases",
+                    default=grids.PHASES,
+                    min=1,
+                    max=64,
+                    tooltip="The phases that the model was distilled with (PCM).",
+                )
+            ]
+        case _:
+            return []
 
 
-def schedule_input():
+def schedule_input() -> io.DynamicCombo.Input:
     """The choice of grid, each with its own options."""
     return io.DynamicCombo.Input(
         "schedule",
-        options=[io.DynamicCombo.Option(name, OPTIONS.get(name, list)()) for name in grids.NAMES],
-        tooltip="uniform: equal time steps, what distilled LoRAs are made on. auto: what measures best for this kind of model and "
-        "step count. log-SNR, log sigma, karras, polyexponential, cosine: equal steps of another scale. beta: more steps "
-        "at both ends. trailing anchors (LCM), phase edges (PCM): the times that such a model knows. AYS: published "
-        "tables, moved to this model.",
+        options=[io.DynamicCombo.Option(name, _options(name)) for name in grids.NAMES],
+        tooltip="uniform: equal time steps, what distilled LoRAs are made on. auto: what measures best for "
+        "this kind of model and step count. log-SNR, log sigma, karras, polyexponential, cosine: equal "
+        "steps of another scale. beta: more steps at both ends. trailing anchors (LCM), phase edges (PCM): "
+        "the times that such a model knows. AYS: published tables, moved to this model.",
     )
 
 
@@ -80,13 +92,13 @@ class Schedule(io.ComfyNode):
     """FewstepSchedule."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepSchedule",
             display_name="Few-Step Schedule",
             category=CATEGORY,
-            description="Where between noise and picture the model is asked, for the wired model's own range and shift. Always "
-            "exactly `steps` steps, from the model's largest noise level to 0.",
+            description="Where between noise and picture the model is asked, for the wired model's own "
+            "range and shift. Always exactly `steps` steps, from the model's largest noise level to 0.",
             search_aliases=["sigmas", "scheduler", "karras", "beta", "ays", "fewstep"],
             has_intermediate_output=True,
             inputs=[
@@ -99,8 +111,8 @@ class Schedule(io.ComfyNode):
                     min=0.1,
                     max=100.0,
                     step=0.1,
-                    tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. Few steps "
-                    "gain from it; 3 is what Distil Few-Step LoRA uses.",
+                    tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. "
+                    "Few steps gain from it; 3 is what Distil Few-Step LoRA uses.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -115,19 +127,14 @@ class Schedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, schedule, steps, shift, denoise):
+    def execute(
+        cls, model: io.Model.Type, schedule: dict[str, Any], steps: int, shift: float, denoise: float
+    ) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        options = {k: v for k, v in schedule.items() if k != "schedule"}
-        sigmas = grids.grid(
-            schedule["schedule"],
-            steps,
-            host.sigma_of(sampling),
-            host.path_of(sampling),
-            denoise,
-            shift,
-            **options,
-        )
-        sigmas = sigmas.float()
+        path, sigma_of = levels.path_of(sampling), levels.sigma_of(sampling)
+        options = {key: value for key, value in schedule.items() if key != "schedule"}
+        grid = grids.grid(schedule["schedule"], steps, sigma_of, path, denoise, shift, **options)
+        sigmas = grid.float()
         return io.NodeOutput(sigmas, ui=model_info.shown(sigmas, sampling))
 
 
@@ -135,13 +142,13 @@ class EditSchedule(io.ComfyNode):
     """FewstepEditSchedule."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepEditSchedule",
             display_name="Edit Schedule",
             category=CATEGORY,
-            description="Shift, scale, blend, snap and split a schedule from any node, in the wired model's own time. The edits "
-            "are made in the order of the inputs; the number of steps stays.",
+            description="Shift, scale, blend, snap and split a schedule from any node, in the wired "
+            "model's own time. The edits are made in the order of the inputs; the number of steps stays.",
             search_aliases=["split sigmas", "shift sigmas", "blend sigmas", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the schedule is for."),
@@ -160,7 +167,8 @@ class EditSchedule(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.01,
-                    tooltip="All noise levels (noise over signal) times this, never above the model's largest.",
+                    tooltip="All noise levels (noise over signal) times this, never above the model's "
+                    "largest.",
                 ),
                 io.Sigmas.Input(
                     "blend_with",
@@ -180,14 +188,16 @@ class EditSchedule(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Move each step to the nearest of this many equal times, for distilled models. 0: off.",
+                    tooltip="Move each step to the nearest of this many equal times, for distilled models. "
+                    "0: off.",
                 ),
                 io.Int.Input(
                     "split",
                     default=0,
                     min=0,
                     max=999,
-                    tooltip="HIGH holds the steps before this one, LOW the others. 0: HIGH is all, LOW the last step.",
+                    tooltip="HIGH holds the steps before this one, LOW the others. 0: HIGH is all, LOW the "
+                    "last step.",
                 ),
             ],
             outputs=[
@@ -198,13 +208,23 @@ class EditSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, sigmas, shift, scale, blend, snap, split, blend_with=None):
+    def execute(
+        cls,
+        model: io.Model.Type,
+        sigmas: torch.Tensor,
+        shift: float,
+        scale: float,
+        blend: float,
+        snap: int,
+        split: int,
+        blend_with: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        path, sigma_of = host.path_of(sampling), host.sigma_of(sampling)
-        grid = edits.shift(host.check_range(sigmas, sampling), sigma_of, shift)
+        path, sigma_of = levels.path_of(sampling), levels.sigma_of(sampling)
+        grid = edits.shift(levels.check_range(sigmas, sampling), sigma_of, shift)
         grid = edits.scale(grid, path, scale, float(sampling.sigma_max))
         if blend_with is not None:
-            grid = edits.blend(grid, host.check_range(blend_with, sampling, "blend_with"), sigma_of, blend)
+            grid = edits.blend(grid, levels.check_range(blend_with, sampling, "blend_with"), sigma_of, blend)
         if snap:
             grid = edits.snap(grid, sigma_of, snap)
         high, low = edits.split(grid, split) if split else (grid, grid[-2:])
@@ -215,13 +235,13 @@ class TranslateSchedule(io.ComfyNode):
     """FewstepTranslateSchedule."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepTranslateSchedule",
             display_name="Translate Schedule",
             category=CATEGORY,
-            description="A schedule found on one model, moved to another: the same signal-to-noise ratios at every step, from the "
-            "other model's largest noise level.",
+            description="A schedule found on one model, moved to another: the same signal-to-noise ratios "
+            "at every step, from the other model's largest noise level.",
             search_aliases=["convert sigmas", "fewstep"],
             inputs=[
                 io.Sigmas.Input("sigmas", tooltip="The schedule, made for from_model."),
@@ -232,15 +252,12 @@ class TranslateSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, sigmas, from_model, to_model):
-        a, b = (m.get_model_object("model_sampling") for m in (from_model, to_model))
-        grid = edits.translate(
-            sigmas,
-            host.path_of(a, "from_model"),
-            float(a.sigma_max),
-            host.path_of(b, "to_model"),
-            float(b.sigma_max),
-        )
+    def execute(
+        cls, sigmas: torch.Tensor, from_model: io.Model.Type, to_model: io.Model.Type
+    ) -> io.NodeOutput:
+        a, b = (model.get_model_object("model_sampling") for model in (from_model, to_model))
+        path_a, path_b = levels.path_of(a, "from_model"), levels.path_of(b, "to_model")
+        grid = edits.translate(sigmas, path_a, float(a.sigma_max), path_b, float(b.sigma_max))
         return io.NodeOutput(grid.float())
 
 
@@ -248,7 +265,7 @@ class ShowSchedule(io.ComfyNode):
     """FewstepShowSchedule."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         more = [
             io.Sigmas.Input(f"sigmas_{i}", optional=True, tooltip="Another schedule to draw beside it.")
             for i in (2, 3, 4)
@@ -257,7 +274,8 @@ class ShowSchedule(io.ComfyNode):
             node_id="FewstepShowSchedule",
             display_name="Show Schedule",
             category=CATEGORY,
-            description="Draws up to four schedules over their steps: signal-to-noise ratio and the model's own time.",
+            description="Draws up to four schedules over their steps: signal-to-noise ratio and the "
+            "model's own time.",
             search_aliases=["plot sigmas", "sigma graph", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the schedules are for."),
@@ -269,16 +287,23 @@ class ShowSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, sigmas, sigmas_2=None, sigmas_3=None, sigmas_4=None):
+    def execute(
+        cls,
+        model: io.Model.Type,
+        sigmas: torch.Tensor,
+        sigmas_2: torch.Tensor | None = None,
+        sigmas_3: torch.Tensor | None = None,
+        sigmas_4: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        path, sigma_of = host.path_of(sampling), host.sigma_of(sampling)
+        path, sigma_of = levels.path_of(sampling), levels.sigma_of(sampling)
         given = {"sigmas": sigmas, "sigmas_2": sigmas_2, "sigmas_3": sigmas_3, "sigmas_4": sigmas_4}
-        drawn = {name: host.check_range(s, sampling, name) for name, s in given.items() if s is not None}
+        drawn = {name: levels.check_range(s, sampling, name) for name, s in given.items() if s is not None}
         data = {
             name: {
                 "sigmas": g.tolist(),
                 "time": grids.time_of(sigma_of, g).tolist(),
-                "log_snr": [v if abs(v) < 8 else None for v in path.log_snr(g).tolist()],
+                "log_snr": [v if abs(v) < MOST else None for v in path.log_snr(g).tolist()],
             }
             for name, g in drawn.items()
         }

@@ -1,5 +1,5 @@
-"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same is queued
-again.
+"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same
+is queued again.
 """
 
 import dataclasses
@@ -23,9 +23,11 @@ from ..training.run.memory import BUDGETS, Plan, plan
 from ..training.run.run import Run
 from ..training.trajectories.data import Data
 from . import show
-from .comfy import host
+from .comfy import folders, levels, session
 from .comfy.decoding import decode
-from .comfy.guiding import digest, patches_of
+from .comfy.denoiser import ComfyDenoiser, check_supported
+from .comfy.fingerprints import digest, patches_of
+from .comfy.latents import latent_of
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
@@ -54,7 +56,7 @@ class Order:
     prompt: dict | None = None
     workflow: dict | None = None
     vae: Any = None
-    data: Callable[[host.ComfyDenoiser], Data] | None = None
+    data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
 
     @property
@@ -81,8 +83,8 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
             raise BadValue(
                 "{key} must hold at least one conditioning, got none. Wire a text encoder's output.", key=key
             )
-    host.check_supported(model, {"positive": positive, "negative": negative})
-    host.path_of(model.get_model_object("model_sampling"))
+    check_supported(model, {"positive": positive, "negative": negative})
+    levels.path_of(model.get_model_object("model_sampling"))
     show.file_stem(name)
 
 
@@ -90,11 +92,11 @@ def train(order: Order) -> Trained:
     """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel."""
     check(order.model, order.positive, order.negative, order.name)
     folder = check_folder(folder_paths.get_folder_paths("loras")[0])
-    latent = host.latent_of(order.model, order.latent)
+    latent = latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
     prompts = digest([order.positive, order.negative[0]])
-    with host.training_session(order.model) as patcher:
-        denoiser = host.ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
+    with session.training_session(order.model) as patcher:
+        denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
         data = order.data(denoiser) if order.data else None
         about = {
             "base": denoiser.base,
@@ -109,12 +111,12 @@ def train(order: Order) -> Trained:
         show.say(order.node, _told(planned, config))
         # caches are the same for all seeds
         identity = {"patches": patches, "conditioning": prompts, "seed": 0}
-        cache = None if data else (host.folder("trajectories"), identity)
+        cache = None if data else (folders.of_user("trajectories"), identity)
         run = Run(denoiser, config, cache=cache, data=data, warm=order.warm)
         try:
             check_folder(folder, 2 * run.student.lora.bytes + (1 << 20))
             file = _run_as_job(
-                run, host.folder("runs") / folder_name(order.config, about), about, folder, order
+                run, folders.of_user("runs") / folder_name(order.config, about), about, folder, order
             )
             return Trained(
                 lora=run.lora_tensors(),
@@ -189,7 +191,7 @@ def _saved(run: Run, path: Path) -> Message:
 
 
 def _save(job: Job, folder: Path, name: str) -> Path:
-    """Write the LoRA: over the file that this very run wrote before under that name, else under a free one."""
+    """Write the LoRA: over the file that this run wrote before under that name, else under a free one."""
     stem, known = show.file_stem(name), job.notes.get("lora") or ""
     path = folder / known
     if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):

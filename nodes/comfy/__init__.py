@@ -1,1 +1,15 @@
-"""All that knows how ComfyUI loads, patches, samples and names things."""
+"""All that knows how ComfyUI loads, patches, samples and names things; one file for each of these.
+
+levels          a MODEL's path, prediction and noise levels
+latents         a LATENT as a MODEL takes it
+decoding        latents to pixels
+folders         where Fewstep keeps things
+families        the usual settings of a MODEL
+model_info      the description of a model for a plot, also from a file's header
+lora_files      the user's LoRA files
+fingerprints    hashes that tell weights, patches and settings apart
+session         a MODEL loaded for training: where its weights live while gradients run through it
+denoiser        a loaded MODEL as `training` asks it: one prediction, differentiable
+guider_teacher  a guider as `training` asks it: what the host's own sampling predicts
+probing         a SAMPLER on a function in the place of the model
+"""

@@ -5,6 +5,7 @@ import comfy.lora_convert
 import comfy.weight_adapter
 import folder_paths
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ...diffusion.faults import BadValue
 from ...training.formats.files import load_lora
@@ -12,15 +13,15 @@ from ...training.formats.files import load_lora
 NONE = "none"
 
 
-def names():
+def names() -> list[str]:
     """For a dropdown: "none" and the files of models/loras."""
     return [NONE, *folder_paths.get_filename_list("loras")]
 
 
-def tensors(name, model):
+def tensors(name: str, model: ModelPatcher) -> dict[str, torch.Tensor] | None:
     """The LoRA layers of the named file in native keys, for a MODEL; None for "none".
 
-    Raises ValueError naming the file when it has no layer of this model, or layers that are no plain LoRA
+    Raises ValueError naming the file when it has no layer of this model, or layers that are not plain LoRA
     (LoKr, DoRA, ...).
     """
     if name == NONE:
@@ -31,8 +32,7 @@ def tensors(name, model):
         patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(found), keys, log_missing=False)
     out = {}
     for key, patch in patches.items():
-        plain = isinstance(key, str) and isinstance(patch, comfy.weight_adapter.LoRAAdapter)
-        if not plain or any(v is not None for v in patch.weights[3:]):
+        if not _is_plain(key, patch):
             raise BadValue(
                 "start_from must be a plain LoRA of whole layers; {name} has other changes at {layer}. "
                 "Choose another file, or apply this one to the model with a LoRA loader.",
@@ -50,3 +50,10 @@ def tensors(name, model):
             name=name,
         )
     return out
+
+
+def _is_plain(key: object, patch: object) -> bool:
+    """Whether a patch of the host's is up, down and alpha of a whole layer, and nothing else."""
+    is_whole = isinstance(key, str)  # a tuple names a part of a tensor
+    is_lora = isinstance(patch, comfy.weight_adapter.LoRAAdapter)
+    return is_whole and is_lora and all(value is None for value in patch.weights[3:])

@@ -5,10 +5,11 @@ level at every time.
 "velocity" | ...}
 """
 
-import collections.abc
 import functools
 import math
 import os
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import comfy.model_detection as detection
 import folder_paths
@@ -16,7 +17,7 @@ import safetensors
 import torch
 
 from ...diffusion.faults import NotFound
-from . import host
+from .levels import path_of, prediction_of, sigma_of
 
 POINTS = 257
 FOLDERS = {"checkpoint": "checkpoints", "unet": "diffusion_models"}
@@ -32,23 +33,23 @@ DTYPES = {
 }
 
 
-def table(sampling):
+def table(sampling: torch.nn.Module) -> dict[str, Any]:
     """The description of a model's sampling object; raises ValueError for a type that has no path of ours."""
     times = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     return {
-        "path": host.path_of(sampling).name,
+        "path": path_of(sampling).name,
         "times": times.tolist(),
-        "sigmas": [float(f"{v:.8g}") for v in host.sigma_of(sampling)(times).tolist()],
-        "prediction": host.prediction_of(sampling),
+        "sigmas": [float(f"{v:.8g}") for v in sigma_of(sampling)(times).tolist()],
+        "prediction": prediction_of(sampling),
     }
 
 
-def shown(sigmas, sampling):
+def shown(sigmas: torch.Tensor, sampling: torch.nn.Module) -> dict[str, list]:
     """What a schedule node tells the frontend when it has run: its own levels, and the model's."""
     return {"fewstep": [{"sigmas": sigmas.tolist(), "model": table(sampling)}]}
 
 
-def describe(kind, name):
+def describe(kind: str, name: str) -> dict[str, Any]:
     """The description of a file in models/checkpoints ("checkpoint") or models/diffusion_models ("unet"),
     read from its header.
 
@@ -77,9 +78,10 @@ def _described(kind, path, changed, size):
         ) from error
 
 
-def sampling_of(tensors, kind="unet", metadata=None):
-    """The sampling object that ComfyUI's loader of that kind would give the model of these tensors, a
-    `Header`.
+def sampling_of(
+    tensors: "Header", kind: str = "unet", metadata: dict[str, str] | None = None
+) -> torch.nn.Module:
+    """The sampling object that ComfyUI's loader of that kind would give the model of these tensors.
 
     Raises LookupError where ComfyUI detects none.
     """
@@ -102,17 +104,17 @@ def sampling_of(tensors, kind="unet", metadata=None):
     return config.get_model(tensors, prefix, device="meta").model_sampling
 
 
-class Header(collections.abc.MutableMapping):
+class Header(MutableMapping):
     """A file's tensors as a state dict: small ones are read when they are asked for, large ones have shape
     and dtype only.
     """
 
-    def __init__(self, file, names=None):
+    def __init__(self, file: Any, names: dict[str, str] | None = None):
         self.file = file
         self.names = {name: name for name in file.keys()} if names is None else names
-        self.others = {}  # what was put in later
+        self.others: dict[str, torch.Tensor] = {}  # what was put in later
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> torch.Tensor:
         if name in self.others:
             return self.others[name]
         part = self.file.get_slice(self.names[name])
@@ -121,25 +123,24 @@ class Header(collections.abc.MutableMapping):
             return self.file.get_tensor(self.names[name])
         return torch.empty(shape, dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
 
-    def __setitem__(self, name, tensor):
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
         self.names[name] = name
         self.others[name] = tensor
 
-    def __delitem__(self, name):
+    def __delitem__(self, name: str) -> None:
         del self.names[name]
         self.others.pop(name, None)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def under(self, prefix):
+    def under(self, prefix: str) -> "Header":
         """The tensors whose names begin with `prefix`, named without it."""
-        return Header(
-            self.file, {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
-        )
+        names = {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
+        return Header(self.file, names)

@@ -2,9 +2,15 @@
 loaded.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
+
+DenoiserAt = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 class DenoiserGuider(comfy.samplers.CFGGuider):
@@ -12,18 +18,23 @@ class DenoiserGuider(comfy.samplers.CFGGuider):
     space.
     """
 
-    def __init__(self, patcher, denoiser):
+    def __init__(self, patcher: ModelPatcher, denoiser: DenoiserAt):
         super().__init__(patcher)
         self.inner_model, self.denoiser = patcher.model, denoiser
 
-    def predict_noise(self, x, timestep, model_options=None, seed=None):
+    def predict_noise(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict | None = None,
+        seed: int | None = None,
+    ) -> torch.Tensor:
         """x0, which is what the host's guiders return under this name; guided and unguided prediction are the
         same.
         """
         x0 = self.denoiser(x, float(timestep.flatten()[0]))
-        for function in (model_options or {}).get(
-            "sampler_post_cfg_function", []
-        ):  # how cfg_pp samplers ask for the latter
+        # how cfg_pp samplers ask for the unguided one
+        for function in (model_options or {}).get("sampler_post_cfg_function", []):
             x0 = function(
                 {
                     "denoised": x0,
@@ -41,7 +52,15 @@ class DenoiserGuider(comfy.samplers.CFGGuider):
         return x0
 
 
-def run(patcher, sampler, sigmas, denoiser, noise, latent, seed=0):
+def run(
+    patcher: ModelPatcher,
+    sampler: comfy.samplers.Sampler,
+    sigmas: torch.Tensor,
+    denoiser: DenoiserAt,
+    noise: torch.Tensor,
+    latent: torch.Tensor,
+    seed: int = 0,
+) -> torch.Tensor:
     """The result of a SAMPLER on that denoiser, on the CPU; its draws depend on `seed` alone, the global
     generator's too.
     """
@@ -49,36 +68,35 @@ def run(patcher, sampler, sigmas, denoiser, noise, latent, seed=0):
     options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     for key in ("wrappers", "callbacks"):  # of other packs: there is no model for them to work on
         options.get("transformer_options", {}).pop(key, None)
+    options.pop("sampler_post_cfg_function", None)
     sigmas = sigmas.cpu().clone()  # uni_pc writes into them
     options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
-    noise, latent = (
-        noise.float(),
-        latent.float(),
-    )  # what the host samples in, and all that some samplers accept
-    options.pop("sampler_post_cfg_function", None)
     guider.model_options = options
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _sampling_of(patcher):
+    # float32 is what the host samples in, and all that some samplers accept
+    noise, latent = noise.float(), latent.float()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _own_sampling(patcher):
         torch.manual_seed(seed)
-        return sampler.sample(
-            guider, sigmas, {"model_options": options, "seed": seed}, None, noise, latent, None, True
-        )
+        extra_args = {"model_options": options, "seed": seed}
+        return sampler.sample(guider, sigmas, extra_args, None, noise, latent, None, True)
 
 
-class _sampling_of:
-    """The patcher's own model_sampling on its model for the time of a run: a patched one is otherwise put
-    there by loading.
-    """
-
-    def __init__(self, patcher):
-        self.model, self.sampling = patcher.model, patcher.get_model_object("model_sampling")
-
-    def __enter__(self):
-        self.before, self.model.model_sampling = self.model.model_sampling, self.sampling
-
-    def __exit__(self, *failure):
-        self.model.model_sampling = self.before
+@contextlib.contextmanager
+def _own_sampling(patcher: ModelPatcher) -> Iterator[None]:
+    """Put the patcher's own model_sampling on its model meanwhile; loading does that otherwise."""
+    model, sampling = patcher.model, patcher.get_model_object("model_sampling")
+    before, model.model_sampling = model.model_sampling, sampling
+    try:
+        yield
+    finally:
+        model.model_sampling = before
 
 
-def runner(patcher, sampler, sigmas, seed=0):
+def runner(
+    patcher: ModelPatcher, sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, seed: int = 0
+) -> Callable[[DenoiserAt, torch.Tensor, torch.Tensor], torch.Tensor]:
     """`run(respond, noise, latent)` of `diffusion.probe` for a SAMPLER on this model's path."""
-    return lambda respond, noise, latent: run(patcher, sampler, sigmas, respond, noise, latent, seed)
+
+    def run_on(respond: DenoiserAt, noise: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        return run(patcher, sampler, sigmas, respond, noise, latent, seed)
+
+    return run_on

@@ -16,7 +16,7 @@ from server import PromptServer
 from ...diffusion.faults import Fault, Message, NotFound, message_of
 from ...training.run import runs
 from ...training.run.job import delete
-from ..comfy import host
+from ..comfy import folders
 from . import messages
 from .live import LIVE
 
@@ -83,7 +83,7 @@ def _json(value, status=200):
 
 
 def _folder(request):
-    return runs.find(host.folder("runs"), request.match_info["id"])
+    return runs.find(folders.of_user("runs"), request.match_info["id"])
 
 
 def _live(request):
@@ -96,7 +96,7 @@ def _live(request):
 def listing(request: web.Request) -> web.Response:
     """GET /fewstep/runs."""
     live = [live.summary() for live in list(LIVE.values())]
-    others = runs.listing(host.folder("runs"), {run["id"] for run in live})
+    others = runs.listing(folders.of_user("runs"), {run["id"] for run in live})
     return _json({"runs": sorted([*live, *map(messages.of_run, others)], key=lambda run: -run["started_at"])})
 
 

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for what the tests of this folder share,
 sys.path.insert(0, str(Path(__file__).parent.parent))  # and those of others too
 
-from comfy_server import Server, link_pack, workflow  # noqa: E402
+from comfy_server import Server, link_pack, workflow
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +46,14 @@ def server(tmp_path_factory, comfyui_folder):
 @pytest.fixture(name="workflow")
 def workflow_fixture():
     return workflow
+
+
+@pytest.fixture(params=["flow", "epsilon"])
+def teacher(host, request):
+    """What Load Demo Teacher gives for each of the teachers."""
+    from graph import load
+
+    return load(host, request.param)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from graph import load, pack, run
+from graph import cfg_guider, load, off, pack, run, sampled
 
 pytestmark = pytest.mark.comfy
 SMALL = {"steps": "2, 4", "trajectories": 8, "reference_steps": 24, "cfg": 2.0}
@@ -20,11 +20,6 @@ def folders(host, tmp_path, monkeypatch):
         folder_paths.folder_names_and_paths, "fewstep_recipes", ([str(tmp_path / "recipes")], {".json"})
     )
     return tmp_path
-
-
-@pytest.fixture(params=["flow", "epsilon"])
-def teacher(host, request):
-    return load(host, request.param)
 
 
 def fit(host, teacher, **changes):
@@ -43,113 +38,12 @@ def latent(host, count=1):
     return host.EmptyLatentImage().generate(32, 32, count)[0]
 
 
-def cfg_guider(model, positive, negative, cfg=2.0):
-    from comfy_extras.nodes_custom_sampler import CFGGuider
-
-    with torch.inference_mode():
-        return CFGGuider.execute(model, positive, negative, cfg).result[0]
-
-
-def sampled(guider, noise, sampler, sigmas):
-    """The stock node's picture from that noise, in model space."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-
-    class Fixed:
-        seed = 0
-
-        def generate_noise(self, latent):
-            return noise
-
-    with torch.inference_mode():
-        out = SamplerCustomAdvanced.execute(
-            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
-        ).result[0]
-        return guider.model_patcher.model.process_latent_in(out["samples"])
-
-
-def ends(host, folder, guider, steps):
-    """(noise, ends of the trajectories, their sigmas) of one shard that the fit's teacher draws."""
-    fitting, guiding, cache = (pack(host, n) for n in ("training.fitting", "nodes.guiding", "training.cache"))
-    with torch.inference_mode():
-        teacher = guiding.Teacher(guider, (3, 32, 32))
-        job = fitting.SolverFit(teacher, fitting.FitConfig(trajectories=8, reference_steps=steps), folder)
-        grid = job.grid("auto", steps)
-        teacher.run(lambda: list(job.cache.build(teacher, 8)), grid)
-        return cache.noises(0, range(8), (3, 32, 32)), job.cache.read(8)[0][:, -1], grid
-
-
-def off(a, b):
-    return float((a - b).square().mean().sqrt())
-
-
 def caches(folder):
     """{folder of a cache: how many shards it has}."""
     return {f.parent.name: len(list(f.parent.glob("0*"))) for f in (folder / "user").rglob("manifest.json")}
 
 
 # ---- the teacher -----------------------------------------------------------------------------------
-
-
-def test_60_steps_of_the_teacher_are_what_stock_sampling_draws_each_prompt_for_itself(host, folders, teacher):
-    other = run(host, "FewstepLoadDemoTeacher", teacher="flow", label="heart")[2]
-    guider = pack(host, "nodes.fit").guider_of(None, teacher[0], [*teacher[2], *other], teacher[3], 2.0)
-    noise, drawn, grid = ends(host, folders, guider, 60)
-    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
-    for number, positive in enumerate((teacher[2], other)):
-        stock = sampled(cfg_guider(teacher[0], positive, teacher[3]), noise[number::2], sampler, grid.float())
-        assert off(drawn[number::2], stock) < 1e-3 and off(drawn[1 - number :: 2], stock) > 0.1
-
-
-@pytest.mark.parametrize("kind", ["masks", "dual cfg", "no negative", "hook"])
-def test_any_guider_is_asked_as_it_samples(host, folders, flow, kind):
-    """Regional prompts in one guider, other guiders, and a LoRA that is hooked to a prompt."""
-    from comfy_extras import nodes_custom_sampler
-
-    other = load(host, "flow", "heart")[2]
-    half = torch.zeros(1, 32, 32)
-    half[..., :16] = 1
-    with torch.inference_mode():
-        if kind == "masks":
-            cut = host.ConditioningSetMask().append
-            guider = cfg_guider(
-                flow[0],
-                cut(flow[2], half, "default", 1.0)[0] + cut(other, 1 - half, "default", 1.0)[0],
-                flow[3],
-            )
-        elif kind == "dual cfg":
-            guider = nodes_custom_sampler.DualCFGGuider.execute(
-                flow[0], flow[2], other, flow[3], 2.0, 1.5, "regular"
-            ).result[0]
-        elif kind == "no negative":
-            guider = nodes_custom_sampler.BasicGuider.execute(flow[0], flow[2]).result[0]
-        else:
-            import comfy.hooks
-
-            key, weight = "diffusion_model.out.weight", flow[0].model.diffusion_model.out.weight
-            hooks = comfy.hooks.create_hook_lora({"diffusion_model.out.diff": 0.3 * weight.clone()}, 1.0, 0.0)
-            assert key in flow[0].model_state_dict()
-            guider = cfg_guider(
-                flow[0], comfy.hooks.set_hooks_for_conditioning(flow[2], hooks=hooks), flow[3]
-            )
-    noise, drawn, grid = ends(host, folders, guider, 24)
-    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
-    stock = sampled(guider, noise, sampler, grid.float())
-    plain = sampled(cfg_guider(*flow[:1], *flow[2:4]), noise, sampler, grid.float())
-    assert off(drawn, stock) < 1e-3 and off(stock, plain) > 0.01
-
-
-def test_a_large_latent_or_little_memory_means_fewer_samples_a_call(host, flow, monkeypatch):
-    import comfy.model_management
-
-    rows = pack(host, "nodes.guiding").rows_at_once
-    assert rows(flow[0], (3, 32, 32)) == 8
-    need = flow[0].model.memory_required([4, 3, 512, 512])
-    monkeypatch.setattr(
-        comfy.model_management, "get_total_memory", lambda device: flow[0].model_size() + 1.2 * need
-    )
-    assert rows(flow[0], (3, 512, 512)) == 2
-    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: 0.1 * need)
-    assert rows(flow[0], (3, 512, 512)) == 1
 
 
 # ---- fits ------------------------------------------------------------------------------------------
@@ -173,7 +67,7 @@ def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
 
     recipe, sampler, sigmas, *_ = fit(host, teacher)
     truth = load_file(next((folders / "user").rglob("00000.safetensors")))["states"][:, -1]
-    noise = pack(host, "training.cache").noises(0, (6, 7), (3, 32, 32))
+    noise = pack(host, "training.trajectories.cache").noises(0, (6, 7), (3, 32, 32))
     drawn = sampled(cfg_guider(teacher[0], teacher[2], teacher[3]), noise, sampler, sigmas)
     assert off(drawn, truth[6:]) / float(truth.std()) == pytest.approx(recipe.errors["held_out"], rel=1e-2)
 
@@ -181,7 +75,7 @@ def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
 def test_cancel_keeps_the_trajectories_and_the_next_fit_goes_on(host, folders, flow, monkeypatch):
     import comfy.model_management
 
-    management, kind = comfy.model_management, pack(host, "nodes.guiding").Teacher
+    management, kind = comfy.model_management, pack(host, "nodes.comfy.guider_teacher").Teacher
     asked, calls = kind.__call__, []
 
     def counting(self, *args):
@@ -202,7 +96,7 @@ def test_cancel_keeps_the_trajectories_and_the_next_fit_goes_on(host, folders, f
 
 
 def test_what_is_patched_into_the_model_has_a_cache_of_its_own(host, folders, flow):
-    guiding = pack(host, "nodes.guiding")
+    guiding = pack(host, "nodes.comfy.guider_teacher")
 
     def patched(strength, size=1.0):
         model = flow[0].clone()
@@ -222,43 +116,6 @@ def test_what_is_patched_into_the_model_has_a_cache_of_its_own(host, folders, fl
     first, second = (fit(host, [m, *flow[1:]], steps="2")[0] for m in (flow[0], patched(0.05)))
     assert len(caches(folders)) == 2 and first.base == second.base and first.errors != second.errors
     assert identity(flow[0]) == plain  # with the other's weights still patched in
-
-
-def test_changes_to_guidance_and_conditioning_have_a_cache_of_their_own(host, flow):
-    from comfy_extras.nodes_custom_sampler import DualCFGGuider
-    from comfy_extras.nodes_model_advanced import RescaleCFG
-
-    guiding, other = pack(host, "nodes.guiding"), load(host, "flow", "heart")[2]
-
-    def keys(guider):
-        return tuple(sorted(guiding.Teacher(guider, (3, 32, 32)).identity.items()))
-
-    def rescaled(multiplier):
-        return (
-            RescaleCFG().patch(flow[0], multiplier)[0]
-            if hasattr(RescaleCFG, "patch")
-            else RescaleCFG.execute(flow[0], multiplier).result[0]
-        )
-
-    half = torch.zeros(1, 32, 32)
-    half[..., :16] = 1
-    masked = [host.ConditioningSetMask().append(flow[2], m, "default", 1.0)[0] for m in (half, 1 - half)]
-    with torch.inference_mode():
-        made = [
-            lambda: cfg_guider(flow[0], *flow[2:4]),
-            lambda: cfg_guider(flow[0], *flow[2:4], cfg=3.0),
-            lambda: cfg_guider(flow[0], other, flow[3]),
-            *[lambda m=m: cfg_guider(flow[0], m, flow[3]) for m in masked],
-            *[lambda s=s: cfg_guider(rescaled(s), *flow[2:4]) for s in (0.7, 0.5)],
-            *[
-                lambda c=c: DualCFGGuider.execute(flow[0], flow[2], other, flow[3], 2.0, c, "regular").result[
-                    0
-                ]
-                for c in (1.5, 2)
-            ],
-        ]
-        assert [keys(make()) for make in made] == [keys(make()) for make in made]
-        assert len({keys(make()) for make in made}) == len(made)
 
 
 def test_a_quantised_model_is_fitted(host, monkeypatch):
@@ -282,7 +139,7 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
         model = demo.build("flow", disable_dynamic=True)
         model.model.load_model_weights(tensors, "")
     assert isinstance(model.model.diffusion_model.blocks[0].qkv.weight, QuantizedTensor)
-    base_of = pack(host, "nodes.host").base_of
+    base_of = pack(host, "nodes.comfy.fingerprints").base_of
     base = base_of(model)
     styled = model.clone()
     shape = flow[0].model.diffusion_model.blocks[0].qkv.weight.shape

@@ -93,7 +93,7 @@ def test_each_prompt_is_the_entry_that_clip_text_encode_makes(host, clip):
 
 
 def test_the_guider_that_fits_takes_each_entry_as_a_prompt(host, clip, flow):
-    guiding = pack(host, "nodes.guiding")
+    guiding = pack(host, "nodes.comfy.guider_teacher")
     guider = guiding.Prompts(flow[0])
     positive, negative, _ = ask(host, clip, source=BUNDLED, count=5)
     guider.set_conds(positive, negative)
@@ -108,7 +108,7 @@ def test_typed_then_my_pictures_then_the_bundled_list(host, clip, output):
         save(output / "2026" / f"{number}.png", positive, negative, (32, 16 + 16 * (number == 3)), age=number)
     (output / "broken.png").write_bytes(b"\x89PNG")
     positive, negative, text = ask(host, clip, "a cat\na hen", MINE, 6)
-    listed = pack(host, "training.prompts").bundled(2)
+    listed = pack(host, "training.formats.prompts").bundled(2)
     assert text.splitlines() == [
         "# 6 prompts: 2 typed, 2 my pictures, 2 bundled",
         "# negative: bad",

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from graph import load, pack, run
+from graph import cfg_guider, load, pack, run, sampled
 
 pytestmark = pytest.mark.comfy
 
@@ -20,39 +20,15 @@ def folders(host, tmp_path, monkeypatch):
     )
 
 
-def cfg_guider(model, positive, negative, cfg=2.0):
-    from comfy_extras.nodes_custom_sampler import CFGGuider
-
-    with torch.inference_mode():
-        return CFGGuider.execute(model, positive, negative, cfg).result[0]
-
-
-def sampled(guider, noise, sampler, sigmas):
-    """The stock node's picture from that noise, in model space."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-
-    class Fixed:
-        seed = 0
-
-        def generate_noise(self, latent):
-            return noise
-
-    with torch.inference_mode():
-        out = SamplerCustomAdvanced.execute(
-            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
-        ).result[0]
-        return guider.model_patcher.model.process_latent_in(out["samples"])
-
-
 @pytest.fixture(scope="module")
 def fitted(host):
     """A recipe for 3 steps of the flow teacher, made without a fit."""
     linear, paths, recipe = (
-        pack(host, n) for n in ("diffusion.linear", "diffusion.paths", "training.recipe")
+        pack(host, n) for n in ("diffusion.solvers.linear", "diffusion.paths", "training.formats.recipe")
     )
     solver = linear.classical([1.0, 0.8, 0.4, 0.0], paths.path("flow"), 2)
     rows = (*solver.rows[:-1], (*solver.rows[-1][:-1], solver.rows[-1][-1] + 0.01))
-    base = pack(host, "nodes.host").base_of(load(host, "flow")[0])
+    base = pack(host, "nodes.comfy.fingerprints").base_of(load(host, "flow")[0])
     return recipe.Recipe(
         method="fitted", path="flow", sigmas=solver.sigmas, coefficients=rows, cfg=2.0, base=base
     )
@@ -133,7 +109,7 @@ def test_a_lora_with_coefficients_is_sampled_by_its_solver(host, flow, fitted):
     import folder_paths
 
     folder = folder_paths.get_folder_paths("loras")[0]
-    pack(host, "training.files").save_lora(f"{folder}/solver.safetensors", {}, fitted)
+    pack(host, "training.formats.files").save_lora(f"{folder}/solver.safetensors", {}, fitted)
     _, sampler, sigmas, cfg = run(
         host, "FewstepLoadLora", model=flow[0], lora_name="solver.safetensors", strength=1.0
     )

@@ -13,7 +13,7 @@ EMPTY = {"samples": torch.zeros(1, 3, 32, 32)}
 @pytest.fixture
 def emoji(host):
     """(IMAGE of held-out emoji, LATENT of others)."""
-    data = pack(host, "training.demo.data")
+    data = pack(host, "training.models.demo.data")
     held_out, whole = (data.to_pixels(data.load(split, core=False)[0]) for split in ("held-out", "train"))
     image = ((held_out + 1) / 2).clamp(0, 1).movedim(1, -1)
     return image, {"samples": ((whole + 1) / 2).clamp(0, 1)}
@@ -163,7 +163,7 @@ def test_a_weaker_destruction_is_undone_from_where_it_stands(host, emoji, monkey
             lambda x, sigma: whole.to(x), seen, x, times, kappa, noise
         ),
     )
-    original = pack(host, "training.restoration").restore
+    original = pack(host, "training.run.restoration").restore
     error = lambda amount: float(
         (
             vae.decode(

@@ -17,7 +17,7 @@ from fewstep.training.formats.recipe import Recipe
 
 pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
 pytest.importorskip("peft", reason="needs peft: pip install peft")
-from tiny_diffusers import conditionings, module, pipeline, raw  # noqa: E402
+from tiny_diffusers import conditionings, module, pipeline, raw
 
 RECIPE = Recipe(method="consistency", path="flow", sigmas=(1.0, 0.5, 0.0), base="abc")
 LEVELS = {"sd1": 4, "sd2": 4, "sdxl": 3}

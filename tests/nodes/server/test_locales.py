@@ -14,7 +14,7 @@ import torch
 from graph import load, pack, run
 
 pytestmark = pytest.mark.comfy
-FILE = Path(__file__).parent.parent.parent / ".ci" / "locales.py"
+FILE = Path(__file__).parents[3] / ".ci" / "locales.py"
 spec = importlib.util.spec_from_file_location("fewstep_locales", FILE)
 locales = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(locales)

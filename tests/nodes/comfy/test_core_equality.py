@@ -46,7 +46,7 @@ def wrapped(model, sigmas):
 
 
 def run_core(name, model, x, sigmas, noise=None, **options):
-    """The states after every step: core shows each one before the next step. noise(x) -> z as in the kernel."""
+    """The states after every step; core shows each before the next. noise(x) -> z as in the kernel."""
     from comfy.k_diffusion import sampling
 
     states = []

@@ -25,7 +25,7 @@ SMALL = {
 def few(host, monkeypatch):
     """Few trajectories, so that the test is about training."""
     monkeypatch.setitem(pack(host, "nodes.distil").QUALITY, "quick", (3, 2))
-    monkeypatch.setattr(pack(host, "training.distil"), "PROBES", 1)
+    monkeypatch.setattr(pack(host, "training.run.distil"), "PROBES", 1)
 
 
 def distil(host, family, model, **changes):
@@ -46,14 +46,12 @@ def distil(host, family, model, **changes):
 
 
 def prediction(host, model, name, tensors=None):
-    """x0 of the model from fixed noise at half of its levels, with those tensors in the adapter that trains."""
-    nodes = pack(host, "nodes.host")
-    with nodes.training_session(model) as patcher, torch.no_grad():
-        denoiser = nodes.ComfyDenoiser(
-            patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name)
-        )
+    """x0 of the model from fixed noise halfway, with those tensors in the adapter that trains."""
+    session, kind = pack(host, "nodes.comfy.session"), pack(host, "nodes.comfy.denoiser").ComfyDenoiser
+    with session.training_session(model) as patcher, torch.no_grad():
+        denoiser = kind(patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name))
         if tensors:
-            adapter = pack(host, "training.lora").Lora(denoiser.module, 2)
+            adapter = pack(host, "training.adapter.lora").Lora(denoiser.module, 2)
             adapter.load_state_dict(tensors)
         sigma = denoiser.sigma_of(torch.tensor([0.5])).float()
         patcher.inject_model()  # of a LoRA that is not merged
@@ -129,9 +127,9 @@ def test_the_other_methods_train_a_v_model_with_zero_snr(host, few, method, capl
 
 @pytest.mark.parametrize("name", ["flux2", "ltxv"])
 def test_too_little_memory_is_told_before_any_work_or_blocks_are_recomputed(host, few, name, monkeypatch):
-    memory = pack(host, "training.memory")
+    memory = pack(host, "training.run.memory")
     model, seen = zoo.load(name), []
-    monkeypatch.setattr(pack(host, "training.memory"), "available", lambda device: 1 << 20)
+    monkeypatch.setattr(pack(host, "training.run.memory"), "available", lambda device: 1 << 20)
     with pytest.raises(MemoryError, match="Training one sample must fit into .*Choose a"):
         distil(host, name, model)
     choose = memory.Memory.choose

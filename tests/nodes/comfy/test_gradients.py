@@ -1,4 +1,4 @@
-"""In the real ComfyUI: gradients of a LoRA through the models of twelve families, which no family may bend."""
+"""In the real ComfyUI: gradients of a LoRA through models of twelve families, which no family may bend."""
 
 import pytest
 import torch
@@ -17,12 +17,9 @@ class Case:
     """x0-MSE of a LoRA on every layer of a model, both of its halves random, and its exact gradient."""
 
     def __init__(self, host, name, patcher):
-        self.name, denoiser = (
-            name,
-            pack(host, "nodes.host").ComfyDenoiser(
-                patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name)
-            ),
-        )
+        kind = pack(host, "nodes.comfy.denoiser").ComfyDenoiser
+        denoiser = kind(patcher, zoo.conditioning(name), zoo.conditioning(name, 1), zoo.latent(name))
+        self.name = name
         self.module = denoiser.module
         self.lora = Lora(self.module, 2)
         g = zoo.generator(name, 5)
@@ -52,7 +49,7 @@ class Case:
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(host, request):
     name, depth = request.param
-    with pack(host, "nodes.host").training_session(zoo.load(name, depth)) as patcher:
+    with pack(host, "nodes.comfy.session").training_session(zoo.load(name, depth)) as patcher:
         case = Case(host, name, patcher)
         yield case
         case.lora.remove()
@@ -61,10 +58,8 @@ def case(host, request):
 @pytest.fixture(scope="module")
 def table(pytestconfig):
     """Lines that are printed when all cases are done."""
-    lines = [
-        "",
-        f"{'cos, norm ratio':16}{'ours (1 - cos)':>20}{'core, depth 1':>22}{'core, depth 2':>22}{'kB kept, of':>18}",
-    ]
+    heads = f"{'ours (1 - cos)':>20}{'core, depth 1':>22}{'core, depth 2':>22}{'kB kept, of':>18}"
+    lines = ["", f"{'cos, norm ratio':16}{heads}"]
     yield lines
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n".join(lines))
@@ -94,9 +89,8 @@ def test_checkpointed_gradient_is_exact_and_smaller(case, table, request):
         Backward(case.module, case.parameters, c).saved_bytes(case.compute)[1] for c in (True, False)
     )
     theirs = "".join(f"{c:>13.6f} {r:8.5f}" for c, r in cores)
-    table.append(
-        f"{request.node.callspec.id:16}{1 - cosine:>11.1e} {ratio:8.6f}{theirs}{kept / 1e3:>9.0f} {all_kept / 1e3:8.0f}"
-    )
+    ours = f"{1 - cosine:>11.1e} {ratio:8.6f}"
+    table.append(f"{request.node.callspec.id:16}{ours}{theirs}{kept / 1e3:>9.0f} {all_kept / 1e3:8.0f}")
     assert cosine >= 0.99999 and abs(ratio - 1) <= 1e-4
     assert all(cosine >= c - 1e-9 for c, _ in cores)
     assert kept < all_kept * (0.9 if len(backward.blocks) < 8 else 0.6)
@@ -119,7 +113,7 @@ def test_slope_is_1(case):
 def test_a_half_precision_model_passes_the_check_and_a_wrong_gradient_does_not(host, name, dtype):
     model = zoo.load(name, dtype=dtype)
     model.model.manual_cast_dtype = None  # or it computes in float32 on a CPU
-    with pack(host, "nodes.host").training_session(model) as patcher:
+    with pack(host, "nodes.comfy.session").training_session(model) as patcher:
         case = Case(host, name, patcher)
         assert case.module.dtype == dtype
         backward = Backward(case.module, case.parameters, checkpointing=True)

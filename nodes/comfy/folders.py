@@ -1,0 +1,15 @@
+"""Where Fewstep keeps things: in the host's user directory and its output directory, nowhere else."""
+
+from pathlib import Path
+
+import folder_paths
+
+
+def of_user(kind: str) -> Path:
+    """The folder of that kind in the user directory: "trajectories" (of fits and runs alike) or "runs"."""
+    return Path(folder_paths.get_user_directory()) / "fewstep" / kind
+
+
+def of_output(name: str) -> Path:
+    """The folder of that name in the output directory."""
+    return Path(folder_paths.get_output_directory()) / name

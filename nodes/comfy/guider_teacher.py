@@ -1,0 +1,157 @@
+"""A guider as a teacher: what the host's own sampling predicts, without gradient.
+
+It is asked inside its own `sample`, where a sampler would ask it, so that whatever the host can sample can be
+a teacher: LoRAs, ControlNets, regional prompts, quantised and offloaded weights, other packs' guiders.
+
+    teacher = Teacher(guider, shape, seed)
+    teacher.run(work, sigmas)           # within work(), teacher(x, sigma, condition) -> x0
+
+Its `identity` is what a trajectory cache is found by: hashes of `fingerprints`.
+"""
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider
+
+from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
+from .levels import noise_scale_of, path_of, sigma_of
+
+ROWS = 8  # samples of one model call, at most: a shard of the cache
+SHARE = 0.9  # of the memory beside the weights that a call may take
+
+
+class Prompts(CFGGuider):
+    """The host's guider with each positive entry a prompt of its own; within `sample`, `choose` says which is
+    asked for.
+    """
+
+    def inner_sample(
+        self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
+        latent_shapes=None,
+    ) -> torch.Tensor:  # fmt: skip
+        every, self.prompts = self.conds, []
+        for entry in every["positive"]:
+            self.conds = {**every, "positive": [entry]}
+            processed = comfy.samplers.process_conds(
+                self.inner_model,
+                noise,
+                self.conds.copy(),
+                device,
+                latent_image,
+                denoise_mask,
+                seed,
+                latent_shapes=latent_shapes,
+            )
+            self.prompts.append(processed)
+        try:
+            return super().inner_sample(
+                noise,
+                latent_image,
+                device,
+                sampler,
+                sigmas,
+                denoise_mask,
+                callback,
+                disable_pbar,
+                seed,
+                latent_shapes=latent_shapes,
+            )
+        finally:
+            self.conds, self.prompts = every, []  # what the host cleans up after
+
+    def choose(self, number: int) -> None:
+        """Ask for that prompt from now on."""
+        self.conds = self.prompts[number]
+
+
+class _Inside(comfy.samplers.Sampler):
+    """Calls `work(ask)` in the place of a sampler, with `ask(x, sigma) -> x0`, x in model space."""
+
+    def __init__(self, work: Callable[[Callable], None]):
+        self.work = work
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+        disable_pbar=False,
+    ):  # fmt: skip
+        self.work(lambda x, sigma: model_wrap(x, sigma, **extra_args))
+        return noise
+
+
+class Teacher:
+    """A guider as `training` asks it: (x, sigma, condition) -> x0, on the CPU in float32. Only within `run`.
+
+    Every call looks for the user's cancel first. shape: of one sample.
+    """
+
+    def __init__(self, guider: CFGGuider, shape: tuple[int, ...], seed: int = 0):
+        patcher = guider.model_patcher
+        sampling = patcher.get_model_object("model_sampling")
+        cfg = getattr(guider, "cfg", 1.0)
+        self.guider, self.shape, self.seed = guider, tuple(shape), seed
+        self.path, self.sigma_of = path_of(sampling), sigma_of(sampling)
+        self.noise_scale = noise_scale_of(sampling)
+        self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
+        self.base = base_of(patcher)
+        self.cfg = float(cfg) if isinstance(cfg, (int, float)) else 1.0
+        self.device, self.rows = patcher.load_device, rows_at_once(patcher, self.shape)
+        self.identity = {
+            "model": self.base,
+            "patches": patches_of(patcher, guider.model_options),
+            "conditioning": digest(getattr(guider, "original_conds", None)),
+            "guidance": guidance_of(guider),
+        }
+        self._ask = None
+
+    def run(self, work: Callable[[], None], sigmas: torch.Tensor) -> None:
+        """Call work() where a sampler would run along `sigmas`, the model loaded for batches of `rows`."""
+
+        def inside(ask: Callable) -> None:
+            self._ask = ask
+            work()
+
+        empty = torch.zeros(self.rows, *self.shape)
+        sampler, levels = _Inside(inside), sigmas.float()
+        try:
+            self.guider.sample(empty, empty, sampler, levels, disable_pbar=True, seed=self.seed)
+        finally:
+            self._ask = None
+
+    def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """x0 (B, *shape) at one noise level: sigma is a number, or (B,) of equal ones."""
+        level = float(sigma.flatten()[0]) if isinstance(sigma, torch.Tensor) else float(sigma)
+        out = torch.empty(x.shape, dtype=torch.float32)
+        for number in condition.unique().tolist():
+            if isinstance(self.guider, Prompts):
+                self.guider.choose(number)
+            for which in (condition == number).nonzero()[:, 0].split(self.rows):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                rows = x[which].to(self.device, torch.float32)
+                levels = torch.full((len(rows),), level, device=self.device)
+                out[which] = self._ask(rows, levels).to(out)
+        return out
+
+
+def rows_at_once(patcher: ModelPatcher, shape: tuple[int, ...]) -> int:
+    """How many samples of that shape a call may have: with guidance they must fit beside the weights, or into
+    half the memory.
+    """
+    total = comfy.model_management.get_total_memory(patcher.load_device)
+    room = SHARE * max(total - patcher.model_size(), total / 2)
+    rows = ROWS
+    while rows > 1 and patcher.model.memory_required([2 * rows, *shape]) > room:
+        rows //= 2
+    return rows
+
+
+def guidance_of(guider: CFGGuider) -> str:
+    """CFG as text; for other guiders their type and a hash of their settings."""
+    if type(guider) in (CFGGuider, Prompts):
+        return f"CFG {float(guider.cfg):g}"
+    others = {*PASSING, "model_options", "original_conds"}  # told by the rest of an identity
+    settings = {name: value for name, value in vars(guider).items() if name not in others}
+    return f"{name_of(type(guider))} {digest(present(settings), SAMPLED)}"

@@ -1,0 +1,184 @@
+"""In the real ComfyUI, in process: distilling by the node, and the trained LoRA in the stock loader."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from graph import pack, run, sample_custom
+
+pytestmark = pytest.mark.comfy
+
+
+def distil(host, teacher, updates=12, **changes):
+    latent = host.EmptyLatentImage().generate(32, 32, 1)[0]
+    inputs = dict(
+        model=teacher[0],
+        positive=teacher[2],
+        negative=teacher[3],
+        latent=latent,
+        steps=4,
+        cfg=2.0,
+        quality="quick",
+        name="round trip",
+        seed=1,
+        updates=updates,
+        batch=8,
+        vae=teacher[1],
+    )
+    return run(host, "FewstepDistil", **{**inputs, **changes})
+
+
+def test_what_training_would_leave_out_is_refused_by_name(host, teacher):
+    masked = [[entry[0], {**entry[1], "mask": "any"}] for entry in teacher[2]]
+    with pytest.raises(ValueError, match="positive must be a plain prompt to distil from; it carries mask"):
+        distil(host, teacher, positive=masked)
+    patched = teacher[0].clone()
+    patched.set_model_sampler_cfg_function(lambda args: args["cond"])
+    with pytest.raises(
+        ValueError, match="model must be without changes to guidance .* it has sampler_cfg_function"
+    ):
+        distil(host, [patched, *teacher[1:]])
+
+
+def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
+    host, teacher, request, monkeypatch
+):
+    import folder_paths
+
+    name = f"kept {request.node.callspec.id}"
+    module = pack(host, "training.run.distil")
+    update, begun = module.Distillation.update, []
+
+    def failing(self):
+        begun.append(self.done)
+        if self.done == 3:
+            raise RuntimeError("the power went")
+        return update(self)
+
+    whole = distil(host, teacher, name="straight")
+    shutil.rmtree(pack(host, "nodes.comfy.folders").of_user("runs"))
+    monkeypatch.setattr(module.Distillation, "update", failing)
+    with pytest.raises(RuntimeError, match="the power went"):
+        distil(host, teacher, name=name)
+    kept = [
+        n for n in folder_paths.get_filename_list("loras") if n.startswith(f"kept {request.node.callspec.id}")
+    ]
+    assert len(kept) == 1 and begun == [0, 1, 2, 3]
+    monkeypatch.setattr(module.Distillation, "update", lambda self: begun.append(self.done) or update(self))
+    again = distil(host, teacher, name=name)
+    assert begun[4] == 3 and again[4] == kept[0]  # it goes on, and writes over its own file
+    assert again[1] == whole[1] and all(torch.equal(again[0][k], whole[0][k]) for k in whole[0])
+    finished = distil(host, teacher, name=name)
+    assert len(begun) == 4 + 9 and all(torch.equal(finished[0][k], whole[0][k]) for k in whole[0])
+
+
+def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeypatch):
+    """No unmatched key, and the loaded LoRA samples what the student sampled in training, within 1e-3."""
+    import folder_paths
+
+    module, in_chunks = (
+        pack(host, "training.run.distil"),
+        pack(host, "training.trajectories.sampling").in_chunks,
+    )
+    seen = {}
+    close = module.Distillation.close
+
+    def watch(self):
+        if self.probe is None:  # the trial before the run
+            return close(self)
+        noise, condition, _ = self.probe
+        seen["noise"], seen["sigmas"] = noise, self.sigmas_for(4)
+        seen["student"] = self.student_samples(noise, condition, seen["sigmas"])
+        with self.lora.off():
+            seen["base"] = in_chunks(self.denoiser, noise, condition, 1.0, seen["sigmas"])
+        close(self)
+
+    monkeypatch.setattr(module.Distillation, "close", watch)
+    tensors, losses, preview, sigmas, name = distil(host, teacher)
+    assert len(losses["loss"]) == 12 and preview.ndim == 4 and preview.shape[-1] == 3
+    newest = Path(folder_paths.get_full_path("loras", name))
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        loaded = host.LoraLoaderModelOnly().load_lora_model_only(teacher[0], newest.name, 1.0)[0]
+    assert "not loaded" not in caplog.text.lower()
+    assert len(loaded.patches) == len(tensors) // 3 == 33
+    noise, sigmas = seen["noise"], seen["sigmas"].float()
+
+    class Fixed:
+        seed = 0
+
+        def generate_noise(self, latent):
+            return noise
+
+    from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+
+    sampler = run(host, "FewstepSampler", churn=0.0, order="1")[0]
+    with torch.inference_mode():
+        guider = CFGGuider.execute(loaded, teacher[2], teacher[3], 1.0).result[0]
+        out = SamplerCustomAdvanced.execute(
+            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
+        ).result[0]
+    image = teacher[0].model.process_latent_in(out["samples"])
+    assert (image - seen["student"]).abs().max() < 1e-3
+    with torch.inference_mode():
+        loaded, sampler, sigmas, cfg = run(
+            host, "FewstepLoadLora", model=teacher[0], lora_name=newest.name, strength=1.0
+        )
+        guider = CFGGuider.execute(loaded, teacher[2], teacher[3], cfg).result[0]
+        again = SamplerCustomAdvanced.execute(
+            Fixed(), guider, sampler, sigmas, {"samples": torch.zeros(noise.shape)}
+        ).result[0]
+    assert torch.equal(again["samples"], out["samples"])
+    assert (seen["student"] - seen["base"]).abs().max() > 1e-2  # and it does something
+
+
+def test_training_leaves_the_model_as_it_was(host, teacher):
+    before = sample_custom(
+        host,
+        teacher[0],
+        2.0,
+        teacher,
+        run(host, "FewstepSampler", churn=0.0, order="1")[0],
+        torch.tensor([1.0, 0.5, 0.0]),
+    )
+    distil(host, teacher, updates=3)
+    import comfy.model_management
+
+    assert not comfy.model_management.in_training
+    after = sample_custom(
+        host,
+        teacher[0],
+        2.0,
+        teacher,
+        run(host, "FewstepSampler", churn=0.0, order="1")[0],
+        torch.tensor([1.0, 0.5, 0.0]),
+    )
+    assert torch.equal(before, after)
+
+
+def test_same_seed_same_lora(host, teacher):
+    first = distil(host, teacher, updates=3, seed=5)[0]
+    shutil.rmtree(
+        pack(host, "nodes.comfy.folders").of_user("runs")
+    )  # or the second would be taken from there
+    second, other = (distil(host, teacher, updates=3, seed=s)[0] for s in (5, 6))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"positive": []}, "positive must hold at least one"),
+        ({"name": "///"}, "name must hold"),
+        ({"steps": 0}, "steps must be a whole number from 1 to"),
+    ],
+)
+def test_bad_distil_inputs_are_refused_before_the_model_is_loaded(host, teacher, changes, why, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(pack(host, "nodes.comfy.session"), "training_session", never)
+    with pytest.raises(ValueError, match=why):
+        distil(host, teacher, **changes)
