@@ -3,7 +3,7 @@
 WEB_DIRECTORY = "./js"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     """ComfyUI asks for the extension here; nothing is imported before."""
     from .nodes import FewstepExtension
 

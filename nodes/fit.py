@@ -76,68 +76,7 @@ class Fit(io.ComfyNode):
                     optional=True,
                     tooltip="The guidance that you use with this model. A guider has its own.",
                 ),
-                io.String.Input(
-                    "steps",
-                    default="1, 2, 3, 4, 6, 8",
-                    optional=True,
-                    tooltip="Step counts between commas, a solver is fitted for each; 1 to 12.",
-                ),
-                io.Int.Input(
-                    "use_steps",
-                    default=4,
-                    min=1,
-                    max=12,
-                    optional=True,
-                    tooltip="Which of them is handed on; the nearest where it is not among them.",
-                ),
-                io.Int.Input(
-                    "trajectories",
-                    default=64,
-                    min=4,
-                    max=4096,
-                    optional=True,
-                    tooltip="Pictures that the model draws with many steps, to learn from. More are more "
-                    "certain.",
-                ),
-                io.Float.Input(
-                    "minutes",
-                    default=5.0,
-                    min=0.1,
-                    max=1440.0,
-                    step=0.5,
-                    optional=True,
-                    tooltip="After that time nothing is refined further. Trajectories are finished in any "
-                    "case, and kept for the next fit.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    optional=True,
-                    control_after_generate=FIXED,
-                    tooltip="Of the starting noises. Trajectories of another seed have to be worked out "
-                    "anew.",
-                ),
-                io.Int.Input(
-                    "reference_steps",
-                    default=60,
-                    min=24,
-                    max=1000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps of the trajectories: more are nearer to the converged picture.",
-                ),
-                io.Float.Input(
-                    "limit_gib",
-                    default=8.0,
-                    min=0.1,
-                    max=4096.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Disk space for trajectories, in GiB; those unused for longest are removed.",
-                ),
+                *_settings(),
             ],
             outputs=[
                 recipes.RECIPE.Output(display_name="RECIPE"),
@@ -197,6 +136,72 @@ class Fit(io.ComfyNode):
         shown = show.output(cls, picture, data)
         show.say(cls.hidden.unique_id, recipes.summary(recipe))
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
+
+
+def _settings() -> list:
+    """What a fit may cost, and what it is for."""
+    return [
+        io.String.Input(
+            "steps",
+            default="1, 2, 3, 4, 6, 8",
+            optional=True,
+            tooltip="Step counts between commas, a solver is fitted for each; 1 to 12.",
+        ),
+        io.Int.Input(
+            "use_steps",
+            default=4,
+            min=1,
+            max=12,
+            optional=True,
+            tooltip="Which of them is handed on; the nearest where it is not among them.",
+        ),
+        io.Int.Input(
+            "trajectories",
+            default=64,
+            min=4,
+            max=4096,
+            optional=True,
+            tooltip="Pictures that the model draws with many steps, to learn from. More are more certain.",
+        ),
+        io.Float.Input(
+            "minutes",
+            default=5.0,
+            min=0.1,
+            max=1440.0,
+            step=0.5,
+            optional=True,
+            tooltip="After that time nothing is refined further. Trajectories are finished in any "
+            "case, and kept for the next fit.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            optional=True,
+            control_after_generate=FIXED,
+            tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew.",
+        ),
+        io.Int.Input(
+            "reference_steps",
+            default=60,
+            min=24,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps of the trajectories: more are nearer to the converged picture.",
+        ),
+        io.Float.Input(
+            "limit_gib",
+            default=8.0,
+            min=0.1,
+            max=4096.0,
+            step=0.5,
+            optional=True,
+            advanced=True,
+            tooltip="Disk space for trajectories, in GiB; those unused for longest are removed.",
+        ),
+    ]
 
 
 def guider_of(

@@ -15,6 +15,7 @@ from ..diffusion.faults import BadValue, Message
 from ..training.formats.files import check_folder, free_name, load_recipe, save_recipe
 from ..training.formats.recipe import Recipe
 from .comfy import levels
+from .comfy.fingerprints import base_of
 from .sampling import recipe_sampler
 from .show import file_stem
 

@@ -10,6 +10,7 @@ Its `identity` is what a trajectory cache is found by: hashes of `fingerprints`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -30,9 +31,19 @@ class Prompts(CFGGuider):
     """
 
     def inner_sample(
-        self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
-        latent_shapes=None,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        device: torch.device,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: torch.Tensor | None,
+        callback: Callable | None,
+        disable_pbar: bool,
+        seed: int | None,
+        latent_shapes: list | None = None,
+    ) -> torch.Tensor:
+        """As the host's, with every prompt made ready."""
         every, self.prompts = self.conds, []
         for entry in every["positive"]:
             self.conds = {**every, "positive": [entry]}

@@ -200,7 +200,7 @@ def state_dict(name, blocks=2):
 
 
 def quantised(tensors, layout="float8_e4m3fn"):
-    """The state dict with its blocks' Linear weights in ComfyUI's own quantised layout."""
+    """The state dict with its blocks' Linear weights in ComfyUI's own quantised format."""
     out = dict(tensors)
     for key, weight in tensors.items():
         if key.endswith(".weight") and weight.ndim == 2 and "blocks" in key and "norm" not in key:
@@ -208,7 +208,7 @@ def quantised(tensors, layout="float8_e4m3fn"):
             prefix = key.removesuffix("weight")
             out[key], out[f"{prefix}weight_scale"] = (weight / scale).to(torch.float8_e4m3fn), scale
             out[f"{prefix}comfy_quant"] = torch.tensor(
-                list(json.dumps({"layout": layout}).encode()), dtype=torch.uint8
+                list(json.dumps({"format": layout}).encode()), dtype=torch.uint8
             )
     return out
 

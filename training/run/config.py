@@ -57,35 +57,23 @@ RANGES = {"shift": (1e-3, 1e3), "cfg": (1, 100), "ema": (0, 1), "lr": (0, 1), "o
 class DistilConfig:
     """Settings of one run; raises ValueError for a value out of range, naming it.
 
-    method       phased                the teacher's cached trajectories, piece by piece (PCM; phases 1: LCM)
-                 consistency           the teacher solves a short step at every draw, from fresh noise on its
-                                       pictures
-                 consistency-training  the same without a teacher's step: for pictures of another origin
-                 reflow                pairs of noise and picture, straight velocities, `rounds` times
-                 rectified-diffusion   pairs, in the model's own prediction kind and time
-                 windowed-reflow       the pieces of cached trajectories made straight (PeRFlow)
-                 restoration           pictures destroyed by `process`, which the student learns to undo
-                                       (`restoration`)
+    method       one of `methods.names()`; each file of `methods` says what its method does
     steps        sampling steps the LoRA is made for
     updates      optimiser updates
     batch        samples an update; micro: samples of one forward and backward pass, None for all of them
     chunk        samples of one call of the model where nothing is trained; lower it when memory runs out
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
     image_steps  solver steps for each of them (second order), a multiple of `phases`, for phased of `steps`
-                 too; None for about 8.
-                 The first is halved
+                 too; None for about 8. The first is halved
     shift        of the grid that teacher and student step along: above 1 more of it lies near the noise,
-                 where it is decided
-                 what the picture will be
+                 where it is decided what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
     phases       parts of the trajectory within which the student is consistent (PCM) or straight, None for as
-                 many as steps; 1:
-                 all the way
+                 many as steps; 1: all the way
     between      points kept inside each phase, from which a phased student learns too; 0: only the phases'
                  starts
     one_step     share of each phased batch that learns the whole way from pure noise: sampling in 1 step
-                 gains what sampling in as
-                 many steps as phases loses, as both ask the same there
+                 gains what sampling in as many steps as phases loses, as both ask the same there
     rounds       of reflow: after the first the pairs are the student's own of the round before
     intervals    of the grid whose neighbours a consistency method compares, rounded up to whole phases;
                  curriculum: begin with few
@@ -93,8 +81,7 @@ class DistilConfig:
     target       whose prediction is learnt: the student's own without gradient, or its EMA's
     metric       "l2", "l1" or "pseudo-huber"
     times        how noise levels are drawn (`methods.times`); weighting: of the loss by noise level, a name
-                 of
-                 `diffusion.weightings`
+                 of `diffusion.weightings`
     ema          decay an update of the averaged adapter, which is the one saved
     process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in
                  `formats.processes.KINDS`
@@ -153,9 +140,9 @@ class DistilConfig:
                 "alpha must be a number above 0, got {got!r}. Leave it out for the rank.", got=self.alpha
             )
         patterns = {name: check_texts(name, getattr(self, name), "*attn*") for name in ("include", "exclude")}
-        normalise(self, **patterns, process=self._process())
+        normalise(self, **patterns, process=_process_of(self))
         normalise(self, phases=self.steps if self.phases is None else self.phases)
-        normalise(self, image_steps=self._image_steps())
+        normalise(self, image_steps=_image_steps_of(self))
         if self.rounds > 1 and not methods.get(self.method).in_rounds:
             raise BadValue(
                 "rounds must be 1 for the method {method}, got {got}. Only reflow and rectified-diffusion "
@@ -163,52 +150,6 @@ class DistilConfig:
                 method=self.method,
                 got=self.rounds,
             )
-
-    def _process(self) -> tuple:
-        """The forward process that a restorer learns to undo, with every option filled in; () for others."""
-        if self.restores != bool(self.process):
-            raise BadValue(
-                "process must be given for the method restoration and for no other, got {got!r} for "
-                "{method}.",
-                got=self.process,
-                method=self.method,
-            )
-        if not self.process:
-            return ()
-        try:
-            process = checked(self.process)
-        except TypeError as error:  # a kind that can't be looked up
-            raise BadValue(
-                'process must be a list of parts such as {{"kind": "pixelate", "largest": 8}}, got {got!r}.',
-                got=self.process,
-            ) from error
-        process_of(process)
-        if self.weighting != "none":
-            raise BadValue(
-                "weighting must be none for the method restoration, got {got}.", got=self.weighting
-            )
-        return process
-
-    def _image_steps(self) -> int:
-        """Solver steps of a trajectory: as given, or about 8."""
-        least = self.phases
-        if methods.get(self.method).on_the_grid:  # no level of the student lies inside a longer phase
-            least = math.lcm(self.phases, self.steps)
-            if self.phases > self.steps:
-                raise BadValue(
-                    "phases must be at most steps ({steps}), got {got}.", steps=self.steps, got=self.phases
-                )
-        steps = least * math.ceil(8 / least) if self.image_steps is None else self.image_steps
-        check_whole("image_steps", steps, *WHOLE["image_steps"])
-        if steps % least:
-            raise BadValue(
-                "image_steps must be a multiple of phases ({phases}) and, for phased, of steps ({steps}), "
-                "got {got}. Leave it out.",
-                phases=self.phases,
-                steps=self.steps,
-                got=steps,
-            )
-        return steps
 
     @property
     def restores(self) -> bool:
@@ -231,3 +172,42 @@ class DistilConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` gives an equal config back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _process_of(config: DistilConfig) -> tuple:
+    """The forward process that a restorer learns to undo, with every option filled in; () for others."""
+    if config.restores != bool(config.process):
+        raise BadValue(
+            "process must be given for the method restoration and for no other, got {got!r} for {method}.",
+            got=config.process,
+            method=config.method,
+        )
+    if not config.process:
+        return ()
+    process = checked(config.process)
+    process_of(process)
+    if config.weighting != "none":
+        raise BadValue("weighting must be none for the method restoration, got {got}.", got=config.weighting)
+    return process
+
+
+def _image_steps_of(config: DistilConfig) -> int:
+    """Solver steps of a trajectory: as given, or about 8."""
+    least = config.phases
+    if methods.get(config.method).on_the_grid:  # no level of the student lies inside a longer phase
+        least = math.lcm(config.phases, config.steps)
+        if config.phases > config.steps:
+            raise BadValue(
+                "phases must be at most steps ({steps}), got {got}.", steps=config.steps, got=config.phases
+            )
+    steps = least * math.ceil(8 / least) if config.image_steps is None else config.image_steps
+    check_whole("image_steps", steps, *WHOLE["image_steps"])
+    if steps % least:
+        raise BadValue(
+            "image_steps must be a multiple of phases ({phases}) and, for phased, of steps ({steps}), "
+            "got {got}. Leave it out.",
+            phases=config.phases,
+            steps=config.steps,
+            got=steps,
+        )
+    return steps

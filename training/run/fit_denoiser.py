@@ -1,4 +1,4 @@
-"""A solver fitted to any Python function that denoises, and sampling with it: for programs without ComfyUI."""
+"""A solver fitted to any Python function that denoises, and sampling with it, for programs of one's own."""
 
 import dataclasses
 import math

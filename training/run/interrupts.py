@@ -3,10 +3,11 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def held_back():
+def held_back() -> Iterator[None]:
     """Let a Ctrl-C that comes meanwhile take effect at the block's end. Signals reach the main thread alone;
     elsewhere nothing is done.
     """

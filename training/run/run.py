@@ -128,24 +128,7 @@ class Run:
 
     def context(self) -> Context:
         """What the method sees, at this update."""
-        return Context(
-            path=self.denoiser.path,
-            shape=tuple(self.denoiser.shape),
-            noise_scale=self.task.noise_scale,
-            phases=self.phases,
-            data=self.source.data,
-            generator=self.generator,
-            student=self.student.student,
-            target=self.student.target,
-            teacher=self.student.teacher,
-            metric=self.metric,
-            kind=self.kind,
-            times=self.times,
-            weighting=self.weighting,
-            settings=self.config,
-            done=self.done,
-            seen=self.task.seen,
-        )
+        return _context_of(self)
 
     def update(self) -> float:
         """One optimiser update; returns the loss. Cut off in the middle it leaves the state as it was before,
@@ -185,17 +168,7 @@ class Run:
 
     def recipe(self) -> Recipe:
         """How to sample with it."""
-        config = self.config
-        return Recipe(
-            method=config.method,
-            path=self.denoiser.path.name,
-            sigmas=tuple(self.task.sigmas_for(config.steps).tolist()),
-            churn=self.task.churn,
-            cfg=1.0,
-            shift=config.shift,
-            base=self.denoiser.base,
-            trained=_trained(self),
-        )
+        return _recipe_of(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the LoRA with its recipe, whole or not at all."""
@@ -231,6 +204,41 @@ class Run:
 def _first_update(number: int, config: DistilConfig) -> int:
     """The update at which a round begins."""
     return -(-number * config.updates // config.rounds)
+
+
+def _context_of(run: Run) -> Context:
+    return Context(
+        path=run.denoiser.path,
+        shape=tuple(run.denoiser.shape),
+        noise_scale=run.task.noise_scale,
+        phases=run.phases,
+        data=run.source.data,
+        generator=run.generator,
+        student=run.student.student,
+        target=run.student.target,
+        teacher=run.student.teacher,
+        metric=run.metric,
+        kind=run.kind,
+        times=run.times,
+        weighting=run.weighting,
+        settings=run.config,
+        done=run.done,
+        seen=run.task.seen,
+    )
+
+
+def _recipe_of(run: Run) -> Recipe:
+    config = run.config
+    return Recipe(
+        method=config.method,
+        path=run.denoiser.path.name,
+        sigmas=tuple(run.task.sigmas_for(config.steps).tolist()),
+        churn=run.task.churn,
+        cfg=1.0,
+        shift=config.shift,
+        base=run.denoiser.base,
+        trained=_trained(run),
+    )
 
 
 def _trained(run: Run) -> dict:

@@ -84,7 +84,7 @@ class Student:
         churn: float = 0.0,
         seed: int = 0,
     ) -> torch.Tensor:
-        """Images (B, ...) of those adapter weights without guidance, from unit noise (B, ...); model space."""
+        """Images (B, ...) of those adapter weights, unguided, from unit noise (B, ...); model space."""
         with self.lora.using(adapter):
             return in_chunks(self.asked, noise, condition, 1.0, sigmas, chunk=SHARD, churn=churn, seed=seed)
 
