@@ -153,8 +153,8 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
     """
     run, node, bar = job.run, order.node, None
     if job.resumed:
-        going_on = "Going on at update {done} of {updates}"
-        show.say(node, Message(going_on, done=job.resumed, updates=run.config.updates))
+        updates = run.config.updates
+        show.say(node, Message("Going on at update {done} of {updates}", done=job.resumed, updates=updates))
     try:
         for progress in job.progress():
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
@@ -166,8 +166,15 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
     except (Exception, comfy.model_management.InterruptProcessingException):
         # the cancel is no Exception in newer hosts
         if run.done:
-            stopped = "Stopped after {done} updates. Saved {file}. Queue again to go on."
-            show.say(node, Message(stopped, done=run.done, file=_save(job, folder, order.name).name))
+            path = _save(job, folder, order.name)
+            show.say(
+                node,
+                Message(
+                    "Stopped after {done} updates. Saved {file}. Queue again to go on.",
+                    done=run.done,
+                    file=path.name,
+                ),
+            )
         raise
     path = _save(job, folder, order.name)
     show.say(node, _saved(run, path))
@@ -220,8 +227,10 @@ def _progress(progress):
     )
 
 
-def _time(seconds):
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+def _time(seconds: float) -> Message:
+    if seconds < 3600:
+        return Message("{minutes:.1f} min", minutes=seconds / 60)
+    return Message("{hours:.1f} h", hours=seconds / 3600)
 
 
 def _preview(run, vae):
