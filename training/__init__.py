@@ -12,7 +12,7 @@ What scripts need most is here under a short name, and imported when it is asked
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .run.fitting import fit_denoiser, sample_recipe
+    from .run.fit_denoiser import fit_denoiser, sample_recipe
 
 __all__ = ["fit_denoiser", "sample_recipe"]
 
@@ -20,9 +20,9 @@ __all__ = ["fit_denoiser", "sample_recipe"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .run import fitting
+    from .run import fit_denoiser as module
 
-    return getattr(fitting, name)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fewstep import training
-from fewstep.training.run import fitting
+from fewstep.training.run import fit_denoiser as module
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
@@ -20,13 +20,13 @@ import conftest
 import fewstep.training
 print(*sorted(name for name in sys.modules if name.startswith("fewstep")))
 from fewstep.training import fit_denoiser
-print("fewstep.training.run.fitting" in sys.modules)
+print("fewstep.training.run.fit_denoiser" in sys.modules)
 """
 
 
 @pytest.mark.parametrize("name", training.__all__)
 def test_a_short_name_is_the_function_itself(name):
-    assert getattr(training, name) is getattr(fitting, name)
+    assert getattr(training, name) is getattr(module, name)
     assert name in dir(training)
 
 

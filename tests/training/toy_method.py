@@ -1,4 +1,4 @@
-"""A method in a file of its own, as somebody would add one: the student learns the teacher's answer at one noise level."""
+"""A method as somebody would add one: the student learns the teacher's answer at one noise level."""
 
 from fewstep.training.methods.consistency import noised
 from fewstep.training.methods.method import Method, draw_samples
