@@ -39,16 +39,24 @@ export function makeActions(app, api, store, onLost) {
   let run = null;
 
   async function perform(name, act) {
-    if (store.acting) return;
+    if (store.acting) {
+      return;
+    }
     const asked = run;
     store.act(true);
     showActing();
     try {
       await act({ app, api }, asked);
-      if (stamp(run) === stamp(asked)) inform(name in DONE ? t(DONE[name]) : "");
+      if (stamp(run) === stamp(asked)) {
+        inform(name in DONE ? t(DONE[name]) : "");
+      }
     } catch (error) {
-      if (run.id === asked.id) inform(error.message, true);
-      if (name !== "use") store.load();      // it may be another run by now, or none: of another page, or of a server anew
+      if (run.id === asked.id) {
+        inform(error.message, true);
+      }
+      if (name !== "use") {
+        store.load();
+      }      // it may be another run by now, or none: of another page, or of a server anew
     } finally {
       store.act(false);
       showActing();
@@ -59,9 +67,14 @@ export function makeActions(app, api, store, onLost) {
   function showActing() {
     const { acting } = store;
     mark(row, "aria-busy", acting);
-    for (const node of [...Object.values(buttons), remove]) mark(node, "aria-disabled", acting);
-    if (acting) inform(t("panel.working"));
-    else if (message.textContent === t("panel.working")) inform("");
+    for (const node of [...Object.values(buttons), remove]) {
+      mark(node, "aria-disabled", acting);
+    }
+    if (acting) {
+      inform(t("panel.working"));
+    } else if (message.textContent === t("panel.working")) {
+      inform("");
+    }
   }
 
   async function forget() {
@@ -87,7 +100,9 @@ export function makeActions(app, api, store, onLost) {
   }
 
   question.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
+    if (event.key !== "Escape") {
+      return;
+    }
     event.stopPropagation();
     confirm(false);
   });
@@ -96,17 +111,27 @@ export function makeActions(app, api, store, onLost) {
     const other = newRun.id !== run?.id;
     const before = run && stamp(run);
     run = newRun;
-    if (before !== stamp(run)) inform("");
+    if (before !== stamp(run)) {
+      inform("");
+    }
     showActing();
-    if (other || isLive(run)) [question.hidden, row.hidden] = [true, false];
-    for (const [name, node] of Object.entries(buttons)) reveal(node, ACTIONS[name].for(run));
+    if (other || isLive(run)) {
+      [question.hidden, row.hidden] = [true, false];
+    }
+    for (const [name, node] of Object.entries(buttons)) {
+      reveal(node, ACTIONS[name].for(run));
+    }
     reveal(remove, !isLive(run));
     const main = isLive(run) ? null : MAIN.find((name) => ACTIONS[name].for(run));
-    for (const name of MAIN) buttons[name].classList.toggle("fewstep-primary", name === main);
+    for (const name of MAIN) {
+      buttons[name].classList.toggle("fewstep-primary", name === main);
+    }
   }
 
   function reveal(node, yes) {
-    if (!yes && node === document.activeElement) onLost();
+    if (!yes && node === document.activeElement) {
+      onLost();
+    }
     node.hidden = !yes;
   }
 

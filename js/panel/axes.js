@@ -2,7 +2,9 @@
 
 /** {log, from, to, ticks, at(value) -> 0..1} for values from low to high. */
 export function axis(low, high, count = 4) {
-  if (low > 0 && high / low > 10) return logarithmic(low, high, count);
+  if (low > 0 && high / low > 10) {
+    return logarithmic(low, high, count);
+  }
   const room = low === high ? Math.abs(low) / 2 || 1 : 0;
   const step = roundStep((high - low + 2 * room) / count);
   const from = Math.floor((low - room) / step + 1e-9) * step;
@@ -19,7 +21,9 @@ function logarithmic(low, high, count) {
   for (let power = Math.floor(Math.log10(from)); power <= Math.log10(to); power++) {
     for (const digit of decades < 2 ? [1, 2, 5] : decades < 3 ? [1, 3] : [1]) {
       const value = Number(`${digit}e${power}`);
-      if (value >= from && value <= to && power % every === 0) found.push(value);
+      if (value >= from && value <= to && power % every === 0) {
+        found.push(value);
+      }
     }
   }
   return { log: true, from, to, ticks: found, at };
@@ -41,8 +45,14 @@ function roundStep(least) {
 
 export function label(value) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))}M`;
-  if (size >= 1e4) return `${Number((value / 1e3).toPrecision(3))}k`;
-  if (size > 0 && size < 1e-3) return value.toExponential(0).replace("e+", "e");
+  if (size >= 1e6) {
+    return `${Number((value / 1e6).toPrecision(3))}M`;
+  }
+  if (size >= 1e4) {
+    return `${Number((value / 1e3).toPrecision(3))}k`;
+  }
+  if (size > 0 && size < 1e-3) {
+    return value.toExponential(0).replace("e+", "e");
+  }
   return String(Number(value.toPrecision(3)));
 }

@@ -25,7 +25,9 @@ export function makeChart() {
   function draw() {
     frame = 0;
     const [width, height, ratio] = [place.clientWidth, place.clientHeight, devicePixelRatio || 1];
-    if (!run || !width) return;
+    if (!run || !width) {
+      return;
+    }
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
@@ -51,7 +53,9 @@ export function makeChart() {
 
   function tell(found, area) {
     values.hidden = !found?.loss && !found?.fidelity;
-    if (values.hidden) return;
+    if (values.hidden) {
+      return;
+    }
     say(values, describe(found));
     const x = area.left + ((found.column + 0.5) / area.columns) * area.width;
     values.style.left = `${Math.max(0, Math.min(place.clientWidth - values.offsetWidth, x - values.offsetWidth / 2))}px`;
@@ -70,16 +74,24 @@ export function makeChart() {
 
   function onKey(event) {
     const moves = { ArrowLeft: -0.01, ArrowRight: 0.01, Home: -1, End: 1 };
-    if (event.key === "Escape") leave();
-    if (!(event.key in moves)) return;
+    if (event.key === "Escape") {
+      leave();
+    }
+    if (!(event.key in moves)) {
+      return;
+    }
     event.preventDefault();
     event.stopPropagation();
     at = Math.max(0, Math.min(1, (at ?? 1) + moves[event.key]));
     dirty();
   }
 
-  for (const name of ["pointermove", "pointerdown"]) canvas.addEventListener(name, point);
-  for (const name of ["pointerleave", "blur"]) canvas.addEventListener(name, leave);
+  for (const name of ["pointermove", "pointerdown"]) {
+    canvas.addEventListener(name, point);
+  }
+  for (const name of ["pointerleave", "blur"]) {
+    canvas.addEventListener(name, leave);
+  }
   canvas.addEventListener("keydown", onKey);
   const sizes = new ResizeObserver(dirty);
   sizes.observe(place);
@@ -111,7 +123,9 @@ function describe({ update, loss, fidelity }) {
     const range = loss.count > 1 && short(loss.low) !== short(loss.high) ? ` (${short(loss.low)} – ${short(loss.high)})` : "";
     parts.push(t("panel.at.loss", { value: short(loss.mean) + range }));
   }
-  if (fidelity) parts.push(t("panel.at.fidelity", { value: short(fidelity.value), update: whole(fidelity.update) }));
+  if (fidelity) {
+    parts.push(t("panel.at.fidelity", { value: short(fidelity.value), update: whole(fidelity.update) }));
+  }
   return parts.join("\n");
 }
 

@@ -23,9 +23,15 @@ export class Curve {
   /** points: [[update, value], ...]. An update that was there replaces what was from it on: a resumed run goes over it again. */
   append(points) {
     for (const [update, value] of points) {
-      if (!Number.isFinite(update) || !Number.isFinite(value)) continue;
-      if (this.length && update <= this.last) this.cut(update);
-      if (this.length === this.values.length) this.grow();
+      if (!Number.isFinite(update) || !Number.isFinite(value)) {
+        continue;
+      }
+      if (this.length && update <= this.last) {
+        this.cut(update);
+      }
+      if (this.length === this.values.length) {
+        this.grow();
+      }
       this.updates[this.length] = update;
       this.values[this.length] = value;
       this.count(this.length++);
@@ -40,7 +46,9 @@ export class Curve {
 
   /** Which updates are shown on how many pixel columns; counts anew only when that changed. */
   view(to, columns) {
-    if (to === this.to && columns === this.columns) return;
+    if (to === this.to && columns === this.columns) {
+      return;
+    }
     this.to = to;
     this.columns = columns;
     this.lows = new Float64Array(columns);
@@ -59,8 +67,11 @@ export class Curve {
     let [from, to] = [0, this.length];
     while (from < to) {
       const middle = (from + to) >> 1;
-      if (this.updates[middle] < update) from = middle + 1;
-      else to = middle;
+      if (this.updates[middle] < update) {
+        from = middle + 1;
+      } else {
+        to = middle;
+      }
     }
     return from;
   }
@@ -85,16 +96,26 @@ export class Curve {
     this.highs.fill(-Infinity);
     this.sums.fill(0);
     this.counts.fill(0);
-    for (let i = 0; i < this.length; i++) this.count(i);
+    for (let i = 0; i < this.length; i++) {
+      this.count(i);
+    }
   }
 
   count(i) {
     const value = this.values[i];
     const column = this.column(this.updates[i]);
-    if (value < this.lows[column]) this.lows[column] = value;
-    if (value > this.highs[column]) this.highs[column] = value;
-    if (value < this.low) this.low = value;
-    if (value > this.high) this.high = value;
+    if (value < this.lows[column]) {
+      this.lows[column] = value;
+    }
+    if (value > this.highs[column]) {
+      this.highs[column] = value;
+    }
+    if (value < this.low) {
+      this.low = value;
+    }
+    if (value > this.high) {
+      this.high = value;
+    }
     this.sums[column] += value;
     this.counts[column]++;
   }
@@ -111,10 +132,16 @@ export class Curve {
 function box(values, radius) {
   const sums = new Float64Array(values.length);
   let sum = 0;
-  for (let i = 0; i < Math.min(radius, values.length); i++) sum += values[i];
+  for (let i = 0; i < Math.min(radius, values.length); i++) {
+    sum += values[i];
+  }
   for (let i = 0; i < values.length; i++) {
-    if (i + radius < values.length) sum += values[i + radius];
-    if (i > radius) sum -= values[i - radius - 1];
+    if (i + radius < values.length) {
+      sum += values[i + radius];
+    }
+    if (i > radius) {
+      sum -= values[i - radius - 1];
+    }
     sums[i] = sum;
   }
   return sums;
@@ -123,9 +150,13 @@ function box(values, radius) {
 /** Up to which update to show: all that is planned, or a half, a quarter, ... of it while the run has not got there. */
 export function reach(last, total, ended) {
   const end = Math.max(1, last);
-  if (ended || !(total >= end)) return end;
+  if (ended || !(total >= end)) {
+    return end;
+  }
   let to = total;
-  while (to / 2 >= end) to /= 2;
+  while (to / 2 >= end) {
+    to /= 2;
+  }
   return to;
 }
 
@@ -143,11 +174,15 @@ export function lookUp({ loss, fidelity }, column) {
   if (nearest !== null) {
     const count = loss.counts[nearest];
     found.loss = { mean: loss.sums[nearest] / count, low: loss.lows[nearest], high: loss.highs[nearest], count };
-    if (count === 1) found.update = loss.updates[loss.find((nearest / loss.columns) * loss.to)] ?? found.update;
+    if (count === 1) {
+      found.update = loss.updates[loss.find((nearest / loss.columns) * loss.to)] ?? found.update;
+    }
   }
   if (fidelity.length) {
     let i = Math.min(fidelity.length - 1, fidelity.find(found.update));
-    if (i > 0 && found.update - fidelity.updates[i - 1] < fidelity.updates[i] - found.update) i--;
+    if (i > 0 && found.update - fidelity.updates[i - 1] < fidelity.updates[i] - found.update) {
+      i--;
+    }
     found.fidelity = { update: fidelity.updates[i], value: fidelity.values[i] };
   }
   return found;
@@ -155,8 +190,12 @@ export function lookUp({ loss, fidelity }, column) {
 
 function nearestColumn(curve, column) {
   for (let away = 0; away < curve.columns; away++) {
-    if (curve.counts[column - away]) return column - away;
-    if (curve.counts[column + away]) return column + away;
+    if (curve.counts[column - away]) {
+      return column - away;
+    }
+    if (curve.counts[column + away]) {
+      return column + away;
+    }
   }
   return null;
 }
@@ -170,7 +209,9 @@ export function drawCurves(context, area, { loss, fidelity, to, colours, at = nu
   context.font = "10px sans-serif";
   context.lineJoin = "bevel";
   drawUpdates(context, area, x, to, colours);
-  if (shown !== null) vertical(context, area, x(shown), colours.grid, [2, 3]);
+  if (shown !== null) {
+    vertical(context, area, x(shown), colours.grid, [2, 3]);
+  }
   const height = (scale) => (value) => area.top + area.height * (1 - scale.at(value));
   if (loss.length) {
     const scale = axis(loss.low, loss.high);
@@ -182,7 +223,9 @@ export function drawCurves(context, area, { loss, fidelity, to, colours, at = nu
     drawValues(context, area, scale, height(scale), colours, false);
     drawFidelity(context, fidelity, x, height(scale), colours.fidelity);
   }
-  if (at !== null) vertical(context, area, middle(at), colours.text, []);
+  if (at !== null) {
+    vertical(context, area, middle(at), colours.text, []);
+  }
 }
 
 function drawUpdates(context, area, x, to, colours) {
@@ -190,7 +233,9 @@ function drawUpdates(context, area, x, to, colours) {
   context.textAlign = "center";
   context.textBaseline = "top";
   for (const update of ticks(0, to, Math.max(2, area.width / 70))) {
-    if (Number.isInteger(update)) context.fillText(label(update), x(update), area.top + area.height + 5);
+    if (Number.isInteger(update)) {
+      context.fillText(label(update), x(update), area.top + area.height + 5);
+    }
   }
 }
 
@@ -203,7 +248,9 @@ function drawValues(context, area, scale, y, colours, left) {
   for (const value of scale.ticks) {
     const at = Math.round(y(value)) + 0.5;
     context.fillText(label(value), left ? area.left - 5 : area.left + area.width + 5, at);
-    if (left) line(context, [[area.left, at], [area.left + area.width, at]]);
+    if (left) {
+      line(context, [[area.left, at], [area.left + area.width, at]]);
+    }
   }
 }
 
@@ -212,9 +259,13 @@ function drawLoss(context, curve, x, y, colour) {
   const raw = [];
   const smooth = [];
   for (let i = 0; i < curve.columns; i++) {
-    if (!curve.counts[i]) continue;
+    if (!curve.counts[i]) {
+      continue;
+    }
     raw.push([x(i), y(curve.lows[i])]);
-    if (curve.counts[i] > 1) raw.push([x(i), y(curve.highs[i])]);
+    if (curve.counts[i] > 1) {
+      raw.push([x(i), y(curve.highs[i])]);
+    }
     smooth.push([x(i), y(means[i])]);
   }
   context.strokeStyle = colour;
@@ -229,17 +280,24 @@ function drawLoss(context, curve, x, y, colour) {
 function drawFidelity(context, curve, x, y, colour) {
   const points = [];
   const few = 6 * curve.length <= curve.columns;
-  if (few) for (let i = 0; i < curve.length; i++) points.push([x(curve.updates[i]), y(curve.values[i])]);
-  else {
+  if (few) {
+    for (let i = 0; i < curve.length; i++) {
+      points.push([x(curve.updates[i]), y(curve.values[i])]);
+    }
+  } else {
     for (let i = 0; i < curve.columns; i++) {
       const at = x(((i + 0.5) / curve.columns) * curve.to);
-      if (curve.counts[i]) points.push([at, y(curve.lows[i])], [at, y(curve.highs[i])]);
+      if (curve.counts[i]) {
+        points.push([at, y(curve.lows[i])], [at, y(curve.highs[i])]);
+      }
     }
   }
   context.strokeStyle = context.fillStyle = colour;
   context.lineWidth = 1.5;
   line(context, points);
-  if (!few) return;
+  if (!few) {
+    return;
+  }
   for (const [across, down] of points) {
     context.beginPath();
     context.arc(across, down, 2.5, 0, 2 * Math.PI);
@@ -257,6 +315,8 @@ function vertical(context, area, at, colour, dash) {
 
 function line(context, points) {
   context.beginPath();
-  for (const [x, y] of points) context.lineTo(x, y);
+  for (const [x, y] of points) {
+    context.lineTo(x, y);
+  }
   context.stroke();
 }

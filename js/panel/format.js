@@ -9,27 +9,41 @@ const MOMENT = { day: "numeric", month: "short", hour: "2-digit", minute: "2-dig
 let clock = null;       // slow to make
 
 export function timeLeft(seconds) {
-  if (!Number.isFinite(seconds)) return "";
-  if (seconds < 60) return t("panel.left.soon");
+  if (!Number.isFinite(seconds)) {
+    return "";
+  }
+  if (seconds < 60) {
+    return t("panel.left.soon");
+  }
   const minutes = Math.round(seconds / 60);
-  if (minutes < 60) return t("panel.left.minutes", { minutes });
+  if (minutes < 60) {
+    return t("panel.left.minutes", { minutes });
+  }
   const hours = Math.floor(minutes / 60);
-  if (hours < 24) return t("panel.left.hours", { hours, minutes: minutes % 60 });
+  if (hours < 24) {
+    return t("panel.left.hours", { hours, minutes: minutes % 60 });
+  }
   const all = Math.round(minutes / 60);
   return t("panel.left.days", { days: Math.floor(all / 24), hours: all % 24 });
 }
 
 export function memory(bytes) {
-  if (!Number.isFinite(bytes)) return NOTHING;
+  if (!Number.isFinite(bytes)) {
+    return NOTHING;
+  }
   const gib = bytes / GIB;
   return `${gib.toFixed(gib < 1 ? 2 : gib < 100 ? 1 : 0)} GiB`;
 }
 
 /** Three digits that mean something: 0.0312, 7.1, 240, 2.5e-5. */
 export function short(value) {
-  if (!Number.isFinite(value)) return NOTHING;
+  if (!Number.isFinite(value)) {
+    return NOTHING;
+  }
   const size = Math.abs(value);
-  if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  if (size >= 1e6 || (size > 0 && size < 1e-3)) {
+    return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  }
   return String(size >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
 }
 

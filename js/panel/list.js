@@ -28,19 +28,26 @@ export function makeList(onChoose) {
       used.add(row);
       row.show(runs[index], index, runs.length, runs[index].id === selected);
     }
-    for (const row of rows) row.element.hidden = !used.has(row);
+    for (const row of rows) {
+      row.element.hidden = !used.has(row);
+    }
   }
 
   function reveal(index) {
     const top = index * ROW;
-    if (top < element.scrollTop) element.scrollTop = top;
-    else if (top + ROW > element.scrollTop + element.clientHeight) element.scrollTop = top + ROW - element.clientHeight;
+    if (top < element.scrollTop) {
+      element.scrollTop = top;
+    } else if (top + ROW > element.scrollTop + element.clientHeight) {
+      element.scrollTop = top + ROW - element.clientHeight;
+    }
   }
 
   function onKey(event) {
     const page = Math.max(1, Math.floor(element.clientHeight / ROW) - 1);
     const moves = { ArrowUp: -1, ArrowDown: 1, PageUp: -page, PageDown: page, Home: -runs.length, End: runs.length };
-    if (!(event.key in moves) || !runs.length) return;
+    if (!(event.key in moves) || !runs.length) {
+      return;
+    }
     event.preventDefault();
     event.stopPropagation();                  // the canvas listens to arrows too
     const index = runs.findIndex((run) => run.id === selected) + moves[event.key];
@@ -53,7 +60,9 @@ export function makeList(onChoose) {
   element.addEventListener("keydown", onKey);
   element.addEventListener("click", (event) => {
     const row = event.target.closest("[data-run]");
-    if (row) onChoose(row.dataset.run);
+    if (row) {
+      onChoose(row.dataset.run);
+    }
   });
   const sizes = new ResizeObserver(draw);
   sizes.observe(element);
@@ -61,8 +70,11 @@ export function makeList(onChoose) {
   function show(newRuns, newSelected) {
     [runs, selected] = [newRuns, newSelected];
     rail.style.height = `${runs.length * ROW}px`;
-    if (runs.some((run) => run.id === selected)) mark(element, "aria-activedescendant", optionId(selected));
-    else element.removeAttribute("aria-activedescendant");
+    if (runs.some((run) => run.id === selected)) {
+      mark(element, "aria-activedescendant", optionId(selected));
+    } else {
+      element.removeAttribute("aria-activedescendant");
+    }
     draw();
   }
 
@@ -94,7 +106,9 @@ function makeRow() {
       what.title = what.textContent;
       say(time, isLive(run) ? timeLeft(run.seconds_left) : when(run.saved_at ?? run.started_at));
       share.hidden = !isLive(run) || !run.total;
-      if (!share.hidden) share.style.transform = `scaleX(${run.step / run.total})`;
+      if (!share.hidden) {
+        share.style.transform = `scaleX(${run.step / run.total})`;
+      }
     },
   };
 }

@@ -20,7 +20,9 @@ export function registerPanel(app, api, store = makeStore(api)) {
     tooltip: t("panel.tooltip"),
     type: "custom",
     render(place) {                       // comes again whenever the host draws its sidebar
-      if (view?.element.parentNode === place) return;
+      if (view?.element.parentNode === place) {
+        return;
+      }
       view?.close();
       view = openPanel(app, api, store);
       place.style.height = "100%";        // else the panel grows with its content, and the list scrolls away with it
@@ -44,7 +46,9 @@ function openPanel(app, api, store) {
   const begin = makeBegin(app, api, store);
   const element = make("div", "panel", {}, begin.element, problem, empty, body);
   element.addEventListener("keydown", (event) => {      // they delete the selected nodes, also where a button of ours has the focus
-    if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation();
+    if (event.key === "Delete" || event.key === "Backspace") {
+      event.stopPropagation();
+    }
   });
 
   function show() {
@@ -56,7 +60,9 @@ function openPanel(app, api, store) {
     body.hidden = none;
     list.show(store.runs, store.selected);
     details.element.hidden = !run;
-    if (run) details.show(run);
+    if (run) {
+      details.show(run);
+    }
   }
 
   let frame = 0;
@@ -86,7 +92,9 @@ function makeBegin(app, api, store) {
   let [busy, trouble] = [false, ""];
 
   async function begin() {
-    if (busy) return;
+    if (busy) {
+      return;
+    }
     setBusy(true);
     trouble = "";
     store.expect(true);

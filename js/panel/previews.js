@@ -35,7 +35,9 @@ export function makePreviews(api) {
     waiting.hidden = kept.length > 0;
     grid.hidden = !kept.length;
     chooser.hidden = kept.length < 2;
-    if (!kept.length) return;
+    if (!kept.length) {
+      return;
+    }
     const wanted = store.picked === null ? -1 : kept.indexOf(store.picked);
     const index = wanted < 0 ? kept.length - 1 : wanted;
     slider.max = kept.length - 1;
@@ -69,8 +71,12 @@ function makeColumn(names) {
     show(run, address) {
       say(title, t(`panel.columns.${names[Number(restores(run))]}`));
       image.alt = title.textContent;
-      if (address === source) return;
-      if (run.id !== id) image.removeAttribute("src");      // else the picture before stays until the new one is there
+      if (address === source) {
+        return;
+      }
+      if (run.id !== id) {
+        image.removeAttribute("src");
+      }      // else the picture before stays until the new one is there
       [id, source] = [run.id, address];
       image.src = link.href = address;
     },

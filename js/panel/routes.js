@@ -12,13 +12,19 @@ export async function ask(api, path, options = {}) {
     throw new Error(t("panel.errors.unreachable"));
   }
   const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(explain(body?.error));
-  if (body === null) throw new Error(t("panel.errors.unreachable"));
+  if (!answer.ok) {
+    throw new Error(explain(body?.error));
+  }
+  if (body === null) {
+    throw new Error(t("panel.errors.unreachable"));
+  }
   return body;
 }
 
 function explain(error) {
-  if (!error?.code) return t("panel.errors.unreachable");
+  if (!error?.code) {
+    return t("panel.errors.unreachable");
+  }
   const text = word("errors", error.code);
   return text === error.code ? error.message ?? error.code : text;
 }

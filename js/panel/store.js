@@ -37,11 +37,15 @@ export function makeStore(api) {
     early = [];
     try {
       const { runs } = await ask(api, "runs");
-      if (asked !== listing) return;
+      if (asked !== listing) {
+        return;
+      }
       store.runs = runs;
       store.problem = "";
     } catch (error) {
-      if (asked !== listing) return;
+      if (asked !== listing) {
+        return;
+      }
       store.problem = error.message;
     }
     store.loaded = true;
@@ -52,7 +56,9 @@ export function makeStore(api) {
 
   store.choose = (id) => {
     store.chosen = true;
-    if (id !== store.selected) select(id);
+    if (id !== store.selected) {
+      select(id);
+    }
   };
 
   store.expect = (yes) => {
@@ -72,10 +78,15 @@ export function makeStore(api) {
 
   store.drop = (id) => {
     const index = store.runs.findIndex((run) => run.id === id);
-    if (index < 0) return;
+    if (index < 0) {
+      return;
+    }
     store.runs = store.runs.filter((run) => run.id !== id);
-    if (id === store.selected) select(store.runs[Math.min(index, store.runs.length - 1)]?.id ?? null);
-    else changed();
+    if (id === store.selected) {
+      select(store.runs[Math.min(index, store.runs.length - 1)]?.id ?? null);
+    } else {
+      changed();
+    }
   };
 
   function select(id) {
@@ -93,10 +104,14 @@ export function makeStore(api) {
     const asked = ++tracing;
     const id = store.selected;
     ahead = null;
-    if (id === null || !watchers.size) return;       // a closed tab asks when it opens
+    if (id === null || !watchers.size) {
+      return;
+    }       // a closed tab asks when it opens
     ahead = [];
     const found = await ask(api, `runs/${id}/curves`).catch(() => null);    // a run without curves is shown without
-    if (asked !== tracing) return;
+    if (asked !== tracing) {
+      return;
+    }
     if (found) {
       store.loss.replace(found.loss);
       store.fidelity.replace(found.fidelity);
@@ -110,8 +125,9 @@ export function makeStore(api) {
   function put(run) {
     const index = store.runs.findIndex((other) => other.id === run.id);
     const begins = isLive(run) && !(index >= 0 && isLive(store.runs[index]));
-    if (index >= 0) store.runs[index] = run;
-    else {
+    if (index >= 0) {
+      store.runs[index] = run;
+    } else {
       const older = store.runs.findIndex((other) => other.started_at < run.started_at);
       store.runs.splice(older < 0 ? store.runs.length : older, 0, run);
     }
@@ -127,7 +143,9 @@ export function makeStore(api) {
     early?.push(detail.run);
     const begins = put(detail.run);
     const isWanted = begins && (store.expected || !store.chosen);
-    if (begins) store.expected = false;
+    if (begins) {
+      store.expected = false;
+    }
     if (detail.run.id === store.selected) {
       addPoints(detail);
       ahead?.push(detail);
@@ -138,7 +156,9 @@ export function makeStore(api) {
   }
 
   function onStatus({ detail }) {
-    if (store.expected && detail?.exec_info?.queue_remaining === 0) store.expect(false);     // it was cancelled, or refused
+    if (store.expected && detail?.exec_info?.queue_remaining === 0) {
+      store.expect(false);
+    }     // it was cancelled, or refused
   }
 
   api.addEventListener("fewstep.run", onRun);

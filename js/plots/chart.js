@@ -35,11 +35,15 @@ export function makeChart() {
   function draw() {
     frame = 0;
     const [width, height] = [place.clientWidth, place.clientHeight];
-    if (!spec || !width || !height) return;
+    if (!spec || !width || !height) {
+      return;
+    }
     zoom = zoomOf(place);
     const ratio = Math.min((devicePixelRatio || 1) * Math.max(zoom, 0.5), 6);
     const [across, down] = [Math.round(width * ratio), Math.round(height * ratio)];
-    if (canvas.width !== across || canvas.height !== down) [canvas.width, canvas.height] = [across, down];
+    if (canvas.width !== across || canvas.height !== down) {
+      [canvas.width, canvas.height] = [across, down];
+    }
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     context.font = FONT;
@@ -47,8 +51,12 @@ export function makeChart() {
     area = spec.empty ? null : layOut(context, spec, width, height);
     if (area) {
       drawAxes(context, spec, area, colours);
-      if (at !== null && spec.tips[at]) hairline(context, area, spec.tips[at].x, colours.muted);
-      for (const series of spec.series) drawSeries(context, series, area, colours);
+      if (at !== null && spec.tips[at]) {
+        hairline(context, area, spec.tips[at].x, colours.muted);
+      }
+      for (const series of spec.series) {
+        drawSeries(context, series, area, colours);
+      }
     } else {
       context.fillStyle = colours.muted;
       context.textAlign = "center";
@@ -62,7 +70,9 @@ export function makeChart() {
   function tell() {
     const found = area && at !== null ? spec.tips[at] : null;
     tip.hidden = !found;
-    if (!found) return;
+    if (!found) {
+      return;
+    }
     say(tip, found.lines.join("\n"));
     const x = area.x(found.x);
     const left = x + 10 + tip.offsetWidth <= place.clientWidth ? x + 10 : x - 10 - tip.offsetWidth;
@@ -70,14 +80,18 @@ export function makeChart() {
   }
 
   function point(event) {
-    if (!area || !spec.tips.length) return;
+    if (!area || !spec.tips.length) {
+      return;
+    }
     const x = area.shareAt((event.clientX - canvas.getBoundingClientRect().left) / (zoomOf(place) || 1));
     const far = spec.tips.map((one) => Math.abs(one.x - x));
     look(far.indexOf(Math.min(...far)));
   }
 
   function look(index) {
-    if (at === index) return;
+    if (at === index) {
+      return;
+    }
     at = index;
     dirty();
   }
@@ -85,7 +99,9 @@ export function makeChart() {
   function onKey(event) {
     const last = (spec?.tips.length ?? 0) - 1;
     const moves = { ArrowLeft: (at ?? last + 1) - 1, ArrowRight: (at ?? -1) + 1, Home: 0, End: last, Escape: null };
-    if (!(event.key in moves) || last < 0) return;
+    if (!(event.key in moves) || last < 0) {
+      return;
+    }
     event.preventDefault();
     event.stopPropagation();
     look(moves[event.key] === null ? null : Math.min(Math.max(moves[event.key], 0), last));
@@ -102,7 +118,9 @@ export function makeChart() {
     element, head, place, note, onDrawn: null,
     show(next) {
       spec = { tips: [], series: [], ...next };
-      if (at !== null && at >= spec.tips.length) at = null;
+      if (at !== null && at >= spec.tips.length) {
+        at = null;
+      }
       legend.replaceChildren(...spec.series.filter((series) => series.name).map(keyOf));
       say(note, spec.note ?? "");
       note.title = spec.note ?? "";
@@ -112,7 +130,9 @@ export function makeChart() {
     },
     /** Draw again where the graph was zoomed since. */
     refresh() {
-      if (spec && Math.abs(zoomOf(place) - zoom) > 0.05 * zoom) dirty();
+      if (spec && Math.abs(zoomOf(place) - zoom) > 0.05 * zoom) {
+        dirty();
+      }
     },
     /** Pixels in `place` of a value, and the value at pixels of the page; null before anything is drawn. */
     pixels: (x, y) => (area ? [area.x(x), area.y(y)] : null),
@@ -169,7 +189,9 @@ function layOut(context, { x, y = {}, series }, width, height) {
     left, right, top: TOP, bottom: height - BOTTOM, ticks: scale.ticks,
     x: (value) => left + ((value - x.from) / span) * (right - left),
     y(value) {
-      if (value === Infinity) return TOP;
+      if (value === Infinity) {
+        return TOP;
+      }
       return value === -Infinity ? height - BOTTOM - 2 : bottom - scale.at(value) * (bottom - top);
     },
     shareAt: (pixel) => x.from + ((pixel - left) / (right - left)) * span,
@@ -194,7 +216,9 @@ function drawAxes(context, { x }, area, colours) {
   for (const { at, text } of roomy(context, x.ticks, area)) {
     const half = context.measureText(text).width / 2;
     const place = Math.min(area.x(at), area.right + RIGHT - half - 1);
-    if (place - half >= free) context.fillText(text, place, area.bottom + 5);
+    if (place - half >= free) {
+      context.fillText(text, place, area.bottom + 5);
+    }
     free = Math.max(free, place + half + 3);
   }
 }
@@ -222,14 +246,18 @@ function drawSeries(context, series, area, colours) {
   const places = points.filter((point) => point[1] !== null).map(([x, y]) => [area.x(x), area.y(y), Math.abs(y) === Infinity]);
   context.globalAlpha = faint ? 0.45 : 1;
   context.strokeStyle = context.fillStyle = colour;
-  if (kind === "bars") drawBars(context, series, area);
+  if (kind === "bars") {
+    drawBars(context, series, area);
+  }
   if (kind === "line" || kind === "both") {
     context.lineWidth = 1.75;
     context.lineJoin = "round";
     line(context, places.filter((place) => !place[2]));
     context.setLineDash([3, 3]);      // to where it goes without end
     places.forEach((place, i) => {
-      if (i && place[2] !== places[i - 1][2]) line(context, [places[i - 1], place]);
+      if (i && place[2] !== places[i - 1][2]) {
+        line(context, [places[i - 1], place]);
+      }
     });
     context.setLineDash([]);
   }
@@ -241,10 +269,14 @@ function drawSeries(context, series, area, colours) {
       if (kind === "rings" || endless) {
         context.lineWidth = 1.5;
         context.fillStyle = colours.paper;
-        if (endless) context.fill();
+        if (endless) {
+          context.fill();
+        }
         context.stroke();
         context.fillStyle = colour;
-      } else context.fill();
+      } else {
+        context.fill();
+      }
     }
   }
   context.globalAlpha = 1;
@@ -256,7 +288,9 @@ function drawBars(context, { points, wide = 0.8, shift = 0 }, area) {
   const scale = Math.min(one, BROADEST) / one;
   const width = Math.max(1, wide * scale * one);
   for (const [x, y] of points) {
-    if (!Number.isFinite(y)) continue;
+    if (!Number.isFinite(y)) {
+      continue;
+    }
     const top = area.y(y);
     const height = Math.max(Math.abs(top - floor), y ? 1 : 0);
     context.fillRect(area.x(x + shift * scale) - width / 2, Math.min(top, floor), width, height);
@@ -272,7 +306,9 @@ function line(context, places) {
 function wrapped(context, text, x, y, width) {
   const lines = [[]];
   for (const word of text.split(/(?<=\s|[、。，])/)) {
-    if (context.measureText([...lines.at(-1), word].join("")).width > width && lines.at(-1).length) lines.push([]);
+    if (context.measureText([...lines.at(-1), word].join("")).width > width && lines.at(-1).length) {
+      lines.push([]);
+    }
     lines.at(-1).push(word);
   }
   lines.forEach((words, i) => context.fillText(words.join("").trim(), x, y + (i - (lines.length - 1) / 2) * 14));

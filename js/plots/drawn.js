@@ -17,9 +17,15 @@ export function readPoints(text) {
     return null;
   }
   if (!Array.isArray(points) || points.length > MOST || !points.every((p) => Array.isArray(p) && p.length === 2
-    && p.every(Number.isFinite))) return null;
-  if (points.length && points[0][0] === 0 && points[0][1] === 1) points = points.slice(1);
-  if (points.length && points.at(-1)[0] === 1 && points.at(-1)[1] === 0) points = points.slice(0, -1);
+    && p.every(Number.isFinite))) {
+    return null;
+  }
+  if (points.length && points[0][0] === 0 && points[0][1] === 1) {
+    points = points.slice(1);
+  }
+  if (points.length && points.at(-1)[0] === 1 && points.at(-1)[1] === 0) {
+    points = points.slice(0, -1);
+  }
   const whole = withEnds(points);
   const falls = whole.every(([share, time], i) => !i || (share - whole[i - 1][0] >= LIMIT && whole[i - 1][1] - time >= LIMIT));
   return falls ? points : null;
@@ -39,7 +45,9 @@ export function curve(points) {
   const m = slopes(x, y);
   return (share) => {
     let i = x.findIndex((value) => value > share) - 1;
-    if (i < 0) i = share < x[0] ? 0 : x.length - 2;
+    if (i < 0) {
+      i = share < x[0] ? 0 : x.length - 2;
+    }
     const h = x[i + 1] - x[i];
     const s = (share - x[i]) / h;
     const rest = 1 - s;
@@ -50,7 +58,9 @@ export function curve(points) {
 function slopes(x, y) {
   const h = x.slice(1).map((value, i) => value - x[i]);
   const d = h.map((width, i) => (y[i + 1] - y[i]) / width);
-  if (d.length === 1) return [d[0], d[0]];
+  if (d.length === 1) {
+    return [d[0], d[0]];
+  }
   const inner = d.slice(1).map((d1, i) =>
     (3 * (h[i] + h[i + 1])) / ((h[i] + 2 * h[i + 1]) / d[i] + (2 * h[i] + h[i + 1]) / d1));
   const end = (h0, h1, d0, d1) => Math.min(0, ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1));
@@ -80,7 +90,9 @@ export function addPoint(points, share, time) {
   const whole = withEnds(points);
   const [before, after] = [whole[index], whole[index + 1]];
   const room = after[0] - before[0] >= 2 * CLOSEST && before[1] - after[1] >= 2 * CLOSEST;
-  if (points.length >= MOST || !room) return null;
+  if (points.length >= MOST || !room) {
+    return null;
+  }
   return { points: movePoint([...points.slice(0, index), [share, time], ...points.slice(index)], index, share, time), index };
 }
 

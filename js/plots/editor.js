@@ -31,7 +31,9 @@ export function editorPlot(api, node, noted) {
   const wired = () => valueOf(node, "points") !== widget.value;
 
   function write(next) {
-    if (wired()) return;
+    if (wired()) {
+      return;
+    }
     widget.value = writePoints(next);
     widget.callback?.(widget.value);
     node.setDirtyCanvas?.(true, true);
@@ -45,13 +47,19 @@ export function editorPlot(api, node, noted) {
 
   /** As many buttons as points, each on its own; the focus stays where it is. */
   function settle() {
-    while (layer.children.length > points.length) layer.lastChild.remove();
-    while (layer.children.length < points.length) layer.append(handle(layer.children.length));
+    while (layer.children.length > points.length) {
+      layer.lastChild.remove();
+    }
+    while (layer.children.length < points.length) {
+      layer.append(handle(layer.children.length));
+    }
     points.forEach(([share, time], i) => {
       const at = chart.pixels(share, time);
       const button = layer.children[i];
       button.hidden = !at;
-      if (!at) return;
+      if (!at) {
+        return;
+      }
       button.style.left = `${at[0]}px`;
       button.style.top = `${at[1]}px`;
       mark(button, "aria-label", t("plots.point", { share: number(100 * share), time: number(time) }));
@@ -62,8 +70,12 @@ export function editorPlot(api, node, noted) {
     const button = make("button", "nodeplot-point", { type: "button" });
     let held = null;
     button.addEventListener("pointerdown", (event) => {
-      if (event.button === 2) event.stopPropagation();      // it removes the point, see below
-      if (event.button !== 0) return;
+      if (event.button === 2) {
+        event.stopPropagation();
+      }      // it removes the point, see below
+      if (event.button !== 0) {
+        return;
+      }
       event.preventDefault();
       button.focus();
       button.setPointerCapture(event.pointerId);
@@ -72,11 +84,15 @@ export function editorPlot(api, node, noted) {
     });
     button.addEventListener("pointermove", (event) => {
       const at = held && chart.values(event.clientX, event.clientY);
-      if (at) write(movePoint(points, index, at[0] + held[0], at[1] + held[1]));
+      if (at) {
+        write(movePoint(points, index, at[0] + held[0], at[1] + held[1]));
+      }
     });
     for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
       button.addEventListener(name, () => {
-        if (held) noted();
+        if (held) {
+          noted();
+        }
         held = null;
       });
     }
@@ -100,8 +116,11 @@ export function editorPlot(api, node, noted) {
     if (by) {
       const step = event.shiftKey ? COARSE : FINE;
       set(movePoint(points, index, points[index][0] + step * by[0], points[index][1] + step * by[1]));
-    } else if (event.key === "Delete" || event.key === "Backspace") remove(index);
-    else return;
+    } else if (event.key === "Delete" || event.key === "Backspace") {
+      remove(index);
+    } else {
+      return;
+    }
     event.preventDefault();
     event.stopPropagation();      // Delete would remove the node
   }
@@ -110,7 +129,9 @@ export function editorPlot(api, node, noted) {
     const at = chart.values(event.clientX, event.clientY);
     const added = at && addPoint(points, at[0], at[1]);
     event.stopPropagation();      // a double click on the canvas opens the search for nodes
-    if (!added) return;
+    if (!added) {
+      return;
+    }
     set(added.points);
     requestAnimationFrame(() => layer.children[added.index]?.focus());
   });

@@ -11,7 +11,9 @@ export function fitPlot(api, node) {
   const chart = makeChart();
   const above = node.onDrawBackground;      // draws the report on the classic canvas
   node.onDrawBackground = function (...values) {
-    if (!node.hideOutputImages) above?.apply(this, values);
+    if (!node.hideOutputImages) {
+      above?.apply(this, values);
+    }
   };
   return {
     chart, element: chart.element, height: 200,

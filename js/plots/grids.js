@@ -20,7 +20,9 @@ export const NAMES = ["uniform", "log-SNR", "log sigma", "karras", "polyexponent
   "phase edges", ...Object.keys(AYS).map((name) => `AYS ${name}`), "auto"];
 
 export function grid(name, steps, model, { denoise = 1, shift = 1, ...given } = {}) {
-  if (!NAMES.includes(name)) throw new Error(`schedule must be one of ${NAMES.join(", ")}, got ${name}.`);
+  if (!NAMES.includes(name)) {
+    throw new Error(`schedule must be one of ${NAMES.join(", ")}, got ${name}.`);
+  }
   const options = { ...OPTIONS[name], ...given };
   const { path, sigmaOf } = model;
   const start = sigmaOf(denoise);
@@ -30,7 +32,9 @@ export function grid(name, steps, model, { denoise = 1, shift = 1, ...given } = 
     sigmas = TIMED[name](steps, options).map((time) => moved(denoise * time));
   } else {
     sigmas = spaced(name, steps, path, sigmaOf, denoise, options);
-    if (shift !== 1) sigmas = sigmas.map((sigma) => moved(timeOf(sigmaOf, sigma)));
+    if (shift !== 1) {
+      sigmas = sigmas.map((sigma) => moved(timeOf(sigmaOf, sigma)));
+    }
   }
   sigmas[0] = start;
   return descending([...sigmas, 0]);
@@ -48,7 +52,9 @@ const TIMED = {
 };
 
 function anchored(count, steps) {
-  if (steps <= count) return indices(steps).map((i) => 1 - Math.floor((i / steps) * count) / count);
+  if (steps <= count) {
+    return indices(steps).map((i) => 1 - Math.floor((i / steps) * count) / count);
+  }
   return indices(count).flatMap((j) => {
     const parts = Math.floor(steps / count) + (j < steps % count ? 1 : 0);
     return indices(parts).map((i) => 1 - (j + i / parts) / count);
@@ -61,15 +67,20 @@ const quantiles = new Map();
 export function betaQuantile(q, a, b) {
   const key = `${a} ${b}`;
   if (!quantiles.has(key)) {
-    if (quantiles.size > 20) quantiles.clear();
+    if (quantiles.size > 20) {
+      quantiles.clear();
+    }
     quantiles.set(key, betaTable(a, b));
   }
   const { edges, total } = quantiles.get(key);
   let [low, high] = [0, total.length - 1];      // the first entry that is not below q
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (total[middle] < q) low = middle + 1;
-    else high = middle;
+    if (total[middle] < q) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
   }
   const i = Math.max(low, 1);
   const part = (q - total[i - 1]) / Math.max(total[i] - total[i - 1], 1e-300);
@@ -96,8 +107,12 @@ function betaTable(a, b) {
 function spaced(name, steps, path, sigmaOf, denoise, options) {
   const share = indices(steps).map((i) => (steps > 1 ? i / (steps - 1) : 0));
   const [top, bottom] = [denoise, Math.min(NEARLY_DATA, denoise / 2)].map(sigmaOf);
-  if (name === "auto") return automatic(path, steps, top, sigmaOf(0.5), options.dimension);
-  if (name.startsWith("AYS ")) return published(AYS[name.slice(4)], steps, top, path);
+  if (name === "auto") {
+    return automatic(path, steps, top, sigmaOf(0.5), options.dimension);
+  }
+  if (name.startsWith("AYS ")) {
+    return published(AYS[name.slice(4)], steps, top, path);
+  }
   if (name === "log sigma") {
     return share.map((s) => Math.exp(Math.log(top) + s * (Math.log(bottom) - Math.log(top))));
   }
@@ -146,6 +161,8 @@ function automatic(path, steps, top, half, dimension) {
 /** Equal or rising neighbours pulled apart by a relative 1e-4; the first and the last entry stay. */
 export function descending(sigmas) {
   const out = [...sigmas];
-  for (let i = 1; i < out.length - 1; i++) out[i] = Math.min(out[i], out[i - 1] * (1 - 1e-4));
+  for (let i = 1; i < out.length - 1; i++) {
+    out[i] = Math.min(out[i], out[i - 1] * (1 - 1e-4));
+  }
   return out;
 }

@@ -37,7 +37,9 @@ export function inspectPlot(api, node, noted) {
     },
     draw({ place: at, schedule }) {
       const churn = at >= MOST ? Infinity : at / (MOST - at);
-      if (Number(slider.value) !== at) slider.value = at;
+      if (Number(slider.value) !== at) {
+        slider.value = at;
+      }
       say(shown, number(churn));
       chart.show(inspectSpec(recall(node)?.data, schedule, churn));
     },
@@ -82,20 +84,30 @@ function placed({ weights: values, survival }, sigmas, calls) {
   const out = [survival, ...calls.map(() => null)];
   let call = 0;
   values.forEach((value, i) => {
-    while (call < calls.length - 1 && calls[call] > sigmas[i] * (1 + 1e-5)) call++;
-    if (out[call + 1] === null) out[call + 1] = value;
+    while (call < calls.length - 1 && calls[call] > sigmas[i] * (1 + 1e-5)) {
+      call++;
+    }
+    if (out[call + 1] === null) {
+      out[call + 1] = value;
+    }
   });
   return out;
 }
 
 function verdict({ linear, right, signal, noise }) {
   const parts = linear ? [] : [t("plots.not_linear")];
-  if (right) return [...parts, t("plots.right")].join(" ");
+  if (right) {
+    return [...parts, t("plots.right")].join(" ");
+  }
   const faults = [["signal", signal], ["noise", noise]].flatMap(([name, shares]) => {
     const off = shares.map((share) => (share === null ? Infinity : Math.abs(share - 1)));
     const worst = off.indexOf(Math.max(...off));
-    if (!(off[worst] > TOLERANCE)) return [];
-    if (off[worst] === Infinity) return [t("plots.not_finite", { call: worst + 1 })];
+    if (!(off[worst] > TOLERANCE)) {
+      return [];
+    }
+    if (off[worst] === Infinity) {
+      return [t("plots.not_finite", { call: worst + 1 })];
+    }
     const kind = `plots.${name}_${shares[worst] > 1 ? "strong" : "weak"}`;
     return [t(kind, { percent: Math.round(100 * off[worst]), call: worst + 1 })];
   });

@@ -10,9 +10,15 @@ import { alpha, flowTime, logSnr, sigmaAt } from "./paths.js";
 
 /** kappa = sqrt(1 - e^(-2 c h)), the share of fresh noise of a step; none into data, and from pure noise only where all is. */
 export function freshShare(churn, path, sigma, next) {
-  if (!(next > 0) || churn === 0) return 0;
-  if (churn === Infinity) return 1;
-  if (!(alpha(path, sigma) > 0)) return 0;
+  if (!(next > 0) || churn === 0) {
+    return 0;
+  }
+  if (churn === Infinity) {
+    return 1;
+  }
+  if (!(alpha(path, sigma) > 0)) {
+    return 0;
+  }
   const squared = -Math.expm1(-2 * churn * (logSnr(path, next) - logSnr(path, sigma)));
   return Math.sqrt(Math.min(Math.max(squared, 0), 1));
 }
@@ -26,7 +32,9 @@ export function shareOf(path, reached, next) {
 /** TCD's share of fresh noise (sigma, next) -> kappa: down to (1 - gamma) of the next time, and back. */
 export function tcdShare(gamma, { path, sigmaOf }) {
   return (sigma, next) => {
-    if (!(next > 0) || gamma === 0) return 0;
+    if (!(next > 0) || gamma === 0) {
+      return 0;
+    }
     return shareOf(path, gamma < 1 ? sigmaOf((1 - gamma) * timeOf(sigmaOf, next)) : 0, next);
   };
 }
@@ -42,8 +50,12 @@ export function plan(sigmas, path, { churn = 0, kappa = null, mode = "each step"
   const steps = sigmas.length - 1;
   const inside = sigmas.map((_, i) => start <= i / steps && i / steps < end);
   const share = (t, s) => {
-    if (kappa === null) return freshShare(churn, path, t, s);
-    if (!(s > 0)) return 0;
+    if (kappa === null) {
+      return freshShare(churn, path, t, s);
+    }
+    if (!(s > 0)) {
+      return 0;
+    }
     return typeof kappa === "function" ? kappa(t, s) : kappa;
   };
   const moves = sigmas.slice(0, -1).map((t, i) => ({ from: t, sigma: t, next: sigmas[i + 1], kappa: 0 }));
@@ -58,14 +70,18 @@ export function plan(sigmas, path, { churn = 0, kappa = null, mode = "each step"
 
 /** The level whose lambda is below the step's by churn times its lambda-length, at most `highest`. */
 function raised(path, { sigma, next }, churn, highest) {
-  if (!(next > 0) || !(alpha(path, sigma) > 0) || churn === 0) return sigma;
+  if (!(next > 0) || !(alpha(path, sigma) > 0) || churn === 0) {
+    return sigma;
+  }
   const here = logSnr(path, sigma);
   return Math.min(sigmaAt(path, here - churn * (logSnr(path, next) - here)), highest);
 }
 
 function restarts(moves, inside, repeats) {
   const chosen = moves.flatMap((move, i) => (inside[i] && move.next > 0 ? [i] : []));
-  if (!repeats || !chosen.length) return moves;
+  if (!repeats || !chosen.length) {
+    return moves;
+  }
   const [first, last] = [chosen[0], chosen[chosen.length - 1] + 1];
   const again = [{ ...moves[first], from: moves[last].from }, ...moves.slice(first + 1, last)];
   return [...moves.slice(0, last), ...Array.from({ length: Math.floor(repeats) }, () => again).flat(), ...moves.slice(last)];

@@ -36,12 +36,17 @@ export function shifted(sigmaOf, shift, top = 1) {
 
 /** The time whose noise level is `sigma`, by bisection; 1 for levels above the largest. */
 export function timeOf(sigmaOf, sigma) {
-  if (!(sigma > 0)) return 0;
+  if (!(sigma > 0)) {
+    return 0;
+  }
   let [low, high] = [0, 1];
   for (let i = 0; i < 50; i++) {
     const middle = (low + high) / 2;
-    if (sigmaOf(middle) < sigma) low = middle;
-    else high = middle;
+    if (sigmaOf(middle) < sigma) {
+      low = middle;
+    } else {
+      high = middle;
+    }
   }
   return (low + high) / 2;
 }
@@ -55,7 +60,9 @@ export function stableDiffusion(zeroSnr = false) {
   const [first, last] = [Math.sqrt(0.00085), Math.sqrt(0.012)];
   let left = 1;
   const bar = range(1000, (i) => (left *= 1 - (first + ((last - first) * i) / 999) ** 2));
-  if (!zeroSnr) return bar.map((a) => Math.sqrt((1 - a) / a));
+  if (!zeroSnr) {
+    return bar.map((a) => Math.sqrt((1 - a) / a));
+  }
   const [top, end] = [Math.sqrt(bar[0]), Math.sqrt(bar[999])];
   const scaled = bar.map((a) => (((Math.sqrt(a) - end) * top) / (top - end)) ** 2);
   scaled[999] = 4.8973451890853435e-8;      // what ComfyUI puts in the place of 0
@@ -80,10 +87,16 @@ const made = new Map();      // tables take a moment: kept by what they were mad
 
 /** {path, sigmaOf} of {flow: shift}, {discrete: name, ...} or {table: {path, times, sigmas}}. */
 export function modelFrom(spec) {
-  if (spec.table) return { path: spec.table.path, sigmaOf: tableSigma(spec.table.times, spec.table.sigmas) };
-  if (spec.flow !== undefined) return { path: FLOW, sigmaOf: flowSigma(spec.flow) };
+  if (spec.table) {
+    return { path: spec.table.path, sigmaOf: tableSigma(spec.table.times, spec.table.sigmas) };
+  }
+  if (spec.flow !== undefined) {
+    return { path: FLOW, sigmaOf: flowSigma(spec.flow) };
+  }
   const key = [spec.discrete, spec.low, spec.high].join();
-  if (!made.has(key)) made.set(key, { path: EXPLODING, sigmaOf: discreteSigma(TABLES[spec.discrete](spec)) });
+  if (!made.has(key)) {
+    made.set(key, { path: EXPLODING, sigmaOf: discreteSigma(TABLES[spec.discrete](spec)) });
+  }
   return made.get(key);
 }
 

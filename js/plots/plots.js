@@ -25,7 +25,9 @@ const WIDTH = 300;
  */
 export function plotOn(app, api, node) {
   const make = PLOTS[node.comfyClass ?? node.type];
-  if (!make || typeof node.addDOMWidget !== "function") return;
+  if (!make || typeof node.addDOMWidget !== "function") {
+    return;
+  }
   addStyles(new URL("./plots.css", import.meta.url).href);
   const plot = make(api, node, () => noted(app));
   // the classic canvas asks for the height, Nodes 2.0 goes by the style
@@ -38,7 +40,9 @@ export function plotOn(app, api, node) {
 
   let watching = null;
   const open = () => {
-    if (watching) return;
+    if (watching) {
+      return;
+    }
     plot.chart.open();
     const read = () => {
       plot.chart.refresh();
@@ -57,10 +61,14 @@ export function plotOn(app, api, node) {
   after(node, "onConfigure", () => fit(node));      // saved by a version without plots, or in Nodes 2.0
   after(node, "onExecuted", (output) => {
     const data = output?.fewstep?.[0];
-    if (data) plot.onResult?.(data);
+    if (data) {
+      plot.onResult?.(data);
+    }
     plot.check();
   });
-  if (node.graph) open();
+  if (node.graph) {
+    open();
+  }
 }
 
 /** Makes a change a step of undo: the host looks when a mouse button comes up, and misses clicks, drags and keys of ours. */
@@ -79,14 +87,18 @@ function exists({ graph }) {
 function fit(node, width = 0) {
   const least = node.computeSize();
   const size = [Math.max(node.size[0], least[0], width), Math.max(node.size[1], least[1])];
-  if (size[0] > node.size[0] || size[1] > node.size[1]) node.setSize(size);
+  if (size[0] > node.size[0] || size[1] > node.size[1]) {
+    node.setSize(size);
+  }
 }
 
 /** On the classic canvas, what a plot has no use for: the wheel, the middle button and a right click. Nodes 2.0 does it by itself. */
 function passOn(app, element) {
   const classic = () => !element.closest(".lg-node-widget");
   const pass = (name, wanted, handler) => element.addEventListener(name, (event) => {
-    if (!classic() || !wanted(event)) return;
+    if (!classic() || !wanted(event)) {
+      return;
+    }
     event.preventDefault();
     handler(event);
   }, { passive: false });

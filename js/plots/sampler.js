@@ -27,13 +27,17 @@ function noiseOf(node) {
     return { churn: value("churn", 0), mode: value("mode", "each step"), start: value("start", 0), end: value("end", 1) };
   }
   const method = value("method", "consistency");
-  if (method === "TCD") return { gamma: value("method.gamma", 0.3) };
+  if (method === "TCD") {
+    return { gamma: value("method.gamma", 0.3) };
+  }
   return { kappa: method === "consistency" ? value("method.fresh_noise", 1) : 0 };
 }
 
 function samplerSpec({ gamma, ...options }, schedule) {
   const { sigmas, model } = realise(schedule);
-  if (gamma !== undefined) options.kappa = tcdShare(gamma, model);
+  if (gamma !== undefined) {
+    options.kappa = tcdShare(gamma, model);
+  }
   const steps = noising(plan(sigmas, model.path, options), model.path);
   const percent = (share) => `${number(100 * share)} %`;
   const where = t(schedule.guessed ? "plots.on_uniform" : "plots.on_wired", { steps: sigmas.length - 1 });

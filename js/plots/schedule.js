@@ -28,7 +28,9 @@ export function aboutModel({ about }) {
 }
 
 export function number(value) {
-  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (!Number.isFinite(value)) {
+    return value > 0 ? "∞" : "−∞";
+  }
   return String(Number(value.toPrecision(3))).replace("-", "−");
 }
 
@@ -68,7 +70,9 @@ export function learnModel(api, node, data) {
 
 export function recallModel(node) {
   const { key, model } = recall(node)?.data ?? {};
-  if (key && isTable(model) && !tables.get(key)) tables.set(key, model);
+  if (key && isTable(model) && !tables.get(key)) {
+    tables.set(key, model);
+  }
 }
 
 export function schedulePlot(api, node, noted) {

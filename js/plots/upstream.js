@@ -32,7 +32,9 @@ function endOf(graph, link, depth) {
     return outer ? sourceOf(outer, inputNamed(outer, name), depth + 1) : null;
   }
   const node = graph.getNodeById(link.origin_id);
-  if (!node || node.mode === MUTED) return null;
+  if (!node || node.mode === MUTED) {
+    return null;
+  }
   const type = node.outputs?.[link.origin_slot]?.type;
   if (node.mode === BYPASSED) {
     const same = node.inputs?.[link.origin_slot]?.type === type ? link.origin_slot : inputTyped(node, type);
@@ -42,7 +44,9 @@ function endOf(graph, link, depth) {
     const inner = node.subgraph.getLink(node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
     return inner ? endOf(node.subgraph, inner, depth + 1) : null;
   }
-  if (node.isVirtualNode && node.inputs?.length) return sourceOf(node, 0, depth + 1);
+  if (node.isVirtualNode && node.inputs?.length) {
+    return sourceOf(node, 0, depth + 1);
+  }
   return { node, slot: link.origin_slot };
 }
 
@@ -59,13 +63,17 @@ export function fedBy(node, slot, depth = 0) {
 }
 
 function goalsOf(graph, link, depth) {
-  if (!link || depth > 100) return [];
+  if (!link || depth > 100) {
+    return [];
+  }
   if (link.targetIsIoNode) {
     const outer = instanceOf(graph);
     return outer ? fedBy(outer, link.target_slot, depth + 1) : [];
   }
   const to = graph.getNodeById(link.target_id);
-  if (!to || to.mode === MUTED) return [];
+  if (!to || to.mode === MUTED) {
+    return [];
+  }
   if (to.subgraph) {
     const within = to.subgraph.inputs?.find((input) => input.name === to.inputs[link.target_slot]?.name);
     return (within?.linkIds ?? []).flatMap((id) => goalsOf(to.subgraph, linkOf(to.subgraph, id), depth + 1));
@@ -110,24 +118,34 @@ export function modelAbove(api, node, input = "model") {
     const from = above.node;
     chain.push([from.type, from.widgets?.filter((widget) => widget.serialize !== false).map((widget) => widget.value)]);
     const decides = from.type in KNOWN;
-    if (decides && sure) found = knownOf(from);
+    if (decides && sure) {
+      found = knownOf(from);
+    }
     sure &&= !decides;
     const next = inputTyped(from, "MODEL");
-    if (next < 0 && sure) found = fileOf(api, from);
+    if (next < 0 && sure) {
+      found = fileOf(api, from);
+    }
     above = next < 0 ? null : sourceOf(from, next);
   }
   const key = JSON.stringify(chain);
   const learned = tables.get(key);
-  if (learned && !(found && agrees(found, learned))) return { table: key, key, about: { name: "run" } };
+  if (learned && !(found && agrees(found, learned))) {
+    return { table: key, key, about: { name: "run" } };
+  }
   return { ...(found ?? { ...ASSUMED, about: { name: "assumed" } }), key };
 }
 
 /** The formula of a node that decides how its model is sampled, or null where it has none. */
 function knownOf(node) {
   const known = KNOWN[node.type](node);
-  if (!known || Object.values(known).includes(undefined)) return null;
+  if (!known || Object.values(known).includes(undefined)) {
+    return null;
+  }
   const { flow, discrete } = known;
-  if (flow !== undefined) return { flow, about: { name: "flow", shift: Number(flow.toPrecision(4)) } };
+  if (flow !== undefined) {
+    return { flow, about: { name: "flow", shift: Number(flow.toPrecision(4)) } };
+  }
   return { ...known, about: { name: discrete === "demo teacher" ? "demo" : discrete === "continuous" ? "edm" : "sd" } };
 }
 
@@ -143,9 +161,13 @@ function agrees(found, learned) {
 /** What the server says of a loader's file, asked once; null until then, and where it can't tell. */
 function fileOf(api, loader) {
   const widget = loader.widgets?.find((one) => one.name in FILES && /\.(safetensors|sft)$/.test(one.value));
-  if (!widget) return null;
+  if (!widget) {
+    return null;
+  }
   const query = `${FILES[widget.name]}=${encodeURIComponent(widget.value)}`;
-  if (tables.get(query)) return { table: query, about: { name: "file", file: widget.value } };
+  if (tables.get(query)) {
+    return { table: query, about: { name: "file", file: widget.value } };
+  }
   if (!tables.has(query)) {
     tables.set(query, null);
     api.fetchApi(`/fewstep/model?${query}`).then((reply) => (reply.ok ? reply.json() : null))
@@ -172,7 +194,9 @@ export function scheduleOf(api, node) {
     const points = readPoints(valueOf(node, "points"));
     return points ? { ...shared, points, model: modelAbove(api, node) } : null;
   }
-  if (node.type !== "FewstepSchedule") return null;
+  if (node.type !== "FewstepSchedule") {
+    return null;
+  }
   const options = Object.fromEntries((node.widgets ?? []).filter((widget) => widget.name.startsWith("schedule."))
     .map((widget) => [widget.name.slice("schedule.".length), valueOf(node, widget.name)]));
   return { ...shared, grid: valueOf(node, "schedule"), shift: Number(valueOf(node, "shift") ?? 1), options,
@@ -183,7 +207,9 @@ export function scheduleOf(api, node) {
 export function sigmasAbove(api, node, input = "sigmas") {
   const above = sourceOf(node, inputNamed(node, input));
   const ours = above ? scheduleOf(api, above.node) : null;
-  if (ours) return ours;
+  if (ours) {
+    return ours;
+  }
   const guider = sourceOf(node, inputNamed(node, "guider"))?.node;
   return { grid: "uniform", steps: count((above && valueOf(above.node, "steps")) ?? 8), denoise: 1, shift: 1, options: {},
     model: modelAbove(api, guider ?? node), guessed: true };

@@ -15,17 +15,23 @@ export function watch(element, read, draw, { exists, onGone }) {
     try {
       const value = read();
       const key = JSON.stringify(value);
-      if (key === item.key && !forced) return;
+      if (key === item.key && !forced) {
+        return;
+      }
       item.key = key;
       draw(value);
     } catch (error) {
-      if (item.failed !== error.message) console.error("Fewstep plot:", error);      // once, and the other plots go on
+      if (item.failed !== error.message) {
+        console.error("Fewstep plot:", error);
+      }      // once, and the other plots go on
       item.failed = error.message;
     }
   };
   const sight = new IntersectionObserver((entries) => {
     item.seen = entries.at(-1).isIntersecting;
-    if (item.seen) item.check();
+    if (item.seen) {
+      item.check();
+    }
   });
   sight.observe(element);
   watched.add(item);
@@ -43,8 +49,11 @@ function look() {
   const begun = performance.now();
   if (!document.hidden) {
     for (const item of watched) {
-      if (!item.exists()) item.onGone();
-      else if (item.seen) item.check();
+      if (!item.exists()) {
+        item.onGone();
+      } else if (item.seen) {
+        item.check();
+      }
     }
   }
   timer = watched.size ? setTimeout(look, Math.max(PERIOD, 9 * (performance.now() - begun))) : 0;
