@@ -1,9 +1,9 @@
 // The buttons of a run. What went wrong, or what happens next, is said below them.
 
+import { button, make, mark, say } from "../dom.js";
 import { requeue } from "../graph/queue.js";
 import { useIt } from "../graph/useit.js";
 import { t } from "../text.js";
-import { button, make, mark, say } from "./dom.js";
 import { ask, tell } from "./routes.js";
 import { isLive } from "./store.js";
 
@@ -19,7 +19,12 @@ const ACTIONS = {
 };
 const MAIN = ["resume", "use"];       // the first of these that is there stands out, once a run is over
 
-const DONE = { pause: "panel.done.pause", stop: "panel.done.stop", resume: "panel.done.resume", use: "panel.done.use" };
+const DONE = {
+  pause: "panel.done.pause",
+  stop: "panel.done.stop",
+  resume: "panel.done.resume",
+  use: "panel.done.use",
+};
 
 /** What a message is about: it goes when this changes. */
 const stamp = (run) => `${run.id} ${run.state}`;
@@ -63,7 +68,9 @@ export function makeActions(app, api, store, onLost) {
     }
   }
 
-  /** One action at a time, and it shows. Not `disabled`, with which a button would lose the keyboard's focus. */
+  /**
+   * One action at a time, and it shows. Not `disabled`, with which a button would lose the keyboard's focus.
+   */
   function showActing() {
     const { acting } = store;
     mark(row, "aria-busy", acting);

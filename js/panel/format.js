@@ -1,5 +1,6 @@
 // Numbers of a run as people read them.
 
+import { RESTORATION } from "../names.js";
 import { language, t } from "../text.js";
 
 const GIB = 2 ** 30;
@@ -71,16 +72,20 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
-export const restores = (run) => run.method === "restoration";
+export const restores = (run) => run.method === RESTORATION;
 
-/** The words of that key: others for a run that learns to restore, and so from whole pictures and not from a teacher. */
+/**
+ * The words of that key: others for a run that learns to restore, and so from whole pictures and not from a
+ * teacher.
+ */
 export function wordsOf(run, key) {
   return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`);
 }
 
 /** "phased · 4 steps" */
 export function recipe(run) {
-  return [word("methods", run.method), Number.isFinite(run.steps) ? steps(run.steps) : ""].filter(Boolean).join(" · ");
+  const many = Number.isFinite(run.steps) ? steps(run.steps) : "";
+  return [word("methods", run.method), many].filter(Boolean).join(" · ");
 }
 
 export function about(run) {

@@ -1,9 +1,11 @@
-// What the panel knows: the runs, and the curves of the selected one. Lives as long as the page; the tab only shows it.
+// What the panel knows: the runs, and the curves of the selected one. Lives as long as the page; the tab only
+// shows it.
 //
-// The snapshot (GET runs) is the truth, and events keep it fresh. What comes while a snapshot is on its way is newer than it, and
-// is put on top of it.
+// The snapshot (GET runs) is the truth, and events keep it fresh. What comes while a snapshot is on its way
+// is newer than it, and is put on top of it.
 
-import { Curve } from "./curves.js";
+import { Curve } from "../charts/curve.js";
+import { RUN_EVENT } from "../names.js";
 import { ask } from "./routes.js";
 
 export const isLive = (run) => run.state === "sampling" || run.state === "running";
@@ -11,11 +13,11 @@ export const isLive = (run) => run.state === "sampling" || run.state === "runnin
 export function makeStore(api) {
   const watchers = new Set();
   const store = {
-    runs: [], loaded: false, problem: "",         // newest first
-    selected: null, chosen: false,                // an id; whether the user chose it
-    expected: false,                              // whether the user waits for a run to begin, to see it whatever was chosen
-    acting: false,                                // whether a button's action is under way
-    picked: null,                                 // the update whose picture the user wants to see; null follows the newest
+    runs: [], loaded: false, problem: "",     // newest first
+    selected: null, chosen: false,            // an id; whether the user chose it
+    expected: false,      // whether the user waits for a run to begin, to see it whatever was chosen
+    acting: false,        // whether a button's action is under way
+    picked: null,         // the update whose picture the user wants to see; null follows the newest
     loss: new Curve(), fidelity: new Curve(),
   };
   let listing = 0;            // snapshots asked for, and
@@ -108,7 +110,7 @@ export function makeStore(api) {
       return;
     }       // a closed tab asks when it opens
     ahead = [];
-    const found = await ask(api, `runs/${id}/curves`).catch(() => null);    // a run without curves is shown without
+    const found = await ask(api, `runs/${id}/curves`).catch(() => null);      // a run may have none
     if (asked !== tracing) {
       return;
     }
@@ -161,7 +163,7 @@ export function makeStore(api) {
     }     // it was cancelled, or refused
   }
 
-  api.addEventListener("fewstep.run", onRun);
+  api.addEventListener(RUN_EVENT, onRun);
   api.addEventListener("status", onStatus);
   return store;
 }

@@ -6,7 +6,7 @@ from .plots import node
 
 GRAPH = """
 import { restoringPlan } from "./js/graph/restorers.js";
-import { chainTo, wiresOf } from "./js/graph/find.js";
+import { chainTo, wiresOf } from "./js/graph/walk.js";
 import { distilOf } from "./js/graph/oneclick.js";
 
 // data: {id: [type, {input: [type, id, slot] or [type]}, [output types]]}
