@@ -1,13 +1,14 @@
-// Rules for js/, run by .ci/run from the top folder. The frontend's globals are named here, so that a misspelt one is found.
+// Rules for js/, run by .ci/run from the top folder. The globals that there are in a page of ComfyUI are named here,
+// so that a misspelt one is found.
 
 import js from "@eslint/js";
 
 const readonly = (...names) => Object.fromEntries(names.map((name) => [name, "readonly"]));
 
 const BROWSER = readonly(
-  "cancelAnimationFrame", "console", "devicePixelRatio", "document", "getComputedStyle", "IntersectionObserver",
-  "MutationObserver", "performance", "queueMicrotask", "requestAnimationFrame", "ResizeObserver", "sessionStorage",
-  "setTimeout", "URL",
+  "cancelAnimationFrame", "console", "devicePixelRatio", "document", "getComputedStyle",
+  "IntersectionObserver", "MutationObserver", "performance", "queueMicrotask", "requestAnimationFrame",
+  "ResizeObserver", "sessionStorage", "setTimeout", "URL",
 );
 const COMFYUI = readonly("LGraphGroup", "LiteGraph");
 
