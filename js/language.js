@@ -4,8 +4,8 @@
 import { ROUTE } from "./names.js";
 
 /**
- * Tells the server which language is shown: it knows only one that was chosen in the settings, not the
- * browser's.
+ * Tells the server which language is shown: it knows only
+ * one that was chosen in the settings, not the browser's.
  */
 export function tellServer(api, locale = "en") {
   return api.fetchApi(`${ROUTE}/language/${encodeURIComponent(locale)}`, { method: "POST" });

@@ -20,8 +20,8 @@ export class Curve {
   }
 
   /**
-   * points: [[update, value], ...]. An update that was there replaces what was from it on: a resumed run goes
-   * over it again.
+   * points: [[update, value], ...]. An update that was there
+   * replaces what was from it on: a resumed run goes over it again.
    */
   append(points) {
     for (const [update, value] of points) {
@@ -150,8 +150,8 @@ function box(values, radius) {
 }
 
 /**
- * Up to which update to show: all that is planned, or a half, a quarter, ... of it while the run has not got
- * there.
+ * Up to which update to show: all that is planned, or a half,
+ * a quarter, ... of it while the run has not got there.
  */
 export function reach(last, total, ended) {
   const end = Math.max(1, last);

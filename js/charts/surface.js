@@ -1,6 +1,6 @@
-// A canvas that fills a place of the page, for a chart to be drawn on: sharp, drawn once a frame at most, and
-// again when its size or the theme changes; and what charts need of the page beside: colours, keys of a
-// legend, the keyboard.
+// A canvas that fills a place of the page, for a chart to be drawn on: sharp,
+// drawn once a frame at most, and again when its size or the theme changes; and
+// what charts need of the page beside: colours, keys of a legend, the keyboard.
 
 import { make } from "../dom.js";
 

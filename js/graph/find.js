@@ -1,13 +1,13 @@
-// What the nodes of the user's graph are for: which of them samples, what it is fed by, where a model comes
-// from. Everything here reads the wires of one graph, see walk.js: new nodes have to lie beside what they are
-// wired to.
+// What the nodes of the user's graph are for: which of them samples, what it
+// is fed by, where a model comes from. Everything here reads the wires of one
+// graph, see walk.js: new nodes have to lie beside what they are wired to.
 
 import { COMPARE, isOurs, LOAD_LORA } from "../names.js";
 import { BYPASSED, endOfType, gives, nodesOf, slotOf, takes } from "./nodes.js";
 import { downstream, graphsOf, origin, upstream, wiresOf } from "./walk.js";
 
-// patches of a model that guide it or skip work: a few-step model learns from the model without them, and
-// runs without them
+// patches of a model that guide it or skip work: a few-step model
+// learns from the model without them, and runs without them
 const GUIDES = /cfg|guidance|cache|thresholding|perpneg|^apg$|mahiro|fresca|rescaling/i;
 const LOADS = /load|lora|merge/i;
 
@@ -21,8 +21,8 @@ export function selectedIn(app) {
 }
 
 /**
- * Whether a node samples a model: it takes a model and a prompt, and gives latents, a picture or a guider to
- * sample with.
+ * Whether a node samples a model: it takes a model and a prompt,
+ * and gives latents, a picture or a guider to sample with.
  */
 export function isSampling(node) {
   if (isOurs(node.type) && node.type !== COMPARE) {
@@ -35,8 +35,8 @@ export function isSampling(node) {
 }
 
 /**
- * Numbers of the inputs that take the prompt and the negative prompt; a guider without the latter has the
- * same for both.
+ * Numbers of the inputs that take the prompt and the negative
+ * prompt; a guider without the latter has the same for both.
  */
 function promptsOf(node) {
   const find = (...names) => (node.inputs ?? []).findIndex(({ type, name }) =>
@@ -47,8 +47,8 @@ function promptsOf(node) {
 }
 
 /**
- * [{ sampling, chain }]: the sampling nodes that an end feeds, through whatever patches models; the nearest
- * first.
+ * [{ sampling, chain }]: the sampling nodes that an end
+ * feeds, through whatever patches models; the nearest first.
  */
 export function samplingBehind(wires, end) {
   const found = [];
@@ -73,8 +73,8 @@ export function samplingBehind(wires, end) {
 }
 
 /**
- * Of what `samplingBehind` found the one that starts from an empty latent, else the first; undefined where
- * there is none.
+ * Of what `samplingBehind` found the one that starts from an
+ * empty latent, else the first; undefined where there is none.
  */
 export function mainOf(wires, found) {
   return found.find(({ sampling }) => isEmptyLatent(latentOf(wires, sampling)?.node)) ?? found[0];
@@ -121,8 +121,8 @@ function isEmptyLatent(node) {
 }
 
 /**
- * The graph's empty latent: the one that a sampling node starts from, even if over other passes, else any; or
- * null.
+ * The graph's empty latent: the one that a sampling node
+ * starts from, even if over other passes, else any; or null.
  */
 export function emptyLatent(graph, wires, sampling) {
   const above = sampling ? upstream(wires, [...guidedBy(wires, sampling), sampling], ["LATENT"]) : [];
@@ -150,8 +150,8 @@ export function encodersOf(wires, end) {
 }
 
 /**
- * The node whose model the panel's button takes: a selected one, else the loader of the shown graph, else of
- * a subgraph.
+ * The node whose model the panel's button takes: a selected
+ * one, else the loader of the shown graph, else of a subgraph.
  */
 export function sourceOfModel(app) {
   const shown = graphOf(app);

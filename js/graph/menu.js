@@ -14,8 +14,8 @@ export function graphMenu(app, api, node, runs) {
 }
 
 /**
- * Makes a node's model few-step, of none that of the panel's button; what goes wrong is a toast. runs: the
- * panel's, to show it.
+ * Makes a node's model few-step, of none that of the panel's button;
+ * what goes wrong is a toast. runs: the panel's, to show it.
  */
 export async function makeOrTell(app, api, node, runs) {
   runs.expect(true);

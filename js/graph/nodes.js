@@ -1,5 +1,5 @@
-// What a node is and has: its mode, slots and widgets. Slots are told by their number, -1 where there is
-// none.
+// What a node is and has: its mode, slots and widgets.
+// Slots are told by their number, -1 where there is none.
 
 export const ALWAYS = 0;        // values of a node's `mode`: takes part,
 export const MUTED = 2;         // gives nothing, and nothing that needs it runs,
@@ -31,8 +31,8 @@ export function nodesOf(graph) {
 }
 
 /**
- * The input that a bypassed node hands to an output: the one beside it if of the same type, else the first
- * that is.
+ * The input that a bypassed node hands to an output: the one
+ * beside it if of the same type, else the first that is.
  */
 export function bypassedInput(node, slot) {
   const type = node.outputs?.[slot]?.type;

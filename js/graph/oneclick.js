@@ -1,5 +1,5 @@
-// "Make this model few-step": a group of nodes that distils the model a node gives, wired to the graph's own
-// prompts, and queued.
+// "Make this model few-step": a group of nodes that distils the
+// model a node gives, wired to the graph's own prompts, and queued.
 
 import { DEMO, DISTIL, EMPTY_LATENT, FLUX_GUIDANCE, PREVIEW, PROMPTS } from "../names.js";
 import { t } from "../text.js";

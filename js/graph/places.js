@@ -1,5 +1,5 @@
-// Where nodes lie: new ones on no other, in columns, in a frame, and in the view. A box is [x, y, width,
-// height].
+// Where nodes lie: new ones on no other, in columns, in a
+// frame, and in the view. A box is [x, y, width, height].
 
 import { drawn } from "./change.js";
 import { allNodes } from "./nodes.js";

@@ -4,9 +4,9 @@ import { t } from "../text.js";
 import { nodesWithin, pathTo } from "./walk.js";
 
 /**
- * Queues these nodes of the user's graph with what they need, and no others. Throws where the host refuses;
- * it tells why by itself. Some frontends draw new seeds for all of the graph then, also where nothing runs:
- * those are put back.
+ * Queues these nodes of the user's graph with what they need, and no others.
+ * Throws where the host refuses; it tells why by itself. Some frontends draw new
+ * seeds for all of the graph then, also where nothing runs: those are put back.
  */
 export async function queueNodes(app, nodes) {
   await queueing(app);
@@ -30,9 +30,9 @@ async function queueing(app) {
 }
 
 /**
- * Watches what the host sets when it queues; the answer puts that back, but nothing that the user has typed
- * meanwhile. The host sets all widgets in one go, in or after the widgets' own hooks: what differs at the end
- * of that go is its own.
+ * Watches what the host sets when it queues; the answer puts that back, but nothing
+ * that the user has typed meanwhile. The host sets all widgets in one go, in or
+ * after the widgets' own hooks: what differs at the end of that go is its own.
  */
 export function noteDraws(widgets) {
   const drawn = new Map();        // widget -> [value before, what the host made of it]
@@ -91,8 +91,8 @@ function executionId(graph, node) {
 }
 
 /**
- * Queues a kept prompt: { prompt, workflow, node }. Answers the server's id of it; throws an Error with the
- * server's message.
+ * Queues a kept prompt: { prompt, workflow, node }. Answers the
+ * server's id of it; throws an Error with the server's message.
  */
 export async function requeue(app, api, stored) {
   const response = await api.fetchApi("/prompt", {

@@ -1,5 +1,5 @@
-// A FewstepRestore for a LoRA that was trained to restore: what it is wired to, and what of that has to be
-// made first.
+// A FewstepRestore for a LoRA that was trained to restore:
+// what it is wired to, and what of that has to be made first.
 
 import { CORRUPT, isOurs, PROCESS_TYPE, RESTORE } from "../names.js";
 import { t } from "../text.js";
@@ -11,8 +11,8 @@ import { below, promptsFor, shown } from "./samplers.js";
 import { chainTo, origin, upstream } from "./walk.js";
 
 /**
- * The node that restores with that chain's model already, a selected one first; undefined where there is
- * none.
+ * The node that restores with that chain's model already, a
+ * selected one first; undefined where there is none.
  */
 export function restorerOf({ graph, wires, chain }, selected) {
   const ofChain = (node) => node.type === RESTORE && loaderOf(wires, node) === chain[0].node;
@@ -26,8 +26,8 @@ function loaderOf(wires, node) {
 }
 
 /**
- * The model without the few-step LoRAs that it was tried with: the node brings its own. Answers what is
- * passed by now.
+ * The model without the few-step LoRAs that it was tried with:
+ * the node brings its own. Answers what is passed by now.
  */
 export function unload(wires, restorer) {
   const { end, leftOut } = teacherOf(wires, chainTo(wires, origin(restorer, inputOf(restorer, "model"))));
@@ -38,8 +38,8 @@ export function unload(wires, restorer) {
 }
 
 /**
- * What there is to restore, and with what; throws an Error to show where the graph lacks it. Nothing is
- * changed yet.
+ * What there is to restore, and with what; throws an Error
+ * to show where the graph lacks it. Nothing is changed yet.
  */
 export function restoringPlan({ graph, wires, chain, sampling, ...plan }, selected) {
   const vae = vaeOf(graph, wires, sampling, chain[0].node);

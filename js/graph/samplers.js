@@ -39,8 +39,8 @@ export function feed({ graph, wires, sampling }, lora) {
 }
 
 /**
- * A SamplerCustom in the place of a KSampler, which stays for later, muted and folded, with nothing behind
- * it.
+ * A SamplerCustom in the place of a KSampler, which stays
+ * for later, muted and folded, with nothing behind it.
  */
 export function replace({ graph, sampling: old }, lora) {
   const seed = SEEDS.find((name) => widgetOf(old, name));
@@ -106,8 +106,8 @@ export function shown(graph, node, vae) {
 }
 
 /**
- * What to sample with no sampling node to ask: the demo teacher's label, else another node's prompts, else
- * the first encoders'.
+ * What to sample with no sampling node to ask: the demo teacher's
+ * label, else another node's prompts, else the first encoders'.
  */
 export function promptsFor(graph, wires, chain) {
   const loader = chain[0].node;
@@ -125,8 +125,8 @@ export function promptsFor(graph, wires, chain) {
 }
 
 /**
- * The part of the LoRA's schedule that a picture was to be redrawn with, { sigmas, nodes }; where denoise is
- * 1, all of it.
+ * The part of the LoRA's schedule that a picture was to be
+ * redrawn with, { sigmas, nodes }; where denoise is 1, all of it.
  */
 function shorten(graph, lora, settings) {
   const sigmas = { node: lora, slot: OUT.sigmas };

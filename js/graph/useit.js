@@ -13,8 +13,8 @@ import { feed, isStock, isUsable, replace, sampleAnew } from "./samplers.js";
 import { chainTo, dependants, wiresOf } from "./walk.js";
 
 /**
- * Wires it all and goes there; nothing is queued. Answers the node that loads the LoRA. Throws an Error to
- * show.
+ * Wires it all and goes there; nothing is queued. Answers
+ * the node that loads the LoRA. Throws an Error to show.
  */
 export async function useIt(app, api, run) {
   if (!run.lora) {
@@ -48,8 +48,8 @@ export async function useIt(app, api, run) {
 }
 
 /**
- * What is wired to what; nothing is changed yet. A selected sampling node goes first, then one behind a
- * selected source.
+ * What is wired to what; nothing is changed yet. A selected
+ * sampling node goes first, then one behind a selected source.
  */
 function planFor(app, source) {
   const graph = source.graph;
@@ -83,8 +83,8 @@ async function exchange(app, plan, node, name) {
 }
 
 /**
- * A FewstepLoadLora, and sampling with it: { node, nodes, shown, settle } as of samplers.js, `node` the
- * loader.
+ * A FewstepLoadLora, and sampling with it: { node, nodes,
+ * shown, settle } as of samplers.js, `node` the loader.
  */
 function sample(plan, name) {
   const { graph, end, sampling } = plan;
@@ -112,8 +112,8 @@ function tell(app, leftOut, muted) {
 }
 
 /**
- * Mutes a node that distils this model, if nothing but its previews hang on it: queueing is to sample now,
- * not to train on.
+ * Mutes a node that distils this model, if nothing but its
+ * previews hang on it: queueing is to sample now, not to train on.
  */
 function muteTraining({ distil }) {
   const behind = distil ? dependants(distil) : [];

@@ -1,5 +1,5 @@
-// The one walker of the user's graph: what feeds what, through reroutes and bypassed nodes, and through the
-// walls of subgraphs.
+// The one walker of the user's graph: what feeds what, through
+// reroutes and bypassed nodes, and through the walls of subgraphs.
 //
 // Its data:
 //
@@ -9,9 +9,9 @@
 //   chain   [end, ...]     a model's output, then those of the nodes that patch it, one after another
 //   within  [node, ...]    the nodes of the subgraphs that a walk went into, the outermost first
 //
-// One subgraph can stand in a graph several times: `within` tells through which of its nodes a walk that goes
-// on leaves it. Ends made by hand need none; a walk that starts inside a subgraph leaves it by the first
-// node.
+// One subgraph can stand in a graph several times: `within` tells through
+// which of its nodes a walk that goes on leaves it. Ends made by hand need
+// none; a walk that starts inside a subgraph leaves it by the first node.
 //
 // Its functions, which change nothing:
 //
@@ -25,17 +25,18 @@
 //   valueOf(node, name, within)      what a widget is worth
 //   pathTo, graphsOf, isLoaded       where a node lies among the graphs
 //
-// Walls. Without `cross` a walk stays in one graph: it ends at the wall of the subgraph that it is in, and
-// the node of a subgraph is a node like others. That is what is needed to build nodes, which have to lie in
-// the graph of what they are wired to. With `cross` it goes out of a subgraph to what feeds its node, and
-// into one to what feeds its output, however deep, and the node of a subgraph is never an end or a goal.
+// Walls. Without `cross` a walk stays in one graph, as building needs it: new nodes have to lie in the graph
+// of what they are wired to. It ends at the wall of the subgraph that it is in, and the node of a subgraph,
+// which the host calls virtual, hands on what it gets like a reroute, whatever is inside. With `cross` it
+// goes out of a subgraph to what feeds its node, and into one to what feeds its output, however deep. The
+// node of a subgraph is never an end or a goal.
 //
-// What does not take part. A muted node gives nothing and takes nothing. A bypassed node hands on what it
-// gets, see bypassedInput; with `bypassed` it is a goal itself. A virtual node, which only the page knows,
-// hands on input number n as output number n (a reroute); one without inputs (a primitive) is an end only
-// with `virtual`.
+// What does not take part. A muted node gives nothing and takes nothing. A bypassed
+// node hands on what it gets, see bypassedInput; with `bypassed` it is a goal itself.
+// A virtual node, which only the page knows, hands on input number n as output number
+// n (a reroute); one without inputs (a primitive) is an end only with `virtual`.
 
-import { allNodes, BYPASSED, bypassedInput, inputOf, MUTED, nodesOf, widgetOf } from "./nodes.js";
+import { allNodes, BYPASSED, bypassedInput, inputOf, MUTED, widgetOf } from "./nodes.js";
 
 const MOST_LINKS = 1000;      // in one walk: reroutes and bypassed nodes can be wired in a circle
 
@@ -51,8 +52,8 @@ export function linkOf(graph, id) {
 }
 
 /**
- * The link into an input. The host's own getInputLink answers for the node of a subgraph what comes out of
- * it.
+ * The link into an input. The host's own getInputLink
+ * answers for the node of a subgraph what comes out of it.
  */
 export const linkInto = (node, into) => linkOf(node.graph, node.inputs?.[into]?.link);
 
@@ -60,6 +61,9 @@ export const linkInto = (node, into) => linkOf(node.graph, node.inputs?.[into]?.
 export function linksFrom(node, slot) {
   return (node.outputs?.[slot]?.links ?? []).map((id) => linkOf(node.graph, id)).filter(Boolean);
 }
+
+/** Whether a node hands on input number n as output number n. */
+const handsOn = (node, cross) => node.isVirtualNode && !(cross && node.subgraph);
 
 // ---- up --------------------------------------------------------------------------------------------
 
@@ -73,9 +77,9 @@ export function origin(node, into, { cross = false, virtual = false, within = []
       at = cross ? outOf(at) : null;
     } else if (from.mode === MUTED) {
       return null;
-    } else if (from.isVirtualNode && !from.inputs?.length) {
+    } else if (handsOn(from, cross) && !from.inputs?.length) {
       return virtual ? { node: from, slot, within: at.within } : null;
-    } else if (from.isVirtualNode) {
+    } else if (handsOn(from, cross)) {
       at = { ...at, link: linkInto(from, slot) };
     } else if (from.mode === BYPASSED) {
       at = { ...at, link: linkInto(from, bypassedInput(from, slot)) };
@@ -118,7 +122,7 @@ export function goalsOf(node, slot, { cross = false, bypassed = false, within = 
       open.unshift(...(cross ? outThrough(at) : []));
     } else if (to.mode === MUTED) {
       continue;
-    } else if (to.isVirtualNode) {
+    } else if (handsOn(to, cross)) {
       open.unshift(...placesFrom(to, into, at.within));
     } else if (to.mode === BYPASSED && !bypassed) {
       open.unshift(...bypassedOutputs(to, into).flatMap((output) => placesFrom(to, output, at.within)));
@@ -171,8 +175,10 @@ export function wiresOf(graph, { cross = false } = {}) {
   return wires;
 }
 
+/** [{ node, within }]: the nodes that run, those in subgraphs too with `cross`. */
 function runningIn(graph, cross, within = []) {
-  return nodesOf(graph).filter((node) => node.mode !== BYPASSED).flatMap((node) =>
+  const runs = ({ mode }) => mode !== MUTED && mode !== BYPASSED;
+  return allNodes(graph).filter((node) => runs(node) && !handsOn(node, cross)).flatMap((node) =>
     (cross && node.subgraph ? runningIn(node.subgraph, cross, [...within, node]) : [{ node, within }]));
 }
 
@@ -251,8 +257,8 @@ function instanceOf(subgraph, within) {
 }
 
 /**
- * [node of a subgraph, ..., node]: the way to a node that lies in a graph, however deep; null where it does
- * not.
+ * [node of a subgraph, ..., node]: the way to a node that
+ * lies in a graph, however deep; null where it does not.
  */
 export function pathTo(graph, node) {
   if (node.graph === graph) {

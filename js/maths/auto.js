@@ -1,5 +1,5 @@
-// The automatic step grid: uniform in flow time, moved towards the noise. Port of
-// diffusion/schedules/auto.py.
+// The automatic step grid: uniform in flow time, moved
+// towards the noise. Port of diffusion/schedules/auto.py.
 
 import { FLOW, alpha, atFlowTime, flowTime } from "./paths.js";
 
@@ -7,8 +7,8 @@ const LARGEST = 5;                                                  // shift of 
 const POWERS = [[5, 1], [10, 1.25], [Infinity, 1.5]];               // [up to that many steps, power]
 
 /**
- * `steps` sigmas from `top` on; half: the model's sigma at half its time; dimension: how many numbers a
- * sample has.
+ * `steps` sigmas from `top` on; half: the model's sigma at
+ * half its time; dimension: how many numbers a sample has.
  */
 export function automatic(path, steps, top, half, dimension) {
   const own = path === FLOW ? half / alpha(path, half) : 1;         // the shift of a flow model

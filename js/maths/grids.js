@@ -3,8 +3,8 @@
 //
 //   grid(name, steps, model, { denoise, shift, ...options })
 //
-// answers steps + 1 sigmas, strictly descending, the last one 0. model = { path, sigmaOf }, see paths.js and
-// models.js.
+// answers steps + 1 sigmas, strictly descending, the last one
+// 0. model = { path, sigmaOf }, see paths.js and models.js.
 
 import { automatic } from "./auto.js";
 import { shifted, timeOf } from "./models.js";

@@ -14,8 +14,8 @@ export function flowSigma(shift = 1) {
 }
 
 /**
- * t = (index + 1) / N into an ascending table, interpolated in log sigma; below its first entry sigma falls
- * to 0 with t.
+ * t = (index + 1) / N into an ascending table, interpolated in
+ * log sigma; below its first entry sigma falls to 0 with t.
  */
 export function discreteSigma(sigmas) {
   const log = Array.from(sigmas, Math.log);
@@ -28,8 +28,8 @@ export function discreteSigma(sigmas) {
 }
 
 /**
- * From the server's description of a model: `times` in equal steps from 0 to 1, log-linear between, linear
- * down to 0.
+ * From the server's description of a model: `times` in equal
+ * steps from 0 to 1, log-linear between, linear down to 0.
  */
 export function tableSigma(times, sigmas) {
   const last = times.length - 1;
@@ -64,8 +64,8 @@ export function timeOf(sigmaOf, sigma) {
 }
 
 /**
- * The shift of a Flux model at a size in pixels, as ComfyUI's ModelSamplingFlux has it: a line over the
- * tokens.
+ * The shift of a Flux model at a size in pixels, as ComfyUI's
+ * ModelSamplingFlux has it: a line over the tokens.
  */
 export function fluxShift(most, least, width, height) {
   const slope = (most - least) / (TOKENS[1] - TOKENS[0]);
@@ -78,8 +78,8 @@ export function fluxShift(most, least, width, height) {
 const range = (count, of) => Array.from({ length: count }, (_, i) => of(i));
 
 /**
- * sigma/alpha of Stable Diffusion's 1000 steps (scaled linear betas); `zeroSnr`: rescaled to end in pure
- * noise (arXiv:2305.08891).
+ * sigma/alpha of Stable Diffusion's 1000 steps (scaled linear betas);
+ * `zeroSnr`: rescaled to end in pure noise (arXiv:2305.08891).
  */
 export function stableDiffusion(zeroSnr = false) {
   const [first, last] = [Math.sqrt(0.00085), Math.sqrt(0.012)];

@@ -1,5 +1,5 @@
-// Paths: how much signal is left at a noise level. Port of diffusion/paths.py, for numbers in place of
-// tensors.
+// Paths: how much signal is left at a noise level. Port of
+// diffusion/paths.py, for numbers in place of tensors.
 //
 // name                  alpha              largest sigma
 // variance exploding    1                  unbounded

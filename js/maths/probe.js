@@ -29,8 +29,8 @@ export function weights(moves, path) {
 }
 
 /**
- * [{ sigma, next, fresh, left }] by move: the share of the noise that it renews, and the seed's share of the
- * noise after it.
+ * [{ sigma, next, fresh, left }] by move: the share of the noise
+ * that it renews, and the seed's share of the noise after it.
  */
 export function noising(moves, path) {
   let left = 1;

@@ -1,5 +1,5 @@
-// Published tables of noise levels. Port of diffusion/schedules/published.py, which names the paper and where
-// it tells them.
+// Published tables of noise levels. Port of diffusion/schedules/published.py,
+// which names the paper and where it tells them.
 
 /** Ten-step noise levels sigma/alpha by the kind of model. */
 export const AYS = {

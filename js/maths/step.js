@@ -1,14 +1,14 @@
-// The one step x_s = a x_t + b x0 + k z, and how much of its noise is fresh. Port of diffusion/step.py, for
-// numbers.
+// The one step x_s = a x_t + b x0 + k z, and how much of its
+// noise is fresh. Port of diffusion/step.py, for numbers.
 //
-// sigma is the level x_t is at, next the level x_s is at, kappa the share of fresh noise, churn c what sets
-// it.
+// sigma is the level x_t is at, next the level x_s is at,
+// kappa the share of fresh noise, churn c what sets it.
 
 import { alpha, logSnr } from "./paths.js";
 
 /**
- * kappa = sqrt(1 - e^(-2 c h)), the share of fresh noise of a step; none into data, and from pure noise only
- * where all of it is fresh.
+ * kappa = sqrt(1 - e^(-2 c h)), the share of fresh noise of a step;
+ * none into data, and from pure noise only where all of it is fresh.
  */
 export function freshShare(churn, path, sigma, next) {
   if (!(next > 0) || churn === 0) {

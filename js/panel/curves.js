@@ -30,8 +30,8 @@ export function plotArea(width, height, ratio = 1) {
 }
 
 /**
- * What a column tells who points at it: { column, update, loss: { mean, low, high, count }, fidelity: {
- * update, value } }.
+ * What a column tells who points at it: { column, update, loss:
+ * { mean, low, high, count }, fidelity: { update, value } }.
  */
 export function lookUp({ loss, fidelity }, column) {
   const nearest = nearestColumn(loss, column);
@@ -71,8 +71,8 @@ function nearestPoint(curve, update) {
 }
 
 /**
- * colours: { loss, fidelity, grid, text }; at: the column that is pointed at; shown: the update whose picture
- * is shown.
+ * colours: { loss, fidelity, grid, text }; at: the column that
+ * is pointed at; shown: the update whose picture is shown.
  */
 export function drawCurves(context, area, { loss, fidelity, to, colours, at = null, shown = null }) {
   const x = (update) => area.left + (update / to) * (area.right - area.left);

@@ -75,8 +75,8 @@ export function modelName(run) {
 export const restores = (run) => run.method === RESTORATION;
 
 /**
- * The words of that key: others for a run that learns to restore, and so from whole pictures and not from a
- * teacher.
+ * The words of that key: others for a run that learns to
+ * restore, and so from whole pictures and not from a teacher.
  */
 export function wordsOf(run, key) {
   return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`);

@@ -1,5 +1,5 @@
-// The list of runs: a listbox that makes only the rows that are in sight, so that a thousand runs open as
-// fast as ten.
+// The list of runs: a listbox that makes only the rows that
+// are in sight, so that a thousand runs open as fast as ten.
 
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";

@@ -1,5 +1,5 @@
-// The preview grid: teacher, before and now from the same noise, with a slider through the run's kept
-// pictures.
+// The preview grid: teacher, before and now from the same
+// noise, with a slider through the run's kept pictures.
 
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
@@ -11,8 +11,8 @@ import { isLive } from "./store.js";
 const COLUMNS = [["teacher", "whole"], ["before", "destroyed"], ["now", "restored"]];
 
 /**
- * {element, show(run, store)}. The slider follows the newest picture until the user moves it, and again from
- * its end on.
+ * {element, show(run, store)}. The slider follows the newest
+ * picture until the user moves it, and again from its end on.
  */
 export function makePreviews(api) {
   const columns = COLUMNS.map(makeColumn);

@@ -1,5 +1,5 @@
-// What the panel knows: the runs, and the curves of the selected one. Lives as long as the page; the tab only
-// shows it.
+// What the panel knows: the runs, and the curves of the selected
+// one. Lives as long as the page; the tab only shows it.
 //
 // The snapshot (GET runs) is the truth, and events keep it fresh. What comes while a snapshot is on its way
 // is newer than it, and is put on top of it.

@@ -1,8 +1,8 @@
 // Draw Schedule's editor: the curve of the model's time over the steps, whose points are dragged. The value
 // is the text widget's, which is hidden and saved with the workflow.
 //
-// Drag a point, or move the focused one by the arrow keys; double-click adds one, Delete or a right click
-// removes it.
+// Drag a point, or move the focused one by the arrow keys;
+// double-click adds one, Delete or a right click removes it.
 
 import { makeChart } from "../charts/chart.js";
 import { make, mark } from "../dom.js";

@@ -1,5 +1,5 @@
-// Fit Few-Step Solver: error against model calls, of the fitted solver and of those that nothing was fitted
-// to.
+// Fit Few-Step Solver: error against model calls, of the
+// fitted solver and of those that nothing was fitted to.
 
 import { makeChart } from "../charts/chart.js";
 import { inputOf } from "../graph/nodes.js";

@@ -33,8 +33,8 @@ export function inspectPlot(api, node, noted) {
   });
   slider.addEventListener("change", noted);
   slider.addEventListener("keydown", (event) => event.stopPropagation());
-  // the plot below says what the picture does, which this hides in Nodes 2.0, and the next line on the
-  // classic canvas
+  // the plot below says what the picture does, which this hides
+  // in Nodes 2.0, and the next line on the classic canvas
   node.hideOutputImages = true;
   node.onDrawBackground = () => {};
   const plot = {
@@ -105,8 +105,8 @@ function levelsOf(schedule) {
 }
 
 /**
- * [survival, weight or null by call]: a sampler of several calls a step has more of them than our one has
- * predictions.
+ * [survival, weight or null by call]: a sampler of several
+ * calls a step has more of them than our one has predictions.
  */
 function placed({ weights: values, survival }, sigmas, calls) {
   const out = [survival, ...calls.map(() => null)];

@@ -1,12 +1,12 @@
-// Which model feeds a node, read from the graph above it as it stands, past reroutes, bypassed nodes and the
-// walls of subgraphs. Answers are small plain objects, so that a change of anything above shows as a change
-// of their JSON:
+// Which model feeds a node, read from the graph above it as it stands, past
+// reroutes, bypassed nodes and the walls of subgraphs. Answers are small plain
+// objects, so that a change of anything above shows as a change of their JSON:
 //
 //   modelAbove(api, node, within)    { flow: shift } | { discrete: name, ... } | { table: key }
 //
-// each with `about` for the small print and `key`, which tells the nodes above that decide it from others.
-// `tables` are descriptions of models by key, from the server or from nodes that have run. within: see
-// graph/walk.js.
+// each with `about` for the small print and `key`, which tells the nodes above
+// that decide it from others. `tables` are descriptions of models by key, from
+// the server or from nodes that have run. within: see graph/walk.js.
 
 import { inputOf, slotOf } from "../graph/nodes.js";
 import { origin, valueOf } from "../graph/walk.js";

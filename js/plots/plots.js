@@ -76,8 +76,8 @@ export function plotOn(app, api, node) {
 }
 
 /**
- * Makes a change a step of undo: the host looks when a mouse button comes up, and misses clicks, drags and
- * keys of ours.
+ * Makes a change a step of undo: the host looks when a mouse
+ * button comes up, and misses clicks, drags and keys of ours.
  */
 function noted(app) {
   app.canvas?.emitBeforeChange();
@@ -94,8 +94,8 @@ function fit(node, width = 0) {
 }
 
 /**
- * On the classic canvas, what a plot has no use for: the wheel, the middle button and a right click. Nodes
- * 2.0 does it by itself.
+ * On the classic canvas, what a plot has no use for: the wheel, the
+ * middle button and a right click. Nodes 2.0 does it by itself.
  */
 function passOn(app, element) {
   const classic = () => !element.closest(".lg-node-widget");

@@ -1,5 +1,5 @@
-// What a node said when it last ran, kept over a reload of the page by the browser for this tab: the host
-// forgets it.
+// What a node said when it last ran, kept over a reload of
+// the page by the browser for this tab: the host forgets it.
 
 const held = new WeakMap();
 const lookedFor = new WeakMap();

@@ -1,5 +1,5 @@
-// What a sampler's noise does over the steps: how much of it is fresh after each, and how much is still the
-// seed's.
+// What a sampler's noise does over the steps: how much of
+// it is fresh after each, and how much is still the seed's.
 
 import { makeChart } from "../charts/chart.js";
 import { wholeTicks } from "../charts/scale.js";

@@ -38,8 +38,8 @@ export function schedulePlot(api, node, noted) {
 const nothing = () => ({ x: {}, label: t("plots.schedule"), empty: t("plots.no_schedule") });
 
 /**
- * Two or more buttons of which one is pressed: { element, value(), show() }. The choice is kept in the node's
- * properties.
+ * Two or more buttons of which one is pressed: { element,
+ * value(), show() }. The choice is kept in the node's properties.
  */
 function choice(node, property, values, label, changed) {
   const kept = () => node.properties?.[property];

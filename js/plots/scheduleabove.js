@@ -46,8 +46,8 @@ function optionsOf(node, value) {
 }
 
 /**
- * The schedule that feeds a node: one of ours as it is, of another node the uniform one of as many steps
- * (`guessed`).
+ * The schedule that feeds a node: one of ours as it is, of
+ * another node the uniform one of as many steps (`guessed`).
  */
 export function sigmasAbove(api, node, within = []) {
   const above = origin(node, inputOf(node, "sigmas"), { ...ACROSS, within });

@@ -1,6 +1,6 @@
-// Redraws a plot when what it is drawn from has changed. Widgets come and go, and the graph above changes
-// without a word to the nodes below, in both renderers: so plots that can be seen look for themselves, a few
-// times a second.
+// Redraws a plot when what it is drawn from has changed. Widgets come and go, and
+// the graph above changes without a word to the nodes below, in both renderers:
+// so plots that can be seen look for themselves, a few times a second.
 
 const PERIOD = 80;      // milliseconds between looks, or longer: they take a tenth of the time at most
 const SHARE = 9;        // of the time of a look that is left to others

@@ -37,7 +37,7 @@ function fill(graph, nodes, root) {
       inputs: Object.entries(inputs).map(([name, [kind]]) => ({ name, type: kind, link: null })),
       outputs: outputs.map((one) => ({ type: one, name: one, links: [] })),
       widgets: widgets && Object.entries(widgets).map(([name, value]) => ({ name, value })),
-      ...(subgraph ? { subgraph: root.subgraphs.get(subgraph) } : {}),
+      ...(subgraph ? { subgraph: root.subgraphs.get(subgraph), isVirtualNode: true } : {}),
     });
   }
   for (const node of graph.nodes) {

@@ -97,10 +97,10 @@ INSIDE = {"a": {"inputs": ["model"], "outputs": [["inner", 0]], "nodes": {"inner
           "b": {"inputs": ["model"], "outputs": [["patch", 0]], "nodes": {"patch": patch("in")}}}
 
 
-def test_without_crossing_a_wall_is_an_end(tmp_path):
+def test_without_crossing_a_wall_is_the_end_and_a_subgraph_hands_on_what_it_gets(tmp_path):
     found = walk(tmp_path, """answer([up("patch", "model"), up("inner", "model"), up("end", "model"),
       down("load", 0), down("patch", 0), down("outer", 0)]);""", NESTED, INSIDE)
-    assert found == [None, None, ":outer.0", [":outer.model"], [], [":end.model"]]
+    assert found == [None, None, ":load.0", [":end.model"], [], [":end.model"]]
 
 
 def test_out_of_nested_subgraphs_and_into_them(tmp_path):
@@ -166,8 +166,7 @@ def test_wires_of_one_graph_and_of_all(tmp_path):
           .some((one) => one.node === to && one.into === into && way(one.within) === way(within)));
       answer([told(walk.wiresOf(root)), told(wires), goals]);"""
     alone, crossing, agree = walk(tmp_path, script, TWICE, {"b": INSIDE["b"]})
-    assert alone == [":load.0 > :first.0 MODEL", ":other.0 > :second.0 MODEL", ":first.0 > :end.0 MODEL",
-                     ":second.0 > :end.1 MODEL"]
+    assert alone == [":load.0 > :end.0 MODEL", ":other.0 > :end.1 MODEL"]
     assert crossing == [":load.0 > first:patch.0 MODEL", ":other.0 > second:patch.0 MODEL",
                         "first:patch.0 > :end.0 MODEL", "second:patch.0 > :end.1 MODEL"]
     assert agree
