@@ -146,6 +146,19 @@ def test_a_subgraph_that_stands_twice_is_left_where_it_was_entered(tmp_path):
                      "goal": "second:patch.model", "goals": [":end.two"], "unknown": ":load.0"}
 
 
+def test_a_subgraph_behind_itself_is_walked_once_for_each_place(tmp_path):
+    nodes = {"load": LOAD, "first": ["A", model("load"), ["MODEL"], {"subgraph": "b"}],
+             "second": ["A", model("first"), ["MODEL"], {"subgraph": "b"}],
+             "end": ["Merge", {"one": ["MODEL", "second", 0], "two": ["MODEL", "second", 0]}, ["MODEL"]]}
+    found = walk(tmp_path, """
+      const wires = walk.wiresOf(root, CROSS);
+      const up2 = walk.origin(at("end"), 0, CROSS);
+      const up1 = walk.origin(up2.node, 0, { cross: true, within: up2.within });
+      answer({ up: [end(up2), end(up1), end(walk.origin(up1.node, 0, { cross: true, within: up1.within }))],
+        down: walk.goalsOf(at("patch"), 0, CROSS).map(goal), wires: wires.length });""", nodes, {"b": INSIDE["b"]})
+    assert found == {"up": ["second:patch.0", "first:patch.0", ":load.0"], "down": ["second:patch.model"], "wires": 4}
+
+
 def test_values_come_through_walls(tmp_path):
     nodes = {"five": ["PrimitiveInt", {}, ["INT"], {"widgets": {"value": 5}}],
              "outer": ["A", {"steps": ["INT", "five", 0]}, [], {"subgraph": "a"}]}
