@@ -183,8 +183,8 @@ function runningIn(graph, cross, within = []) {
 }
 
 /**
- * These nodes and then those above them along wires of these types, the nearest first, each once. Nothing is
- * looked for above a node that `stops`.
+ * These nodes and then those above them along wires of these types, the nearest first, each once, wherever
+ * its subgraph stands. Nothing is looked for above a node that `stops`.
  */
 export function upstream(wires, nodes, types, stops = () => false) {
   return spread(nodes, stops, (node) =>
@@ -208,17 +208,23 @@ function spread(nodes, stops, next) {
 }
 
 /**
- * The chain that leads to an end along inputs of that type: the first input counts, as a merge's first model.
+ * The chain that leads to an end along inputs of a type: the first input counts, as a merge's first model.
  */
 export function chainTo(wires, end, type = "MODEL") {
   const chain = [end];
   for (;;) {
-    const wire = wires.find((one) => one.to === chain[0].node && one.type === type);
-    if (!wire || chain.some(({ node }) => node === wire.from.node)) {
+    const wire = wires.find((one) => one.type === type && isAt(chain[0], one.to, one.within));
+    if (!wire || chain.some((one) => isAt(one, wire.from.node, wire.from.within))) {
       return chain;
     }
     chain.unshift(wire.from);
   }
+}
+
+/** Whether an end is of a node, and in that one of the places where its subgraph stands. */
+function isAt(end, node, within = []) {
+  const own = end.within ?? [];
+  return end.node === node && own.length === within.length && own.every((one, i) => one === within[i]);
 }
 
 /** The nodes of its graph that can't run without a node, muted and bypassed ones too. */

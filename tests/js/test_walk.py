@@ -155,8 +155,10 @@ def test_a_subgraph_behind_itself_is_walked_once_for_each_place(tmp_path):
       const up2 = walk.origin(at("end"), 0, CROSS);
       const up1 = walk.origin(up2.node, 0, { cross: true, within: up2.within });
       answer({ up: [end(up2), end(up1), end(walk.origin(up1.node, 0, { cross: true, within: up1.within }))],
-        down: walk.goalsOf(at("patch"), 0, CROSS).map(goal), wires: wires.length });""", nodes, {"b": INSIDE["b"]})
-    assert found == {"up": ["second:patch.0", "first:patch.0", ":load.0"], "down": ["second:patch.model"], "wires": 4}
+        down: walk.goalsOf(at("patch"), 0, CROSS).map(goal), wires: wires.length,
+        chain: walk.chainTo(wires, up2).map(end) });""", nodes, {"b": INSIDE["b"]})
+    assert found == {"up": ["second:patch.0", "first:patch.0", ":load.0"], "down": ["second:patch.model"],
+                     "wires": 4, "chain": [":load.0", "first:patch.0", "second:patch.0"]}
 
 
 def test_values_come_through_walls(tmp_path):
