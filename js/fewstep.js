@@ -10,13 +10,18 @@ import { graphMenu, makeOrTell } from "./graph/menu.js";
 import { plotOn } from "./plots/plots.js";
 
 const MAKE = "Fewstep.MakeFewStep";
-const runs = makeStore(api);      // listens from here on: the socket opens before setup, and a run may be under way
+const runs = makeStore(api);      // listens from here on: a run may be under way before setup
 let nodeWords = {};
 
 app.registerExtension({
   name: "fewstep",
   // the host translates the label itself, by locales/<language>/commands.json
-  commands: [{ id: MAKE, label: "Make this model few-step", icon: "pi pi-bolt", function: () => makeOrTell(app, api, null, runs) }],
+  commands: [{
+    id: MAKE,
+    label: "Make this model few-step",
+    icon: "pi pi-bolt",
+    function: () => makeOrTell(app, api, null, runs),
+  }],
   menuCommands: [{ path: ["Extensions", "Fewstep"], commands: [MAKE] }],
   async init() {
     const locale = app.extensionManager.setting.get("Comfy.Locale");

@@ -1,9 +1,14 @@
-// The user's language where ComfyUI's own translation does not reach: in the server's messages, and in the tooltips of inputs
-// that a choice brings, which the frontend takes from the server as they are.
+// The user's language where ComfyUI's own translation does not reach: in the server's messages, and in the
+// tooltips of inputs that a choice brings, which the frontend takes from the server as they are.
 
-/** Tells the server which language is shown: it knows only one that was chosen in the settings, not the browser's. */
+import { ROUTE } from "./names.js";
+
+/**
+ * Tells the server which language is shown: it knows only
+ * one that was chosen in the settings, not the browser's.
+ */
 export function tellServer(api, locale = "en") {
-  return api.fetchApi(`/fewstep/language/${encodeURIComponent(locale)}`, { method: "POST" });
+  return api.fetchApi(`${ROUTE}/language/${encodeURIComponent(locale)}`, { method: "POST" });
 }
 
 /** Puts translated tooltips into a node's definition. words: the language's nodeDefs. */
@@ -22,5 +27,6 @@ export function translateChoices(definition, words) {
 }
 
 function entries(inputs) {
-  return ["required", "optional"].flatMap((kind) => Object.entries(inputs?.[kind] ?? {})).filter(([, spec]) => spec[1]);
+  const all = ["required", "optional"].flatMap((kind) => Object.entries(inputs?.[kind] ?? {}));
+  return all.filter(([, spec]) => spec[1]);
 }

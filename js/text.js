@@ -1,4 +1,5 @@
-// The texts of the pack's own interface, from locales/<language>/main.json under "fewstep"; English where a language lacks one.
+// The texts of the pack's own interface, from locales/<language>/main.json
+// under "fewstep"; English where a language lacks one.
 //
 //   await loadText(api, locale)      once, before anything is drawn; answers that language's words for nodes
 //   t("panel.step", { done: 3 })     "step {done}" -> "step 3"; an unknown key answers itself

@@ -1,13 +1,13 @@
-// Reads the user's graph: what feeds what, past reroutes and bypassed nodes, and what the nodes are for.
-//
-// An end is { node, slot }, an output of a node. A wire is { from, to, into, type }: the end `from` feeds input number `into` of
-// `to`. A chain is [end, ...]: a model's output, then those of the nodes that patch it, one after another.
+// What the nodes of the user's graph are for: which of them samples, what it
+// is fed by, where a model comes from. Everything here reads the wires of one
+// graph, see walk.js: new nodes have to lie beside what they are wired to.
 
-export const DEMO = "FewstepLoadDemoTeacher";
-const MUTED = 2;
-const BYPASSED = 4;
-const LORA = "FewstepLoadLora";
-// patches of a model that guide it or skip work: a few-step model learns from the model without them, and runs without them
+import { COMPARE, isOurs, LOAD_LORA } from "../names.js";
+import { BYPASSED, endOfType, gives, nodesOf, slotOf, takes } from "./nodes.js";
+import { downstream, graphsOf, origin, upstream, wiresOf } from "./walk.js";
+
+// patches of a model that guide it or skip work: a few-step model
+// learns from the model without them, and runs without them
 const GUIDES = /cfg|guidance|cache|thresholding|perpneg|^apg$|mahiro|fresca|rescaling/i;
 const LOADS = /load|lora|merge/i;
 
@@ -20,81 +20,37 @@ export function selectedIn(app) {
   return [...(app.canvas?.selectedItems ?? [])];
 }
 
-/** The nodes that take part when the graph runs. */
-export function nodesOf(graph) {
-  return (graph.nodes ?? graph._nodes).filter((node) => node.mode !== MUTED && !node.isVirtualNode);
-}
-
-export const slotOf = (slots, type) => (slots ?? []).findIndex((slot) => slot.type === type);
-export const inputOf = (node, name) => (node.inputs ?? []).findIndex((slot) => slot.name === name);
-export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-
-/** The end of an output by its name. */
-export const endOf = (node, name) => ({ node, slot: node.outputs.findIndex((slot) => slot.name === name) });
-
-/** The link of that number in a graph, or null. */
-export function linkOf(graph, id) {
-  const links = graph?.links ?? graph?._links;
-  return (id == null || !links ? null : links instanceof Map ? links.get(id) : links[id]) ?? null;
-}
-
-/** The link into an input. The host's own getInputLink answers for the node of a subgraph what comes out of it. */
-export const linkInto = (node, into) => linkOf(node.graph, node.inputs?.[into]?.link);
-
-/** The end that feeds an input, or null; what lies outside a subgraph is not seen. */
-export function origin(node, into) {
-  const met = new Set();
-  let link = linkInto(node, into);
-  while (link) {
-    const from = node.graph.getNodeById(link.origin_id);
-    if (!from || met.has(from)) {
-      return null;
-    }
-    met.add(from);
-    const slot = link.origin_slot;
-    if (!from.isVirtualNode && from.mode !== BYPASSED) {
-      return from.mode === MUTED ? null : { node: from, slot };
-    }
-    const through = from.isVirtualNode ? slot : slotOf(from.inputs, from.outputs[slot].type);
-    link = linkInto(from, through);
-  }
-  return null;
-}
-
-export function wiresOf(graph) {
-  const wires = [];
-  for (const to of nodesOf(graph).filter((node) => node.mode !== BYPASSED)) {
-    (to.inputs ?? []).forEach((input, into) => {
-      const from = origin(to, into);
-      if (from) {
-        wires.push({ from, to, into, type: input.type });
-      }
-    });
-  }
-  return wires;
-}
-
-/** Whether a node samples a model: it takes a model and a prompt, and gives latents, a picture or a guider to sample with. */
+/**
+ * Whether a node samples a model: it takes a model and a prompt,
+ * and gives latents, a picture or a guider to sample with.
+ */
 export function isSampling(node) {
-  if (node.type.startsWith("Fewstep") && node.type !== "FewstepCompare") {
+  if (isOurs(node.type) && node.type !== COMPARE) {
     return false;
   }
-  const gives = (type) => slotOf(node.outputs, type) >= 0;
-  const passesOn = gives("MODEL") && slotOf(node.inputs, "LATENT") < 0;
-  return slotOf(node.inputs, "MODEL") >= 0 && promptsOf(node).positive >= 0 && !passesOn && !gives("LORA_MODEL")
-    && (gives("LATENT") || gives("GUIDER") || gives("IMAGE"));
+  const samples = takes(node, "MODEL") && promptsOf(node).positive >= 0;
+  const passesOn = gives(node, "MODEL") && !takes(node, "LATENT");
+  return samples && !passesOn && !gives(node, "LORA_MODEL")
+    && ["LATENT", "GUIDER", "IMAGE"].some((type) => gives(node, type));
 }
 
-/** Numbers of the inputs that take the prompt and the negative prompt; a guider without the latter has the same for both. */
+/**
+ * Numbers of the inputs that take the prompt and the negative
+ * prompt; a guider without the latter has the same for both.
+ */
 function promptsOf(node) {
-  const find = (...names) => (node.inputs ?? []).findIndex((slot) => slot.type === "CONDITIONING" && names.includes(slot.name));
+  const find = (...names) => (node.inputs ?? []).findIndex(({ type, name }) =>
+    type === "CONDITIONING" && names.includes(name));
   const positive = find("positive", "conditioning", "cond1");
   const negative = find("negative");
   return { positive, negative: negative < 0 ? positive : negative };
 }
 
-/** [{ sampling, chain }]: the sampling nodes that an end feeds, through whatever patches models; the nearest first. */
-export function fedBy(wires, end) {
+/**
+ * [{ sampling, chain }]: the sampling nodes that an end
+ * feeds, through whatever patches models; the nearest first.
+ */
+export function samplingBehind(wires, end) {
   const found = [];
   const met = new Set([end.node]);
   const open = [[end]];
@@ -106,51 +62,48 @@ export function fedBy(wires, end) {
         continue;
       }
       met.add(to);
-      const slot = slotOf(to.outputs, "MODEL");
       if (isSampling(to)) {
         found.push({ sampling: to, chain });
-      } else if (slot >= 0) {
-        open.push([...chain, { node: to, slot }]);
+      } else if (gives(to, "MODEL")) {
+        open.push([...chain, endOfType(to, "MODEL")]);
       }
     }
   }
   return found;
 }
 
-/** Of what `fedBy` found the one that starts from an empty latent, else the first; undefined where there is none. */
+/**
+ * Of what `samplingBehind` found the one that starts from an
+ * empty latent, else the first; undefined where there is none.
+ */
 export function mainOf(wires, found) {
   return found.find(({ sampling }) => isEmptyLatent(latentOf(wires, sampling)?.node)) ?? found[0];
-}
-
-/** The chain from a loader to that output of a node: a merge's first model counts. */
-export function chainTo(wires, end) {
-  const chain = [end];
-  for (;;) {
-    const wire = wires.find(({ to, type }) => to === chain[0].node && type === "MODEL");
-    if (!wire || chain.some(({ node }) => node === wire.from.node)) {
-      return chain;
-    }
-    chain.unshift(wire.from);
-  }
 }
 
 /** { end, leftOut }: where a chain is still a model to learn from, and the nodes after that. */
 export function teacherOf(wires, chain) {
   const at = chain.findIndex(({ node }, i) => i && (isFewStep(wires, node) || guides(node)));
-  return at < 0 ? { end: chain.at(-1), leftOut: [] } : { end: chain[at - 1], leftOut: chain.slice(at).map(({ node }) => node) };
+  if (at < 0) {
+    return { end: chain.at(-1), leftOut: [] };
+  }
+  return { end: chain[at - 1], leftOut: chain.slice(at).map(({ node }) => node) };
 }
 
 const guides = (node) => GUIDES.test(node.type) && !LOADS.test(node.type);
 
 function isFewStep(wires, node) {
-  return node.type === LORA || wires.some(({ from, to, type }) =>
-    to === node && type === "LORA_MODEL" && from.node.type.startsWith("Fewstep"));
+  return node.type === LOAD_LORA || wires.some(({ from, to, type }) =>
+    to === node && type === "LORA_MODEL" && isOurs(from.node.type));
 }
 
 /** { positive, negative, latent }: the ends that a sampling node is fed by. */
 export function inputsOf(wires, sampling) {
   const { positive, negative } = promptsOf(sampling);
-  return { positive: origin(sampling, positive), negative: origin(sampling, negative), latent: latentOf(wires, sampling) };
+  return {
+    positive: origin(sampling, positive),
+    negative: origin(sampling, negative),
+    latent: latentOf(wires, sampling),
+  };
 }
 
 /** The nodes that sample with a guider. */
@@ -164,84 +117,55 @@ function latentOf(wires, sampling) {
 }
 
 function isEmptyLatent(node) {
-  return Boolean(node?.type.startsWith("Empty")) && slotOf(node.outputs, "LATENT") >= 0;
+  return Boolean(node?.type.startsWith("Empty")) && gives(node, "LATENT");
 }
 
-/** The graph's empty latent: the one that a sampling node starts from, even if over other passes, else any; null for none. */
+/**
+ * The graph's empty latent: the one that a sampling node
+ * starts from, even if over other passes, else any; or null.
+ */
 export function emptyLatent(graph, wires, sampling) {
-  const met = new Set();
-  const open = sampling ? [...guidedBy(wires, sampling), sampling] : [];
-  while (open.length) {
-    const node = open.shift();
-    if (isEmptyLatent(node)) {
-      return { node, slot: slotOf(node.outputs, "LATENT") };
-    }
-    if (!met.has(node)) {
-      met.add(node);
-      open.push(...wires.filter(({ to, type }) => to === node && type === "LATENT").map(({ from }) => from.node));
-    }
-  }
-  const node = nodesOf(graph).find(isEmptyLatent);
-  return node ? { node, slot: slotOf(node.outputs, "LATENT") } : null;
+  const above = sampling ? upstream(wires, [...guidedBy(wires, sampling), sampling], ["LATENT"]) : [];
+  const node = above.find(isEmptyLatent) ?? nodesOf(graph).find(isEmptyLatent);
+  return node ? endOfType(node, "LATENT") : null;
 }
 
 /** An output of that type: of the node itself, else of any node; null for none. */
 export function outputOf(graph, type, first) {
-  const node = [first, ...nodesOf(graph)].find((one) => one && one.mode !== BYPASSED && slotOf(one.outputs, type) >= 0);
-  return node ? { node, slot: slotOf(node.outputs, type) } : null;
+  const node = [first, ...nodesOf(graph)].find((one) => one && one.mode !== BYPASSED && gives(one, type));
+  return node ? endOfType(node, type) : null;
 }
 
 /** The VAE that decodes what a sampling node gives, else the loader's, else any. */
 export function vaeOf(graph, wires, sampling, loader) {
-  const met = new Set();
-  const open = sampling ? [sampling] : [];
-  while (open.length) {
-    const node = open.shift();
-    const vae = node === sampling ? null : origin(node, slotOf(node.inputs, "VAE"));
-    if (vae) {
-      return vae;
-    }
-    if (!met.has(node)) {
-      met.add(node);
-      open.push(...wires.filter(({ from, type }) => from.node === node && ["LATENT", "GUIDER"].includes(type)).map(({ to }) => to));
-    }
-  }
-  return outputOf(graph, "VAE", loader);
+  const behind = sampling ? downstream(wires, [sampling], ["LATENT", "GUIDER"]).slice(1) : [];
+  const vaes = behind.map((node) => origin(node, slotOf(node.inputs, "VAE")));
+  return vaes.find(Boolean) ?? outputOf(graph, "VAE", loader);
 }
 
 /** The nodes that a prompt's end comes from: those that encode text. */
 export function encodersOf(wires, end) {
-  const met = new Set();
-  const open = end ? [end.node] : [];
-  const found = [];
-  while (open.length) {
-    const node = open.shift();
-    if (met.has(node)) {
-      continue;
-    }
-    met.add(node);
-    if (slotOf(node.inputs, "CLIP") >= 0) {
-      found.push(node);
-    } else {
-      open.push(...wires.filter(({ to, type }) => to === node && type === "CONDITIONING").map(({ from }) => from.node));
-    }
-  }
-  return found;
+  const encodes = (node) => takes(node, "CLIP");
+  return end ? upstream(wires, [end.node], ["CONDITIONING"], encodes).filter(encodes) : [];
 }
 
-/** The node whose model the panel's button takes: a selected one, else the loader of the shown graph, else of a subgraph. */
+/**
+ * The node whose model the panel's button takes: a selected
+ * one, else the loader of the shown graph, else of a subgraph.
+ */
 export function sourceOfModel(app) {
   const shown = graphOf(app);
-  const chosen = selectedIn(app).find((node) => slotOf(node.outputs, "MODEL") >= 0);
+  const chosen = selectedIn(app).find((node) => gives(node, "MODEL"));
   if (chosen || !shown) {
     return chosen ?? null;
   }
-  const graphs = [shown, app.graph, ...(app.graph?.subgraphs?.values() ?? [])];
-  for (const graph of graphs) {
+  for (const graph of [shown, ...graphsOf(app.graph)]) {
     const wires = wiresOf(graph);
-    const loaders = nodesOf(graph).filter((node) => slotOf(node.outputs, "MODEL") >= 0 && node.mode !== BYPASSED
-      && !wires.some(({ to, type }) => to === node && type === "MODEL"));
-    const found = loaders.find((node) => fedBy(wires, { node, slot: slotOf(node.outputs, "MODEL") }).length) ?? loaders[0];
+    const patches = (node) => wires.some(({ to, type }) => to === node && type === "MODEL");
+    const samples = (node) => samplingBehind(wires, endOfType(node, "MODEL")).length > 0;
+    const loaders = nodesOf(graph).filter((node) =>
+      gives(node, "MODEL") && node.mode !== BYPASSED && !patches(node));
+    const found = loaders.find(samples) ?? loaders[0];
     if (found) {
       return found;
     }

@@ -1,25 +1,29 @@
 // What the pack adds to the menu of a node.
 
 import { t } from "../text.js";
-import { slotOf } from "./find.js";
+import { toast } from "./change.js";
+import { gives } from "./nodes.js";
 import { makeFewStep } from "./oneclick.js";
 
 /** LiteGraph menu items for a node: none where it gives no model. */
 export function graphMenu(app, api, node, runs) {
-  if (slotOf(node.outputs, "MODEL") < 0) {
+  if (!gives(node, "MODEL")) {
     return [];
   }
   return [null, { content: t("graph.title"), callback: () => makeOrTell(app, api, node, runs) }];
 }
 
-/** Makes a node's model few-step, of none that of the panel's button; what goes wrong is a toast. runs: the panel's, to show it. */
+/**
+ * Makes a node's model few-step, of none that of the panel's button;
+ * what goes wrong is a toast. runs: the panel's, to show it.
+ */
 export async function makeOrTell(app, api, node, runs) {
   runs.expect(true);
   try {
     return await makeFewStep(app, api, node);
   } catch (error) {
     runs.expect(false);
-    app.extensionManager.toast.add({ severity: "error", summary: t("graph.title"), detail: error.message, life: 10000 });
+    toast(app, "error", t("graph.title"), error.message);
     return null;
   }
 }

@@ -1,21 +1,24 @@
-// "Make this model few-step": a group of nodes that distils the model a node gives, wired to the graph's own prompts, and queued.
+// "Make this model few-step": a group of nodes that distils the
+// model a node gives, wired to the graph's own prompts, and queued.
 
+import { DEMO, DISTIL, EMPTY_LATENT, FLUX_GUIDANCE, PREVIEW, PROMPTS } from "../names.js";
 import { t } from "../text.js";
-import { add, around, arrange, boxOf, change, dependants, drawn, frame, setMuted, show, wire } from "./change.js";
-import {
-  chainTo, DEMO, emptyLatent, endOf, fedBy, inputOf, inputsOf, mainOf, origin, slotOf, sourceOfModel, teacherOf, vaeOf, wiresOf,
-} from "./find.js";
+import { add, change, drawn, setMuted, toast, wire } from "./change.js";
+import { emptyLatent, inputsOf, mainOf, samplingBehind, sourceOfModel, teacherOf, vaeOf } from "./find.js";
+import { allNodes, ALWAYS, endOf, endOfType, gives, inputOf } from "./nodes.js";
+import { arrange, boxOfAll, frame, show } from "./places.js";
 import { promptsOf } from "./prompts.js";
 import { queueNodes } from "./queue.js";
+import { chainTo, dependants, origin, wiresOf } from "./walk.js";
 
-const DISTIL = "FewstepDistil";
-const PREVIEW = "PreviewImage";
 const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
-const LARGE = /xl|pony|illustrious|noob|animagine|sd3|flux|chroma|qwen|z[-_]?image|lumina|hidream/i;   // made for 1024 x 1024
+const LARGE = /xl|pony|illustrious|noob|animagine|sd3|flux|chroma|qwen|z[-_]?image|lumina|hidream/i;
+const SIDES = { demo: 32, large: 1024, other: 512 };      // of the pictures that a model was made for
+const SIZE = [380, 460];                                  // of the preview
 
 /**
- * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the FewstepDistil node.
- * Throws an Error to show where the graph lacks something.
+ * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the
+ * FewstepDistil node. Throws an Error to show where the graph lacks something.
  */
 export async function makeFewStep(app, api, node) {
   const plan = planFor(node ?? sourceOfModel(app));
@@ -36,33 +39,31 @@ export async function makeFewStep(app, api, node) {
 export function tellLeftOut(app, nodes, summary) {
   if (nodes.length) {
     const names = nodes.map((node) => node.title).join(", ");
-    app.extensionManager.toast.add({ severity: "warn", summary, detail: t("graph.leftOut", { names }), life: 10000 });
+    toast(app, "warn", summary, t("graph.leftOut", { names }));
   }
 }
 
 /** What is wired to what; nothing is changed yet. */
 function planFor(node) {
-  const slot = slotOf(node?.outputs, "MODEL");
-  if (slot < 0) {
+  if (!gives(node, "MODEL")) {
     throw new Error(t("graph.noModel"));
   }
   const graph = node.graph;
   const wires = wiresOf(graph);
-  let chain = chainTo(wires, { node, slot });
+  let chain = chainTo(wires, endOfType(node, "MODEL"));
   if (chain.length === 1) {
-    chain = mainOf(wires, fedBy(wires, chain[0]))?.chain ?? chain;
+    chain = mainOf(wires, samplingBehind(wires, chain[0]))?.chain ?? chain;
   }
   const { end, leftOut } = teacherOf(wires, chain);
-  const sampling = mainOf(wires, fedBy(wires, end))?.sampling;
+  const sampling = mainOf(wires, samplingBehind(wires, end))?.sampling;
   const loader = chain[0].node;
   const inputs = sampling && inputsOf(wires, sampling);
   const prompts = loader.type === DEMO ? demoPrompts(loader) : promptsOf(graph, wires, inputs, loader);
   if (!prompts.clip && !(prompts.positive && prompts.negative)) {
     throw new Error(t("graph.noPrompts"));
   }
-  return {
-    graph, loader, end, leftOut, prompts, latent: emptyLatent(graph, wires, sampling), vae: vaeOf(graph, wires, sampling, loader),
-  };
+  const latent = emptyLatent(graph, wires, sampling);
+  return { graph, loader, end, leftOut, prompts, latent, vae: vaeOf(graph, wires, sampling, loader) };
 }
 
 function demoPrompts(loader) {
@@ -71,7 +72,7 @@ function demoPrompts(loader) {
 
 /** The node that distils that very model already; one that the user has muted counts too. */
 export function distilOf(graph, end) {
-  return (graph.nodes ?? graph._nodes).find((node) => {
+  return allNodes(graph).find((node) => {
     const from = node.type === DISTIL && origin(node, inputOf(node, "model"));
     return from && from.node === end.node && from.slot === end.slot;
   });
@@ -79,7 +80,7 @@ export function distilOf(graph, end) {
 
 async function wake(app, distil) {
   setMuted(dependants(distil), false);
-  distil.mode = 0;
+  distil.mode = ALWAYS;
   await show(app, [distil]);
 }
 
@@ -96,25 +97,25 @@ async function build(app, plan) {
   };
   let { positive, negative, latent } = { ...prompts, latent: plan.latent };
   if (prompts.clip) {
-    const node = more(0, "FewstepPrompts", { text: prompts.text, negative: prompts.negativeText });
+    const node = more(0, PROMPTS, { text: prompts.text, negative: prompts.negativeText });
     wire(prompts.clip, node, "clip");
     positive = { node, slot: 0 };
     negative ??= { node, slot: 1 };
   }
   if (prompts.clip && prompts.guidance !== undefined) {
-    const node = more(1, "FluxGuidance", { guidance: prompts.guidance });
+    const node = more(1, FLUX_GUIDANCE, { guidance: prompts.guidance });
     wire(positive, node, "conditioning");
     positive = { node, slot: 0 };
   }
   if (!latent) {
-    const side = loader.type === DEMO ? 32 : LARGE.test(name ?? "") ? 1024 : 512;
-    latent = { node: more(0, "EmptyLatentImage", { width: side, height: side }), slot: 0 };
+    const side = sideOf(loader, name);
+    latent = { node: more(0, EMPTY_LATENT, { width: side, height: side }), slot: 0 };
   }
   for (const [input, from] of Object.entries({ model: end, positive, negative, latent, vae })) {
     wire(from, distil, input);
   }
   const preview = more(3, PREVIEW);
-  preview.setSize([380, 460]);
+  preview.setSize([...SIZE]);
   wire(endOf(distil, "preview"), preview, "images");
 
   arrange(columns, place);
@@ -127,7 +128,7 @@ async function build(app, plan) {
 
 /** Below a wide graph, to the right of a tall one. */
 function beside(graph) {
-  const [x, y, width, height] = around([...(graph.nodes ?? graph._nodes), ...(graph.groups ?? graph._groups)].map(boxOf));
+  const [x, y, width, height] = boxOfAll(graph);
   return width > height ? [x + 20, y + height + 160] : [x + width + 120, y + 80];
 }
 
@@ -135,4 +136,11 @@ function beside(graph) {
 function nameOf(loader) {
   const found = (loader.widgets ?? []).map((widget) => MODEL_FILE.exec(String(widget.value))).find(Boolean);
   return found?.[1].replace(/[^\p{L}\p{N}_-]+/gu, "_");
+}
+
+function sideOf(loader, name) {
+  if (loader.type === DEMO) {
+    return SIDES.demo;
+  }
+  return LARGE.test(name ?? "") ? SIDES.large : SIDES.other;
 }

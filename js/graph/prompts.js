@@ -1,16 +1,22 @@
 // The prompts of the user's graph: their text where it can be read, and what makes conditioning of it.
 
-import { encodersOf, inputOf, origin, outputOf, slotOf, widgetOf } from "./find.js";
+import { FLUX_GUIDANCE } from "../names.js";
+import { encodersOf, outputOf } from "./find.js";
+import { inputOf, slotOf, widgetOf } from "./nodes.js";
+import { chainTo, origin } from "./walk.js";
 
 /**
- * What to distil on: { clip, text, negativeText, positive, negative, guidance }. Where clip, an end, is null the ends `positive`
- * and `negative` are all there is; `negative` beside a clip is one that comes from no text of its own. guidance: a Flux model's.
+ * What to distil on: { clip, text, negativeText, positive, negative, guidance }. Where clip, an end, is null
+ * the ends `positive` and `negative` are all there is; `negative` beside a clip is one that comes from no
+ * text of its own. guidance: a Flux model's.
  */
 export function promptsOf(graph, wires, inputs, loader) {
   const encoders = encodersOf(wires, inputs?.positive);
   const others = encodersOf(wires, inputs?.negative).filter((node) => !encoders.includes(node));
-  const clip = encoders.map((node) => origin(node, slotOf(node.inputs, "CLIP"))).find(Boolean) ?? outputOf(graph, "CLIP", loader);
-  const zeroed = inputs?.negative && inputs.negative.node !== inputs.positive?.node && !others.length && encoders.length;
+  const wired = encoders.map((node) => origin(node, slotOf(node.inputs, "CLIP"))).find(Boolean);
+  const clip = wired ?? outputOf(graph, "CLIP", loader);
+  const apart = inputs?.negative && inputs.negative.node !== inputs.positive?.node;
+  const zeroed = apart && !others.length && encoders.length;
   return {
     clip,
     text: listOf(encoders.map(textOf)),
@@ -24,7 +30,8 @@ export function promptsOf(graph, wires, inputs, loader) {
 /** As the node's text takes them: one a line, or a line of --- after each. */
 function listOf(texts) {
   const own = [...new Set(texts.map((text) => text.trim()).filter(Boolean))];
-  return own.some((text) => text.includes("\n")) ? own.map((text) => `${text}\n---`).join("\n") : own.join("\n");
+  const long = own.some((text) => text.includes("\n"));
+  return own.map((text) => (long ? `${text}\n---` : text)).join("\n");
 }
 
 /** The longest text of an encoder's widgets; where one is wired to a node with a single text, that. */
@@ -40,14 +47,9 @@ function textOf(node) {
 const textWidgets = (node) => (node.widgets ?? []).filter((widget) => typeof widget.value === "string"
   && !["combo", "button"].includes(widget.type));
 
+/** The guidance of a Flux model that is the nearest before a prompt's end; undefined where there is none. */
 function guidanceOf(wires, end) {
-  let node = end?.node;
-  for (let i = 0; node && i < 20; i++) {
-    if (node.type === "FluxGuidance") {
-      return widgetOf(node, "guidance")?.value;
-    }
-    const at = node;
-    node = wires.find(({ to, type }) => to === at && type === "CONDITIONING")?.from.node;
-  }
-  return undefined;
+  const chain = end ? chainTo(wires, end, "CONDITIONING") : [];
+  const nearest = chain.findLast(({ node }) => node.type === FLUX_GUIDANCE)?.node;
+  return nearest && widgetOf(nearest, "guidance")?.value;
 }

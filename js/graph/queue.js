@@ -1,17 +1,19 @@
 // Queues parts of the graph, and prompts that the server has kept.
 
 import { t } from "../text.js";
+import { nodesWithin, pathTo } from "./walk.js";
 
 /**
- * Queues these nodes of the user's graph with what they need, and no others. Throws where the host refuses; it tells why by itself.
- * Some frontends draw new seeds for all of the graph then, also where nothing runs: those are put back.
+ * Queues these nodes of the user's graph with what they need, and no others.
+ * Throws where the host refuses; it tells why by itself. Some frontends draw new
+ * seeds for all of the graph then, also where nothing runs: those are put back.
  */
 export async function queueNodes(app, nodes) {
   await queueing(app);
   const putBack = noteDraws(widgetsOf(app.graph));
   let queued;
   try {
-    queued = await app.queuePrompt(0, 1, nodes.map((node) => pathOf(app.graph, node)));
+    queued = await app.queuePrompt(0, 1, nodes.map((node) => executionId(app.graph, node)));
   } finally {
     putBack();
   }
@@ -28,8 +30,9 @@ async function queueing(app) {
 }
 
 /**
- * Watches what the host sets when it queues; the answer puts that back, but nothing that the user has typed meanwhile. The host
- * sets all widgets in one go, in or after the widgets' own hooks: what differs at the end of that go is its own.
+ * Watches what the host sets when it queues; the answer puts that back, but nothing
+ * that the user has typed meanwhile. The host sets all widgets in one go, in or
+ * after the widgets' own hooks: what differs at the end of that go is its own.
  */
 export function noteDraws(widgets) {
   const drawn = new Map();        // widget -> [value before, what the host made of it]
@@ -78,31 +81,19 @@ export function noteDraws(widgets) {
 
 /** The widgets with plain values, those in subgraphs too. */
 function widgetsOf(graph) {
-  return (graph.nodes ?? graph._nodes).flatMap((node) => [
-    ...(node.widgets ?? []).filter(({ value }) => ["number", "string"].includes(typeof value)),
-    ...(node.subgraph ? widgetsOf(node.subgraph) : []),
-  ]);
+  const widgets = nodesWithin(graph).flatMap((node) => node.widgets ?? []);
+  return widgets.filter(({ value }) => ["number", "string"].includes(typeof value));
 }
 
 /** A node's id as the server knows it: behind those of the subgraphs that it lies in. */
-function pathOf(graph, node) {
-  return find(graph, node)?.join(":") ?? String(node.id);
+function executionId(graph, node) {
+  return (pathTo(graph, node) ?? [node]).map(({ id }) => id).join(":");
 }
 
-function find(graph, node) {
-  if (node.graph === graph) {
-    return [node.id];
-  }
-  for (const inner of (graph.nodes ?? graph._nodes).filter((one) => one.subgraph)) {
-    const path = find(inner.subgraph, node);
-    if (path) {
-      return [inner.id, ...path];
-    }
-  }
-  return null;
-}
-
-/** Queues a kept prompt: { prompt, workflow, node }. Answers the server's id of it; throws an Error with the server's message. */
+/**
+ * Queues a kept prompt: { prompt, workflow, node }. Answers the
+ * server's id of it; throws an Error with the server's message.
+ */
 export async function requeue(app, api, stored) {
   const response = await api.fetchApi("/prompt", {
     method: "POST",
@@ -125,5 +116,7 @@ export async function requeue(app, api, stored) {
 function messageOf({ node_errors: nodes = {}, error }) {
   const errors = Object.values(nodes).flatMap((node) => node.errors ?? []);
   const told = errors.length ? errors : [error ?? ""];
-  return told.map((one) => (typeof one === "string" ? one : [one.message, one.details].filter(Boolean).join(": "))).join("\n");
+  const words = (one) =>
+    (typeof one === "string" ? one : [one.message, one.details].filter(Boolean).join(": "));
+  return told.map(words).join("\n");
 }

@@ -1,18 +1,22 @@
-// A FewstepRestore for a LoRA that was trained to restore: what it is wired to, and what of that has to be made first.
+// A FewstepRestore for a LoRA that was trained to restore:
+// what it is wired to, and what of that has to be made first.
 
+import { CORRUPT, isOurs, PROCESS_TYPE, RESTORE } from "../names.js";
 import { t } from "../text.js";
-import { add, arrange, wire } from "./change.js";
-import { chainTo, inputOf, nodesOf, origin, outputOf, slotOf, teacherOf, vaeOf } from "./find.js";
+import { add, wire } from "./change.js";
+import { outputOf, teacherOf, vaeOf } from "./find.js";
+import { BYPASSED, endOfType, gives, inputOf, nodesOf } from "./nodes.js";
+import { arrange } from "./places.js";
 import { below, promptsFor, shown } from "./samplers.js";
+import { chainTo, origin, upstream } from "./walk.js";
 
-export const RESTORE = "FewstepRestore";
-const CORRUPT = "FewstepCorrupt";
-const PROCESS = "FEWSTEP_PROCESS";
-const BYPASSED = 4;
-
-/** The node that restores with that chain's model already, a selected one first; undefined where there is none. */
+/**
+ * The node that restores with that chain's model already, a
+ * selected one first; undefined where there is none.
+ */
 export function restorerOf({ graph, wires, chain }, selected) {
-  const found = nodesOf(graph).filter((node) => node.type === RESTORE && loaderOf(wires, node) === chain[0].node);
+  const ofChain = (node) => node.type === RESTORE && loaderOf(wires, node) === chain[0].node;
+  const found = nodesOf(graph).filter(ofChain);
   return found.find((node) => selected.includes(node)) ?? found[0];
 }
 
@@ -21,7 +25,10 @@ function loaderOf(wires, node) {
   return model && chainTo(wires, model)[0].node;
 }
 
-/** The model without the few-step LoRAs that it was tried with: the node brings its own. Answers what is passed by now. */
+/**
+ * The model without the few-step LoRAs that it was tried with:
+ * the node brings its own. Answers what is passed by now.
+ */
 export function unload(wires, restorer) {
   const { end, leftOut } = teacherOf(wires, chainTo(wires, origin(restorer, inputOf(restorer, "model"))));
   if (leftOut.length) {
@@ -30,7 +37,10 @@ export function unload(wires, restorer) {
   return leftOut;
 }
 
-/** What there is to restore, and with what; throws an Error to show where the graph lacks it. Nothing is changed yet. */
+/**
+ * What there is to restore, and with what; throws an Error
+ * to show where the graph lacks it. Nothing is changed yet.
+ */
 export function restoringPlan({ graph, wires, chain, sampling, ...plan }, selected) {
   const vae = vaeOf(graph, wires, sampling, chain[0].node);
   const { positive } = promptsFor(graph, wires, chain);
@@ -53,7 +63,7 @@ export function restore({ graph, end, vae, positive, clip, latent, image, proces
     first.push(add(graph, type));
     return first.at(-1);
   };
-  const text = clip && more("CLIPTextEncode");      // an empty prompt is as good as any that is not the one of the training
+  const text = clip && more("CLIPTextEncode");      // empty: as good as any but the training's own
   if (text) {
     wire(clip, text, "clip");
   }
@@ -74,44 +84,38 @@ export function restore({ graph, end, vae, positive, clip, latent, image, proces
 }
 
 /**
- * A destroyed picture: { latent }, or { image } to encode, or { image, process } to destroy first, as all pictures are whole
- * that were learnt from or are drawn in this very graph. Null where there is none.
+ * A destroyed picture: { latent }, or { image } to encode, or { image, process } to destroy first, as all
+ * pictures are whole that were learnt from or are drawn in this very graph. Null where there is none.
  */
 function pictureIn(graph, wires, distil, selected) {
-  const whole = learntFrom(distil);
+  const whole = learntFrom(wires, distil);
   const here = (type, wanted) => {
-    const found = nodesOf(graph).filter((node) => node.mode !== BYPASSED && slotOf(node.outputs, type) >= 0 && wanted(node));
+    const found = nodesOf(graph).filter((one) => one.mode !== BYPASSED && gives(one, type) && wanted(one));
     const node = found.find((one) => selected.includes(one)) ?? found[0];
-    return node ? { node, slot: slotOf(node.outputs, type) } : null;
+    return node ? endOfType(node, type) : null;
   };
   const fed = (node, ...types) => wires.some(({ to, type }) => to === node && types.includes(type));
-  const foreign = (node) => !node.type.startsWith("Fewstep");
+  const foreign = (node) => !isOurs(node.type) && !whole.includes(node);
 
   const encoded = here("LATENT", ({ type }) => type === CORRUPT)
-    ?? here("LATENT", (node) => foreign(node) && fed(node, "IMAGE") && !fed(node, "MODEL") && !whole.has(node));
+    ?? here("LATENT", (node) => foreign(node) && fed(node, "IMAGE") && !fed(node, "MODEL"));
   if (encoded) {
-    const masked = wires.find(({ from, to }) => from.node === encoded.node && to.type === "SetLatentNoiseMask")?.to;
+    const isMask = ({ from, to }) => from.node === encoded.node && to.type === "SetLatentNoiseMask";
+    const masked = wires.find(isMask)?.to;
     return { latent: masked ? { node: masked, slot: 0 } : encoded };
   }
-  const image = here("IMAGE", (node) => foreign(node) && !fed(node, "IMAGE", "LATENT") && !whole.has(node));
+  const image = here("IMAGE", (node) => foreign(node) && !fed(node, "IMAGE", "LATENT"));
   if (image) {
     return { image };
   }
-  const process = (distil && origin(distil, inputOf(distil, "process"))) ?? here(PROCESS, () => true);
-  const source = here("IMAGE", (node) => whole.has(node)) ?? here("IMAGE", (node) => foreign(node) && fed(node, "VAE"));
+  const process = (distil && origin(distil, inputOf(distil, "process"))) ?? here(PROCESS_TYPE, () => true);
+  const source = here("IMAGE", (node) => whole.includes(node))
+    ?? here("IMAGE", (node) => foreign(node) && fed(node, "VAE"));
   return process && source ? { image: source, process } : null;
 }
 
 /** The nodes that the pictures come from which a FewstepDistil learns from. */
-function learntFrom(distil) {
-  const found = new Set();
-  const open = distil ? [origin(distil, inputOf(distil, "pictures"))?.node] : [];
-  while (open.length) {
-    const node = open.pop();
-    if (node && !found.has(node)) {
-      found.add(node);
-      (node.inputs ?? []).forEach(({ type }, into) => open.push(["LATENT", "IMAGE"].includes(type) && origin(node, into)?.node));
-    }
-  }
-  return found;
+function learntFrom(wires, distil) {
+  const first = distil && origin(distil, inputOf(distil, "pictures"))?.node;
+  return first ? upstream(wires, [first], ["LATENT", "IMAGE"]) : [];
 }

@@ -1,17 +1,24 @@
-// Three ways to sample with a FewstepLoadLora. Each wires, and answers { nodes, settle }: the new nodes beside the loader, and what
-// finds places for them once their sizes are known.
+// Three ways to sample with a FewstepLoadLora. Each wires, and answers { nodes, settle }: the new nodes
+// beside the loader, and what finds places for them once their sizes are known.
 
-import { add, arrange, around, boxOf, freePlace, takeOver, wire, wireLike } from "./change.js";
+import { DEMO, EMPTY_LATENT, isOurs, PREVIEW } from "../names.js";
+import { add, takeOver, wire, wireLike } from "./change.js";
+import { emptyLatent, guidedBy, inputsOf, mainOf, samplingBehind, vaeOf } from "./find.js";
 import {
-  DEMO, emptyLatent, endOf, fedBy, guidedBy, inputOf, inputsOf, mainOf, nodesOf, origin, slotOf, vaeOf, widgetOf,
-} from "./find.js";
+  endOf, endOfType, gives, inputOf, MUTED, nodesOf, slotOf, takes, widgetOf,
+} from "./nodes.js";
+import { arrange, boxOfAll, freePlace } from "./places.js";
+import { origin } from "./walk.js";
 
 const OUT = { model: 0, sampler: 1, sigmas: 2, cfg: 3 };        // outputs of FewstepLoadLora
-const ROOM = 50;
+const ROOM = 50;                                // beside a node; twice that below the graph
+const SIZE = [340, 400];                        // of a preview
+const SMALL = { width: 32, height: 32 };        // a picture of the demo teacher
+const CUSTOM = "SamplerCustom";
 const SEEDS = ["seed", "noise_seed"];
 
 export const isStock = (node) => ["KSampler", "KSamplerAdvanced"].includes(node.type);
-const isGuider = (node) => slotOf(node.outputs, "GUIDER") >= 0;
+const isGuider = (node) => gives(node, "GUIDER");
 const takesSampler = (node) => inputOf(node, "sampler") >= 0 && inputOf(node, "sigmas") >= 0;
 
 /** Whether a sampling node can be given a sampler and a schedule. */
@@ -31,14 +38,18 @@ export function feed({ graph, wires, sampling }, lora) {
   return { nodes: split.nodes, settle: () => besides(graph, [lora, ...split.nodes], sampling.pos) };
 }
 
-/** A SamplerCustom in the place of a KSampler, which stays for later, muted and folded, with nothing behind it. */
+/**
+ * A SamplerCustom in the place of a KSampler, which stays
+ * for later, muted and folded, with nothing behind it.
+ */
 export function replace({ graph, sampling: old }, lora) {
   const seed = SEEDS.find((name) => widgetOf(old, name));
-  const custom = add(graph, "SamplerCustom", { pos: [...old.pos], values: {
+  const values = {
     add_noise: widgetOf(old, "add_noise")?.value !== "disable",
     noise_seed: widgetOf(old, seed)?.value,
     control_after_generate: widgetOf(old, "control_after_generate")?.value,
-  } });
+  };
+  const custom = add(graph, CUSTOM, { pos: [...old.pos], values });
   for (const name of ["positive", "negative", "latent_image"]) {
     wireLike(old, name, custom, name);
   }
@@ -49,20 +60,21 @@ export function replace({ graph, sampling: old }, lora) {
   wire(split.sigmas, custom, "sigmas");
   wire({ node: lora, slot: OUT.cfg }, custom, "cfg");
   takeOver(old, 0, custom, 0);
-  old.mode = 2;
+  old.mode = MUTED;
   old.collapse();
-  return { nodes: [...split.nodes, custom], settle: () => {
+  const settle = () => {
     custom.setSize([Math.max(old.size[0], custom.size[0]), custom.size[1]]);
     old.pos = freePlace(graph, old, [custom.pos[0], custom.pos[1] + custom.size[1] + ROOM]);
     besides(graph, [lora, ...split.nodes], custom.pos);
-  } };
+  };
+  return { nodes: [...split.nodes, custom], settle };
 }
 
 /** A sampler of its own where the graph has none, and a picture where it has a VAE. */
 export function sampleAnew({ graph, wires, chain }, lora) {
   const loader = chain[0].node;
   const { positive, negative } = promptsFor(graph, wires, chain);
-  const custom = add(graph, "SamplerCustom");
+  const custom = add(graph, CUSTOM);
   for (const name of Object.keys(OUT)) {
     wire({ node: lora, slot: OUT[name] }, custom, name);
   }
@@ -71,7 +83,7 @@ export function sampleAnew({ graph, wires, chain }, lora) {
   const first = [lora];
   let latent = emptyLatent(graph, wires);
   if (!latent) {
-    latent = { node: add(graph, "EmptyLatentImage", { values: loader.type === DEMO ? { width: 32, height: 32 } : {} }), slot: 0 };
+    latent = { node: add(graph, EMPTY_LATENT, { values: loader.type === DEMO ? SMALL : {} }), slot: 0 };
     first.push(latent.node);
   }
   wire(latent, custom, "latent_image");
@@ -85,31 +97,37 @@ export function shown(graph, node, vae) {
     return [];
   }
   const decode = add(graph, "VAEDecode");
-  const preview = add(graph, "PreviewImage");
-  preview.setSize([340, 400]);
+  const preview = add(graph, PREVIEW);
+  preview.setSize([...SIZE]);
   wire({ node, slot: 0 }, decode, "samples");
   wire(vae, decode, "vae");
   wire({ node: decode, slot: 0 }, preview, "images");
   return [decode, preview];
 }
 
-/** What to sample with no sampling node to ask: the demo teacher's label, else another node's prompts, else the first encoders'. */
+/**
+ * What to sample with no sampling node to ask: the demo teacher's
+ * label, else another node's prompts, else the first encoders'.
+ */
 export function promptsFor(graph, wires, chain) {
   const loader = chain[0].node;
   if (loader.type === DEMO) {
     return { positive: endOf(loader, "positive"), negative: endOf(loader, "negative") };
   }
-  const sampling = mainOf(wires, fedBy(wires, chain[0]))?.sampling;
+  const sampling = mainOf(wires, samplingBehind(wires, chain[0]))?.sampling;
   if (sampling) {
     return inputsOf(wires, sampling);
   }
   const [positive, negative] = nodesOf(graph)
-    .filter((node) => !node.type.startsWith("Fewstep") && slotOf(node.inputs, "CLIP") >= 0)
-    .map((node) => ({ node, slot: slotOf(node.outputs, "CONDITIONING") })).filter(({ slot }) => slot >= 0);
+    .filter((node) => !isOurs(node.type) && takes(node, "CLIP") && gives(node, "CONDITIONING"))
+    .map((node) => endOfType(node, "CONDITIONING"));
   return { positive, negative: negative ?? positive };
 }
 
-/** The part of the LoRA's schedule that a picture was to be redrawn with, { sigmas, nodes }; where denoise is 1, all of it. */
+/**
+ * The part of the LoRA's schedule that a picture was to be
+ * redrawn with, { sigmas, nodes }; where denoise is 1, all of it.
+ */
 function shorten(graph, lora, settings) {
   const sigmas = { node: lora, slot: OUT.sigmas };
   const denoise = settings && widgetOf(settings, "denoise")?.value;
@@ -130,7 +148,6 @@ function besides(graph, nodes, [x, y]) {
 
 /** Where there is room below everything but these nodes. */
 export function below(graph, own) {
-  const others = (graph.nodes ?? graph._nodes).filter((node) => !own.includes(node));
-  const [x, y, , height] = around([...others, ...(graph.groups ?? graph._groups)].map(boxOf));
+  const [x, y, , height] = boxOfAll(graph, own);
   return [x, y + height + 2 * ROOM];
 }

@@ -1,16 +1,21 @@
-// "Use it": puts a run's LoRA with its sampler, schedule and CFG into the user's graph, in front of the node that samples; one that
-// restores, with the node that does, behind a destroyed picture.
+// "Use it": puts a run's LoRA with its sampler, schedule and CFG into the user's graph, in front of the node
+// that samples; one that restores, with the node that does, behind a destroyed picture.
 
+import { LOAD_LORA, RESTORATION, RESTORE } from "../names.js";
 import { t } from "../text.js";
-import { add, change, dependants, drawn, setMuted, show, wire } from "./change.js";
-import { chainTo, fedBy, isSampling, mainOf, selectedIn, slotOf, sourceOfModel, teacherOf, widgetOf, wiresOf } from "./find.js";
+import { add, change, drawn, setMuted, toast, wire } from "./change.js";
+import { isSampling, mainOf, samplingBehind, selectedIn, sourceOfModel, teacherOf } from "./find.js";
+import { ALWAYS, endOfType, widgetOf } from "./nodes.js";
 import { distilOf, tellLeftOut } from "./oneclick.js";
-import { restore, RESTORE, restorerOf, restoringPlan, unload } from "./restorers.js";
+import { show } from "./places.js";
+import { restore, restorerOf, restoringPlan, unload } from "./restorers.js";
 import { feed, isStock, isUsable, replace, sampleAnew } from "./samplers.js";
+import { chainTo, dependants, wiresOf } from "./walk.js";
 
-const LORA = "FewstepLoadLora";
-
-/** Wires it all and goes there; nothing is queued. Answers the node that loads the LoRA. Throws an Error to show. */
+/**
+ * Wires it all and goes there; nothing is queued. Answers
+ * the node that loads the LoRA. Throws an Error to show.
+ */
 export async function useIt(app, api, run) {
   if (!run.lora) {
     throw new Error(t("graph.noLora"));
@@ -20,10 +25,11 @@ export async function useIt(app, api, run) {
   if (!source) {
     throw new Error(t("graph.noModel"));
   }
-  const restores = run.method === "restoration";
+  const restores = run.method === RESTORATION;
   const plan = planFor(app, source);
-  const known = restores ? restorerOf(plan, selectedIn(app)) : plan.chain.find(({ node }) => node.type === LORA)?.node;
-  if (!isListed(known ?? LiteGraph.createNode(restores ? RESTORE : LORA), run.lora)) {
+  const loader = plan.chain.find(({ node }) => node.type === LOAD_LORA)?.node;
+  const known = restores ? restorerOf(plan, selectedIn(app)) : loader;
+  if (!isListed(known ?? LiteGraph.createNode(restores ? RESTORE : LOAD_LORA), run.lora)) {
     throw new Error(t("graph.noFile", { name: run.lora }));
   }
   const needs = restores && !known ? restoringPlan(plan, selectedIn(app)) : null;
@@ -41,15 +47,19 @@ export async function useIt(app, api, run) {
   });
 }
 
-/** What is wired to what; nothing is changed yet. A selected sampling node goes first, then one behind a selected source. */
+/**
+ * What is wired to what; nothing is changed yet. A selected
+ * sampling node goes first, then one behind a selected source.
+ */
 function planFor(app, source) {
   const graph = source.graph;
   const wires = wiresOf(graph);
-  const own = chainTo(wires, { node: source, slot: slotOf(source.outputs, "MODEL") });
-  const found = fedBy(wires, own[0]).filter(({ sampling }) => isUsable(sampling));
+  const own = chainTo(wires, endOfType(source, "MODEL"));
+  const found = samplingBehind(wires, own[0]).filter(({ sampling }) => isUsable(sampling));
   const selected = selectedIn(app);
+  const behind = found.filter((one) => one.chain.some(({ node }) => node === source));
   const main = found.find(({ sampling }) => selected.includes(sampling))
-    ?? mainOf(wires, found.filter(({ chain }) => chain.some(({ node }) => node === source))) ?? mainOf(wires, found);
+    ?? mainOf(wires, behind) ?? mainOf(wires, found);
   const chain = main?.chain ?? own;
   const teacher = teacherOf(wires, chain);
   return { graph, wires, chain, sampling: main?.sampling, ...teacher, distil: distilOf(graph, teacher.end) };
@@ -72,29 +82,43 @@ async function exchange(app, plan, node, name) {
   return node;
 }
 
-/** A FewstepLoadLora, and sampling with it: { node, nodes, shown, settle } as of samplers.js, `node` the loader. */
+/**
+ * A FewstepLoadLora, and sampling with it: { node, nodes,
+ * shown, settle } as of samplers.js, `node` the loader.
+ */
 function sample(plan, name) {
   const { graph, end, sampling } = plan;
-  const node = add(graph, LORA, { pos: [...(sampling ?? end.node).pos], values: { lora_name: name } });
+  const node = add(graph, LOAD_LORA, { pos: [...(sampling ?? end.node).pos], values: { lora_name: name } });
   wire(end, node, "model");
-  const make = !sampling ? sampleAnew : isStock(sampling) ? replace : feed;
+  const make = wayToSample(sampling);
   const { nodes, settle } = make(plan, node);
   const all = [node, ...nodes];
   return { node, nodes: all, shown: make === feed ? [sampling, ...all] : all, settle };
+}
+
+function wayToSample(sampling) {
+  if (!sampling) {
+    return sampleAnew;
+  }
+  return isStock(sampling) ? replace : feed;
 }
 
 /** Says which nodes are passed by, and that others are muted. */
 function tell(app, leftOut, muted) {
   tellLeftOut(app, leftOut, t("graph.useIt"));
   if (muted) {
-    app.extensionManager.toast.add({ severity: "info", summary: t("graph.useIt"), detail: t("graph.muted"), life: 10000 });
+    toast(app, "info", t("graph.useIt"), t("graph.muted"));
   }
 }
 
-/** Mutes a node that distils this model, if nothing but its previews hang on it: queueing is to sample now, not to train on. */
+/**
+ * Mutes a node that distils this model, if nothing but its
+ * previews hang on it: queueing is to sample now, not to train on.
+ */
 function muteTraining({ distil }) {
   const behind = distil ? dependants(distil) : [];
-  if (!distil || distil.mode !== 0 || behind.some((node) => isSampling(node) || node.type === RESTORE)) {
+  const uses = (node) => isSampling(node) || node.type === RESTORE;
+  if (!distil || distil.mode !== ALWAYS || behind.some(uses)) {
     return false;
   }
   setMuted([distil, ...behind], true);

@@ -1,9 +1,9 @@
 // The buttons of a run. What went wrong, or what happens next, is said below them.
 
+import { button, make, mark, say } from "../dom.js";
 import { requeue } from "../graph/queue.js";
 import { useIt } from "../graph/useit.js";
 import { t } from "../text.js";
-import { button, make, mark, say } from "./dom.js";
 import { ask, tell } from "./routes.js";
 import { isLive } from "./store.js";
 
@@ -19,7 +19,12 @@ const ACTIONS = {
 };
 const MAIN = ["resume", "use"];       // the first of these that is there stands out, once a run is over
 
-const DONE = { pause: "panel.done.pause", stop: "panel.done.stop", resume: "panel.done.resume", use: "panel.done.use" };
+const DONE = {
+  pause: "panel.done.pause",
+  stop: "panel.done.stop",
+  resume: "panel.done.resume",
+  use: "panel.done.use",
+};
 
 /** What a message is about: it goes when this changes. */
 const stamp = (run) => `${run.id} ${run.state}`;
@@ -39,29 +44,44 @@ export function makeActions(app, api, store, onLost) {
   let run = null;
 
   async function perform(name, act) {
-    if (store.acting) return;
+    if (store.acting) {
+      return;
+    }
     const asked = run;
     store.act(true);
     showActing();
     try {
       await act({ app, api }, asked);
-      if (stamp(run) === stamp(asked)) inform(name in DONE ? t(DONE[name]) : "");
+      if (stamp(run) === stamp(asked)) {
+        inform(name in DONE ? t(DONE[name]) : "");
+      }
     } catch (error) {
-      if (run.id === asked.id) inform(error.message, true);
-      if (name !== "use") store.load();      // it may be another run by now, or none: of another page, or of a server anew
+      if (run.id === asked.id) {
+        inform(error.message, true);
+      }
+      if (name !== "use") {
+        store.load();
+      }      // it may be another run by now, or none: of another page, or of a server anew
     } finally {
       store.act(false);
       showActing();
     }
   }
 
-  /** One action at a time, and it shows. Not `disabled`, with which a button would lose the keyboard's focus. */
+  /**
+   * One action at a time, and it shows. Not `disabled`, with which a button would lose the keyboard's focus.
+   */
   function showActing() {
     const { acting } = store;
     mark(row, "aria-busy", acting);
-    for (const node of [...Object.values(buttons), remove]) mark(node, "aria-disabled", acting);
-    if (acting) inform(t("panel.working"));
-    else if (message.textContent === t("panel.working")) inform("");
+    for (const node of [...Object.values(buttons), remove]) {
+      mark(node, "aria-disabled", acting);
+    }
+    if (acting) {
+      inform(t("panel.working"));
+    } else if (message.textContent === t("panel.working")) {
+      inform("");
+    }
   }
 
   async function forget() {
@@ -87,7 +107,9 @@ export function makeActions(app, api, store, onLost) {
   }
 
   question.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
+    if (event.key !== "Escape") {
+      return;
+    }
     event.stopPropagation();
     confirm(false);
   });
@@ -96,17 +118,27 @@ export function makeActions(app, api, store, onLost) {
     const other = newRun.id !== run?.id;
     const before = run && stamp(run);
     run = newRun;
-    if (before !== stamp(run)) inform("");
+    if (before !== stamp(run)) {
+      inform("");
+    }
     showActing();
-    if (other || isLive(run)) [question.hidden, row.hidden] = [true, false];
-    for (const [name, node] of Object.entries(buttons)) reveal(node, ACTIONS[name].for(run));
+    if (other || isLive(run)) {
+      [question.hidden, row.hidden] = [true, false];
+    }
+    for (const [name, node] of Object.entries(buttons)) {
+      reveal(node, ACTIONS[name].for(run));
+    }
     reveal(remove, !isLive(run));
     const main = isLive(run) ? null : MAIN.find((name) => ACTIONS[name].for(run));
-    for (const name of MAIN) buttons[name].classList.toggle("fewstep-primary", name === main);
+    for (const name of MAIN) {
+      buttons[name].classList.toggle("fewstep-primary", name === main);
+    }
   }
 
   function reveal(node, yes) {
-    if (!yes && node === document.activeElement) onLost();
+    if (!yes && node === document.activeElement) {
+      onLost();
+    }
     node.hidden = !yes;
   }
 

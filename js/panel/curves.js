@@ -1,153 +1,52 @@
-// Curves of any length, thinned to what a screen can show, and how they are drawn. Knows no DOM: a 2-d context is handed in.
+// The two curves of a run, loss to the left and fidelity to the right, each with its own scale, drawn with
+// charts/draw.js on a context that is handed in. Knows no page.
 //
-// x is the training update, from 0 to `to`. A Curve keeps all its points and, for each pixel column of the present view, the lowest
-// and the highest value, the sum and the count, so that a point more costs the same at 100 points and at 100,000.
+// x is the training update, from 0 to `to`. loss and fidelity are Curves, see charts/curve.js; an area also
+// has `columns`, the pixel columns of the screen that it covers.
 
-import { axis, label, ticks } from "./axes.js";
+import { drawDots, drawHairline, drawLine, drawTicks, drawValues } from "../charts/draw.js";
+import { axis, label, ticks } from "../charts/scale.js";
 
 const MARGIN = { left: 38, right: 38, top: 8, bottom: 18 };
-const SMOOTHING = 1 / 20;         // half the window of the smooth line, of the filled width
+const FONT = "10px sans-serif";
+const TICK = 70;              // pixels for a tick below
+const WIDTH = 1.5;            // of a line
+const RAW = 0.35;             // how strong what lies behind the smooth line is
+const DOT = 2.5;              // radius
+const ROOM = 6;               // columns for a point that has a dot
+const SHOWN = [2, 3];         // dashes where the picture is of
 
-export class Curve {
-  constructor() {
-    this.updates = new Float64Array(1024);
-    this.values = new Float64Array(1024);
-    this.length = 0;
-    this.view(1, 1);
-  }
-
-  get last() {
-    return this.length ? this.updates[this.length - 1] : 0;
-  }
-
-  /** points: [[update, value], ...]. An update that was there replaces what was from it on: a resumed run goes over it again. */
-  append(points) {
-    for (const [update, value] of points) {
-      if (!Number.isFinite(update) || !Number.isFinite(value)) continue;
-      if (this.length && update <= this.last) this.cut(update);
-      if (this.length === this.values.length) this.grow();
-      this.updates[this.length] = update;
-      this.values[this.length] = value;
-      this.count(this.length++);
-    }
-  }
-
-  replace(points) {
-    this.length = 0;
-    this.rebuild();
-    this.append(points);
-  }
-
-  /** Which updates are shown on how many pixel columns; counts anew only when that changed. */
-  view(to, columns) {
-    if (to === this.to && columns === this.columns) return;
-    this.to = to;
-    this.columns = columns;
-    this.lows = new Float64Array(columns);
-    this.highs = new Float64Array(columns);
-    this.sums = new Float64Array(columns);
-    this.counts = new Uint32Array(columns);
-    this.rebuild();
-  }
-
-  column(update) {
-    return Math.max(0, Math.min(this.columns - 1, Math.floor((update / this.to) * this.columns)));
-  }
-
-  /** Index of the first point at `update` or later. */
-  find(update) {
-    let [from, to] = [0, this.length];
-    while (from < to) {
-      const middle = (from + to) >> 1;
-      if (this.updates[middle] < update) from = middle + 1;
-      else to = middle;
-    }
-    return from;
-  }
-
-  cut(update) {
-    this.length = this.find(update);
-    this.rebuild();
-  }
-
-  grow() {
-    for (const name of ["updates", "values"]) {
-      const larger = new Float64Array(2 * this[name].length);
-      larger.set(this[name]);
-      this[name] = larger;
-    }
-  }
-
-  rebuild() {
-    this.low = Infinity;
-    this.high = -Infinity;
-    this.lows.fill(Infinity);
-    this.highs.fill(-Infinity);
-    this.sums.fill(0);
-    this.counts.fill(0);
-    for (let i = 0; i < this.length; i++) this.count(i);
-  }
-
-  count(i) {
-    const value = this.values[i];
-    const column = this.column(this.updates[i]);
-    if (value < this.lows[column]) this.lows[column] = value;
-    if (value > this.highs[column]) this.highs[column] = value;
-    if (value < this.low) this.low = value;
-    if (value > this.high) this.high = value;
-    this.sums[column] += value;
-    this.counts[column]++;
-  }
-
-  /** The mean around each column: a window that fades to both sides, so that the line does not lag. */
-  smooth() {
-    const radius = Math.round(this.column(this.last) * SMOOTHING);
-    const sums = box(box(this.sums, radius), radius);
-    const counts = box(box(this.counts, radius), radius);
-    return sums.map((sum, i) => Math.max(this.low, Math.min(this.high, sum / counts[i])));
-  }
-}
-
-function box(values, radius) {
-  const sums = new Float64Array(values.length);
-  let sum = 0;
-  for (let i = 0; i < Math.min(radius, values.length); i++) sum += values[i];
-  for (let i = 0; i < values.length; i++) {
-    if (i + radius < values.length) sum += values[i + radius];
-    if (i > radius) sum -= values[i - radius - 1];
-    sums[i] = sum;
-  }
-  return sums;
-}
-
-/** Up to which update to show: all that is planned, or a half, a quarter, ... of it while the run has not got there. */
-export function reach(last, total, ended) {
-  const end = Math.max(1, last);
-  if (ended || !(total >= end)) return end;
-  let to = total;
-  while (to / 2 >= end) to /= 2;
-  return to;
-}
-
+/** The area of curves on a place of that size; ratio: pixels of the screen for one of the page. */
 export function plotArea(width, height, ratio = 1) {
-  const inner = Math.max(1, width - MARGIN.left - MARGIN.right);
-  return { left: MARGIN.left, top: MARGIN.top, width: inner, height: Math.max(1, height - MARGIN.top - MARGIN.bottom),
-    columns: Math.max(1, Math.round(inner * ratio)) };
+  const across = Math.max(1, width - MARGIN.left - MARGIN.right);
+  const down = Math.max(1, height - MARGIN.top - MARGIN.bottom);
+  return {
+    left: MARGIN.left,
+    top: MARGIN.top,
+    right: MARGIN.left + across,
+    bottom: MARGIN.top + down,
+    columns: Math.max(1, Math.round(across * ratio)),
+  };
 }
 
-/** What a column tells who points at it: {column, update, loss: {mean, low, high, count}, fidelity: {update, value}}. */
+/**
+ * What a column tells who points at it: { column, update, loss:
+ * { mean, low, high, count }, fidelity: { update, value } }.
+ */
 export function lookUp({ loss, fidelity }, column) {
   const nearest = nearestColumn(loss, column);
-  const update = nearest === null ? ((column + 0.5) / loss.columns) * loss.to : ((nearest + 0.5) / loss.columns) * loss.to;
-  const found = { column: nearest ?? column, update: Math.round(update), loss: null, fidelity: null };
+  const middle = (((nearest ?? column) + 0.5) / loss.columns) * loss.to;
+  const found = { column: nearest ?? column, update: Math.round(middle), loss: null, fidelity: null };
   if (nearest !== null) {
     const count = loss.counts[nearest];
-    found.loss = { mean: loss.sums[nearest] / count, low: loss.lows[nearest], high: loss.highs[nearest], count };
-    if (count === 1) found.update = loss.updates[loss.find((nearest / loss.columns) * loss.to)] ?? found.update;
+    const [low, high] = [loss.lows[nearest], loss.highs[nearest]];
+    found.loss = { mean: loss.sums[nearest] / count, low, high, count };
+    if (count === 1) {
+      found.update = loss.updates[loss.find((nearest / loss.columns) * loss.to)] ?? found.update;
+    }
   }
   if (fidelity.length) {
-    let i = Math.min(fidelity.length - 1, fidelity.find(found.update));
-    if (i > 0 && found.update - fidelity.updates[i - 1] < fidelity.updates[i] - found.update) i--;
+    const i = nearestPoint(fidelity, found.update);
     found.fidelity = { update: fidelity.updates[i], value: fidelity.values[i] };
   }
   return found;
@@ -155,108 +54,106 @@ export function lookUp({ loss, fidelity }, column) {
 
 function nearestColumn(curve, column) {
   for (let away = 0; away < curve.columns; away++) {
-    if (curve.counts[column - away]) return column - away;
-    if (curve.counts[column + away]) return column + away;
+    if (curve.counts[column - away]) {
+      return column - away;
+    }
+    if (curve.counts[column + away]) {
+      return column + away;
+    }
   }
   return null;
 }
 
-/** colours: {loss, fidelity, grid, text}; at: the column that is pointed at; shown: the update whose picture is shown. */
+function nearestPoint(curve, update) {
+  const i = Math.min(curve.length - 1, curve.find(update));
+  const before = i > 0 && update - curve.updates[i - 1] < curve.updates[i] - update;
+  return before ? i - 1 : i;
+}
+
+/**
+ * colours: { loss, fidelity, grid, text }; at: the column that
+ * is pointed at; shown: the update whose picture is shown.
+ */
 export function drawCurves(context, area, { loss, fidelity, to, colours, at = null, shown = null }) {
-  const x = (update) => area.left + (update / to) * area.width;
-  const middle = (column) => area.left + ((column + 0.5) / area.columns) * area.width;
+  const x = (update) => area.left + (update / to) * (area.right - area.left);
   loss.view(to, area.columns);
   fidelity.view(to, area.columns);
-  context.font = "10px sans-serif";
-  context.lineJoin = "bevel";
-  drawUpdates(context, area, x, to, colours);
-  if (shown !== null) vertical(context, area, x(shown), colours.grid, [2, 3]);
-  const height = (scale) => (value) => area.top + area.height * (1 - scale.at(value));
+  context.font = FONT;
+  const updates = updatesOf(area, to).map((update) => ({ at: x(update), text: label(update) }));
+  drawTicks(context, area, updates, colours.text);
+  if (shown !== null) {
+    drawHairline(context, area, x(shown), colours.grid, SHOWN);
+  }
   if (loss.length) {
-    const scale = axis(loss.low, loss.high);
-    drawValues(context, area, scale, height(scale), colours, true);
-    drawLoss(context, loss, middle, height(scale), colours.loss);
+    const { scale, y } = scaleOf(loss, area);
+    drawValues(context, area, scale.ticks, y, { colour: colours.loss, grid: colours.grid });
+    drawLoss(context, loss, area, y, colours.loss);
   }
   if (fidelity.length) {
-    const scale = axis(fidelity.low, fidelity.high);
-    drawValues(context, area, scale, height(scale), colours, false);
-    drawFidelity(context, fidelity, x, height(scale), colours.fidelity);
+    const { scale, y } = scaleOf(fidelity, area);
+    drawValues(context, area, scale.ticks, y, { colour: colours.fidelity, side: "right" });
+    drawFidelity(context, fidelity, x, y, colours.fidelity);
   }
-  if (at !== null) vertical(context, area, middle(at), colours.text, []);
-}
-
-function drawUpdates(context, area, x, to, colours) {
-  context.fillStyle = colours.text;
-  context.textAlign = "center";
-  context.textBaseline = "top";
-  for (const update of ticks(0, to, Math.max(2, area.width / 70))) {
-    if (Number.isInteger(update)) context.fillText(label(update), x(update), area.top + area.height + 5);
+  if (at !== null) {
+    drawHairline(context, area, middleOf(area, at), colours.text);
   }
 }
 
-function drawValues(context, area, scale, y, colours, left) {
-  context.textAlign = left ? "right" : "left";
-  context.textBaseline = "middle";
-  context.strokeStyle = colours.grid;
-  context.lineWidth = 1;
-  context.fillStyle = left ? colours.loss : colours.fidelity;
-  for (const value of scale.ticks) {
-    const at = Math.round(y(value)) + 0.5;
-    context.fillText(label(value), left ? area.left - 5 : area.left + area.width + 5, at);
-    if (left) line(context, [[area.left, at], [area.left + area.width, at]]);
-  }
+const updatesOf = (area, to) =>
+  ticks(0, to, Math.max(2, (area.right - area.left) / TICK)).filter(Number.isInteger);
+
+/** The pixel in the middle of a column. */
+export const middleOf = (area, column) =>
+  area.left + ((column + 0.5) / area.columns) * (area.right - area.left);
+
+function scaleOf(curve, area) {
+  const scale = axis(curve.low, curve.high);
+  return { scale, y: (value) => area.top + (area.bottom - area.top) * (1 - scale.at(value)) };
 }
 
-function drawLoss(context, curve, x, y, colour) {
+/** All between the lowest and the highest value of each column, faint, and the smooth line over it. */
+function drawLoss(context, curve, area, y, colour) {
   const means = curve.smooth();
   const raw = [];
   const smooth = [];
   for (let i = 0; i < curve.columns; i++) {
-    if (!curve.counts[i]) continue;
-    raw.push([x(i), y(curve.lows[i])]);
-    if (curve.counts[i] > 1) raw.push([x(i), y(curve.highs[i])]);
-    smooth.push([x(i), y(means[i])]);
+    if (!curve.counts[i]) {
+      continue;
+    }
+    const x = middleOf(area, i);
+    raw.push([x, y(curve.lows[i])]);
+    if (curve.counts[i] > 1) {
+      raw.push([x, y(curve.highs[i])]);
+    }
+    smooth.push([x, y(means[i])]);
   }
-  context.strokeStyle = colour;
-  context.lineWidth = 1;
-  context.globalAlpha = 0.35;
-  line(context, raw);
+  context.globalAlpha = RAW;
+  drawLine(context, raw, { colour });
   context.globalAlpha = 1;
-  context.lineWidth = 1.5;
-  line(context, smooth);
+  drawLine(context, smooth, { colour, width: WIDTH });
 }
 
+/** Every point with a dot while they are few, else the lowest and the highest of each column. */
 function drawFidelity(context, curve, x, y, colour) {
+  const few = ROOM * curve.length <= curve.columns;
+  const points = few ? pointsOf(curve, x, y) : extremesOf(curve, x, y);
+  drawLine(context, points, { colour, width: WIDTH });
+  if (few) {
+    drawDots(context, points, DOT, colour);
+  }
+}
+
+function pointsOf(curve, x, y) {
+  return Array.from({ length: curve.length }, (_, i) => [x(curve.updates[i]), y(curve.values[i])]);
+}
+
+function extremesOf(curve, x, y) {
   const points = [];
-  const few = 6 * curve.length <= curve.columns;
-  if (few) for (let i = 0; i < curve.length; i++) points.push([x(curve.updates[i]), y(curve.values[i])]);
-  else {
-    for (let i = 0; i < curve.columns; i++) {
+  for (let i = 0; i < curve.columns; i++) {
+    if (curve.counts[i]) {
       const at = x(((i + 0.5) / curve.columns) * curve.to);
-      if (curve.counts[i]) points.push([at, y(curve.lows[i])], [at, y(curve.highs[i])]);
+      points.push([at, y(curve.lows[i])], [at, y(curve.highs[i])]);
     }
   }
-  context.strokeStyle = context.fillStyle = colour;
-  context.lineWidth = 1.5;
-  line(context, points);
-  if (!few) return;
-  for (const [across, down] of points) {
-    context.beginPath();
-    context.arc(across, down, 2.5, 0, 2 * Math.PI);
-    context.fill();
-  }
-}
-
-function vertical(context, area, at, colour, dash) {
-  context.strokeStyle = colour;
-  context.lineWidth = 1;
-  context.setLineDash(dash);
-  line(context, [[at, area.top], [at, area.top + area.height]]);
-  context.setLineDash([]);
-}
-
-function line(context, points) {
-  context.beginPath();
-  for (const [x, y] of points) context.lineTo(x, y);
-  context.stroke();
+  return points;
 }

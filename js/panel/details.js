@@ -1,11 +1,11 @@
 // The selected run: what it is, how far, its numbers, what can be done with it, its curves and its pictures.
 
+import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
-import { makeChart } from "./chart.js";
-import { make, mark, say } from "./dom.js";
 import { memory, modelName, recipe, short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makePreviews } from "./previews.js";
+import { makeRunChart } from "./runchart.js";
 import { isLive } from "./store.js";
 
 /** {element, show(run, store), close()} */
@@ -18,11 +18,11 @@ export function makeDetails(app, api, store) {
   const facts = makeFacts();
   const trouble = make("p", "trouble", { hidden: true });
   const actions = makeActions(app, api, store, () => name.focus());
-  const chart = makeChart();
+  const chart = makeRunChart();
   const previews = makePreviews(api);
   const element = make("section", "details", { "aria-label": t("panel.details") },
-    make("header", "head", {}, name, state), what, model, progress.element, trouble, actions.element, facts.element,
-    chart.element, previews.element);
+    make("header", "head", {}, name, state), what, model, progress.element, trouble, actions.element,
+    facts.element, chart.element, previews.element);
 
   function show(run) {
     element.dataset.state = run.state;
@@ -56,10 +56,12 @@ function makeProgress() {
     element,
     show(run) {
       const part = run.total ? Math.min(1, run.step / run.total) : 0;
-      say(stage, isLive(run) ? word("stages", run.stage) : t("panel.saved", { when: when(run.saved_at ?? run.started_at) }));
-      say(count, isLive(run) ? t("panel.step", { step: whole(run.step), total: whole(run.total) }) : percent(part));
-      say(left, isLive(run) ? timeLeft(run.seconds_left) : "");
-      say(share, isLive(run) ? percent(part) : "");
+      const live = isLive(run);
+      const saved = when(run.saved_at ?? run.started_at);
+      say(stage, live ? word("stages", run.stage) : t("panel.saved", { when: saved }));
+      say(count, live ? t("panel.step", { step: whole(run.step), total: whole(run.total) }) : percent(part));
+      say(left, live ? timeLeft(run.seconds_left) : "");
+      say(share, live ? percent(part) : "");
       mark(track, "aria-valuenow", Math.floor(100 * part));
       mark(track, "aria-valuetext", `${count.textContent} ${left.textContent}`.trim());
       bar.style.transform = `scaleX(${part})`;
@@ -73,7 +75,8 @@ const percent = (part) => `${Math.floor(100 * part)} %`;
 const FACTS = {
   updates: (run) => t("panel.step", { step: whole(run.done), total: whole(run.updates) }),
   fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
-  before: (run, { fidelity }) => (fidelity.length && fidelity.updates[0] === 0 ? short(fidelity.values[0]) : ""),
+  before: (run, { fidelity }) =>
+    (fidelity.length && fidelity.updates[0] === 0 ? short(fidelity.values[0]) : ""),
   speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
   memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
   skipped: (run) => (run.skipped ? whole(run.skipped) : ""),
@@ -85,7 +88,8 @@ function makeFacts() {
   const cells = Object.entries(FACTS).map(([key, read]) => {
     const value = make("dd", "number");
     const term = make("dt", "", {}, t(`panel.facts.${key}`));
-    const cell = make("div", `fact fact-${key}`, { title: key === "fidelity" ? "" : t(`panel.hints.${key}`) }, term, value);
+    const title = key === "fidelity" ? "" : t(`panel.hints.${key}`);
+    const cell = make("div", `fact fact-${key}`, { title }, term, value);
     element.append(cell);
     return { cell, value, read };
   });

@@ -1,5 +1,6 @@
 // Numbers of a run as people read them.
 
+import { RESTORATION } from "../names.js";
 import { language, t } from "../text.js";
 
 const GIB = 2 ** 30;
@@ -9,27 +10,41 @@ const MOMENT = { day: "numeric", month: "short", hour: "2-digit", minute: "2-dig
 let clock = null;       // slow to make
 
 export function timeLeft(seconds) {
-  if (!Number.isFinite(seconds)) return "";
-  if (seconds < 60) return t("panel.left.soon");
+  if (!Number.isFinite(seconds)) {
+    return "";
+  }
+  if (seconds < 60) {
+    return t("panel.left.soon");
+  }
   const minutes = Math.round(seconds / 60);
-  if (minutes < 60) return t("panel.left.minutes", { minutes });
+  if (minutes < 60) {
+    return t("panel.left.minutes", { minutes });
+  }
   const hours = Math.floor(minutes / 60);
-  if (hours < 24) return t("panel.left.hours", { hours, minutes: minutes % 60 });
+  if (hours < 24) {
+    return t("panel.left.hours", { hours, minutes: minutes % 60 });
+  }
   const all = Math.round(minutes / 60);
   return t("panel.left.days", { days: Math.floor(all / 24), hours: all % 24 });
 }
 
 export function memory(bytes) {
-  if (!Number.isFinite(bytes)) return NOTHING;
+  if (!Number.isFinite(bytes)) {
+    return NOTHING;
+  }
   const gib = bytes / GIB;
   return `${gib.toFixed(gib < 1 ? 2 : gib < 100 ? 1 : 0)} GiB`;
 }
 
 /** Three digits that mean something: 0.0312, 7.1, 240, 2.5e-5. */
 export function short(value) {
-  if (!Number.isFinite(value)) return NOTHING;
+  if (!Number.isFinite(value)) {
+    return NOTHING;
+  }
   const size = Math.abs(value);
-  if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  if (size >= 1e6 || (size > 0 && size < 1e-3)) {
+    return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  }
   return String(size >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
 }
 
@@ -57,16 +72,20 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
-export const restores = (run) => run.method === "restoration";
+export const restores = (run) => run.method === RESTORATION;
 
-/** The words of that key: others for a run that learns to restore, and so from whole pictures and not from a teacher. */
+/**
+ * The words of that key: others for a run that learns to
+ * restore, and so from whole pictures and not from a teacher.
+ */
 export function wordsOf(run, key) {
   return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`);
 }
 
 /** "phased · 4 steps" */
 export function recipe(run) {
-  return [word("methods", run.method), Number.isFinite(run.steps) ? steps(run.steps) : ""].filter(Boolean).join(" · ");
+  const many = Number.isFinite(run.steps) ? steps(run.steps) : "";
+  return [word("methods", run.method), many].filter(Boolean).join(" · ");
 }
 
 export function about(run) {

@@ -1,16 +1,16 @@
 // The sidebar tab "Fewstep": the runs, the selected one, and the button that begins one.
 
+import { addStyles, button, make, say } from "../dom.js";
 import { sourceOfModel } from "../graph/find.js";
 import { makeFewStep } from "../graph/oneclick.js";
 import { t } from "../text.js";
 import { makeDetails } from "./details.js";
-import { addStyles, button, make, say } from "./dom.js";
 import { makeList } from "./list.js";
 import { makeStore } from "./store.js";
 
 /** store: one that was made earlier, where events may come before there is a sidebar. */
 export function registerPanel(app, api, store = makeStore(api)) {
-  addStyles(new URL("../panel.css", import.meta.url).href);
+  addStyles(new URL("./panel.css", import.meta.url).href);
   let view = null;
   api.addEventListener("reconnected", () => view && store.load());
   app.extensionManager.registerSidebarTab({
@@ -20,10 +20,12 @@ export function registerPanel(app, api, store = makeStore(api)) {
     tooltip: t("panel.tooltip"),
     type: "custom",
     render(place) {                       // comes again whenever the host draws its sidebar
-      if (view?.element.parentNode === place) return;
+      if (view?.element.parentNode === place) {
+        return;
+      }
       view?.close();
       view = openPanel(app, api, store);
-      place.style.height = "100%";        // else the panel grows with its content, and the list scrolls away with it
+      place.style.height = "100%";        // else the panel grows with its content, and its list scrolls away
       place.replaceChildren(view.element);
       store.load();
     },
@@ -43,8 +45,11 @@ function openPanel(app, api, store) {
   const body = make("div", "body", {}, list.element, details.element);
   const begin = makeBegin(app, api, store);
   const element = make("div", "panel", {}, begin.element, problem, empty, body);
-  element.addEventListener("keydown", (event) => {      // they delete the selected nodes, also where a button of ours has the focus
-    if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation();
+  element.addEventListener("keydown", (event) => {
+    // these delete the selected nodes, also where a button of ours has the focus
+    if (event.key === "Delete" || event.key === "Backspace") {
+      event.stopPropagation();
+    }
   });
 
   function show() {
@@ -56,7 +61,9 @@ function openPanel(app, api, store) {
     body.hidden = none;
     list.show(store.runs, store.selected);
     details.element.hidden = !run;
-    if (run) details.show(run);
+    if (run) {
+      details.show(run);
+    }
   }
 
   let frame = 0;
@@ -86,7 +93,9 @@ function makeBegin(app, api, store) {
   let [busy, trouble] = [false, ""];
 
   async function begin() {
-    if (busy) return;
+    if (busy) {
+      return;
+    }
     setBusy(true);
     trouble = "";
     store.expect(true);

@@ -1,14 +1,19 @@
-// The preview grid: teacher, before and now from the same noise, with a slider through the run's kept pictures.
+// The preview grid: teacher, before and now from the same
+// noise, with a slider through the run's kept pictures.
 
+import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
-import { make, mark, say } from "./dom.js";
 import { restores, whole, wordsOf } from "./format.js";
 import { picture } from "./routes.js";
 import { isLive } from "./store.js";
 
-const COLUMNS = [["teacher", "whole"], ["before", "destroyed"], ["now", "restored"]];      // of a run that restores, the second
+// their titles, and those of a run that restores
+const COLUMNS = [["teacher", "whole"], ["before", "destroyed"], ["now", "restored"]];
 
-/** {element, show(run, store)}. The slider follows the newest picture until the user moves it, and again from its end on. */
+/**
+ * {element, show(run, store)}. The slider follows the newest
+ * picture until the user moves it, and again from its end on.
+ */
 export function makePreviews(api) {
   const columns = COLUMNS.map(makeColumn);
   const grid = make("div", "grid", {}, ...columns.map((column) => column.element));
@@ -35,7 +40,9 @@ export function makePreviews(api) {
     waiting.hidden = kept.length > 0;
     grid.hidden = !kept.length;
     chooser.hidden = kept.length < 2;
-    if (!kept.length) return;
+    if (!kept.length) {
+      return;
+    }
     const wanted = store.picked === null ? -1 : kept.indexOf(store.picked);
     const index = wanted < 0 ? kept.length - 1 : wanted;
     slider.max = kept.length - 1;
@@ -54,7 +61,8 @@ export function makePreviews(api) {
 function makeColumn(names) {
   const image = make("img", "picture", { decoding: "async" });
   const title = make("figcaption");
-  const link = make("a", "picture-link", { target: "_blank", rel: "noopener", title: t("panel.open_picture") }, image);
+  const toOpen = { target: "_blank", rel: "noopener", title: t("panel.open_picture") };
+  const link = make("a", "picture-link", toOpen, image);
   const missing = make("span", "missing", { hidden: true }, t("panel.missing_picture"));
   const element = make("figure", "column", {}, title, link, missing);
   const found = (yes) => {
@@ -69,8 +77,12 @@ function makeColumn(names) {
     show(run, address) {
       say(title, t(`panel.columns.${names[Number(restores(run))]}`));
       image.alt = title.textContent;
-      if (address === source) return;
-      if (run.id !== id) image.removeAttribute("src");      // else the picture before stays until the new one is there
+      if (address === source) {
+        return;
+      }
+      if (run.id !== id) {
+        image.removeAttribute("src");
+      }      // else the picture before stays until the new one is there
       [id, source] = [run.id, address];
       image.src = link.href = address;
     },

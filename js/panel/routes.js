@@ -1,28 +1,35 @@
 // The server's routes, with errors in the user's language.
 
+import { ROUTE } from "../names.js";
 import { t } from "../text.js";
 import { word } from "./format.js";
 
-/** JSON from /fewstep/<path>. Throws an Error whose message can be shown. */
+/** JSON from a path below the pack's own. Throws an Error whose message can be shown. */
 export async function ask(api, path, options = {}) {
   let answer;
   try {
-    answer = await api.fetchApi(`/fewstep/${path}`, options);
+    answer = await api.fetchApi(`${ROUTE}/${path}`, options);
   } catch {
     throw new Error(t("panel.errors.unreachable"));
   }
   const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(explain(body?.error));
-  if (body === null) throw new Error(t("panel.errors.unreachable"));
+  if (!answer.ok) {
+    throw new Error(explain(body?.error));
+  }
+  if (body === null) {
+    throw new Error(t("panel.errors.unreachable"));
+  }
   return body;
 }
 
 function explain(error) {
-  if (!error?.code) return t("panel.errors.unreachable");
+  if (!error?.code) {
+    return t("panel.errors.unreachable");
+  }
   const text = word("errors", error.code);
   return text === error.code ? error.message ?? error.code : text;
 }
 
 export const tell = (api, id, order) => ask(api, `runs/${id}/${order}`, { method: "POST" });
 
-export const picture = (api, id, column) => api.apiURL(`/fewstep/runs/${id}/preview/${column}`);
+export const picture = (api, id, column) => api.apiURL(`${ROUTE}/runs/${id}/preview/${column}`);

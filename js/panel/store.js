@@ -1,9 +1,11 @@
-// What the panel knows: the runs, and the curves of the selected one. Lives as long as the page; the tab only shows it.
+// What the panel knows: the runs, and the curves of the selected
+// one. Lives as long as the page; the tab only shows it.
 //
-// The snapshot (GET runs) is the truth, and events keep it fresh. What comes while a snapshot is on its way is newer than it, and
-// is put on top of it.
+// The snapshot (GET runs) is the truth, and events keep it fresh. What comes while a snapshot is on its way
+// is newer than it, and is put on top of it.
 
-import { Curve } from "./curves.js";
+import { Curve } from "../charts/curve.js";
+import { RUN_EVENT } from "../names.js";
 import { ask } from "./routes.js";
 
 export const isLive = (run) => run.state === "sampling" || run.state === "running";
@@ -11,11 +13,11 @@ export const isLive = (run) => run.state === "sampling" || run.state === "runnin
 export function makeStore(api) {
   const watchers = new Set();
   const store = {
-    runs: [], loaded: false, problem: "",         // newest first
-    selected: null, chosen: false,                // an id; whether the user chose it
-    expected: false,                              // whether the user waits for a run to begin, to see it whatever was chosen
-    acting: false,                                // whether a button's action is under way
-    picked: null,                                 // the update whose picture the user wants to see; null follows the newest
+    runs: [], loaded: false, problem: "",     // newest first
+    selected: null, chosen: false,            // an id; whether the user chose it
+    expected: false,      // whether the user waits for a run to begin, to see it whatever was chosen
+    acting: false,        // whether a button's action is under way
+    picked: null,         // the update whose picture the user wants to see; null follows the newest
     loss: new Curve(), fidelity: new Curve(),
   };
   let listing = 0;            // snapshots asked for, and
@@ -37,11 +39,15 @@ export function makeStore(api) {
     early = [];
     try {
       const { runs } = await ask(api, "runs");
-      if (asked !== listing) return;
+      if (asked !== listing) {
+        return;
+      }
       store.runs = runs;
       store.problem = "";
     } catch (error) {
-      if (asked !== listing) return;
+      if (asked !== listing) {
+        return;
+      }
       store.problem = error.message;
     }
     store.loaded = true;
@@ -52,7 +58,9 @@ export function makeStore(api) {
 
   store.choose = (id) => {
     store.chosen = true;
-    if (id !== store.selected) select(id);
+    if (id !== store.selected) {
+      select(id);
+    }
   };
 
   store.expect = (yes) => {
@@ -72,10 +80,15 @@ export function makeStore(api) {
 
   store.drop = (id) => {
     const index = store.runs.findIndex((run) => run.id === id);
-    if (index < 0) return;
+    if (index < 0) {
+      return;
+    }
     store.runs = store.runs.filter((run) => run.id !== id);
-    if (id === store.selected) select(store.runs[Math.min(index, store.runs.length - 1)]?.id ?? null);
-    else changed();
+    if (id === store.selected) {
+      select(store.runs[Math.min(index, store.runs.length - 1)]?.id ?? null);
+    } else {
+      changed();
+    }
   };
 
   function select(id) {
@@ -93,10 +106,14 @@ export function makeStore(api) {
     const asked = ++tracing;
     const id = store.selected;
     ahead = null;
-    if (id === null || !watchers.size) return;       // a closed tab asks when it opens
+    if (id === null || !watchers.size) {
+      return;
+    }       // a closed tab asks when it opens
     ahead = [];
-    const found = await ask(api, `runs/${id}/curves`).catch(() => null);    // a run without curves is shown without
-    if (asked !== tracing) return;
+    const found = await ask(api, `runs/${id}/curves`).catch(() => null);      // a run may have none
+    if (asked !== tracing) {
+      return;
+    }
     if (found) {
       store.loss.replace(found.loss);
       store.fidelity.replace(found.fidelity);
@@ -110,8 +127,9 @@ export function makeStore(api) {
   function put(run) {
     const index = store.runs.findIndex((other) => other.id === run.id);
     const begins = isLive(run) && !(index >= 0 && isLive(store.runs[index]));
-    if (index >= 0) store.runs[index] = run;
-    else {
+    if (index >= 0) {
+      store.runs[index] = run;
+    } else {
       const older = store.runs.findIndex((other) => other.started_at < run.started_at);
       store.runs.splice(older < 0 ? store.runs.length : older, 0, run);
     }
@@ -127,7 +145,9 @@ export function makeStore(api) {
     early?.push(detail.run);
     const begins = put(detail.run);
     const isWanted = begins && (store.expected || !store.chosen);
-    if (begins) store.expected = false;
+    if (begins) {
+      store.expected = false;
+    }
     if (detail.run.id === store.selected) {
       addPoints(detail);
       ahead?.push(detail);
@@ -138,10 +158,12 @@ export function makeStore(api) {
   }
 
   function onStatus({ detail }) {
-    if (store.expected && detail?.exec_info?.queue_remaining === 0) store.expect(false);     // it was cancelled, or refused
+    if (store.expected && detail?.exec_info?.queue_remaining === 0) {
+      store.expect(false);
+    }     // it was cancelled, or refused
   }
 
-  api.addEventListener("fewstep.run", onRun);
+  api.addEventListener(RUN_EVENT, onRun);
   api.addEventListener("status", onStatus);
   return store;
 }

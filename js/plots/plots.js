@@ -1,6 +1,8 @@
 // Puts a plot on the nodes that have one: a DOM widget, which both renderers of the frontend show.
 
-import { addStyles } from "../panel/dom.js";
+import { addStyles } from "../dom.js";
+import { isLoaded } from "../graph/walk.js";
+import { CONSISTENCY_SAMPLER, DRAW_SCHEDULE, FIT, INSPECT, SAMPLER, SCHEDULE } from "../names.js";
 import { editorPlot } from "./editor.js";
 import { fitPlot } from "./fit.js";
 import { inspectPlot } from "./inspect.js";
@@ -9,28 +11,32 @@ import { schedulePlot } from "./schedule.js";
 import { watch } from "./watch.js";
 
 const PLOTS = {
-  FewstepSchedule: schedulePlot,
-  FewstepDrawSchedule: editorPlot,
-  FewstepSampler: samplerPlot,
-  FewstepConsistencySampler: samplerPlot,
-  FewstepInspectSampler: inspectPlot,
-  FewstepFit: fitPlot,
+  [SCHEDULE]: schedulePlot,
+  [DRAW_SCHEDULE]: editorPlot,
+  [SAMPLER]: samplerPlot,
+  [CONSISTENCY_SAMPLER]: samplerPlot,
+  [INSPECT]: inspectPlot,
+  [FIT]: fitPlot,
 };
 
-const WIDTH = 300;
+const WIDTH = 300;              // of a node with a plot, at least
+const PADDING = 20;             // around a plot, in its node
+const WIDGET = "fewstep_plot";
 
 /**
- * For every node that is made. A plot is {element, chart, height, read(), draw(what was read), onResult(data)}, made of the api,
- * the node and what it calls when the user has changed something on it.
+ * For every node that is made. A plot is {element, chart, height, read(), draw(what was read),
+ * onResult(data)}, made of the api, the node and what it calls when the user has changed something on it.
  */
 export function plotOn(app, api, node) {
   const make = PLOTS[node.comfyClass ?? node.type];
-  if (!make || typeof node.addDOMWidget !== "function") return;
+  if (!make || typeof node.addDOMWidget !== "function") {
+    return;
+  }
   addStyles(new URL("./plots.css", import.meta.url).href);
   const plot = make(api, node, () => noted(app));
   // the classic canvas asks for the height, Nodes 2.0 goes by the style
-  const widget = node.addDOMWidget("fewstep_plot", "fewstep_plot", plot.element,
-    { serialize: false, hideOnZoom: false, getMinHeight: () => plot.height + 20 });
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => plot.height + PADDING };
+  const widget = node.addDOMWidget(WIDGET, WIDGET, plot.element, options);
   widget.serialize = false;
   plot.element.style.minHeight = `${plot.height}px`;
   passOn(app, plot.element);
@@ -38,13 +44,15 @@ export function plotOn(app, api, node) {
 
   let watching = null;
   const open = () => {
-    if (watching) return;
+    if (watching) {
+      return;
+    }
     plot.chart.open();
     const read = () => {
       plot.chart.refresh();
       return plot.read();
     };
-    watching = watch(plot.element, read, plot.draw, { exists: () => exists(node), onGone: close });
+    watching = watch(plot.element, read, plot.draw, { exists: () => isLoaded(node), onGone: close });
   };
   const close = () => {
     watching?.close();
@@ -52,41 +60,49 @@ export function plotOn(app, api, node) {
     watching = null;
   };
   plot.check = () => watching?.check();
-  after(node, "onAdded", open);      // a node is taken out and put in again when it becomes part of a subgraph
+  after(node, "onAdded", open);      // a node that becomes part of a subgraph is taken out and put in again
   after(node, "onRemoved", close);
   after(node, "onConfigure", () => fit(node));      // saved by a version without plots, or in Nodes 2.0
   after(node, "onExecuted", (output) => {
     const data = output?.fewstep?.[0];
-    if (data) plot.onResult?.(data);
+    if (data) {
+      plot.onResult?.(data);
+    }
     plot.check();
   });
-  if (node.graph) open();
+  if (node.graph) {
+    open();
+  }
 }
 
-/** Makes a change a step of undo: the host looks when a mouse button comes up, and misses clicks, drags and keys of ours. */
+/**
+ * Makes a change a step of undo: the host looks when a mouse
+ * button comes up, and misses clicks, drags and keys of ours.
+ */
 function noted(app) {
   app.canvas?.emitBeforeChange();
   app.canvas?.emitAfterChange();
-}
-
-/** Whether a node is in a graph that is still loaded: those in subgraphs are not told when another one is. */
-function exists({ graph }) {
-  const root = graph?.rootGraph ?? graph;
-  return Boolean(graph) && (graph === root || root.subgraphs?.get(graph.id) === graph);
 }
 
 /** The node at least as large as what is on it: the classic canvas leaves the size as it was. */
 function fit(node, width = 0) {
   const least = node.computeSize();
   const size = [Math.max(node.size[0], least[0], width), Math.max(node.size[1], least[1])];
-  if (size[0] > node.size[0] || size[1] > node.size[1]) node.setSize(size);
+  if (size[0] > node.size[0] || size[1] > node.size[1]) {
+    node.setSize(size);
+  }
 }
 
-/** On the classic canvas, what a plot has no use for: the wheel, the middle button and a right click. Nodes 2.0 does it by itself. */
+/**
+ * On the classic canvas, what a plot has no use for: the wheel, the
+ * middle button and a right click. Nodes 2.0 does it by itself.
+ */
 function passOn(app, element) {
   const classic = () => !element.closest(".lg-node-widget");
   const pass = (name, wanted, handler) => element.addEventListener(name, (event) => {
-    if (!classic() || !wanted(event)) return;
+    if (!classic() || !wanted(event)) {
+      return;
+    }
     event.preventDefault();
     handler(event);
   }, { passive: false });

@@ -1,4 +1,5 @@
-// What a node said when it last ran, kept over a reload of the page by the browser for this tab: the host forgets it.
+// What a node said when it last ran, kept over a reload of
+// the page by the browser for this tab: the host forgets it.
 
 const held = new WeakMap();
 const lookedFor = new WeakMap();
@@ -13,7 +14,9 @@ export function remember(node, data) {
   held.set(node, { stamp: ++stamps, data });
   try {
     const key = keyOf(node);
-    if (key) sessionStorage.setItem(key, JSON.stringify(data));
+    if (key) {
+      sessionStorage.setItem(key, JSON.stringify(data));
+    }
   } catch {
     // full or forbidden: then the result lasts as long as the page
   }
@@ -22,11 +25,15 @@ export function remember(node, data) {
 /** {stamp, data}: the node's last result, or null; another result has another stamp. */
 export function recall(node) {
   const key = keyOf(node);
-  if (held.has(node) || !key || lookedFor.get(node) === key) return held.get(node) ?? null;
+  if (held.has(node) || !key || lookedFor.get(node) === key) {
+    return held.get(node) ?? null;
+  }
   lookedFor.set(node, key);      // once under each id
   try {
     const data = JSON.parse(sessionStorage.getItem(key));
-    if (data) held.set(node, { stamp: ++stamps, data });
+    if (data) {
+      held.set(node, { stamp: ++stamps, data });
+    }
   } catch {
     return null;
   }

@@ -1,4 +1,4 @@
-"""Runs the pack's plot modules in Node: `node(tmp_path, script, data)`; skips with one line where there is no Node."""
+"""Runs the pack's scripts in Node: `node(tmp_path, script, data)`; skips with one line where there is no Node."""
 
 import json
 import shutil

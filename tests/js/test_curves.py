@@ -7,8 +7,9 @@ from fewstep.tests.js.plots import node
 
 COLUMNS = 240
 CURVE = """
-import { axis, ticks } from "./js/panel/axes.js";
-import { Curve, drawCurves, lookUp, plotArea, reach } from "./js/panel/curves.js";
+import { Curve, reach } from "./js/charts/curve.js";
+import { axis, ticks } from "./js/charts/scale.js";
+import { drawCurves, lookUp, plotArea } from "./js/panel/curves.js";
 const told = (curve) => ({ length: curve.length, low: curve.low, high: curve.high,
   lows: [...curve.lows], highs: [...curve.highs], sums: [...curve.sums], counts: [...curve.counts] });
 const filled = (points, to, columns) => {

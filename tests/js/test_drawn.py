@@ -14,8 +14,9 @@ TEXTS = ["[]", "[[0.5, 0.5]]", "[[0, 1], [0.3, 0.6], [1, 0]]", "[[0.1, 0.9], [0.
          "[0.5, 0.5]", "[[0.5, true]]", "{}", "null", "", "[[0.5, 0.5]", "[[5e-1, 0.25e0]]",
          json.dumps([[i / 65, 1 - i / 65] for i in range(1, 65)]), json.dumps([[i / 67, 1 - i / 67] for i in range(1, 67)])]
 SCRIPT = """
-import { addPoint, curve, drawnGrid, movePoint, readPoints, removePoint } from "./js/plots/drawn.js";
-import { flowSigma } from "./js/plots/models.js";
+import { curve, drawnGrid, readPoints } from "./js/maths/drawn.js";
+import { flowSigma } from "./js/maths/models.js";
+import { addPoint, movePoint, removePoint } from "./js/plots/points.js";
 const model = { path: "flow", sigmaOf: flowSigma(data.shift) };
 let points = readPoints(data.start);
 const edited = data.moves.map(([kind, place, share, time]) => {

@@ -1,4 +1,4 @@
-"""The port of the grid formulas in js/plots is equal to Python's to 1e-5, for every name, model and option."""
+"""The port of the grid formulas in js/maths is equal to Python's to 1e-5, for every name, model and option."""
 
 import itertools
 import math
@@ -25,14 +25,14 @@ def stable_diffusion():
     return ((1 - bar) / bar).sqrt()
 
 
-MODELS = {      # {name: (spec for js/plots/models.js, sigma_of, path)}
+MODELS = {      # {name: (spec for js/maths/models.js, sigma_of, path)}
     **{f"flow {s}": ({"flow": s}, grids.flow_sigma(s), paths.FLOW) for s in (1.0, 3.0, 6.0)},
     "stable diffusion": ({"discrete": "given"}, grids.discrete_sigma(stable_diffusion()), paths.VARIANCE_EXPLODING),
     "preserving": ({"angle": True}, lambda t: (t * math.pi / 2).sin(), paths.VARIANCE_PRESERVING),
 }
 SCRIPT = """
-import { grid, NAMES, OPTIONS } from "./js/plots/grids.js";
-import { discreteSigma, flowSigma } from "./js/plots/models.js";
+import { grid, NAMES, OPTIONS } from "./js/maths/grids.js";
+import { discreteSigma, flowSigma } from "./js/maths/models.js";
 const models = Object.fromEntries(Object.entries(data.models).map(([name, spec]) => [name, spec.flow ?
   { path: "flow", sigmaOf: flowSigma(spec.flow) } : spec.angle ?
   { path: "variance preserving", sigmaOf: (t) => Math.sin(t * Math.PI / 2) } :
@@ -67,7 +67,7 @@ def test_models_that_are_formulas(tmp_path):
     """The tables that JS makes itself, the server's table log-linear between its points, and times back from levels."""
     sd, times = grids.discrete_sigma(stable_diffusion()), torch.linspace(0, 1, 257, dtype=F64)
     found = node(tmp_path, """
-import { continuous, demoTeacher, flowSigma, modelFrom, stableDiffusion, tableSigma, timeOf } from "./js/plots/models.js";
+import { continuous, demoTeacher, flowSigma, modelFrom, stableDiffusion, tableSigma, timeOf } from "./js/maths/models.js";
 const table = tableSigma(data.times, data.sigmas);
 answer({ sd: stableDiffusion(), zero: stableDiffusion(true), demo: demoTeacher(), edm: continuous(0.002, 80),
   table: data.asked.map(table), time: data.asked.map((t) => timeOf(flowSigma(3), flowSigma(3)(t))),

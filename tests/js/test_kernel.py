@@ -1,4 +1,4 @@
-"""The kernel in js/plots weighs predictions as `diffusion.probe` finds them in Python's sampler, in every mode."""
+"""The kernel in js/maths weighs predictions as `diffusion.probe` finds them in Python's sampler, in every mode."""
 
 import itertools
 import math
@@ -20,8 +20,9 @@ OPTIONS = [{"churn": c} for c in (0.0, 0.2, 1.0, 7.0, math.inf)] + [
     {"churn": 30.0, "mode": "raise first", "start": 0.2}, {"churn": 2.0, "mode": "restart", "end": 0.7},
     {"churn": 1.0, "mode": "restart"}]
 SCRIPT = """
-import { noising, plan, tcdShare, weights } from "./js/plots/kernel.js";
-import { flowSigma } from "./js/plots/models.js";
+import { flowSigma } from "./js/maths/models.js";
+import { noising, weights } from "./js/maths/probe.js";
+import { plan, tcdShare } from "./js/maths/samplers.js";
 const options = ({ churn = 0, ...others }) => ({ churn: churn === "inf" ? Infinity : churn, ...others });
 answer({
   runs: data.cases.map(([sigmas, path, given]) => {

@@ -1,23 +1,16 @@
 """Which picture "Use it" takes to restore, without a browser: graphs of bare nodes."""
 
 import pytest
-from fewstep.tests.js.plots import node
 
-GRAPH = """
+from .graphs import BUILD
+from .plots import node
+
+GRAPH = BUILD + """
 import { restoringPlan } from "./js/graph/restorers.js";
-import { chainTo, wiresOf } from "./js/graph/find.js";
+import { chainTo, wiresOf } from "./js/graph/walk.js";
 import { distilOf } from "./js/graph/oneclick.js";
 
-// data: {id: [type, {input: [type, id, slot] or [type]}, [output types]]}
-const graph = { nodes: [], links: new Map(), getNodeById: (id) => graph.nodes.find((node) => node.id === id) ?? null };
-for (const [id, [type, inputs, outputs]] of Object.entries(data)) {
-  graph.nodes.push({ id, type, graph, mode: 0, outputs: outputs.map((one) => ({ type: one, name: one })),
-    inputs: Object.entries(inputs).map(([name, [kind, from, slot]]) => {
-      const link = from === undefined ? null : graph.links.size + 1;
-      if (link) graph.links.set(link, { origin_id: from, origin_slot: slot, target_id: id });
-      return { name, type: kind, link };
-    }) });
-}
+const graph = build(data);
 const loader = graph.nodes[0];
 const wires = wiresOf(graph);
 const end = { node: loader, slot: 0 };

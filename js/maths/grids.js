@@ -1,26 +1,36 @@
-// Step grids: where between noise and data the model is asked. The port of diffusion/schedules/grids.py (auto.py and published.py with it),
-// held equal to it by tests/js/test_grids.py; the papers that each grid comes from are named there.
+// Step grids: where between noise and data the model is asked. Port of diffusion/schedules/grids.py, held
+// equal to it by tests/js/test_grids.py; the papers that each grid comes from are named there.
 //
-//   grid(name, steps, model, { denoise, shift, ...options }) -> steps + 1 sigmas, strictly descending, the last one 0
-//   model = { path, sigmaOf }, see paths.js and models.js
+//   grid(name, steps, model, { denoise, shift, ...options })
+//
+// answers steps + 1 sigmas, strictly descending, the last one
+// 0. model = { path, sigmaOf }, see paths.js and models.js.
 
+import { automatic } from "./auto.js";
 import { shifted, timeOf } from "./models.js";
-import { FLOW, alpha, atFlowTime, flowTime, largest, logSnr, sigmaAt } from "./paths.js";
+import { AYS } from "./published.js";
+import { alpha, largest, logSnr, sigmaAt } from "./paths.js";
 
 const NEARLY_DATA = 0.02;
-const SIGNAL = -4.6;         // lambda from where levels are spaced on a path whose scale is infinite at the start
-export const OPTIONS = { karras: { rho: 7 }, polyexponential: { rho: 1 }, beta: { alpha: 0.6, beta: 0.6 },
-  "trailing anchors": { anchors: 50 }, "phase edges": { phases: 4 } };
-const AYS = {
-  SD1: [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029],
-  SDXL: [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029],
-  SVD: [700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002],
+const SIGNAL = -4.6;         // lambda where levels begin on a path whose scale is infinite at the start
+const PUBLISHED = "AYS ";    // how the names of published tables begin
+
+export const OPTIONS = {
+  karras: { rho: 7 },
+  polyexponential: { rho: 1 },
+  beta: { alpha: 0.6, beta: 0.6 },
+  "trailing anchors": { anchors: 50 },
+  "phase edges": { phases: 4 },
 };
-export const NAMES = ["uniform", "log-SNR", "log sigma", "karras", "polyexponential", "beta", "cosine", "trailing anchors",
-  "phase edges", ...Object.keys(AYS).map((name) => `AYS ${name}`), "auto"];
+export const NAMES = [
+  "uniform", "log-SNR", "log sigma", "karras", "polyexponential", "beta", "cosine",
+  "trailing anchors", "phase edges", ...Object.keys(AYS).map((name) => `${PUBLISHED}${name}`), "auto",
+];
 
 export function grid(name, steps, model, { denoise = 1, shift = 1, ...given } = {}) {
-  if (!NAMES.includes(name)) throw new Error(`schedule must be one of ${NAMES.join(", ")}, got ${name}.`);
+  if (!NAMES.includes(name)) {
+    throw new Error(`schedule must be one of ${NAMES.join(", ")}, got ${name}.`);
+  }
   const options = { ...OPTIONS[name], ...given };
   const { path, sigmaOf } = model;
   const start = sigmaOf(denoise);
@@ -30,7 +40,9 @@ export function grid(name, steps, model, { denoise = 1, shift = 1, ...given } = 
     sigmas = TIMED[name](steps, options).map((time) => moved(denoise * time));
   } else {
     sigmas = spaced(name, steps, path, sigmaOf, denoise, options);
-    if (shift !== 1) sigmas = sigmas.map((sigma) => moved(timeOf(sigmaOf, sigma)));
+    if (shift !== 1) {
+      sigmas = sigmas.map((sigma) => moved(timeOf(sigmaOf, sigma)));
+    }
   }
   sigmas[0] = start;
   return descending([...sigmas, 0]);
@@ -48,7 +60,9 @@ const TIMED = {
 };
 
 function anchored(count, steps) {
-  if (steps <= count) return indices(steps).map((i) => 1 - Math.floor((i / steps) * count) / count);
+  if (steps <= count) {
+    return indices(steps).map((i) => 1 - Math.floor((i / steps) * count) / count);
+  }
   return indices(count).flatMap((j) => {
     const parts = Math.floor(steps / count) + (j < steps % count ? 1 : 0);
     return indices(parts).map((i) => 1 - (j + i / parts) / count);
@@ -61,15 +75,20 @@ const quantiles = new Map();
 export function betaQuantile(q, a, b) {
   const key = `${a} ${b}`;
   if (!quantiles.has(key)) {
-    if (quantiles.size > 20) quantiles.clear();
+    if (quantiles.size > 20) {
+      quantiles.clear();
+    }
     quantiles.set(key, betaTable(a, b));
   }
   const { edges, total } = quantiles.get(key);
   let [low, high] = [0, total.length - 1];      // the first entry that is not below q
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (total[middle] < q) low = middle + 1;
-    else high = middle;
+    if (total[middle] < q) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
   }
   const i = Math.max(low, 1);
   const part = (q - total[i - 1]) / Math.max(total[i] - total[i - 1], 1e-300);
@@ -85,8 +104,8 @@ function betaTable(a, b) {
   const total = new Float64Array(count + 1);
   for (let i = 0; i < count; i++) {
     const middle = (edges[i] + edges[i + 1]) / 2;
-    const mass = Math.sin(middle) ** (2 * a - 1) * Math.cos(middle) ** (2 * b - 1) * (edges[i + 1] - edges[i]);
-    total[i + 1] = total[i] + mass;
+    const density = Math.sin(middle) ** (2 * a - 1) * Math.cos(middle) ** (2 * b - 1);
+    total[i + 1] = total[i] + density * (edges[i + 1] - edges[i]);
   }
   return { edges, total: total.map((value) => value / total[count]) };
 }
@@ -96,8 +115,12 @@ function betaTable(a, b) {
 function spaced(name, steps, path, sigmaOf, denoise, options) {
   const share = indices(steps).map((i) => (steps > 1 ? i / (steps - 1) : 0));
   const [top, bottom] = [denoise, Math.min(NEARLY_DATA, denoise / 2)].map(sigmaOf);
-  if (name === "auto") return automatic(path, steps, top, sigmaOf(0.5), options.dimension);
-  if (name.startsWith("AYS ")) return published(AYS[name.slice(4)], steps, top, path);
+  if (name === "auto") {
+    return automatic(path, steps, top, sigmaOf(0.5), options.dimension);
+  }
+  if (name.startsWith(PUBLISHED)) {
+    return published(AYS[name.slice(PUBLISHED.length)], steps, top, path);
+  }
   if (name === "log sigma") {
     return share.map((s) => Math.exp(Math.log(top) + s * (Math.log(bottom) - Math.log(top))));
   }
@@ -132,20 +155,11 @@ function published(table, steps, top, path) {
   return snr.map((value) => sigmaAt(path, value));
 }
 
-/** The automatic choice, diffusion/schedules/auto.py: uniform in flow time, moved towards the noise. */
-function automatic(path, steps, top, half, dimension) {
-  const own = path === FLOW ? half / alpha(path, half) : 1;      // the shift of a flow model
-  const shift = dimension === undefined ? Math.max(5, own) : Math.min(5, 0.45 * dimension ** 0.35);
-  const power = steps <= 5 ? 1 : steps <= 10 ? 1.25 : 1.5;
-  return indices(steps).map((i) => {
-    const t = (1 - i / steps) ** power;
-    return i ? atFlowTime(path, ((shift * t) / (1 + (shift - 1) * t)) * flowTime(path, top)) : top;
-  });
-}
-
 /** Equal or rising neighbours pulled apart by a relative 1e-4; the first and the last entry stay. */
 export function descending(sigmas) {
   const out = [...sigmas];
-  for (let i = 1; i < out.length - 1; i++) out[i] = Math.min(out[i], out[i - 1] * (1 - 1e-4));
+  for (let i = 1; i < out.length - 1; i++) {
+    out[i] = Math.min(out[i], out[i - 1] * (1 - 1e-4));
+  }
   return out;
 }

@@ -3,10 +3,15 @@
 /** Keys with a dash and "role" become attributes, all others properties; children are nodes or strings. */
 export function make(tag, className = "", props = {}, ...children) {
   const element = document.createElement(tag);
-  if (className) element.className = className.split(" ").map((name) => `fewstep-${name}`).join(" ");
+  if (className) {
+    element.className = className.split(" ").map((name) => `fewstep-${name}`).join(" ");
+  }
   for (const [key, value] of Object.entries(props)) {
-    if (key.includes("-") || key === "role") element.setAttribute(key, value);
-    else element[key] = value;
+    if (key.includes("-") || key === "role") {
+      element.setAttribute(key, value);
+    } else {
+      element[key] = value;
+    }
   }
   element.append(...children);
   return element;
@@ -17,15 +22,21 @@ export function button(label, onclick, kind = "") {
 }
 
 export function say(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  if (element.textContent !== text) {
+    element.textContent = text;
+  }
 }
 
 export function mark(element, attribute, value) {
-  if (element.getAttribute(attribute) !== String(value)) element.setAttribute(attribute, value);
+  if (element.getAttribute(attribute) !== String(value)) {
+    element.setAttribute(attribute, value);
+  }
 }
 
 /** Link a style sheet, once for each address. */
 export function addStyles(href) {
-  if ([...document.querySelectorAll("link")].some((link) => link.href === href)) return;
+  if ([...document.querySelectorAll("link")].some((link) => link.href === href)) {
+    return;
+  }
   document.head.append(make("link", "", { rel: "stylesheet", href }));
 }

@@ -1,4 +1,5 @@
-// Paths: how much signal is left at a noise level. The port of diffusion/paths.py, for numbers in place of tensors.
+// Paths: how much signal is left at a noise level. Port of
+// diffusion/paths.py, for numbers in place of tensors.
 //
 // name                  alpha              largest sigma
 // variance exploding    1                  unbounded
@@ -14,7 +15,9 @@ export function largest(path) {
 }
 
 export function alpha(path, sigma) {
-  if (path === FLOW) return 1 - sigma;
+  if (path === FLOW) {
+    return 1 - sigma;
+  }
   return path === PRESERVING ? Math.sqrt(Math.max(0, 1 - sigma * sigma)) : 1;
 }
 
@@ -25,7 +28,9 @@ export function logSnr(path, sigma) {
 
 /** The noise level of a given lambda: inverse of `logSnr`. */
 export function sigmaAt(path, lambda) {
-  if (path === FLOW) return 1 / (1 + Math.exp(lambda));
+  if (path === FLOW) {
+    return 1 / (1 + Math.exp(lambda));
+  }
   return path === PRESERVING ? Math.sqrt(1 / (1 + Math.exp(2 * lambda))) : Math.exp(-lambda);
 }
 

@@ -1,13 +1,22 @@
-// What a model's times are: sigmaOf, a function from time t in (0, 1] to sigma, rising, sigmaOf(1) the largest. With its path it is
-// all that a step grid needs to know of a model. The port of the end of diffusion/schedules/grids.py, and of the tables that are formulas.
+// What the times of a model are: sigmaOf, a rising function from time t in (0, 1] to sigma; sigmaOf(1) is the
+// largest. Together with the path it is all that a step grid needs to know of a model.
+//
+// Port of the last part of diffusion/schedules/grids.py (flow_sigma, discrete_sigma, shifted, time_of), and
+// of the tables of sigmas that are formulas. A model here is { path, sigmaOf }.
 
 import { EXPLODING, FLOW } from "./paths.js";
+
+const TOKENS = [256, 4096];      // of an image with the least and with the most shift
+const PIXELS = 256;              // of a token
 
 export function flowSigma(shift = 1) {
   return (t) => (shift * t) / (1 + (shift - 1) * t);
 }
 
-/** t = (index + 1) / N into an ascending table, interpolated in log sigma; below its first entry sigma falls to 0 with t. */
+/**
+ * t = (index + 1) / N into an ascending table, interpolated in
+ * log sigma; below its first entry sigma falls to 0 with t.
+ */
 export function discreteSigma(sigmas) {
   const log = Array.from(sigmas, Math.log);
   return (t) => {
@@ -18,7 +27,10 @@ export function discreteSigma(sigmas) {
   };
 }
 
-/** From the server's description of a model: `times` in equal steps from 0 to 1, log-linear between, linear down to sigma 0. */
+/**
+ * From the server's description of a model: `times` in equal
+ * steps from 0 to 1, log-linear between, linear down to 0.
+ */
 export function tableSigma(times, sigmas) {
   const last = times.length - 1;
   return (t) => {
@@ -36,26 +48,46 @@ export function shifted(sigmaOf, shift, top = 1) {
 
 /** The time whose noise level is `sigma`, by bisection; 1 for levels above the largest. */
 export function timeOf(sigmaOf, sigma) {
-  if (!(sigma > 0)) return 0;
+  if (!(sigma > 0)) {
+    return 0;
+  }
   let [low, high] = [0, 1];
   for (let i = 0; i < 50; i++) {
     const middle = (low + high) / 2;
-    if (sigmaOf(middle) < sigma) low = middle;
-    else high = middle;
+    if (sigmaOf(middle) < sigma) {
+      low = middle;
+    } else {
+      high = middle;
+    }
   }
   return (low + high) / 2;
+}
+
+/**
+ * The shift of a Flux model at a size in pixels, as ComfyUI's
+ * ModelSamplingFlux has it: a line over the tokens.
+ */
+export function fluxShift(most, least, width, height) {
+  const slope = (most - least) / (TOKENS[1] - TOKENS[0]);
+  const tokens = (width * height) / PIXELS;
+  return Number(Math.exp(tokens * slope + least - TOKENS[0] * slope).toPrecision(12));
 }
 
 // ---- tables that are formulas ----------------------------------------------------------------------
 
 const range = (count, of) => Array.from({ length: count }, (_, i) => of(i));
 
-/** sigma/alpha of Stable Diffusion's 1000 steps (scaled linear betas); `zeroSnr`: rescaled to end in noise (arXiv:2305.08891). */
+/**
+ * sigma/alpha of Stable Diffusion's 1000 steps (scaled linear betas);
+ * `zeroSnr`: rescaled to end in pure noise (arXiv:2305.08891).
+ */
 export function stableDiffusion(zeroSnr = false) {
   const [first, last] = [Math.sqrt(0.00085), Math.sqrt(0.012)];
   let left = 1;
   const bar = range(1000, (i) => (left *= 1 - (first + ((last - first) * i) / 999) ** 2));
-  if (!zeroSnr) return bar.map((a) => Math.sqrt((1 - a) / a));
+  if (!zeroSnr) {
+    return bar.map((a) => Math.sqrt((1 - a) / a));
+  }
   const [top, end] = [Math.sqrt(bar[0]), Math.sqrt(bar[999])];
   const scaled = bar.map((a) => (((Math.sqrt(a) - end) * top) / (top - end)) ** 2);
   scaled[999] = 4.8973451890853435e-8;      // what ComfyUI puts in the place of 0
@@ -80,10 +112,16 @@ const made = new Map();      // tables take a moment: kept by what they were mad
 
 /** {path, sigmaOf} of {flow: shift}, {discrete: name, ...} or {table: {path, times, sigmas}}. */
 export function modelFrom(spec) {
-  if (spec.table) return { path: spec.table.path, sigmaOf: tableSigma(spec.table.times, spec.table.sigmas) };
-  if (spec.flow !== undefined) return { path: FLOW, sigmaOf: flowSigma(spec.flow) };
+  if (spec.table) {
+    return { path: spec.table.path, sigmaOf: tableSigma(spec.table.times, spec.table.sigmas) };
+  }
+  if (spec.flow !== undefined) {
+    return { path: FLOW, sigmaOf: flowSigma(spec.flow) };
+  }
   const key = [spec.discrete, spec.low, spec.high].join();
-  if (!made.has(key)) made.set(key, { path: EXPLODING, sigmaOf: discreteSigma(TABLES[spec.discrete](spec)) });
+  if (!made.has(key)) {
+    made.set(key, { path: EXPLODING, sigmaOf: discreteSigma(TABLES[spec.discrete](spec)) });
+  }
   return made.get(key);
 }
 
