@@ -66,9 +66,8 @@ def _sampling(kind):
     import comfy.model_sampling as ms
 
     if kind in ("eps", "v"):
-        return type(
-            "Discrete", (ms.ModelSamplingDiscrete, ms.EPS if kind == "eps" else ms.V_PREDICTION), {}
-        )()
+        prediction = ms.EPS if kind == "eps" else ms.V_PREDICTION
+        return type("Discrete", (ms.ModelSamplingDiscrete, prediction), {})()
     if kind == "EDM":
         sampling = type("Continuous", (ms.ModelSamplingContinuousEDM, ms.EDM), {})()
         sampling.set_parameters(*EDM_RANGE, sigma_data=0.5)
@@ -114,15 +113,18 @@ def run(model, sampler, sigmas, noise, denoiser, seed=0, latent=None):
         calls += 1
         return denoiser(x, sigma)
 
+    if latent is None:
+        latent = torch.zeros_like(noise)
     probing = pack_module("FewstepInspectSampler").probing
-    return probing.run(
-        model, sampler, sigmas, counted, noise, torch.zeros_like(noise) if latent is None else latent, seed
-    ), calls
+    samples = probing.run(model, sampler, sigmas, counted, noise, latent, seed)
+    return samples, calls
 
 
 def twin(name):
     """The sampler that this one is another name for where there is no mask and no GPU, or None."""
-    return "euler" if name == "ddim" else name.removesuffix("_gpu") if name.endswith("_gpu") else None
+    if name == "ddim":
+        return "euler"
+    return name.removesuffix("_gpu") if name.endswith("_gpu") else None
 
 
 def _tiny(model, name, levels, seed=0):
@@ -171,8 +173,7 @@ def descends(levels):
 
 
 def core_pairs(model, nfe, report=print):
-    """Every distinct (sampler, scheduler) of the host at the most model calls that are not above `nfe`, a
-    list of `Pair`.
+    """Every distinct (sampler, scheduler) of the host with as many model calls as fit into `nfe`, as `Pair`s.
 
     `report` gets one line for each sampler that is left out, and why.
     """
@@ -180,26 +181,27 @@ def core_pairs(model, nfe, report=print):
     samplers, schedulers = names()
     for name in samplers:
         if twin(name) or name == "dpm_adaptive":
-            report(f"left out: {name}, {f'the same as {twin(name)}' if twin(name) else ADAPTIVE}")
+            reason = f"the same as {twin(name)}" if twin(name) else ADAPTIVE
+            report(f"left out: {name}, {reason}")
             continue
         why = {}
         for scheduler in schedulers:
             pair, reason = _fit(model, name, scheduler, nfe)
             if pair is None:
                 why.setdefault(reason, []).append(scheduler)
-            elif (name, tuple(pair.sigmas.tolist())) not in seen:
-                seen.add((name, tuple(pair.sigmas.tolist())))
+                continue
+            levels = (name, tuple(pair.sigmas.tolist()))
+            if levels not in seen:
+                seen.add(levels)
                 pairs.append(pair)
         for reason, left_out in why.items():
-            report(
-                f"left out at {nfe} calls: {name} with {'all' if len(left_out) == len(schedulers) else ', '.join(left_out)}, "
-                f"{reason}"
-            )
+            which = "all" if len(left_out) == len(schedulers) else ", ".join(left_out)
+            report(f"left out at {nfe} calls: {name} with {which}, {reason}")
     return pairs
 
 
 def _fit(model, name, scheduler, nfe):
-    """(the pair that costs the most calls up to nfe or None, why not)."""
+    """(the pair that costs the most calls up to `nfe`, None) or (None, why there is no such pair)."""
     reason = f"needs more than {nfe} calls"
     for steps in range(nfe + 1, 0, -1):
         levels = sigmas(model, name, scheduler, steps)

@@ -30,9 +30,8 @@ def main():
                 shutil.copyfile(Path(folder) / f"{name}.png", out / f"{name}_{kind}.png")
         columns = result["columns"]
         (out / f"demo_{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(
-            f"\n| {kind}, {result['seconds']:.0f} s | RMSE to teacher-50 | Fréchet to data |\n|---|---|---|"
-        )
+        print(f"\n| {kind}, {result['seconds']:.0f} s | RMSE to teacher-50 | Fréchet to data |")
+        print("|---|---|---|")
         for name, row in columns.items():
             print(f"| {name} | {row.get('rmse', '–')} | {row['frechet']} |")
         base = columns["base-4"]["rmse"]

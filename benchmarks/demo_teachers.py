@@ -1,4 +1,4 @@
-"""How good the demo teachers are: the figures and the picture of training/demo/MODEL_CARD.md.
+"""How good the demo teachers are: the figures and the picture of training/models/demo/MODEL_CARD.md.
 
     python benchmarks/demo_teachers.py [--out benchmarks/results]
 
@@ -27,9 +27,8 @@ SHOWN_ROWS, SHOWN_COLUMNS = 8, 8
 
 def nearest(pixels, reference, skip_self=False):
     """Mean RMSE (pixels in 0..1) from each picture to its nearest in `reference`."""
-    distance = (
-        torch.cdist(pixels.flatten(1).double(), reference.flatten(1).double()) / pixels[0].numel() ** 0.5 / 2
-    )
+    distance = torch.cdist(pixels.flatten(1).double(), reference.flatten(1).double())
+    distance /= 2 * pixels[0].numel() ** 0.5  # pixels are in [-1, 1]
     if skip_self:
         distance.fill_diagonal_(float("inf"))
     return float(distance.min(1).values.mean())
@@ -55,7 +54,7 @@ def measure(kind, seed=0):
         pixels = data.to_pixels(in_chunks(teacher, noise, condition, 2.0, sigmas, order=2)).clamp(-1, 1)
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
     halves = features(real)[order].chunk(2)
-    return {
+    figures = {
         "samples": len(pixels),
         "frechet": frechet(features(pixels), features(real)),
         "frechet_floor": frechet(*halves),
@@ -63,7 +62,8 @@ def measure(kind, seed=0):
         "nearest_neighbour_of_data": nearest(train, train, skip_self=True),
         "label_found": float((classify(pixels) == places).float().mean()),
         "label_found_of_data": float((classify(real) == places).float().mean()),
-    }, pixels
+    }
+    return figures, pixels
 
 
 def main():
@@ -76,10 +76,9 @@ def main():
     result = {}
     for kind in ("flow", "epsilon"):
         result[kind], pixels = measure(kind)
-        pick = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))[
-            : SHOWN_ROWS * SHOWN_COLUMNS
-        ]
-        tiles = pixels[pick].unflatten(0, (SHOWN_ROWS, SHOWN_COLUMNS))
+        pick = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))
+        shown = pixels[pick[: SHOWN_ROWS * SHOWN_COLUMNS]]
+        tiles = shown.unflatten(0, (SHOWN_ROWS, SHOWN_COLUMNS))
         columns = {f" {c + 1}": tiles[:, c] for c in range(SHOWN_COLUMNS)}
         title = f"{kind} teacher: 64 samples, labels at random, CFG 2, 20 steps"
         pictures.grid(columns, [""] * SHOWN_ROWS, title, scale=2).save(out / f"samples_{kind}.png")

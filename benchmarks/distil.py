@@ -1,8 +1,7 @@
-"""Our trainer beside an independent run of the LCM-LoRA recipe (`lcm_recipe`), on both demo teachers at CFG
-2.
+"""Our trainer beside an independent run of the LCM-LoRA recipe (`lcm_recipe`), both demo teachers, CFG 2.
 
     python benchmarks/distil.py [--json FILE] [--seconds S] [--samples N] [--teachers a,b] [--methods a,b]
-    [--device cpu|cuda]
+                                [--device cpu|cuda]
 
 Every method runs at equal training samples and at equal wall seconds, which count from the start of a run to
 its last update, the teacher's trajectories and the run's own measurements included. Each side has its own
@@ -15,14 +14,12 @@ is over. Run it on a machine that does nothing else: `cpu_seconds` of a row far 
 threads) tells that others took part.
 
 RMSE      to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1; 64 noises that no run has
-          seen, over all labels.
-          Ours is sampled as its own recipe says; for the LCM-LoRA the best of its samplers in hindsight
-          (`lcm_recipe.SAMPLERS`)
+          seen, over all labels. Ours is sampled as its own recipe says; for the LCM-LoRA the best of its
+          samplers in hindsight (`lcm_recipe.SAMPLERS`)
 Frechet   distance of these 64 pictures to the emoji, in the features of the packaged classifier
-samples/s training samples by all seconds of the run
+samples/s training samples divided by all seconds of the run
 memory    largest of the process (on CUDA: of tensors) while it trains, beyond what it holds with the teacher
-          loaded and run once;
-          each run has a process of its own
+          loaded and run once; each run has a process of its own
 
 Three ratios, best of ours / recipe, geometric means over the teachers, from the runs of equal seconds: RMSE
 at 4 steps (target 0.7), samples/s (target 1.2) and memory (target 0.8). The best of ours is one method for
@@ -46,14 +43,17 @@ from pathlib import Path
 import torch
 from distil_table import BASE, RECIPE, STEPS, line, show, summary
 from fewstep.diffusion.schedules.grids import grid, shifted
+from fewstep.training import methods
 from fewstep.training.formats.files import write_json
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.features import features
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports.metrics import frechet, rmse
-from fewstep.training.run.config import DISTILLING, DistilConfig
-from fewstep.training.run.distil import MEASURED, PROBES, Distillation
-from fewstep.training.trajectories.sampling import SHARD, teacher_samples
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.probe import MEASURED
+from fewstep.training.run.run import Run
+from fewstep.training.run.source import PROBES
+from fewstep.training.trajectories.sampling import SHARD
 from lcm_recipe import SAMPLERS, Memory, train
 from safetensors.torch import load_file, save_file
 
@@ -76,7 +76,7 @@ def config_of(method, updates, images=None):
 def trial(teacher, method):
     """What takes how long, seconds: {"start", "image", "update", "measure"}."""
     began, marks = time.perf_counter(), []
-    run = Distillation(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
+    run = Run(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
     for progress in run.progress():
         marks.append(time.perf_counter())
         if progress.stage == "training":
@@ -109,14 +109,17 @@ def length(times, method, seconds):
 def ours(teacher, job):
     """(row, sample) of a run of ours."""
     memory, began = Memory(teacher.device), time.perf_counter()
-    run, drawn = Distillation(teacher, config_of(job["method"], job["updates"], job["images"])), 0.0
-    last, when = began, [job["updates"] * n // 4 for n in (1, 2, 3)] * (job["budget"] == "seconds")
+    run = Run(teacher, config_of(job["method"], job["updates"], job["images"]))
+    quarters = []  # where the length of the run is worked out anew
+    if job["budget"] == "seconds":
+        quarters = [job["updates"] * n // 4 for n in (1, 2, 3)]
+    drawn, last = 0.0, began  # seconds that the data took; when the last progress came
     for progress in run.progress():
         now = time.perf_counter()
         if progress.stage != "training":
             drawn += now - last
-        if when and run.done >= when[0]:
-            when.pop(0)
+        if quarters and run.done >= quarters[0]:
+            quarters.pop(0)
             end_at(run, began + SPARE * job["asked"], (now - began - drawn) / run.done)
         last = now
     samples, seconds = BATCH * run.done, time.perf_counter() - began
@@ -127,34 +130,37 @@ def ours(teacher, job):
         "images": run.config.images,
         "peak_memory_mib": memory.peak() / 2**20,
     }
-    churn = run.recipe().churn
-    return row, lambda noise, condition, steps: run.student_samples(
-        noise, condition, run.sigmas_for(steps), churn
-    )
+
+    def sample(noise, condition, steps):
+        sigmas, churn = run.task.sigmas_for(steps), run.task.churn
+        return run.student.sample(noise, condition, sigmas, adapter=run.adapter, churn=churn)
+
+    return row, sample
 
 
 def end_at(run, moment, update):
-    """Count a run's updates anew, so that it ends at that moment of the clock; update: seconds of one, with
-    its measurements.
+    """Count a run's updates anew, so that it ends at that moment of the clock.
+
+    update: seconds of one, with its share of the measurements.
     """
     updates = run.done + max(1, int((moment - time.perf_counter()) / update))
     run.config = run.descent.config = dataclasses.replace(run.config, updates=updates)
+    run.probe.updates = updates
 
 
 def recipe(teacher, job):
     """(row, sample) of a run of the recipe."""
-    until = (
-        {"updates": math.ceil(job["asked"] / BATCH)}
-        if job["budget"] == "samples"
-        else {"seconds": job["asked"]}
-    )
-    run = train(teacher, batch=BATCH, lr=job["lr"], **until)
-    return {
+    if job["budget"] == "samples":
+        run = train(teacher, batch=BATCH, lr=job["lr"], updates=math.ceil(job["asked"] / BATCH))
+    else:
+        run = train(teacher, batch=BATCH, lr=job["lr"], seconds=job["asked"])
+    row = {
         "samples": run.samples_seen,
         "seconds": run.seconds,
         "data_seconds": 0.0,
         "peak_memory_mib": run.peak_memory / 2**20,
-    }, run.sample
+    }
+    return row, run.sample
 
 
 @torch.no_grad()
@@ -178,11 +184,11 @@ def one(job, path):
     noise = torch.randn(job["noises"], *teacher.shape, generator=torch.Generator().manual_seed(1_000_000))
     condition = torch.arange(job["noises"]) % teacher.conditions
     if job["method"] == BASE:
-        run = Distillation(teacher, DistilConfig(cfg=CFG))
+        run = Run(teacher, DistilConfig(cfg=CFG))
 
         def sample(noise, condition, steps, order, shift):
             sigmas = grid("uniform", steps, shifted(teacher.sigma_of, shift), teacher.path)
-            return teacher_samples(run.lora, teacher, noise, condition, CFG, sigmas, order)
+            return run.student.sample_base(noise, condition, sigmas, order=order)
 
         reference = data.to_pixels(sample(noise, condition, 50, 2, run.config.shift).cpu()).clamp(-1, 1)
         save_file({"reference": reference}, path)
@@ -196,12 +202,14 @@ def one(job, path):
         with torch.no_grad():
             teacher(noise[:1], torch.full((1,), 0.5), condition[:1])
         began = time.process_time()
-        row, sample = (recipe if job["method"] == RECIPE else ours)(teacher, job)
-        row |= {
-            "samples_per_second": row["samples"] / row["seconds"],
-            "cpu_seconds": time.process_time() - began,
-        }
-        samplers = SAMPLERS if job["method"] == RECIPE else {"own": {}}
+        if job["method"] == RECIPE:
+            row, sample = recipe(teacher, job)
+            samplers = SAMPLERS
+        else:
+            row, sample = ours(teacher, job)
+            samplers = {"own": {}}
+        row["samples_per_second"] = row["samples"] / row["seconds"]
+        row["cpu_seconds"] = time.process_time() - began
         reference = load_file(path)["reference"]
     return {
         **{k: job[k] for k in KEY},
@@ -212,6 +220,11 @@ def one(job, path):
 
 
 # ---- all of them -----------------------------------------------------------------------------------
+
+
+def key(row):
+    """What tells a row, or the job of one, from all others."""
+    return tuple(row[name] for name in KEY)
 
 
 def child(job, path):
@@ -236,9 +249,7 @@ def jobs(kind, args):
 
 
 def planned(job, times, path):
-    """The job with the length of our run; times: of the trials so far, {method: ...}. None when its trial
-    fails.
-    """
+    """The job with the length of our run, None when its trial fails; times: {method: what its trial took}."""
     method = job["method"]
     if method == RECIPE:
         return job
@@ -254,38 +265,56 @@ def planned(job, times, path):
 
 def run_missing(kind, args, rows, save):
     """Run on one teacher what `rows` lack, and append it."""
-    have = {tuple(row[k] for k in KEY) for row in rows}
-    missing = [job for job in jobs(kind, args) if tuple(job[k] for k in KEY) not in have]
+    have = {key(row) for row in rows}
+    missing = [job for job in jobs(kind, args) if key(job) not in have]
     if not missing:
         return
+
+    def keep(row):
+        rows.append(row)
+        save()
+        print(line(row), flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         path, times = Path(folder) / "reference.safetensors", {}
         base = {**missing[0], "method": BASE, "lr": None, "budget": "none", "asked": 0}
-        made = child(base, path)
-        rows[:] = [row for row in rows if tuple(row[k] for k in KEY) != tuple(base[k] for k in KEY)]
-        for job in [None, *missing]:
-            if job:
-                job = planned(job, times, path)
-                made = job and child(job, path)
+        untrained = child(base, path)  # it also writes the reference
+        rows[:] = [row for row in rows if key(row) != key(base)]
+        if untrained:
+            keep(untrained)
+        for job in missing:
+            whole = planned(job, times, path)
+            made = child(whole, path) if whole else None
             if made:
-                rows.append(made)
-                save()
-                print(line(made), flush=True)
+                keep(made)
+
+
+def some_of(known):
+    """A type for argparse: names from `known`, separated by commas."""
+
+    def names(text):
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"there is no {name}: {', '.join(known)}")
+        return found
+
+    return names
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = lambda known: (
-        lambda text: [n for n in text.split(",") if n in known or parser.error(f"there is no {n}: {known}")]
-    )
     parser.add_argument("--json", type=Path, help="write the rows there; those that it holds are kept")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
     parser.add_argument("--samples", type=int, default=2400, help="of each run (default: %(default)s)")
-    parser.add_argument("--teachers", type=names(("flow", "epsilon")), default=["flow", "epsilon"])
+    parser.add_argument("--teachers", type=some_of(("flow", "epsilon")), default=["flow", "epsilon"])
     parser.add_argument(
-        "--methods", type=names(DISTILLING), default=list(DISTILLING), help="of ours; the recipe always runs"
+        "--methods",
+        type=some_of(methods.names()),
+        default=list(methods.names()),
+        help="of ours; the recipe always runs",
     )
     parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -293,9 +322,14 @@ def main():
     parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        return print(json.dumps(one(args.one, args.reference)))
+        print(json.dumps(one(args.one, args.reference)))
+        return
     rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
-    save = lambda: args.json and write_json(args.json, {"rows": rows, "summary": summary(rows, args)})
+
+    def save():
+        if args.json:
+            write_json(args.json, {"rows": rows, "summary": summary(rows, args)})
+
     for kind in args.teachers:
         run_missing(kind, args, rows, save)
     save()

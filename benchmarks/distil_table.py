@@ -13,20 +13,26 @@ TARGETS = {
 }
 
 
+def error(row):
+    """The RMSE that rows are judged by."""
+    return row["steps"][JUDGED]["rmse"]
+
+
 def summary(rows, args):
     """The three ratios with what they are made of; None for each as long as runs lack."""
     wanted = {"budget": "seconds", "asked": args.seconds, "device": args.device, "noises": args.noises}
     rows = [row for row in rows if wanted.items() <= row.items()]
-    error = lambda row: row["steps"][JUDGED]["rmse"]
-    theirs = {r["teacher"]: r for r in sorted(rows, key=error, reverse=True) if r["method"] == RECIPE}
-    methods = {}
+    teachers = set(args.teachers)
+    theirs = {}  # of each teacher the recipe's best rate
+    ours = {}  # {method: {teacher: row}}
     for row in rows:
-        if row["method"] in METHODS:
-            methods.setdefault(row["method"], {})[row["teacher"]] = row
-    whole = {
-        m: found for m, found in methods.items() if found.keys() >= set(args.teachers) and m in args.methods
-    }
-    if not whole or not theirs.keys() >= set(args.teachers):
+        teacher, method = row["teacher"], row["method"]
+        if method == RECIPE and (teacher not in theirs or error(row) <= error(theirs[teacher])):
+            theirs[teacher] = row
+        elif method in METHODS:
+            ours.setdefault(method, {})[teacher] = row
+    whole = {m: found for m, found in ours.items() if found.keys() >= teachers and m in args.methods}
+    if not whole or not theirs.keys() >= teachers:
         return dict.fromkeys(TARGETS)
     best = min(whole, key=lambda m: statistics.geometric_mean(error(whole[m][t]) for t in args.teachers))
 
@@ -45,10 +51,16 @@ def summary(rows, args):
     }
 
 
-HEAD = (
-    "| teacher | equal | method | seconds | samples | samples/s | MiB | RMSE at 1, 2, 4, 8 steps | Fréchet at 1, 2, 4, 8 |\n"
-    + "|---" * 9
-    + "|"
+HEADS = (
+    "teacher",
+    "equal",
+    "method",
+    "seconds",
+    "samples",
+    "samples/s",
+    "MiB",
+    "RMSE at 1, 2, 4, 8 steps",
+    "Fréchet at 1, 2, 4, 8",
 )
 
 
@@ -56,37 +68,32 @@ def line(row):
     """A row of the table."""
     trained = row["method"] != BASE
     name = row["method"] + (f", {row['lr']:g}" if row["lr"] else "")
-    figures = (
-        [
+    figures = ["–"] * 4
+    if trained:
+        figures = [
             f"{row['seconds']:.0f}",
-            row["samples"],
+            str(row["samples"]),
             f"{row['samples_per_second']:.1f}",
             f"{row['peak_memory_mib']:.0f}",
         ]
-        if trained
-        else ["–"] * 4
-    )
-    measured = [
-        ", ".join(format(row["steps"][str(n)][key], places) for n in STEPS)
-        for key, places in (("rmse", ".4f"), ("frechet", ".2f"))
-    ]
-    return (
-        "| "
-        + " | ".join(map(str, [row["teacher"], row["budget"] if trained else "–", name, *figures, *measured]))
-        + " |"
-    )
+    rmse = ", ".join(f"{row['steps'][str(n)]['rmse']:.4f}" for n in STEPS)
+    frechet = ", ".join(f"{row['steps'][str(n)]['frechet']:.2f}" for n in STEPS)
+    cells = [row["teacher"], row["budget"] if trained else "–", name, *figures, rmse, frechet]
+    return f"| {' | '.join(cells)} |"
 
 
 def show(rows, found):
     """The table and the targets."""
-    print("\n" + HEAD)
+    print(f"\n| {' | '.join(HEADS)} |")
+    print("|---" * len(HEADS) + "|")
     for row in rows:
         print(line(row))
     if found["rmse_ratio"] is None:
-        return print("\nNo ratios: runs are missing.")
+        print("\nNo ratios: runs are missing.")
+        return
     print(
-        f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, samples/s of training "
-        f"alone {found['training_throughput_ratio']:.2f}"
+        f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, "
+        f"samples/s of training alone {found['training_throughput_ratio']:.2f}"
     )
     for key, (name, target) in TARGETS.items():
         met = found[key] >= target if key == "throughput_ratio" else found[key] <= target

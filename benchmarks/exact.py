@@ -10,6 +10,7 @@ network's output, not in x.
 """
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -33,8 +34,9 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Cloud:
-    """An isotropic Gaussian mixture: means (K, D), weights (K,), one standard deviation; samples have
-    `shape`, D numbers.
+    """An isotropic Gaussian mixture: means (K, D), weights (K,), one standard deviation.
+
+    Its samples have `shape`, D numbers in all.
     """
 
     means: torch.Tensor
@@ -65,11 +67,9 @@ class Cloud:
         x0 = mean + a * self.std**2 / variance * (flat - a * mean)
         return x0.reshape(x.shape).to(x.dtype)
 
-    @property
+    @functools.cached_property
     def _squares(self):
-        if "squares" not in self.__dict__:
-            self.__dict__["squares"] = self.means.square().sum(1)
-        return self.__dict__["squares"]
+        return self.means.square().sum(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +127,8 @@ def model_type(name):
 
 
 def random_cloud(dimensions, parts, std, seed):
-    """A mixture with standard normal means and unequal weights (between 1 and 3 to 1), shaped as a one-pixel
-    latent.
+    """A mixture shaped as a latent of one pixel, with standard normal means and weights that differ by at
+    most 3 to 1.
     """
     g = torch.Generator().manual_seed(seed)
     means = torch.randn(parts, dimensions, generator=g, dtype=torch.float64)
@@ -139,12 +139,8 @@ def random_cloud(dimensions, parts, std, seed):
 def emoji_cloud(std=0.1):
     """A mixture with a part on every packaged emoji, in the demo models' units."""
     images = data.load("all", core=False)[0].double()
-    return Cloud(
-        images.flatten(1),
-        torch.full((len(images),), 1 / len(images), dtype=torch.float64),
-        std,
-        tuple(images.shape[1:]),
-    )
+    weights = torch.full((len(images),), 1 / len(images), dtype=torch.float64)
+    return Cloud(images.flatten(1), weights, std, tuple(images.shape[1:]))
 
 
 def case(name):
@@ -152,20 +148,17 @@ def case(name):
     if name not in CASES:
         raise ValueError(f"case must be one of {', '.join(CASES)}, got {name!r}.")
     kind, dimensions, parts, std, seed = CASES[name]
-    return Case(
-        name, kind, emoji_cloud(std) if dimensions is None else random_cloud(dimensions, parts, std, seed)
-    )
+    cloud = emoji_cloud(std) if dimensions is None else random_cloud(dimensions, parts, std, seed)
+    return Case(name, kind, cloud)
 
 
 def converged(denoiser, x, path, sigma_max, low, deviation, tolerance=1e-4, steps=250, most=4000):
     """(x_0, accuracy): the probability-flow ODE from x at sigma_max, by the third-order kernel on ever finer
     grids.
 
-    The grid has equal steps of lambda down to `low` (from 0.1 % of signal on where the path starts without),
-    then one step to
-    0. Steps double until the result moves by at most `tolerance` (RMSE in units of `deviation`) or `most` is
-       reached; accuracy
-    is the last such movement.
+    The grid has equal steps of lambda down to `low` (from 0.1 % of signal on, where the path starts without
+    any), then one step to 0. The number of steps is doubled until the result moves by at most `tolerance`
+    (RMSE in units of `deviation`) or `most` is reached; accuracy is the last such movement.
     """
     result = None
     first = min(sigma_max, 0.999) if path.sigma_max == 1 else sigma_max
@@ -173,7 +166,8 @@ def converged(denoiser, x, path, sigma_max, low, deviation, tolerance=1e-4, step
     while True:
         levels = path.sigma(torch.linspace(*ends, steps, dtype=torch.float64))
         levels[0] = sigma_max
-        before, result = result, solve(denoiser, x, torch.cat([levels, levels.new_zeros(1)]), path, order=3)
+        grid = torch.cat([levels, levels.new_zeros(1)])
+        before, result = result, solve(denoiser, x, grid, path, order=3)
         if before is not None:
             accuracy = rmse(result, before) / deviation
             if accuracy <= tolerance or 2 * steps > most:
@@ -187,16 +181,14 @@ def rmse(a, b):
 
 
 def sliced_wasserstein(a, b, directions):
-    """Sliced Wasserstein-2 distance of two sets of equally many samples (N, ...), over unit `directions` (P,
-    D).
-    """
-    first, second = ((v.flatten(1).double() @ directions.T).sort(0).values for v in (a, b))
+    """Sliced Wasserstein-2 distance of two sets of as many samples (N, ...), over unit directions (P, D)."""
+    first = (a.flatten(1).double() @ directions.T).sort(0).values
+    second = (b.flatten(1).double() @ directions.T).sort(0).values
     return float((first - second).square().mean().sqrt())
 
 
 def unit_directions(count, dimensions, seed=0):
     """`count` random unit vectors (count, D)."""
     g = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(
-        torch.randn(count, dimensions, generator=g, dtype=torch.float64), dim=1
-    )
+    vectors = torch.randn(count, dimensions, generator=g, dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1)

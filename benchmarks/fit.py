@@ -1,7 +1,7 @@
 """What fitting a solver to the demo teachers brings, and costs.
 
-    python benchmarks/fit.py [--teacher flow|epsilon] [--out benchmarks/results] [--trajectories N] [--noises
-    N] [--cache DIR]
+    python benchmarks/fit.py [--teacher flow|epsilon] [--out benchmarks/results] [--trajectories N]
+                             [--noises N] [--cache DIR]
 
 The fit sees all labels but the first four, at CFG 2. On those four, with noise of their own, each way to
 sample is held against the converged picture: RMSE in units of the data's standard deviation. The host's pair
@@ -23,14 +23,22 @@ from fewstep.diffusion.samplers import solve
 from fewstep.training.formats.files import write_json
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.models.denoiser import Guided
+from fewstep.training.models.denoiser import Guided, for_sampler
 from fewstep.training.reports import pictures
-from fewstep.training.run.fitting import FitConfig, SolverFit, sample_recipe
-from fewstep.training.trajectories.cache import start
+from fewstep.training.run.fit_denoiser import sample_recipe
+from fewstep.training.run.fitting import FitConfig, SolverFit
+from fewstep.training.trajectories.noises import start
 
-CFG, STEPS, SHOWN_STEPS, REFERENCE = 2.0, (1, 2, 3, 4, 6, 8), 4, 60
+CFG = 2.0
+STEPS, SHOWN_STEPS, REFERENCE = (
+    (1, 2, 3, 4, 6, 8),
+    4,
+    60,
+)  # of the fits, of the picture, of what counts as exact
 HELD_OUT = 4  # labels that the fit never sees
-NOISES, JUDGED, FINALISTS, ROWS = 32, 8, 8, 8
+NOISES = 32
+JUDGED, FINALISTS = 8, 8  # noises that every pair of the host's is run on; pairs that are run on all noises
+ROWS = 8  # of the picture
 
 
 class Without:
@@ -60,32 +68,34 @@ class Counted:
 @torch.no_grad()
 def build(run):
     """Fill the cache; (seconds, seconds of as many bare calls of the same batch, calls)."""
-    counted, cache, bare, calls = Counted(run.teacher), 0.0, 0.0, 0
+    counted = Counted(run.teacher)
+    built, bare, calls = 0.0, 0.0, 0
     steps = run.cache.build(counted, run.config.trajectories)
     while True:
         began = time.perf_counter()
         done = next(steps, None)
-        cache += time.perf_counter() - began
+        built += time.perf_counter() - began
         if done is None:
-            return cache, bare, counted.calls
+            return built, bare, counted.calls
         if counted.calls > calls:
-            calls, began = counted.calls, time.perf_counter()
+            calls = counted.calls
+            began = time.perf_counter()
             run.teacher(*counted.last)
             bare += time.perf_counter() - began
 
 
 def fit(run):
     """Run the fit on a cache that is whole; {steps: seconds}."""
-    seconds, last, stage = {}, time.perf_counter(), None
+    seconds, stage = {}, None
+    last = time.perf_counter()
     for progress in run.progress():
         now = time.perf_counter()
-        if progress.fidelity is None:  # reading the cache
-            last = now
-            continue
-        if stage != progress.stage:
-            stage, began = progress.stage, last
-        last = seconds[list(run.found)[-1]] = now
-        seconds[list(run.found)[-1]] -= began
+        if progress.fidelity is not None:  # not while it reads the cache
+            if stage != progress.stage:
+                stage, began = progress.stage, last
+            steps = list(run.found)[-1]
+            seconds[steps] = now - began
+        last = now
     return seconds
 
 
@@ -101,14 +111,13 @@ class HeldOut:
         self.accuracy = self.error(self.auto(REFERENCE // 2))
 
     def denoise(self, x, sigma):
-        return self.teacher(x, float(sigma), self.condition[: len(x)])
+        return for_sampler(self.teacher, self.condition[: len(x)], dtype=torch.float64)(x, sigma)
 
     def solved(self, name, steps, **options):
         """Our kernel along the grid of that name."""
         sigmas = self.grid(name, steps)
-        return solve(
-            self.denoise, start(self.noise, sigmas, self.teacher.path), sigmas, self.teacher.path, **options
-        )
+        path = self.teacher.path
+        return solve(self.denoise, start(self.noise, sigmas, path), sigmas, path, **options)
 
     def auto(self, steps):
         return self.solved("auto", steps, order=2, corrector=True)
@@ -121,41 +130,41 @@ class HeldOut:
         return core.run(model, core.sampler(pair.sampler), pair.sigmas, self.noise[:noises], self.denoise)[0]
 
     def errors(self, images):
-        """Of each image, (B,)."""
+        """Error of each image, (B,)."""
         off = images.double() - self.reference[: len(images)].double()
         return off.flatten(1).square().mean(1).sqrt() / self.deviation
 
     def error(self, images):
-        """Of all, the root of the mean square."""
+        """Error of all: the root of the mean square, infinite where there is no number."""
         value = float(self.errors(images).square().mean().sqrt())
         return value if math.isfinite(value) else math.inf
 
 
 def best_pair(held, kind, nfe):
-    """(images, name, how many pairs) of the host's best pair at that many calls, samplers that draw noise
+    """(images, name, how many pairs) of the host's best pair at that many calls; samplers that draw noise are
     left out.
     """
     model = core.model(f"teacher {kind}")
-    pairs = [
-        p for p in core.core_pairs(model, nfe, lambda line: None) if not core.draws_noise(model, p.sampler)
-    ]
+    every = core.core_pairs(model, nfe, report=lambda line: None)
+    pairs = [pair for pair in every if not core.draws_noise(model, pair.sampler)]
     judged = sorted(pairs, key=lambda pair: held.error(held.core(model, pair, JUDGED)))
-    final = [(held.core(model, pair, len(held.noise)), pair.name) for pair in judged[:FINALISTS]]
-    return *min(final, key=lambda item: held.error(item[0])), len(pairs)
+    finals = {pair.name: held.core(model, pair, len(held.noise)) for pair in judged[:FINALISTS]}
+    best = min(finals, key=lambda name: held.error(finals[name]))
+    return finals[best], best, len(pairs)
 
 
 def measure(kind, trajectories, noises, folder, report=print):
     """(result, picture) for one teacher."""
     whole = DemoTeacher(kind)
     teacher = Guided(Without(whole, HELD_OUT), CFG, f"labels from {HELD_OUT} on")
-    run = SolverFit(
-        teacher, FitConfig(steps=STEPS, trajectories=trajectories, reference_steps=REFERENCE), folder
-    )
+    config = FitConfig(steps=STEPS, trajectories=trajectories, reference_steps=REFERENCE)
+    run = SolverFit(teacher, config, folder)
     began = time.perf_counter()
     seconds, bare, calls = build(run)
-    report(
-        f"cache: {calls} guided calls in {seconds:.1f} s, bare {bare:.1f} s" if calls else "cache: was there"
-    )
+    if calls:
+        report(f"cache: {calls} guided calls in {seconds:.1f} s, bare {bare:.1f} s")
+    else:
+        report("cache: was there")
     fits = fit(run)
     report(run.report())
     with torch.no_grad():
@@ -167,10 +176,10 @@ def measure(kind, trajectories, noises, folder, report=print):
             "auto": held.auto(SHOWN_STEPS),
             "fitted": held.recipe(run.recipe(SHOWN_STEPS)),
         }
-        new = {
-            n: {"auto": held.error(held.auto(n)), "fitted": held.error(held.recipe(run.recipe(n)))}
-            for n in STEPS
-        }
+        new = {}  # errors on the new labels
+        for steps in STEPS:
+            fitted = held.recipe(run.recipe(steps))
+            new[steps] = {"auto": held.error(held.auto(steps)), "fitted": held.error(fitted)}
         shown = held.auto(50)
     errors = {name: held.error(x) for name, x in images.items()}
     each = {name: held.errors(x) for name, x in images.items()}
@@ -198,26 +207,23 @@ def measure(kind, trajectories, noises, folder, report=print):
         "seconds": time.perf_counter() - began,
         "recipe": json.loads(run.recipe(SHOWN_STEPS).to_json()),
     }
-    return result, picture(
-        held, shown, images, each, errors, pair_name, result["recipe"]["method"], whole.labels
-    )
-
-
-def picture(held, shown, images, each, errors, pair_name, method, labels):
-    """Columns from the same noise, with each tile's error under it; method says whether the fit's recipe is a
-    fitted one.
-    """
+    fitted = "fitted" if result["recipe"]["method"] == "fitted" else "fit: no gain, classical"
     heads = {
         "Euler": "Euler\n4 steps",
         "best core": f"best in ComfyUI\n{pair_name}\n4 calls",
-        "fitted": f"{'fitted' if method == 'fitted' else 'fit: no gain, classical'}\n4 steps",
+        "fitted": f"{fitted}\n4 steps",
     }
     columns, notes = {"teacher\n50 steps": shown}, {}
     for name, head in heads.items():
         head += f"\nRMSE {errors[name]:.3f}"
         columns[head] = images[name]
         notes[head] = [f"{value:.3f}" for value in each[name][:ROWS]]
-    rows = [labels[number] for number in held.condition[:ROWS]]
+    rows = [whole.labels[number] for number in held.condition[:ROWS]]
+    return result, picture(columns, rows, notes)
+
+
+def picture(columns, rows, notes):
+    """Images {head: (B, ...)} from the same noise side by side, each with its note (its error) under it."""
     pixels = {name: data.to_pixels(x[:ROWS]) for name, x in columns.items()}
     return pictures.grid(pixels, rows, "Labels and noise that the fit has not seen", scale=3, notes=notes)
 
@@ -228,29 +234,27 @@ def show(result):
     print(f"\n{result['teacher']}: {result['trajectories']} trajectories, {result['seconds']:.0f} s in all")
     if cache["ratio"]:
         print(
-            f"cache {cache['seconds']:.1f} s for {cache['calls']} guided calls, {cache['ratio']:.3f} of the bare model's time; "
-            f"{cache['mib']:.1f} MiB"
+            f"cache {cache['seconds']:.1f} s for {cache['calls']} guided calls, {cache['ratio']:.3f} of the "
+            f"bare model's time; {cache['mib']:.1f} MiB"
         )
-    print(
-        "\n| steps | fitted | auto | best classical | seconds | fitted, new labels | auto, new labels |\n"
-        + "|---" * 7
-        + "|"
-    )
+    print("\n| steps | fitted | auto | best classical | seconds | fitted, new labels | auto, new labels |")
+    print("|---" * 7 + "|")
     for row in result["fits"]:
         new = row["new labels"]
+        fitted = f"{row['fitted']:.4f}{'' if row['gained'] else ' (no gain)'}"
         print(
-            f"| {row['steps']} | {row['fitted']:.4f}{'' if row['gained'] else ' (no gain)'} | {row['auto']:.4f} | "
-            f"{row['classical']:.4f} | {row['seconds']:.0f} | {new['fitted']:.4f} | {new['auto']:.4f} |"
+            f"| {row['steps']} | {fitted} | {row['auto']:.4f} | {row['classical']:.4f} | "
+            f"{row['seconds']:.0f} | {new['fitted']:.4f} | {new['auto']:.4f} |"
         )
-    print(
-        f"\n| 4 calls, {result['noises']} new noises and {HELD_OUT} new labels | RMSE / deviation |\n|---|---|"
-    )
+    print(f"\n| 4 calls, {result['noises']} new noises and {HELD_OUT} new labels | RMSE / deviation |")
+    print("|---|---|")
     for name, value in result["at_4_calls"].items():
         print(f"| {name + ': ' + result['core_pair'] if name == 'best core' else name} | {value:.4f} |")
     errors = result["at_4_calls"]
     print(
-        f"fitted / best of {result['core_pairs']} core pairs {errors['fitted'] / errors['best core']:.3f}, fitted / Euler "
-        f"{errors['fitted'] / errors['Euler']:.3f}; reference moved by {result['reference_accuracy']:.4f} from half its steps",
+        f"fitted / best of {result['core_pairs']} core pairs {errors['fitted'] / errors['best core']:.3f}, "
+        f"fitted / Euler {errors['fitted'] / errors['Euler']:.3f}; reference moved by "
+        f"{result['reference_accuracy']:.4f} from half its steps",
         flush=True,
     )
 

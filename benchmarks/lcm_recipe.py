@@ -1,5 +1,6 @@
-"""The LCM-LoRA recipe of the diffusers scripts, built with diffusers' and peft's own parts: what our trainer
-is held against.
+"""The LCM-LoRA recipe of the diffusers scripts, built with diffusers' and peft's own parts.
+
+Our trainer is held against it (`distil.py`).
 
     python benchmarks/lcm_recipe.py [--teacher flow|epsilon] [--updates N] [--lr LR] [--loss huber|l2]
 
@@ -10,12 +11,11 @@ x_0 with their labels c and a trained level t, uniformly from 50 (every 20th of 
 below:
 
     x_t  = alpha_t x_0 + sigma_t eps
-    x_s  = one DDIM step of the teacher, which is the student with its adapter disabled, at u + CFG (c - u),
-         from x_t
-    loss = d( f(x_t, t), f(x_s, s) ),    f(x, t) = c_skip(t) x + c_out(t) x0,    the second without gradient,
-                                         at the same weights
-    c_skip = d^2 / ((10 t)^2 + d^2),  c_out = 10 t / sqrt((10 t)^2 + d^2),  d = 0.5 and t the timestep of
-                                      0..999
+    x_s  = one DDIM step from x_t of the teacher, which is the student with its adapter disabled, at
+           u + CFG (c - u)
+    loss = d( f(x_t, t), f(x_s, s) ),   the second without gradient, at the same weights
+    f(x, t) = c_skip(t) x + c_out(t) x0
+    c_skip = d^2 / ((10 t)^2 + d^2),   c_out = 10 t / sqrt((10 t)^2 + d^2),   d = 0.5, t in 0..999
 
 As in the scripts: rank 64, alpha 64, AdamW (0.9, 0.999) with weight decay 1e-2, gradients clipped to norm 1,
 a constant rate, u by an all-zero embedding in a call of its own, no EMA. Three choices are ours, none to its
@@ -51,21 +51,20 @@ from fewstep.training.models.demo.net import TIMESTEPS
 from fewstep.training.models.demo.teacher import DemoTeacher, label_vector
 from fewstep.training.models.denoiser import guided
 
-LEVELS, CFG, RANK, CLIP, WEIGHT_DECAY = 50, 2.0, 64, 1.0, 1e-2
+LEVELS, CFG = 50, 2.0
+RANK, CLIP, WEIGHT_DECAY = 64, 1.0, 1e-2
 SIGMA_DATA, TIME_SCALE, HUBER = 0.5, 10.0, 1e-3
-SAMPLERS = {
-    "LCM": dict(fresh=True),
-    "DDIM": dict(),
-    "LCM, shift 3": dict(fresh=True, shift=3.0),
-    "DDIM, shift 3": dict(shift=3.0),
+SAMPLERS = {  # options of `Trained.sample`
+    "LCM": {"fresh": True},
+    "DDIM": {},
+    "LCM, shift 3": {"fresh": True, "shift": 3.0},
+    "DDIM, shift 3": {"shift": 3.0},
 }
 RESET = Path("/proc/self/clear_refs")  # of Linux
 
 
 class Memory:
-    """The largest memory of this process from here on, beyond what it holds now, in bytes; on CUDA that of
-    tensors.
-    """
+    """The most bytes that this process holds from here on, beyond those of now; on CUDA, of its tensors."""
 
     def __init__(self, device):
         self.cuda = torch.device(device).type == "cuda"
@@ -89,8 +88,9 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The 51 trained levels, from data up: timesteps of the network, alpha and sigma, float32 (51,), and
-    diffusers' scheduler.
+    """The 51 trained levels, from data up, and diffusers' scheduler.
+
+    times (of the network), alphas, sigmas   float32 (51,)
     """
 
     kind: str
@@ -105,31 +105,21 @@ def levels_of(teacher):
     if teacher.kind == "flow":
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS)
         scheduler.set_timesteps(sigmas=[i / LEVELS for i in range(LEVELS, 0, -1)])
-        sigmas = scheduler.sigmas.flip(0)
-        return Levels(
-            "flow",
-            *(table.to(teacher.device) for table in (TIMESTEPS * sigmas, 1 - sigmas, sigmas)),
-            scheduler,
-        )
+        sigmas = scheduler.sigmas.flip(0).to(teacher.device)
+        return Levels("flow", TIMESTEPS * sigmas, 1 - sigmas, sigmas, scheduler)
     scheduler = diffusers.DDIMScheduler(
         trained_betas=betas_of(teacher.table), clip_sample=False, set_alpha_to_one=False
     )
     scheduler.set_timesteps(LEVELS)
-    places = torch.cat(
-        [torch.zeros(1, dtype=torch.long), torch.arange(1, LEVELS + 1) * (TIMESTEPS // LEVELS) - 1]
-    )
+    upper = torch.arange(1, LEVELS + 1) * (TIMESTEPS // LEVELS) - 1
+    places = torch.cat([torch.zeros(1, dtype=torch.long), upper])
     kept = scheduler.alphas_cumprod[places]
-    return Levels(
-        "epsilon",
-        *(table.to(teacher.device) for table in (places.float(), kept.sqrt(), (1 - kept).sqrt())),
-        scheduler,
-    )
+    tables = [table.to(teacher.device) for table in (places.float(), kept.sqrt(), (1 - kept).sqrt())]
+    return Levels("epsilon", *tables, scheduler)
 
 
 def betas_of(table):
-    """The betas whose `alphas_cumprod` mean these sigma/alpha (N,), ascending; as a list, which is what
-    diffusers wants.
-    """
+    """The betas whose `alphas_cumprod` mean these ascending sigma/alpha (N,), as the list diffusers wants."""
     kept = 1 / (1 + table.double() ** 2)
     return (1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])).tolist()
 
@@ -175,14 +165,14 @@ class Trained:
 
     @torch.no_grad()
     def sample(self, noise, condition, steps, fresh=False, shift=1.0, seed=0, chunk=32):
-        """Images (N, ...) in model space from unit noise, without guidance, in so many steps among the
-        trained levels.
+        """Images (N, ...) in model space from unit noise, without guidance, at that many of the levels.
 
-        fresh: new noise after every step, as LCMScheduler draws it; else DDIM. shift 1: its timesteps; 3:
-        nearer to the noise.
+        fresh: new noise after every step, as LCMScheduler draws it; else DDIM. shift 1: LCMScheduler's own
+        timesteps; 3: nearer to the noise.
         """
         g = torch.Generator().manual_seed(seed)
-        places, device = places_of(steps, shift), self.levels.times.device
+        places = places_of(steps, shift)
+        device = self.levels.times.device
         parts = []
         for x, numbers in zip(noise.split(chunk), condition.split(chunk)):
             x, context = x.to(device), self.labels[numbers.to(device)][:, None]
@@ -190,10 +180,8 @@ class Trained:
                 index = torch.full((len(x),), now, device=device)
                 x0, eps = predict(self.model, self.levels, x, index, context)
                 if fresh:
-                    x0, eps = (
-                        boundary(self.levels, x, x0, index),
-                        torch.randn(x.shape, generator=g).to(device),
-                    )
+                    x0 = boundary(self.levels, x, x0, index)
+                    eps = torch.randn(x.shape, generator=g).to(device)
                 x = x0 if after is None else ddim(self.levels, x0, eps, torch.full_like(index, after))
             parts.append(x.cpu())
         return torch.cat(parts)
@@ -231,15 +219,15 @@ def teacher_step(model, levels, x, index, context, cfg=CFG):
 
 
 def distance(a, b, loss):
-    """() of two batches: mean squared difference, or pseudo-Huber by the number."""
+    """() of two batches: the mean squared difference, or pseudo-Huber of each number by itself."""
     squared = (a - b).square()
-    return squared.mean() if loss == "l2" else ((squared + HUBER**2).sqrt() - HUBER).mean()
+    if loss == "l2":
+        return squared.mean()
+    return ((squared + HUBER**2).sqrt() - HUBER).mean()
 
 
 def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="huber"):
-    """Run the recipe on a `DemoTeacher`, whose module it changes, for so many updates or until so many
-    seconds are over.
-    """
+    """Run the recipe on a `DemoTeacher`, whose module it changes, for that many updates or seconds."""
     if (seconds is None) == (updates is None):
         raise ValueError(f"Give either seconds or updates, got {seconds} and {updates}.")
     memory, began = Memory(teacher.device), time.perf_counter()
@@ -250,17 +238,24 @@ def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="
     trained = Trained(model, levels, labels, [])
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
-    draw = lambda sampler, *shape: sampler(*shape, generator=g).to(teacher.device)
-    while len(trained.losses) < updates if updates is not None else time.perf_counter() - began < seconds:
-        pick, index = draw(torch.randint, len(images), (batch,)), draw(torch.randint, 1, LEVELS + 1, (batch,))
+
+    def unfinished():
+        if updates is not None:
+            return len(trained.losses) < updates
+        return time.perf_counter() - began < seconds
+
+    while unfinished():
+        pick = torch.randint(len(images), (batch,), generator=g).to(teacher.device)
+        index = torch.randint(1, LEVELS + 1, (batch,), generator=g).to(teacher.device)
+        noise = torch.randn(batch, *teacher.shape, generator=g).to(teacher.device)
         context = contexts[pick]
-        x_t = ddim(levels, images[pick], draw(torch.randn, batch, *teacher.shape), index)
+        x_t = ddim(levels, images[pick], noise, index)
         x_s = teacher_step(model, levels, x_t, index, context)
         with torch.no_grad():
-            target = boundary(levels, x_s, predict(model, levels, x_s, index - 1, context)[0], index - 1)
-        value = distance(
-            boundary(levels, x_t, predict(model, levels, x_t, index, context)[0], index), target, loss
-        )
+            x0, _ = predict(model, levels, x_s, index - 1, context)
+            target = boundary(levels, x_s, x0, index - 1)
+        x0, _ = predict(model, levels, x_t, index, context)
+        value = distance(boundary(levels, x_t, x0, index), target, loss)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
@@ -274,12 +269,16 @@ def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="
 # ---- checks ----------------------------------------------------------------------------------------
 
 
+def worst(a, b):
+    """The largest difference of two tensors."""
+    return float((a - b).abs().max())
+
+
 @torch.no_grad()
 def check_parts(kind):
-    """{what: largest difference}, all of which should be rounding: the recipe's parts beside diffusers'
-    schedulers and ours.
+    """{what: largest difference} of the recipe's parts from diffusers' schedulers and ours; all should be
+    rounding.
     """
-    worst = lambda a, b: float((a - b).abs().max())
     teacher, base = DemoTeacher(kind), DemoTeacher(kind)
     levels, path = levels_of(teacher), FLOW if kind == "flow" else VARIANCE_PRESERVING
     model = adapted(teacher.module, 0)
@@ -296,12 +295,10 @@ def check_parts(kind):
         "DDIM step - fewstep's": worst(ours, step(x, x0, *after)),
     }
     scale = 1 if kind == "flow" else at(levels.alphas, index)  # the teacher's own states have alpha 1
-    guess = guided(
-        base, x / scale, (levels.sigmas / (1 if kind == "flow" else levels.alphas))[index], numbers, CFG
-    )
-    out["guided teacher step - fewstep's"] = worst(
-        teacher_step(model, levels, x, index, context), step(x, guess, *after)
-    )
+    sigmas = levels.sigmas if kind == "flow" else levels.sigmas / levels.alphas
+    guess = guided(base, x / scale, sigmas[index], numbers, CFG)
+    stepped = teacher_step(model, levels, x, index, context)
+    out["guided teacher step - fewstep's"] = worst(stepped, step(x, guess, *after))
     theirs, raw = [], model(x, levels.times[index], context)
     for i in range(LEVELS):
         levels.scheduler._step_index = None  # of the flow scheduler, which otherwise counts on
@@ -311,9 +308,8 @@ def check_parts(kind):
     trained = Trained(model, levels, torch.stack([label_vector(name) for name in base.labels]), [])
     for steps in (1, 4, 8):
         theirs = scheduler_samples(kind, base, model, x[:4], context[:4], steps)
-        out[f"{steps} steps of LCM - diffusers'"] = worst(
-            trained.sample(x[:4], numbers[:4], steps, fresh=True), theirs
-        )
+        own = trained.sample(x[:4], numbers[:4], steps, fresh=True)
+        out[f"{steps} steps of LCM - diffusers'"] = worst(own, theirs)
     return out
 
 
@@ -324,9 +320,8 @@ def scheduler_samples(kind, teacher, model, x, context, steps):
         scheduler = diffusers.FlowMatchLCMScheduler(num_train_timesteps=TIMESTEPS)
         scheduler.set_timesteps(sigmas=[place / LEVELS for place in places_of(steps)])
     else:
-        scheduler = diffusers.LCMScheduler(
-            trained_betas=betas_of(teacher.table), original_inference_steps=LEVELS
-        )
+        betas = betas_of(teacher.table)
+        scheduler = diffusers.LCMScheduler(trained_betas=betas, original_inference_steps=LEVELS)
         scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
         x = scheduler.step(model(x, t.float().expand(len(x)), context), t, x, generator=g).prev_sample
@@ -347,13 +342,11 @@ def main():
         for name, value in check_parts(kind).items():
             print(f"  {name:34} {value:.1e}{'' if value < 1e-5 else '  WRONG'}", flush=True)
         run = train(DemoTeacher(kind), updates=args.updates, lr=args.lr, loss=args.loss)
-        first, last = (
-            statistics.mean(part)
-            for part in (run.losses[: args.updates // 4 + 1], run.losses[-args.updates // 4 :])
-        )
+        first = statistics.mean(run.losses[: args.updates // 4 + 1])
+        last = statistics.mean(run.losses[-args.updates // 4 :])
         print(
-            f"  {args.updates} updates: loss {first:.5f} in the first quarter, {last:.5f} in the last; {run.seconds:.0f} s, "
-            f"{run.peak_memory / 2**20:.0f} MiB"
+            f"  {args.updates} updates: loss {first:.5f} in the first quarter, {last:.5f} in the last; "
+            f"{run.seconds:.0f} s, {run.peak_memory / 2**20:.0f} MiB"
         )
 
 

@@ -1,5 +1,4 @@
-"""Does a sampler keep the path's marginals? The worst deviation over all model calls, where the data is one
-point.
+"""Does a sampler keep the path's marginals? The worst deviation over all model calls, for data of one point.
 
     python benchmarks/oracle.py [--json FILE] [--elements N] [--ours]
 
@@ -10,6 +9,7 @@ without ComfyUI that part is skipped.
 """
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -21,13 +21,16 @@ from fewstep.diffusion.samplers import sample
 from fewstep.diffusion.schedules import grids
 
 POINT, STEPS, LIMIT, CORE_STEPS = 1.3, (1, 2, 4, 8, 20), 0.01, 8
-SOLVERS = [{"order": order, "corrector": corrected} for order in (1, 2, 3) for corrected in (False, True)] + [
-    {"order": "heun"}
+SOLVERS = [
+    *({"order": order, "corrector": corrected} for order in (1, 2, 3) for corrected in (False, True)),
+    {"order": "heun"},
 ]
 NOISES = [
-    {"churn": c, "mode": mode} for mode in ("each step", "raise first") for c in (0.0, 0.5, 1.0, math.inf)
+    *({"churn": c, "mode": mode} for mode in ("each step", "raise first") for c in (0.0, 0.5, 1.0, math.inf)),
+    {"churn": 1.0, "mode": "restart"},
+    {"kappa": 0.5},
+    {"kappa": 1.0},
 ]
-NOISES += [{"churn": 1.0, "mode": "restart"}, {"kappa": 0.5}, {"kappa": 1.0}]
 
 
 class Watch:
@@ -46,18 +49,15 @@ class Watch:
 
 
 def unit_noise(shape, generator):
-    """Normal noise (float64) with its sample's mean and variance brought to 0 and 1, so that less than 1 % is
-    seen.
-    """
+    """Normal noise (float64) with its own mean and variance brought to 0 and 1, so that 1 % shows."""
     z = torch.randn(shape, generator=generator, dtype=torch.float64)
     return (z - z.mean()) / z.std()
 
 
 def attempt(path, run, *args, **kwargs):
-    """{"deviation": the worst at any call, "end": how far the result is from the data} of run(watch, ...),
-    which yields states.
+    """{"deviation": the worst at any call, "end": how far the result is from the data} of run(watch, ...).
 
-    Where it fails, or gives what is no number, both are None and there is an "error".
+    The run yields states. Where it fails, or its result is no number, both are None and there is an "error".
     """
     watch, x = Watch(path), torch.full((1,), math.nan)
     try:
@@ -77,30 +77,27 @@ def own_run(watch, *args, **options):
         yield state.x
 
 
+def named(solver, noising):
+    """What a setting of ours is called in the table."""
+    corrected = " corrected" if solver.get("corrector") else ""
+    how = ", ".join(value if name == "mode" else f"{name} {value}" for name, value in noising.items())
+    return f"order {solver['order']}{corrected}, {how}"
+
+
 def ours(elements, seed=0):
     """Rows of every setting of ours on every model type and step count."""
     generator = torch.Generator().manual_seed(seed)
     shape = (1, elements)
-    for kind in exact.TYPES:
+
+    def fresh(x):
+        return unit_noise(x.shape, generator)
+
+    for kind, solver, noising, steps in itertools.product(exact.TYPES, SOLVERS, NOISES, STEPS):
         path, sigma_of = exact.model_type(kind)
-        for solver in SOLVERS:
-            for options in NOISES:
-                how = ", ".join(f"{k} {v}" if k != "mode" else v for k, v in options.items())
-                name = f"order {solver['order']}{' corrected' * solver.get('corrector', False)}, {how}"
-                for steps in STEPS:
-                    sigmas = grids.grid("uniform", steps, sigma_of, path)
-                    start = path.alpha(sigmas[0]) * POINT + sigmas[0] * unit_noise(shape, generator)
-                    row = {"who": "fewstep", "sampler": name, "model": kind, "steps": steps}
-                    yield row | attempt(
-                        path,
-                        own_run,
-                        start,
-                        sigmas,
-                        path,
-                        **solver,
-                        **options,
-                        noise=lambda x: unit_noise(x.shape, generator),
-                    )
+        sigmas = grids.grid("uniform", steps, sigma_of, path)
+        start = path.alpha(sigmas[0]) * POINT + sigmas[0] * unit_noise(shape, generator)
+        row = {"who": "fewstep", "sampler": named(solver, noising), "model": kind, "steps": steps}
+        yield row | attempt(path, own_run, start, sigmas, path, **solver, **noising, noise=fresh)
 
 
 def hosts(elements, seed=0):
@@ -119,14 +116,15 @@ def hosts(elements, seed=0):
 def host_run(watch, model, name, noise, seed):
     """The result of the host's sampler over data at POINT, as its only state."""
     sigmas = core.sigmas(model, name, "simple", CORE_STEPS)
-    yield core.run(
-        model, core.sampler(name), sigmas, noise, watch, seed, latent=torch.full_like(noise, POINT)
-    )[0]
+    latent = torch.full_like(noise, POINT)
+    samples, _ = core.run(model, core.sampler(name), sigmas, noise, watch, seed, latent)
+    yield samples
 
 
 def table(rows):
-    """A line for each sampler, a column for each model type: the worst of its steps in percent, ! above the
-    limit, inf: failed.
+    """A line for each sampler, a column for each model type: the worst of its step counts, in percent.
+
+    "!" stands behind what is above the limit, "inf" for runs that failed.
     """
     cells = {}
     for row in rows:
@@ -140,13 +138,8 @@ def table(rows):
             f"{name:{width}}",
             *(f"{100 * line[kind]:12.3g}{'!' if line[kind] > LIMIT else ' '}" for kind in exact.TYPES),
         )
-    off = sorted(
-        {
-            f"{row['sampler']} on {row['model']} {100 * row['end']:.3g}"
-            for row in rows
-            if (row["end"] or 0) > LIMIT
-        }
-    )
+    away = [row for row in rows if (row["end"] or 0) > LIMIT]
+    off = sorted({f"{row['sampler']} on {row['model']} {100 * row['end']:.3g}" for row in away})
     if off:
         print(f"results off the data by more than {100 * LIMIT:g} % of it: {'; '.join(off)}")
 
@@ -170,9 +163,8 @@ def main():
         settings = sorted({f"{row['sampler']} ({row['model']})" for row in failed if row["error"] == error})
         print(f"FAILED with {error}: {'; '.join(settings)}")
     if not failed:
-        print(
-            f"worst of all {len(rows)} runs: {100 * worst:.3g} %, {'within' if worst <= LIMIT else 'ABOVE'} {100 * LIMIT:g} %\n"
-        )
+        verdict = "within" if worst <= LIMIT else "ABOVE"
+        print(f"worst of all {len(rows)} runs: {100 * worst:.3g} %, {verdict} {100 * LIMIT:g} %\n")
     if not args.ours:
         try:
             others = list(hosts(args.elements))

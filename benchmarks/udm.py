@@ -1,8 +1,8 @@
 """The unified diffusion model on the demo: how well destroyed pictures are restored, and what renewing noise
 does.
 
-    python benchmarks/udm.py [--json FILE] [--teacher flow|epsilon] [--updates N] [--only
-    restoration|ablation]
+    python benchmarks/udm.py [--json FILE] [--teacher flow|epsilon] [--updates N]
+                             [--only restoration|ablation]
 
 Restoration: one LoRA for each process, trained from the packaged teacher to undo it at all strengths, on
 emoji of every label (the teacher's own training set) with no label given. Judged on the emoji that neither
@@ -29,14 +29,15 @@ import torch
 from fewstep.diffusion.destruction.degradations import cosines, fall
 from fewstep.diffusion.samplers import batch_noise
 from fewstep.training.formats.files import write_json
+from fewstep.training.methods.restoration import restore, times_for
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.features import features
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports.metrics import frechet
 from fewstep.training.reports.pictures import grid
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.data import Data
-from fewstep.training.run.restoration import Restoration, restore, times_for
+from fewstep.training.run.run import Run
+from fewstep.training.trajectories.data import Data
 from torch.nn import functional as F
 
 PROCESSES = {
@@ -76,9 +77,8 @@ def trained(teacher, process, updates, seed=0, images=None):
         seed=seed,
         images=8,
     )
-    run = Restoration(
-        teacher, config, data=Data(images=images, condition=torch.zeros(len(images), dtype=torch.long))
-    )
+    unlabelled = torch.zeros(len(images), dtype=torch.long)
+    run = Run(teacher, config, data=Data(images=images, condition=unlabelled))
     for _ in run.progress():
         pass
     return run
@@ -91,8 +91,8 @@ def psnr(pixels, reference):
 
 
 def baselines(kind, x, t, process, noise):
-    """{name: pictures} that need no model, of pictures destroyed to t by `process` and noise of that standard
-    deviation.
+    """{name: pictures} restored without a model from x: destroyed to t by `process`, and noise of that
+    standard deviation.
     """
     found = {"none": x}
     if kind == "pixelate":
@@ -103,21 +103,18 @@ def baselines(kind, x, t, process, noise):
         known = (x != 0).any(1, keepdim=True).float()
         for width in (3, 5, 9):
             weight = F.avg_pool2d(known, width, 1, width // 2, count_include_pad=False)
-            mean = F.avg_pool2d(x * known, width, 1, width // 2, count_include_pad=False) / weight.clamp_min(
-                1e-6
-            )
-            found[f"mean of {width} x {width}"] = torch.where(known > 0, x, mean)
+            total = F.avg_pool2d(x * known, width, 1, width // 2, count_include_pad=False)
+            found[f"mean of {width} x {width}"] = torch.where(known > 0, x, total / weight.clamp_min(1e-6))
     if kind == "blur":
         found["Wiener"] = wiener(process, x, t, noise)
     return found
 
 
 def wiener(process, x, t, noise):
-    """The best linear guess of blurred pictures, mode by mode, by the mean power of the training emoji;
-    noise: standard deviation.
+    """The best linear guess of blurred pictures, mode by mode, by the mean power of the training emoji.
 
-    y = g x + n in every cosine mode: x = m + P g / (P g^2 + noise^2) (y - g m), with mean m and variance P of
-    that mode.
+    In every cosine mode y = g x + n, n of standard deviation `noise` and x of mean m and variance P:
+    x = m + P g / (P g^2 + noise^2) (y - g m).
     """
     whole, c = data.load("train", core=False)[0].double(), cosines(x.shape[-1])
     modes = c @ whole @ c.T
@@ -131,94 +128,99 @@ def wiener(process, x, t, noise):
 @torch.no_grad()
 def restored(run, x, t, steps):
     """Pictures restored from time t in that many steps."""
-    call = lambda x, sigma: run.asked(x, sigma, torch.zeros(len(x), dtype=torch.long))
-    with run.lora.using(run.adapter):
-        return [state.x for state in restore(call, run.seen, x, t * times_for(steps), 0.0, batch_noise(1))][
-            -1
-        ]
+
+    def call(x, sigma):
+        return run.student.asked(x, sigma, torch.zeros(len(x), dtype=torch.long))
+
+    with run.student.lora.using(run.adapter):
+        *_, last = restore(call, run.task.seen, x, t * times_for(steps), 0.0, batch_noise(1))
+    return last.x
 
 
-def restoration(teacher, updates, show=print):
-    """Rows of restored against best baseline, and the pictures {heading: pixels} of the strongest
-    destruction.
-    """
+def show_head(*heads):
+    """The head of a table."""
+    print(f"\n| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|", flush=True)
+
+
+def show(*cells):
+    """A row of a table."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def destroyed(process, whole, noise, t):
+    """Pictures destroyed to t; without noise they are rounded as a file would hold them."""
+    x = process.corrupt(whole, noise, t)
+    return x if process.noisy else data.from_pixels((data.to_pixels(x) * 127.5).round() / 127.5)
+
+
+def restoration(teacher, updates):
+    """Rows of restored against best baseline, and pictures {heading: pixels} of the second strength."""
     truth = data.load("held-out", core=False)[0]
     reference, rows, pictures = data.to_pixels(truth), [], {}
     for name, process in PROCESSES.items():
+        kind = process[0]["kind"]
         began = time.perf_counter()
         run = trained(teacher, process, updates)
         seconds = time.perf_counter() - began
         noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(7))
-        for t in STRENGTHS:
-            t = min(t, 0.9) if name == "mask" else t  # at 1 nothing is left of a picture
-            x = run.process.corrupt(truth, noise, t)
-            if not run.process.noisy:  # as a file would hold it
-                x = data.from_pixels((data.to_pixels(x) * 127.5).round() / 127.5)
-            first, spread = getattr(run.process, "degradations", [run.process])[0], BITS
-            if run.process.noisy and name != "mask":
-                spread = float(run.process.noise(t))
-            known = {
-                k: psnr(data.to_pixels(v), reference)
-                for k, v in baselines(process[0]["kind"], x, t, first, spread).items()
-            }
+        for number, t in enumerate(STRENGTHS):
+            if kind == "mask":
+                t = min(t, 0.9)  # at 1 nothing is left of a picture
+            x = destroyed(run.task.seen.process, truth, noise, t)
+            first = getattr(run.task.seen.process, "degradations", [run.task.seen.process])[0]
+            spread = (
+                float(run.task.seen.process.noise(t))
+                if run.task.seen.process.noisy and kind != "mask"
+                else BITS
+            )
+            guesses = baselines(kind, x, t, first, spread)
+            known = {k: psnr(data.to_pixels(guess), reference) for k, guess in guesses.items()}
             linear = known.pop("Wiener", None)
             best = max(known, key=known.get)
             ours = {steps: restored(run, x, t, steps) for steps in (1, 4)}
             found = {steps: psnr(data.to_pixels(v), reference) for steps, v in ours.items()}
-            rows.append(
-                {
-                    "process": name,
-                    "strength": round(t, 3),
-                    "restored": found[1],
-                    "restored_4_steps": found[4],
-                    "best_baseline": known[best],
-                    "baseline": best,
-                    "wiener": linear,
-                    "seconds": seconds,
-                }
-            )
-            show(
-                f"| {name} | {t:.2f} | {found[1]:.2f} | {found[4]:.2f} | {known[best]:.2f} ({best}) | "
-                + (f"{linear:.2f} |" if linear else "– |")
-            )
-            if t == (0.6 if name == "mask" else STRENGTHS[1]) or (name == "mask" and t == STRENGTHS[1]):
-                pictures |= {
-                    f"{name}\n{t:.2f}": data.to_pixels(x[:6]),
-                    f"restored\n{found[1]:.1f} dB": data.to_pixels(ours[1][:6]),
-                }
+            row = {
+                "process": name,
+                "strength": round(t, 3),
+                "restored": found[1],
+                "restored_4_steps": found[4],
+                "best_baseline": known[best],
+                "baseline": best,
+                "wiener": linear,
+                "seconds": seconds,
+            }
+            rows.append(row)
+            wiener_cell = f"{linear:.2f}" if linear else "–"
+            figures = (f"{found[1]:.2f}", f"{found[4]:.2f}", f"{known[best]:.2f} ({best})", wiener_cell)
+            show(name, f"{t:.2f}", *figures)
+            if number == 1:
+                pictures[f"{name}\n{t:.2f}"] = data.to_pixels(x[:6])
+                pictures[f"restored\n{found[1]:.1f} dB"] = data.to_pixels(ours[1][:6])
         run.close()
     return rows, {"whole": reference[:6], **pictures}
 
 
-def ablation(teacher, updates, count=128, show=print):
+def ablation(teacher, updates, count=128):
     """Rows of Frechet distances for each process, number of steps and share of renewed noise."""
     whole = data.load("all", core=False)[0]
     real, rows = features(data.to_pixels(whole)), []
+    unlabelled = torch.zeros(count, dtype=torch.long)
     noise = torch.randn(count, *teacher.shape, generator=torch.Generator().manual_seed(11))
     for name, process, length in (("Gaussian", [{"kind": "gaussian"}], 1), ("hot blur", HOT, updates)):
         run = trained(teacher, process, length, images=whole)
-        zero = [torch.zeros_like(p) for p in run.lora.parameters()]
-        adapter = zero if name == "Gaussian" else run.adapter
+        adapter = run.adapter
+        if name == "Gaussian":  # the teacher itself
+            adapter = [torch.zeros_like(p) for p in run.student.lora.parameters()]
         for steps in STEPS:
+            distances = {}
             for kappa in SHARES:
-                x = run.restored(
-                    adapter, run.destroyed(noise, noise), torch.zeros(count, dtype=torch.long), steps, kappa
-                )
-                rows.append(
-                    {
-                        "process": name,
-                        "steps": steps,
-                        "kappa": kappa,
-                        "frechet": frechet(features(data.to_pixels(x).clamp(-1, 1)), real),
-                    }
-                )
-            mine = rows[-len(SHARES) :]
-            show(
-                f"| {name} | {steps} | "
-                + " | ".join(f"{row['frechet']:.0f}" for row in mine)
-                + " | "
-                + f"{min(mine, key=lambda row: row['frechet'])['kappa']:g} |"
-            )
+                x = run.task.restored(adapter, run.task.destroyed(noise, noise), unlabelled, steps, kappa)
+                distances[kappa] = frechet(features(data.to_pixels(x).clamp(-1, 1)), real)
+                row = {"process": name, "steps": steps, "kappa": kappa, "frechet": distances[kappa]}
+                rows.append(row)
+            best = min(distances, key=distances.get)
+            show(name, steps, *(f"{value:.0f}" for value in distances.values()), f"{best:g}")
         run.close()
     return rows
 
@@ -234,24 +236,22 @@ def main():
     args = parser.parse_args()
     teacher = Unlabelled(args.teacher)
     found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    save = lambda: (
-        args.json and write_json(args.json, {"teacher": args.teacher, "updates": args.updates, **found})
-    )
+
+    def save():
+        if args.json:
+            write_json(args.json, {"teacher": args.teacher, "updates": args.updates, **found})
+
     if args.only != "ablation":
-        print(
-            f"\n| process | strength | restored, 1 step | 4 steps | best baseline | Wiener |\n|{'---|' * 6}",
-            flush=True,
-        )
-        found["restoration"], shown = restoration(teacher, args.updates, lambda text: print(text, flush=True))
+        show_head("process", "strength", "restored, 1 step", "4 steps", "best baseline", "Wiener")
+        found["restoration"], shown = restoration(teacher, args.updates)
         picture = grid(shown, [""] * 6, "Held-out emoji, destroyed and restored in one step", scale=2)
         picture.save(RESULTS / "udm.png")
         cells = [row["restored"] > row["best_baseline"] for row in found["restoration"]]
         save()
         print(f"\nrestored above the best baseline in {sum(cells)} of {len(cells)} cells")
     if args.only != "restoration":
-        heads = ["process", "steps", *(f"kappa {k:g}" for k in SHARES), "best"]
-        print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
-        found["ablation"] = ablation(teacher, args.updates, show=lambda text: print(text, flush=True))
+        show_head("process", "steps", *(f"kappa {k:g}" for k in SHARES), "best")
+        found["ablation"] = ablation(teacher, args.updates)
         save()
 
 

@@ -1,5 +1,4 @@
-"""What blur + noise costs beside plain noise: forward and solve of `forward.Chain(Blur, Gaussian)`, in units
-of the Gaussian's.
+"""What blur + noise costs beside plain noise: `forward.Chain(Blur, Gaussian)` in units of the Gaussian's.
 
     python benchmarks/udm_cost.py [--json FILE] [--repeats N] [--device cuda]
 
@@ -10,8 +9,7 @@ is wall time between synchronisations.
 forward, solve   corrupt(x0, eps, t) and solve_noise(x0, x_t, t), us, and their sum's ratio; target: at most 2
 with noise       the same with the drawing of eps, which both need
 step             transition from t to t - 0.05 as the sampler calls it (kappa = 0), a solve and a forward at
-                 once, and its ratio to
-                 the Gaussian's solve and forward
+                 once, and its ratio to the Gaussian's solve and forward
 """
 
 import argparse
@@ -24,12 +22,13 @@ import torch
 from fewstep.diffusion.destruction.degradations import hot_blur
 from fewstep.diffusion.destruction.forward import gaussian
 
-SHAPE, TIMES, STEP, WIDTH, TARGET = (
-    (1, 16, 128, 128),
-    (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    0.05,
-    20.0,
-    2.0,
+SHAPE = (1, 16, 128, 128)
+TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+STEP = 0.05
+WIDTH = 20.0  # of the blur at time 1, pixels
+TARGET = 2.0
+HEAD = (
+    "   t  blur px | us forward: Gaussian  blur | solve: Gaussian  blur | ratio  with noise | us step  ratio"
 )
 
 
@@ -59,31 +58,27 @@ def paired(functions, device, repeats, inner):
 
 
 def ratio(times, over, under):
-    """The median over repetitions of the sum of `over` by the sum of `under`."""
-    return statistics.median(
-        sum(a) / sum(b) for a, b in zip(zip(*(times[n] for n in over)), zip(*(times[n] for n in under)))
-    )
+    """The median over repetitions of the sum of `over` divided by the sum of `under`."""
+    above = [sum(each) for each in zip(*(times[name] for name in over))]
+    below = [sum(each) for each in zip(*(times[name] for name in under))]
+    return statistics.median(a / b for a, b in zip(above, below))
 
 
 def measure(t, device, repeats, inner):
     """One row of the table."""
-    plain, blurred, s = gaussian(), hot_blur(WIDTH), t - STEP
+    plain, blurred = gaussian(), hot_blur(WIDTH)
     generator = torch.Generator(device).manual_seed(0)
     x0, eps = torch.randn(2, *SHAPE, generator=generator, device=device).unbind(0)
     x, y = plain.corrupt(x0, eps, t), blurred.corrupt(x0, eps, t)
-    times = paired(
-        {
-            "Gaussian forward": lambda: plain.corrupt(x0, eps, t),
-            "blur forward": lambda: blurred.corrupt(x0, eps, t),
-            "Gaussian solve": lambda: plain.solve_noise(x0, x, t),
-            "blur solve": lambda: blurred.solve_noise(x0, y, t),
-            "blur step": lambda: blurred.transition(y, x0, t, s),
-            "noise": lambda: torch.randn(SHAPE, generator=generator, device=device),
-        },
-        device,
-        repeats,
-        inner,
-    )
+    timed = {
+        "Gaussian forward": lambda: plain.corrupt(x0, eps, t),
+        "blur forward": lambda: blurred.corrupt(x0, eps, t),
+        "Gaussian solve": lambda: plain.solve_noise(x0, x, t),
+        "blur solve": lambda: blurred.solve_noise(x0, y, t),
+        "blur step": lambda: blurred.transition(y, x0, t, t - STEP),
+        "noise": lambda: torch.randn(SHAPE, generator=generator, device=device),
+    }
+    times = paired(timed, device, repeats, inner)
     both, beside = ["blur forward", "blur solve"], ["Gaussian forward", "Gaussian solve"]
     return {
         "t": t,
@@ -106,15 +101,14 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    print(
-        "   t  blur px | us forward: Gaussian  blur | solve: Gaussian  blur | ratio  with noise | us step  ratio"
-    )
+    print(HEAD)
     with torch.no_grad():
         for t in TIMES:
             row = measure(t, args.device, args.repeats, 1 if args.device == "cpu" else 50)
             rows.append(row)
             print(
-                f"{t:4.2f}  {row['blur_pixels']:7.2f} | {row['Gaussian forward us']:20.0f} {row['blur forward us']:5.0f} | "
+                f"{t:4.2f}  {row['blur_pixels']:7.2f} | "
+                f"{row['Gaussian forward us']:20.0f} {row['blur forward us']:5.0f} | "
                 f"{row['Gaussian solve us']:15.0f} {row['blur solve us']:5.0f} | {row['ratio']:5.2f}  "
                 f"{row['ratio_with_noise']:10.2f} | {row['blur step us']:7.0f}  {row['ratio_of_step']:5.2f}"
                 f"{'' if row['ratio'] <= TARGET else '   MISSED'}"
@@ -123,9 +117,8 @@ def main():
     result = f"missed at {len(missed)} of {len(rows)} times, at worst {max(missed):.1f}" if missed else "met"
     print(f"target {TARGET:g}: {result}")
     if args.json:
-        args.json.write_text(
-            json.dumps({"device": args.device, "shape": list(SHAPE), "rows": rows}, indent=1) + "\n"
-        )
+        whole = {"device": args.device, "shape": list(SHAPE), "rows": rows}
+        args.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

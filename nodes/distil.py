@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
-from ..training.run.config import DISTILLING, DistilConfig
-from ..training.run.data import Data
+from ..diffusion.faults import BadValue, Message
+from ..training import methods
+from ..training.run.config import DistilConfig
+from ..training.trajectories.data import Data
 from .comfy import families, lora_files
 from .comfy.denoiser import ComfyDenoiser
 from .restore import PROCESS
-from .training import FIXED, MEMORY, Order, train
+from .training import FIXED, MEMORY, Order, Trained, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 LEAST_CHUNK = 4  # samples of a call where nothing is trained; memory takes its part of them (`memory.cut`)
@@ -70,7 +71,7 @@ class Distil(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=["auto", *DISTILLING],
+                    options=["auto", *methods.names()],
                     default="auto",
                     tooltip="auto: phased consistency, or consistency where pictures are wired.",
                 ),
@@ -317,10 +318,16 @@ def workflow_of(hidden: Any) -> dict | None:
     return (hidden.extra_pnginfo or {}).get("workflow")
 
 
-def finish(result: tuple) -> io.NodeOutput:
-    """The outputs of a run that `train` did."""
-    *outputs, path = result
-    return io.NodeOutput(*outputs, path.name, ui={"text": (f"Saved {path.name}",)})
+def finish(trained: Trained) -> io.NodeOutput:
+    """The outputs of a run."""
+    return io.NodeOutput(
+        trained.lora,
+        trained.losses,
+        trained.preview,
+        trained.sigmas,
+        trained.file.name,
+        ui={"text": (Message("Saved {file}", file=trained.file.name),)},
+    )
 
 
 def own_pictures(denoiser: ComfyDenoiser, latents: torch.Tensor) -> Data:

@@ -12,8 +12,8 @@ from ..diffusion.faults import BadValue
 from ..diffusion.schedules.grids import grid, shifted
 from ..training.formats.files import check_folder, free_name
 from ..training.models.denoiser import Guided, InParts
-from ..training.run.data import Data, load_pairs, pair_noise, save_pairs
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
+from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show
 from .comfy import families, folders, lora_files, session
 from .comfy.denoiser import ComfyDenoiser

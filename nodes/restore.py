@@ -19,7 +19,7 @@ from ..diffusion.schedules import grids
 from ..training.formats import processes
 from ..training.formats.files import load_lora
 from ..training.formats.recipe import Recipe
-from ..training.run.restoration import Seen, restore, times_for
+from ..training.methods.restoration import Seen, restore, times_for
 from . import recipes
 from .comfy import levels, lora_files
 from .comfy.decoding import decode

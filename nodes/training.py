@@ -1,20 +1,27 @@
-"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same
-is queued again.
+"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same is queued
+again.
 """
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..training.formats.files import check_folder, free_name, load_lora
 from ..training.reports import pictures
+from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
-from ..training.run.memory import BUDGETS, cut, gib
-from ..training.run.restoration import run_of
+from ..training.run.machine import gib
+from ..training.run.memory import BUDGETS, Plan, plan
+from ..training.run.run import Run
+from ..training.trajectories.data import Data
 from . import show
 from .comfy import folders, levels, session
 from .comfy.decoding import decode
@@ -26,49 +33,63 @@ from .server.live import SHOWN, Live, ended
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
 FIXED = (
     io.ControlAfterGenerate.fixed
-)  # the frontend would draw another seed after every queue, and begin another run
+)  # the frontend would draw another seed after every queue, for another run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a node was asked for. data: of a `ComfyDenoiser` -> `training.data.Data`, or None; warm: tensors
-    of a LoRA, or None.
+    """What a node was asked for.
 
-    prompt, workflow: the graph that it is part of, as the host runs it and as the frontend keeps it.
+    data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
+    warm     tensors of a LoRA to begin with, or None
+    prompt, workflow   the graph that it is part of, as the host runs it and as the frontend keeps it
     """
 
-    model: object
+    model: Any
     positive: list
     negative: list
     latent: dict
-    config: object
+    config: DistilConfig
     memory: str
     name: str
     node: str | None
     prompt: dict | None = None
     workflow: dict | None = None
-    vae: object = None
-    data: object = None
+    vae: Any = None
+    data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
 
+    @property
+    def budget(self) -> float | None:
+        """Bytes that the run may take, None for what is free."""
+        return None if self.memory == "auto" else int(self.memory.split()[0]) * 1e9
 
-def check(model, positive, negative, name):
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a run that went to its end, or was told to stop there, hands on."""
+
+    lora: dict[str, torch.Tensor]
+    losses: dict[str, list[float]]
+    preview: torch.Tensor
+    sigmas: torch.Tensor
+    file: Path
+
+
+def check(model: Any, positive: list, negative: list, name: str) -> None:
     """Raise ValueError naming an input that can't be trained from, before the model is loaded."""
     for key, value in (("positive", positive), ("negative", negative)):
         if not value:
             raise BadValue(
-                "{layer} must hold at least one conditioning, got none. Wire a text encoder's output.",
-                layer=key,
+                "{key} must hold at least one conditioning, got none. Wire a text encoder's output.", key=key
             )
     check_supported(model, {"positive": positive, "negative": negative})
     levels.path_of(model.get_model_object("model_sampling"))
     show.file_stem(name)
 
 
-def train(order):
-    """(LoRA tensors, LOSS_MAP, preview IMAGE, SIGMAS, file) of a run that went to its end or was told to stop
-    there.
-    """
+def train(order: Order) -> Trained:
+    """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel."""
     check(order.model, order.positive, order.negative, order.name)
     folder = check_folder(folder_paths.get_folder_paths("loras")[0])
     latent = latent_of(order.model, order.latent)
@@ -85,78 +106,91 @@ def train(order):
             "data": digest([data.images, data.condition, data.noise]) if data else "",
             "warm": digest(order.warm) if order.warm else "",
         }
-        folder_of_run = folders.of_user("runs") / folder_name(order.config, about)
+        planned = plan(denoiser, order.config, order.budget, data=data, warm=order.warm)
+        config = planned.applied(order.config)
+        show.say(order.node, _told(planned, config))
         # caches are the same for all seeds
-        cache = folders.of_user("trajectories"), {"patches": patches, "conditioning": prompts, "seed": 0}
-        budget = None if order.memory == "auto" else int(order.memory.split()[0]) * 1e9
-        config, peak = cut(denoiser, order.config, budget, data=data, warm=order.warm)
-        show.say(
-            order.node,
-            f"about {gib(peak)}: {config.micro} of {config.batch} samples at once"
-            + (", blocks recomputed" if config.checkpointing else ""),
-        )
-        run = run_of(denoiser, config, None if data else cache, data=data, warm=order.warm)
+        identity = {"patches": patches, "conditioning": prompts, "seed": 0}
+        cache = None if data else (folders.of_user("trajectories"), identity)
+        run = Run(denoiser, config, cache=cache, data=data, warm=order.warm)
         try:
-            check_folder(folder, 2 * run.lora.bytes + (1 << 20))
-            run.label = folder_of_run.name
-            try:
-                with Job(folder_of_run, run, about) as job, Live(job, order) as live:
-                    path = _run(job, folder, order, live)
-            finally:
-                ended(folder_of_run)
-            return (
-                run.lora_tensors(),
-                {"loss": [value for _, value in run.loss]},
-                _preview(run, order.vae),
-                run.sigmas_for(config.steps).float(),
-                path,
+            check_folder(folder, 2 * run.student.lora.bytes + (1 << 20))
+            file = _run_as_job(
+                run, folders.of_user("runs") / folder_name(order.config, about), about, folder, order
+            )
+            return Trained(
+                lora=run.lora_tensors(),
+                losses={"loss": [value for _, value in run.loss]},
+                preview=_preview(run, order.vae),
+                sigmas=run.task.sigmas_for(config.steps).float(),
+                file=file,
             )
         finally:
             run.close()
 
 
-def _run(job, folder, order, live):
+def _told(planned: Plan, config: DistilConfig) -> Message:
+    """The plan in words."""
+    fields = {"peak": gib(planned.peak), "micro": planned.micro, "batch": config.batch}
+    if planned.checkpointing:
+        return Message("about {peak}: {micro} of {batch} samples at once, blocks recomputed", **fields)
+    return Message("about {peak}: {micro} of {batch} samples at once", **fields)
+
+
+def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order: Order) -> Path:
+    """Run in that folder; the panel is told of it until its state is on disk."""
+    run.label = folder_of_run.name
+    try:
+        with Job(folder_of_run, run, about) as job, Live(job, order) as live:
+            return _follow(job, folder, order, live)
+    finally:
+        ended(folder_of_run)
+
+
+def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
     """Run to the end, or until the user cancels or something fails: either way what has been learnt is saved
     as a LoRA too.
     """
     run, node, bar = job.run, order.node, None
     if job.resumed:
-        show.say(node, f"Going on at update {job.resumed} of {run.config.updates}")
+        going_on = "Going on at update {done} of {updates}"
+        show.say(node, Message(going_on, done=job.resumed, updates=run.config.updates))
     try:
         for progress in job.progress():
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
             bar.update_absolute(progress.step, progress.total)
             if progress.step % 10 == 0 and progress.seconds_left is not None:
-                show.say(
-                    node,
-                    job.unsaved
-                    or f"{progress.stage}: loss {progress.loss:.4f}, {_time(progress.seconds_left)} left",
-                )
+                show.say(node, job.unsaved or _progress(progress))
             live.tell(progress)
             live.check()
-    except (
-        Exception,
-        comfy.model_management.InterruptProcessingException,
-    ):  # the cancel is no Exception in newer hosts
+    except (Exception, comfy.model_management.InterruptProcessingException):
+        # the cancel is no Exception in newer hosts
         if run.done:
-            path = _save(job, folder, order.name)
-            show.say(node, f"Stopped after {run.done} updates. Saved {path.name}. Queue again to go on.")
+            stopped = "Stopped after {done} updates. Saved {file}. Queue again to go on."
+            show.say(node, Message(stopped, done=run.done, file=_save(job, folder, order.name).name))
         raise
     path = _save(job, folder, order.name)
-    if run.best and run.best[0] >= run.fidelity[0][1]:
-        show.say(
-            node,
-            f"Saved {path.name}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
-            "train longer",
-        )
-    elif skipped := run.descent.skipped:
-        show.say(node, f"Saved {path.name}, {skipped} updates left out as not finite")
-    else:
-        show.say(node, f"Saved {path.name}")
+    show.say(node, _saved(run, path))
     return path
 
 
-def _save(job, folder, name):
+def _saved(run: Run, path: Path) -> Message:
+    """What came of a run."""
+    best, skipped = run.probe.best, run.descent.skipped
+    if best and best.fidelity >= run.probe.fidelity[0][1]:
+        return Message(
+            "Saved {file}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
+            "train longer",
+            file=path.name,
+        )
+    if skipped:
+        return Message(
+            "Saved {file}, {skipped} updates left out as not finite", file=path.name, skipped=skipped
+        )
+    return Message("Saved {file}", file=path.name)
+
+
+def _save(job: Job, folder: Path, name: str) -> Path:
     """Write the LoRA: over the file that this very run wrote before under that name, else under a free one."""
     stem, known = show.file_stem(name), job.notes.get("lora") or ""
     path = folder / known
@@ -176,6 +210,16 @@ def _is_of(path, label):
     return recipe is not None and recipe.trained.get("run") == label
 
 
+def _progress(progress):
+    """A line of progress."""
+    return Message(
+        "{stage}: loss {loss:.4f}, {left} left",
+        stage=progress.stage,
+        loss=progress.loss,
+        left=_time(progress.seconds_left),
+    )
+
+
 def _time(seconds):
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
@@ -184,17 +228,18 @@ def _preview(run, vae):
     """IMAGE: teacher / before / now from the same held-out noise, beside the curves; the curves alone without
     a VAE.
     """
+    history = run.loss, run.probe.fidelity
     if vae is None:
-        return show.image(pictures.run_curves(run.loss, run.fidelity))
-    steps = run.config.steps
+        return show.image(pictures.run_curves(*history))
+    steps, held = run.config.steps, run.probe.held
     drawn = {
-        "teacher": run.probe[2],
-        f"before\n{steps} steps": run.before(SHOWN),
-        f"now\n{steps} steps": run.of_probe(run.adapter),
+        "teacher": held.reference,
+        f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
+        f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
-    columns = {
-        head: decode(vae, run.denoiser.model.process_latent_out(x[:SHOWN].cpu())) for head, x in drawn.items()
-    }
+    out = run.denoiser.model.process_latent_out
+    columns = {head: decode(vae, out(latents[:SHOWN].cpu())) for head, latents in drawn.items()}
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
-    tiles = pictures.grid(columns, [str(i + 1) for i in range(SHOWN)], "Same starting noise", scale)
-    return show.image(pictures.run_report(tiles, run.loss, run.fidelity))
+    rows = [str(i + 1) for i in range(SHOWN)]
+    tiles = pictures.grid(columns, rows, "Same starting noise", scale)
+    return show.image(pictures.run_report(tiles, *history))

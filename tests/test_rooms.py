@@ -1,11 +1,15 @@
-"""The import rule: diffusion <- training <- nodes <- root, read from the files."""
+"""What each room may import: rooms below it, and packages, read from the files. The floors inside the rooms
+are measured by `.ci/house.py`.
+"""
 
 import ast
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import script
 
+house = script("house")
 ROOT = Path(__file__).parent.parent
 HOST = {
     "comfy",
@@ -34,20 +38,14 @@ ALLOWED = {  # room: (own rooms it may import, packages it may import beside the
 
 def imports(path, room):
     """(own rooms, outside packages) that a file imports, at any depth of its code."""
-    own, outside = set(), set()
-    depth = len(path.relative_to(ROOT / room).parts)  # how many dots reach the root
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {arrow.target.split(".")[0] for arrow in house.arrows_of(ROOT, path, tree)}
+    outside = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             outside |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             outside.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            if node.level <= depth:
-                own.add(room)
-            elif node.level == depth + 1:
-                own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-            else:
-                own.add("outside the package")
     return own, outside - set(sys.stdlib_module_names)
 
 

@@ -2,8 +2,8 @@
 
 from comfy.model_patcher import ModelPatcher
 
+from ...training.methods.phases import usual_shift
 from ...training.models.families import Family, usual
-from ...training.run.phases import usual_shift
 from .levels import path_of, sigma_of
 
 

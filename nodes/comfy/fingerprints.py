@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...training.adapter.lora import fingerprint
+from ...training.models.fingerprint import fingerprint
 
 # of a ModelPatcher
 PATCHED = ("patches", "object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections")

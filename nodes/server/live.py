@@ -1,8 +1,13 @@
 """The run that is under way in this process: what the panel is told of it, and what the panel asks of it."""
 
+import dataclasses
 import json
 import logging
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -12,8 +17,10 @@ from ...diffusion.faults import BadValue
 from ...training.formats.files import write, write_json
 from ...training.reports import pictures
 from ...training.run import runs
-from ...training.run.job import last
-from ...training.run.memory import used
+from ...training.run.job import Job
+from ...training.run.machine import used
+from ...training.run.progress import Progress
+from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
 from . import messages
 
@@ -21,24 +28,26 @@ EVERY = 0.2  # seconds between events
 SHOWN = 4  # pictures in a column
 EVENT = "fewstep.run"
 SLACK = 256 << 20  # bytes to stay free when a preview is decoded
-LIVE = {}  # id: Live
+LIVE: "dict[str, Live]" = {}  # by id
 
 
 class Live:
     """A `training.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
 
-    order: a `training.Order`. What the panel asks for (`pause`, `stop`) happens at the next call of the model
+    order: what the node was asked for (`nodes.training.Order`). What the panel asks for (`pause`, `stop`) happens at the next call of the model
     or update.
     """
 
-    def __init__(self, job, order):
+    def __init__(self, job: Job, order: Any):
         self.job, self.run, self.order, self.id = job, job.run, order, job.folder.name
-        self.paused, self.over, self.progress = False, False, None
+        self.paused, self.over = False, False
+        self.progress: Progress | None = None
         self.told, self.sent = 0.0, [0, 0]  # when the last event was; how much of both histories went out
-        self.pictured, self.pictures = None, True  # update of the newest preview; whether any can be made
+        self.pictured: int | None = None  # update of the newest preview
+        self.pictures = True  # whether any can be made
         self.run.denoiser.check = self.check
 
-    def __enter__(self):
+    def __enter__(self) -> "Live":
         notes = self.job.notes
         notes.setdefault("started_at", round(time.time()))
         notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
@@ -46,7 +55,12 @@ class Live:
         LIVE[self.id] = self
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.over = True
         self.run.denoiser.check = comfy.model_management.throw_exception_if_processing_interrupted
         self.send()
@@ -60,20 +74,20 @@ class Live:
             if graph:
                 json.dumps([graph, self.order.workflow], allow_nan=False)
                 stored = {"prompt": graph, "workflow": self.order.workflow, "node": self.order.node}
-                write_json(self.job.folder / runs.PROMPT, stored)
+                write_json(self.job.folder / PROMPT, stored)
         except (TypeError, ValueError, OSError) as error:
             logging.warning("Fewstep: this run can't be resumed from the panel (%s).", error)
 
     # ---- asked by the panel, from the server's thread ------------------------------------------
 
-    def pause(self):
+    def pause(self) -> bool:
         """End the job as if its user had cancelled it: state and LoRA are saved. False where it is at its end
         already.
         """
         self.paused = not self.over
         return self.paused
 
-    def stop(self):
+    def stop(self) -> bool:
         """End the run after this update; False where there is nothing to keep yet, or it is at its end
         already.
         """
@@ -81,7 +95,7 @@ class Live:
             self.run.stop()
         return bool(self.run.done) and not self.over
 
-    def check(self):
+    def check(self) -> None:
         """Raise what the host raises for a cancelled job when the panel or the user asks for it."""
         if self.paused:
             raise comfy.model_management.InterruptProcessingException()
@@ -89,7 +103,7 @@ class Live:
 
     # ---- told to the panel ---------------------------------------------------------------------
 
-    def tell(self, progress):
+    def tell(self, progress: Progress) -> None:
         """Take a step of the run down, keep pictures of a new measurement, and send an event unless one just
         went.
         """
@@ -101,58 +115,36 @@ class Live:
         if time.monotonic() - self.told >= EVERY:
             self.send()
 
-    def send(self):
+    def send(self) -> None:
         """Send an event with the points since the last."""
-        points = [h[n:] for h, n in zip((self.run.loss, self.run.fidelity), self.sent)]
-        self.told, self.sent = time.monotonic(), [len(self.run.loss), len(self.run.fidelity)]
+        points = [h[n:] for h, n in zip((self.run.loss, self.run.probe.fidelity), self.sent)]
+        self.told, self.sent = time.monotonic(), [len(self.run.loss), len(self.run.probe.fidelity)]
         _send(self.summary(), *points)
 
-    def summary(self):
-        """The run as `runs.summary` tells it, as it is at this moment."""
-        run, progress, notes = self.run, self.progress, self.job.notes
+    def summary(self) -> dict[str, Any]:
+        """The run's `Status` as it is at this moment, as JSON has it."""
+        progress = self.progress
         training = progress is not None and progress.stage == "training"
-        return {
-            "id": self.id,
-            "name": notes["name"],
-            "model": notes["model"],
-            "method": run.config.method,
-            "steps": run.config.steps,
-            "state": "running" if training else "sampling",
-            "stage": progress.stage if progress else "getting ready",
-            "step": progress.step if progress else run.done,
-            "total": progress.total if progress else run.config.updates,
-            "done": run.done,
-            "updates": run.config.updates,
-            "skipped": run.descent.skipped,
-            "loss": last(run.loss),
-            "fidelity": last(run.fidelity),
-            "best": run.best and run.best[0],
-            "seconds_left": progress.seconds_left if progress else None,
-            "samples_per_second": notes.get("samples_per_second"),
-            "memory": notes.get("memory"),
-            "started_at": notes["started_at"],
-            "saved_at": round(time.time()),
-            "lora": notes.get("lora"),
-            "error": None,
-            "previews": runs.previews(self.job.folder),
-            "resumable": (self.job.folder / runs.PROMPT).exists(),
-        }
+        state = "running" if training else "sampling"
+        status = Status.of(self.run, self.job.folder, state, time.time(), self.job.notes, progress)
+        stage = progress.stage if progress else "getting ready"
+        return dataclasses.replace(status, stage=stage, error=None).to_dict()
 
     # ---- pictures ------------------------------------------------------------------------------
 
     def _picture(self):
         """Columns of pictures from the probe's noise: teacher and before once, now after each measurement."""
-        run = self.run
-        if run.drawn is None or not self.pictures or self.pictured == run.fidelity[-1][0]:
+        run, probe = self.run, self.run.probe
+        if probe.drawn is None or not self.pictures or self.pictured == probe.fidelity[-1][0]:
             return
-        self.pictured = run.fidelity[-1][0]
+        self.pictured = probe.fidelity[-1][0]
         try:
-            folder = self.job.folder / runs.PREVIEWS
+            folder = self.job.folder / PREVIEWS
             folder.mkdir(exist_ok=True)
             if not (folder / "before.png").exists():
-                self._column(folder / "teacher.png", run.probe[2][:SHOWN])
-                self._column(folder / "before.png", run.before(SHOWN))
-            self._column(folder / f"{self.pictured}.png", run.drawn[:SHOWN])
+                self._column(folder / "teacher.png", probe.held.reference[:SHOWN])
+                self._column(folder / "before.png", run.task.before(probe.held.first(SHOWN)))
+            self._column(folder / f"{self.pictured}.png", probe.drawn[:SHOWN])
         except Exception as error:  # pictures are a courtesy: a run does not end for want of them
             logging.warning("Fewstep: no previews of this run (%s).", error)
             self.pictures = False
@@ -170,21 +162,21 @@ class Live:
         write(path, pictures.png(pictures.column(pixels)))
 
 
-def ended(folder):
+def ended(folder: Path) -> None:
     """Let a run go, and tell the panel how it stands on disk."""
     LIVE.pop(folder.name, None)
     if found := runs.summary(folder):
         _send(messages.of_run(found))
 
 
-def _send(summary, loss=(), fidelity=()):
+def _send(summary: dict[str, Any], loss: Sequence = (), fidelity: Sequence = ()) -> None:
     server = getattr(PromptServer, "instance", None)  # none when ComfyUI is used as a library
     if server is not None:
         found = runs.shown(loss, fidelity)
         server.send_sync(EVENT, {"run": summary, "loss": found["loss"], "fidelity": found["fidelity"]})
 
 
-def rough(latent_format, latents):
+def rough(latent_format: Any, latents: torch.Tensor) -> torch.Tensor:
     """Latents as small pictures (N, 3, H, W) in [-1, 1] by the family's own colours, without a VAE; the first
     frame of a video.
     """
@@ -215,7 +207,7 @@ def _fits(vae, latents, device):
     return management.get_free_memory(vae.device) > SLACK + 1.1 * vae.patcher.model_size() + work
 
 
-def above(prompt, node):
+def above(prompt: dict, node: str | None) -> dict:
     """The part of an API-format graph that a node needs, itself included; {} where it is not in it, as one
     that was expanded.
     """
@@ -231,7 +223,7 @@ def above(prompt, node):
     return found
 
 
-def model_name(prompt, node):
+def model_name(prompt: dict | None, node: str | None) -> str:
     """What the user calls the model wired to a node of an API-format graph: the nearest loader's file or
     choice; "" if none.
     """

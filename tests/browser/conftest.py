@@ -10,9 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for what the tests of this folder share,
 sys.path.insert(0, str(Path(__file__).parent.parent))  # and those of others too
 
-from comfy_server import Server, link_pack  # noqa: E402
-from frontend import Frontend  # noqa: E402
-from old_runs import write_runs  # noqa: E402
+from comfy_server import Server, link_pack
+from frontend import Frontend
+from old_runs import write_runs
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 

@@ -36,7 +36,7 @@ def as_model(function, path, kind):
     variance-preserving scale.
     """
 
-    def call(x, sigma, rows):
+    def call(x, sigma, condition):
         a, s = expand(path.alpha(sigma), x), expand(sigma, x)
         scale = a.hypot(s) if kind == "v" else 1
         return to_x0(
@@ -48,3 +48,8 @@ def as_model(function, path, kind):
         )
 
     return call
+
+
+def numbers(x):
+    """A condition (B,) that tells the samples of a batch apart; these models ask for none."""
+    return torch.arange(len(x))

@@ -6,19 +6,19 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import conftest  # noqa: E402, F401
-import torch  # noqa: E402
-from fewstep.training.run.config import DistilConfig  # noqa: E402
-from fewstep.training.run.distil import Distillation  # noqa: E402
-from fewstep.training.run.job import Job  # noqa: E402
-from parts import ABOUT, SMALL  # noqa: E402
-from tiny import Tiny  # noqa: E402
+import conftest  # noqa: F401
+import torch
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.run import Run
+from fewstep.training.run.job import Job
+from parts import ABOUT, SMALL
+from tiny import Tiny
 
 
 def told(pipe, folder, every, width, changes):
     """A run that sends the updates done after each."""
     torch.set_num_threads(1)
-    run = Distillation(Tiny(width), DistilConfig(**{**SMALL, **changes}))
+    run = Run(Tiny(width), DistilConfig(**{**SMALL, **changes}))
     with Job(folder, run, ABOUT, every=every) as job:
         for _ in job.progress():
             pipe.send(run.done)

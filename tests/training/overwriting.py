@@ -1,9 +1,11 @@
-"""A model that writes over saved activations as Flux does, and the same function without. Imported by name."""
+"""A model that writes over saved activations as Flux does, and the same function without writes. Imported by
+name.
+"""
 
 import dataclasses
 
 import torch
-from fewstep.training.adapter.gradients import Backward
+from fewstep.training.adapter.backward import Backward
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,11 +31,8 @@ class Block(nn.Module):
 
     def forward(self, streams, modulation, *, options):
         x = streams["image"]
-        change = (
-            self.down(F.gelu(self.up(self.norm(x) * modulation.scale[0])))
-            * modulation.gate
-            * (1 + options["number"])
-        )
+        change = self.down(F.gelu(self.up(self.norm(x) * modulation.scale[0])))
+        change = change * modulation.gate * (1 + options["number"])
         if self.overwrite:
             x += change
             x[:, 2:] += x.sin().mean()  # through a slice

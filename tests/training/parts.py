@@ -3,7 +3,7 @@
 import torch
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.job import Job
-from fewstep.training.run.restoration import run_of
+from fewstep.training.run.run import Run
 from tiny import Tiny
 
 SMALL = dict(updates=20, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
@@ -14,7 +14,7 @@ def run(folder, last=None, every=3, **changes):
     """A run in that folder, cut off by a cancel after update `last`; closed."""
     if changes.get("method") == "restoration":
         changes["process"] = [{"kind": "blur", "width": 1.0}, {"kind": "noise"}]
-    run = run_of(Tiny(), DistilConfig(**{**SMALL, **changes}))
+    run = Run(Tiny(), DistilConfig(**{**SMALL, **changes}))
     try:
         with Job(folder, run, ABOUT, every=every) as job:
             for _ in job.progress():
@@ -30,10 +30,10 @@ def run(folder, last=None, every=3, **changes):
 def result(run):
     """All that a run has to show."""
     return (
-        [*run.lora_tensors().values(), *run.descent.averaged, *run.lora.parameters()],
+        [*run.lora_tensors().values(), *run.student.averaged, *run.student.lora.parameters()],
         run.loss,
-        run.fidelity,
-        run.best[0],
+        run.probe.fidelity,
+        run.probe.best.fidelity,
     )
 
 

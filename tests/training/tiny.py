@@ -6,7 +6,7 @@ import torch
 from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.predictions import expand, to_x0
 from fewstep.diffusion.schedules.grids import flow_sigma
-from fewstep.training.adapter.lora import fingerprint
+from fewstep.training.models.fingerprint import fingerprint
 
 
 class Tiny:

@@ -2,14 +2,16 @@
 pass.
 
 The block gets copies of its tensors both times, wherever they lie in its arguments (dicts, lists, tuples,
-dataclasses), so that it may write over them; what it writes into such a container itself the caller doesn't
-see. Random state (CPU, CUDA) and autocast are the same both times. Gradients of weights go straight to their
+dataclasses), so that it may write over them; what it puts into such a container the caller doesn't see.
+Random state (CPU, CUDA) and autocast are the same both times. Gradients of weights go straight to their
 .grad: `torch.autograd.grad` doesn't see them.
 """
 
 import contextlib
 import copy
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from torch import nn
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
-def blocks(module):
+def blocks(module: nn.Module) -> list[nn.Module]:
     """The submodules worth recomputing: the smallest members of its lists and sequences that do a piece of
     work of their own.
 
@@ -42,7 +44,7 @@ def _layers(module):
 
 
 @contextlib.contextmanager
-def replaced(modules, wrap):
+def replaced(modules: Sequence[nn.Module], wrap: Callable[[Callable], Callable]) -> Iterator[None]:
     """Within: forward of each module is wrap(forward)."""
     own = [m.__dict__.get("forward") for m in modules]
     for m in modules:
@@ -56,9 +58,9 @@ def replaced(modules, wrap):
                 m.forward = forward
 
 
-def recomputed(forward, graph):
-    """`forward`, of which autograd keeps the inputs alone. Gradients of tensors inside it go straight to
-    their .grad.
+def recomputed(forward: Callable, graph: Callable[[], contextlib.AbstractContextManager]) -> Callable:
+    """`forward`, of which autograd keeps the inputs alone; graph: the context in which it is computed again.
+    Gradients of tensors inside it go straight to their .grad.
     """
 
     def run(*args, **kwargs):
@@ -74,9 +76,8 @@ def recomputed(forward, graph):
                 form[:], out = flatten([forward(*args, **kwargs)])
             return out
 
-        token = torch.empty(
-            0, requires_grad=True
-        )  # the block's weights may want gradients when none of its inputs does
+        # the block's weights may want gradients when none of its inputs does
+        token = torch.empty(0, requires_grad=True)
         out = _Recomputed.apply(call, dice, graph, token, *tensors)
         return unflatten(form, out)[0]
 
@@ -96,10 +97,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        leaves = [
-            t.detach().requires_grad_(needed)
-            for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[4:])
-        ]
+        needed = ctx.needs_input_grad[4:]
+        leaves = [t.detach().requires_grad_(needs) for t, needs in zip(ctx.saved_tensors, needed)]
         with torch.enable_grad(), ctx.graph(), ctx.dice():
             pairs = [(o, g) for o, g in zip(ctx.call(leaves), grads) if g is not None and o.requires_grad]
             if pairs:
@@ -118,7 +117,8 @@ def _autocast(kind):
 def _dice(device):
     """A context in which the CPU's and the CUDA device's random generators go on from where they are now."""
     cuda = device.type == "cuda"
-    state, device_state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+    state = torch.get_rng_state()
+    device_state = torch.cuda.get_rng_state(device) if cuda else None
 
     @contextlib.contextmanager
     def again():
@@ -135,7 +135,7 @@ class _Place(int):
     """Where in a list of tensors one belongs."""
 
 
-def flatten(value):
+def flatten(value: Any) -> tuple[Any, list[torch.Tensor]]:
     """(value with every tensor replaced by its place, the tensors)."""
     tensors = []
 
@@ -146,13 +146,14 @@ def flatten(value):
     return _map(value, torch.Tensor, take), tensors
 
 
-def unflatten(value, tensors):
+def unflatten(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """The inverse of `flatten`."""
     return _map(value, _Place, lambda place: tensors[place])
 
 
 def _map(value, kind, f):
     """Copies of nested dicts, lists, tuples and dataclasses with f applied to each `kind` in them; other
-    objects stay.
+    objects stay, and so do tuples in which nothing changes.
     """
     if isinstance(value, kind):
         return f(value)
@@ -165,11 +166,13 @@ def _map(value, kind, f):
         parts = [_map(part, kind, f) for part in value]
         if type(value) is list:
             return parts
-        same = all(a is b for a, b in zip(parts, value))
-        return value if same else type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if all(a is b for a, b in zip(parts, value)):
+            return value
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         new = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(new, field.name, _map(getattr(value, field.name), kind, f))
+            part = _map(getattr(value, field.name), kind, f)
+            object.__setattr__(new, field.name, part)  # the dataclass may be frozen, but the copy is ours
         return new
     return value

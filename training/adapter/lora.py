@@ -7,8 +7,8 @@ float32.
 
 import contextlib
 import fnmatch
-import hashlib
 import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -22,10 +22,18 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Lora:
     """An adapter attached to `module`; `remove()` takes it off again.
 
-    weights: {layer name: {"down": (rank, in...), "up": (out, rank)}} - float32, trainable
+    weights: {layer name: {"down": (rank, in...), "up": (out, rank)}}, float32, trainable
     """
 
-    def __init__(self, module, rank, alpha=None, include=("*",), exclude=(), seed=0):
+    def __init__(
+        self,
+        module: nn.Module,
+        rank: int,
+        alpha: float | None = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+    ):
         layers = target_layers(module, include, exclude)
         if rank < 1:
             raise BadValue("rank must be 1 or more, got {got}.", got=rank)
@@ -54,31 +62,22 @@ class Lora:
             if not self.enabled:
                 return output
             x = inputs[0]
-            down, up = pair["down"].to(x), pair["up"].to(x)
-            if is_linear(layer):
-                delta = F.linear(F.linear(x, down), up)
-            else:
-                hidden = layer._conv_forward(x, down, None)
-                delta = (
-                    torch.einsum("or,br...->bo...", up, hidden)
-                    if hidden.ndim != 4
-                    else F.conv2d(hidden, up[..., None, None])
-                )
-            return output + (self.alpha / self.rank) * delta
+            change = _up_of_down(layer, x, pair["down"].to(x), pair["up"].to(x))
+            return output + (self.alpha / self.rank) * change
 
         return add
 
-    def parameters(self):
+    def parameters(self) -> list[torch.Tensor]:
         """The trainable tensors, in a fixed order."""
         return [w for pair in self.weights.values() for w in pair.values()]
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """Of the trainable tensors."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
     @contextlib.contextmanager
-    def off(self):
+    def off(self) -> Iterator[None]:
         """Within: the model is the teacher."""
         enabled, self.enabled = self.enabled, False
         try:
@@ -87,7 +86,7 @@ class Lora:
             self.enabled = enabled
 
     @contextlib.contextmanager
-    def using(self, values):
+    def using(self, values: Sequence[torch.Tensor]) -> Iterator[None]:
         """Within: the adapter has these weights (a list as `parameters()` gives), the EMA's for instance."""
         kept = [p.detach().clone() for p in self.parameters()]
         self.load(values)
@@ -97,21 +96,23 @@ class Lora:
             self.load(kept)
 
     @torch.no_grad()
-    def load(self, values):
+    def load(self, values: Sequence[torch.Tensor]) -> None:
         """Copy a list as `parameters()` gives into the adapter."""
         for p, v in zip(self.parameters(), values, strict=True):
             p.copy_(v)
 
-    def remove(self):
+    def remove(self) -> None:
         """Detach from the module."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
-    def state_dict(self, values=None):
+    def state_dict(self, values: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """ComfyUI's native keys, which its stock loader takes for every family.
 
         diffusion_model.<layer>.lora_up.weight (out, rank), .lora_down.weight (rank, in k k), .alpha ()
+
+        values: other weights in place of the adapter's own, a list as `parameters()` gives.
         """
         values = iter(self.parameters() if values is None else values)
         out = {}
@@ -123,83 +124,38 @@ class Lora:
             out[f"{key}.alpha"] = torch.tensor(self.alpha)
         return out
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state_dict`. Raises ValueError naming the first layer that is missing or of another
         shape.
         """
         values = []
         for name, pair in self.weights.items():
-            key = f"diffusion_model.{name}"
-            for part, like in (("lora_down", pair["down"]), ("lora_up", pair["up"])):
-                tensor = tensors.get(f"{key}.{part}.weight")
+            for part in ("down", "up"):
+                like = pair[part]
+                key = f"diffusion_model.{name}.lora_{part}.weight"
+                tensor = tensors.get(key)
                 if tensor is None or tensor.numel() != like.numel():
-                    raise ValueError(
-                        f"The LoRA does not fit this model: {key}.{part}.weight must have shape "
-                        f"{tuple(like.flatten(1).shape)}, got {None if tensor is None else tuple(tensor.shape)}."
+                    raise BadValue(
+                        "The LoRA does not fit this model: {key} must have shape {shape}, got {got}.",
+                        key=key,
+                        shape=tuple(like.flatten(1).shape),
+                        got=None if tensor is None else tuple(tensor.shape),
                     )
                 values.append(tensor.reshape(like.shape))
         self.load(values)
 
-    def warm_start(self, tensors):
-        """Begin with a LoRA's weights in native keys, whatever its rank; layers that it lacks begin at zero.
 
-        A lower rank is filled up (the rest of `down` as drawn, of `up` zero: the same function), of a higher
-        one the best approximation is taken (Eckart & Young 1936). Raises ValueError, before anything is
-        changed, when it has a layer that this adapter lacks, or one of another shape, or numbers that are not
-        finite.
-        """
-        end = ".lora_up.weight"
-        names = {
-            key.removeprefix("diffusion_model.").removesuffix(end) for key in tensors if key.endswith(end)
-        }
-        strange = sorted(names - self.weights.keys())
-        if strange or not names:
-            raise ValueError(
-                f"The LoRA to start from must have layers of this run alone, got {', '.join(strange[:3]) or 'none'}. "
-                "Choose one of this model, and let layers take in all of its layers."
-            )
-        begun = {name: self._begun(name, tensors) for name in sorted(names)}
-        with torch.no_grad():
-            for name, (up, down) in begun.items():
-                pair = self.weights[name]
-                pair["down"][: len(down)].copy_(down.reshape(-1, *pair["down"].shape[1:]))
-                pair["up"][:, : len(down)].copy_(up)
-
-    def _begun(self, name, tensors):
-        """(up, down) of one layer, cut to this rank and in this scale."""
-        key, pair = f"diffusion_model.{name}", self.weights[name]
-        wanted = len(pair["up"]), pair["down"][0].numel()
-        found = [tensors.get(f"{key}.{part}.weight") for part in ("lora_up", "lora_down")]
-        if any(v is None or not bool(v.isfinite().all()) for v in found):
-            raise BadValue(
-                "The LoRA to start from must hold finite lora_up and lora_down weights, {layer} does not.",
-                layer=key,
-            )
-        up, down = (v.float().flatten(1) for v in found)
-        if (len(up), down.shape[1]) != wanted or up.shape[1] != len(down):
-            raise BadValue(
-                "The LoRA to start from does not fit: {layer} must be {wanted} x {wanted2}, got {got} x "
-                "{shape}. Choose one of this model.",
-                layer=key,
-                wanted=wanted[0],
-                wanted2=wanted[1],
-                got=len(up),
-                shape=down.shape[1],
-            )
-        rank = len(down)
-        scale = float(tensors.get(f"{key}.alpha", rank)) / rank * self.rank / self.alpha
-        if rank > self.rank:  # the product's singular values are those of its triangular factors'
-            (q_up, r_up), (q_down, r_down) = torch.linalg.qr(up), torch.linalg.qr(down.T)
-            u, s, v = torch.linalg.svd(r_up @ r_down.T)
-            root = s[: self.rank].sqrt()
-            up, down = (
-                q_up @ u[:, : len(s)][:, : self.rank] * root,
-                root[:, None] * (v[: len(s)][: self.rank] @ q_down.T),
-            )
-        return up * scale, down
+def _up_of_down(layer, x, down, up):
+    """up(down(x)) (B, out, ...), where `down` has the kernel, stride and padding of the layer."""
+    if is_linear(layer):
+        return F.linear(F.linear(x, down), up)
+    hidden = layer._conv_forward(x, down, None)
+    if hidden.ndim == 4:
+        return F.conv2d(hidden, up[..., None, None])
+    return torch.einsum("or,br...->bo...", up, hidden)
 
 
-def is_linear(layer):
+def is_linear(layer: nn.Module) -> bool:
     """Whether it is a Linear layer, of PyTorch or one that only looks like it: ComfyUI has quantised ones of
     its own.
     """
@@ -210,7 +166,9 @@ def is_linear(layer):
     )
 
 
-def target_layers(module, include=("*",), exclude=()):
+def target_layers(
+    module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> dict[str, nn.Module]:
     """{name: layer} of the Linear and ungrouped convolution layers whose name matches; raises ValueError when
     none does.
     """
@@ -222,25 +180,16 @@ def target_layers(module, include=("*",), exclude=()):
         and any(fnmatch.fnmatch(name, p) for p in include)
         and not any(fnmatch.fnmatch(name, p) for p in exclude)
     }
-    if not found:
+    if found:
+        return found
+    if exclude:
         raise BadValue(
             "include must match at least one Linear or convolution layer of the model, got {got} (without "
             "{exclude}).",
             got=list(include),
             exclude=list(exclude),
         )
-    return found
-
-
-def fingerprint(module):
-    """16 hex digits that tell base models apart: names, shapes and 64 values of every tensor. Cheap on any
-    size.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.is_floating_point() and tensor.numel():
-            flat = tensor.detach().flatten()
-            pick = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
-            digest.update(flat[pick.to(flat.device)].to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    raise BadValue(
+        "include must match at least one Linear or convolution layer of the model, got {got}.",
+        got=list(include),
+    )

@@ -3,6 +3,9 @@
 import math
 import sys
 import time
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -14,9 +17,8 @@ from ..models.demo.teacher import DemoTeacher
 from ..reports import pictures
 from ..reports.metrics import frechet, rmse
 from ..run.config import DistilConfig
-from ..run.distil import Distillation
-from ..trajectories.sampling import teacher_samples
-from .headless import check_device
+from ..run.run import Run
+from .spec import check_device
 
 CFG = 2.0
 EVALUATED = 64  # starting noises, none of them seen in training
@@ -24,7 +26,15 @@ SHOWN = ("smiling face", "cat", "heart", "animal face", "flower", "fruit", "car"
 COLUMNS = ("teacher-50", "base-4", "distilled-1", "distilled-2", "distilled-4")
 
 
-def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings):
+def demo(
+    out: str | Path,
+    *,
+    kind: str = "flow",
+    method: str = "phased",
+    device: str = "cpu",
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, Any]:
     """Run the demo into the folder `out`; returns the metrics that it writes there.
 
     Raises OSError when `out` cannot be written, ValueError for a setting out of range; both before any work.
@@ -36,7 +46,7 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
     out = check_folder(out, 8 << 20)
     teacher = DemoTeacher(kind, device)
-    run = Distillation(teacher, config)
+    run = Run(teacher, config)
     bar = None
     for progress in run.progress():
         if bar is None or bar.desc != progress.stage:
@@ -48,7 +58,7 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
     metrics = _measure(images)
     run.save(out / "lora.safetensors")
     _picture(images, metrics).save(out / "demo.png")
-    pictures.run_curves(run.loss, run.fidelity).save(out / "curves.png")
+    pictures.run_curves(run.loss, run.probe.fidelity).save(out / "curves.png")
     peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _peak_memory()
     result = {
         "teacher": kind,
@@ -57,7 +67,7 @@ def demo(out, *, kind="flow", method="phased", device="cpu", seed=0, **settings)
         "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mib": round(peak),
         "columns": metrics,
-        "fidelity": run.fidelity,
+        "fidelity": run.probe.fidelity,
     }
     write_json(out / "metrics.json", result)
     return result
@@ -90,23 +100,25 @@ def _evaluate(run, seed, bar):
     labels = [teacher.labels.index(name) for name in SHOWN]
     labels += [(labels + rest)[i % len(teacher.labels)] for i in range(EVALUATED - len(labels))]
     condition = torch.tensor(labels)
-    jobs = {}
-    for name, steps, order in (
-        ("teacher-50", run.sigmas_for(50), 2),
-        ("base-4", 4, 1),
-        ("base-4-order-2", 4, 2),
-        ("base-2-same-grid", run.sigmas_for(2), 1),
-        ("base-4-same-grid", run.sigmas_for(4), 1),
-        ("base-4-order-2-same-grid", run.sigmas_for(4), 2),
-    ):
-        jobs[name] = lambda steps=steps, order=order: teacher_samples(
-            run.lora, teacher, noise, condition, CFG, steps, order
-        )
+    task, student = run.task, run.student
+    jobs = {
+        "teacher-50": partial(student.sample_base, noise, condition, task.sigmas_for(50), order=2),
+        "base-4": partial(student.sample_base, noise, condition, 4),
+        "base-4-order-2": partial(student.sample_base, noise, condition, 4, order=2),
+    }
+    for steps, order in ((2, 1), (4, 1), (4, 2)):
+        name = f"base-{steps}{'-order-2' if order == 2 else ''}-same-grid"
+        jobs[name] = partial(student.sample_base, noise, condition, task.sigmas_for(steps), order=order)
     for steps, churn in ((1, 0.0), (2, 0.0), (4, 0.0), (2, math.inf), (4, math.inf)):
-        sigmas = run.sigmas_for(steps)
-        name = f"distilled-{steps}" if churn == 0 else f"distilled-{steps}-consistency"
-        jobs[name] = lambda sigmas=sigmas, churn=churn: run.student_samples(
-            noise, condition, sigmas, churn, seed
+        name = f"distilled-{steps}{'-consistency' if churn else ''}"
+        jobs[name] = partial(
+            student.sample,
+            noise,
+            condition,
+            task.sigmas_for(steps),
+            adapter=run.adapter,
+            churn=churn,
+            seed=seed,
         )
     bar = _bar(bar, "measuring", len(jobs))
     images = {}

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -11,17 +13,26 @@ from ...diffusion.samplers import solve
 from ..formats.files import check_folder, save_recipe, write
 from ..models.demo import data
 from ..models.demo.teacher import DemoTeacher
-from ..models.denoiser import Guided
+from ..models.denoiser import Guided, for_sampler
 from ..reports import pictures
-from ..run.fitting import FitConfig, SolverFit, sample_recipe
-from ..trajectories.cache import start
+from ..run.fit_denoiser import sample_recipe
+from ..run.fitting import FitConfig, SolverFit
+from ..trajectories.noises import start
 from .demo import SHOWN
-from .headless import check_device
+from .spec import check_device
 
 CACHE = "trajectories"  # folder of the trajectories, below that of the results
 
 
-def fit(out, *, kind="flow", cfg=2.0, seconds=math.inf, device="cpu", **settings):
+def fit(
+    out: str | Path,
+    *,
+    kind: str = "flow",
+    cfg: float = 2.0,
+    seconds: float = math.inf,
+    device: str = "cpu",
+    **settings: Any,
+) -> SolverFit:
     """Fit into the folder `out`; returns the `SolverFit`. `settings` as in `FitConfig`.
 
     recipe_<steps>.json of each step count is written as soon as there is one, and again for each better one;
@@ -47,7 +58,7 @@ def fit(out, *, kind="flow", cfg=2.0, seconds=math.inf, device="cpu", **settings
     return run
 
 
-def recipe_file(out, steps):
+def recipe_file(out: Path, steps: int) -> Path:
     """Where the recipe for that step count is."""
     return out / f"recipe_{steps}.json"
 
@@ -81,12 +92,12 @@ def _follow(run, out):
 
 def _kept(run, out):
     """What a run that was stopped leaves behind, in words."""
-    count = min(
-        run.config.trajectories, run.cache.spec.shard * len(list(run.cache.folder.glob("*.safetensors")))
-    )
+    shards = len(list(run.cache.folder.glob("*.safetensors")))
+    wanted = run.config.trajectories
+    count = min(wanted, run.cache.spec.shard * shards)
     recipes = "".join(f", {recipe_file(out, steps).name}" for steps in run.found)
     return (
-        f"{count} of {run.config.trajectories} trajectories{recipes} are kept in {out}; the same command goes on from the "
+        f"{count} of {wanted} trajectories{recipes} are kept in {out}; the same command goes on from the "
         "trajectories."
     )
 
@@ -96,10 +107,9 @@ def _samples(run, labels):
     """Teacher, Euler and the recipes from the same noise, which no trajectory of the fit began with."""
     teacher, shown = run.teacher, [label for label in SHOWN if label in labels]
     condition = torch.tensor([labels.index(label) for label in shown])
-    noise = torch.randn(
-        len(shown), *teacher.shape, generator=torch.Generator().manual_seed(1_000_000 + run.config.seed)
-    )
-    denoise = lambda x, sigma: teacher(x, sigma, condition)
+    generator = torch.Generator().manual_seed(1_000_000 + run.config.seed)
+    noise = torch.randn(len(shown), *teacher.shape, generator=generator)
+    denoise = for_sampler(teacher, condition, dtype=torch.float64)
 
     def solved(name, steps, **solver):
         sigmas = run.grid(name, steps)
@@ -109,7 +119,7 @@ def _samples(run, labels):
     images = {"Euler\n4 steps": solved("uniform", 4)}
     for steps in sorted(run.found):
         recipe = run.recipe(steps)
-        heading = f"{recipe.method}\n{steps} step{'s' * (steps > 1)}"
+        heading = f"{recipe.method}\n{steps} {'step' if steps == 1 else 'steps'}"
         images[heading] = sample_recipe(recipe, denoise, noise)
     columns = {f"teacher\n50 steps, CFG {teacher.cfg:g}\nreference": reference}
     for name, x in images.items():

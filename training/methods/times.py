@@ -1,12 +1,11 @@
 """Where in time a batch looks: levels of a grid or times in (0, 1], with the weight that keeps their
 expectation right.
 
-distribution   density over u in (0, 1)                                      source
+distribution   density over u in (0, 1)
 uniform        1
-logit-normal   logit(u) ~ N(0, 1)                                            Esser et al. 2024,
-               arXiv:2403.03206, eq. 19
-adaptive       sqrt(E[loss^2]) in each of BINS bins, a share of it uniform   Nichol & Dhariwal 2021,
-               arXiv:2102.09672, sec. 3.3
+logit-normal   logit(u) ~ N(0, 1)              (Esser et al. 2024, arXiv:2403.03206, eq. 19)
+adaptive       sqrt(E[loss^2]) in each of BINS bins, a share of it uniform
+                                               (Nichol & Dhariwal 2021, arXiv:2102.09672, sec. 3.3)
 
 u is what the method makes of it: the place in a grid from noise to data, or the time. Adaptive draws are
 divided by their density (importance sampling: the expected gradient stays that of uniform draws, with less
@@ -14,10 +13,12 @@ variance), logit-normal ones are not: there the density is the point.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from ...diffusion.faults import BadValue
+from ...diffusion.paths import Path
 from ...diffusion.weightings import mse_factor, weighting
 
 BINS = 20
@@ -31,7 +32,7 @@ class Times:
     seen yet).
     """
 
-    def __init__(self, distribution="uniform"):
+    def __init__(self, distribution: str = "uniform"):
         if distribution not in DISTRIBUTIONS:
             raise BadValue(
                 "times must be one of {distributions}, got {got!r}.",
@@ -41,20 +42,19 @@ class Times:
         self.distribution = distribution
         self.moments = torch.zeros(BINS)
 
-    def draw(self, count, generator):
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """u (count,) in [0, 1) and the weights (count,) of their losses."""
         u = torch.rand(count, generator=generator)
         if self.distribution == "logit-normal":
-            return torch.sigmoid(torch.randn(count, generator=generator)).clamp(1e-4, 1 - 1e-4), torch.ones(
-                count
-            )
+            u = torch.sigmoid(torch.randn(count, generator=generator)).clamp(1e-4, 1 - 1e-4)
+            return u, torch.ones(count)
         if self.distribution == "uniform" or not (self.moments > 0).all():
             return u, torch.ones(count)
         p = self.moments.sqrt() / self.moments.sqrt().sum() * (1 - UNIFORM_SHARE) + UNIFORM_SHARE / BINS
         which = torch.multinomial(p, count, replacement=True, generator=generator)
         return ((which + u) / BINS).clamp_max(1 - 1e-6), 1 / (BINS * p[which])
 
-    def learn(self, u, loss):
+    def learn(self, u: torch.Tensor, loss: torch.Tensor) -> None:
         """Take the losses (count,) found at u into account."""
         if self.distribution != "adaptive":
             return
@@ -66,7 +66,7 @@ class Times:
                 old = self.moments[bin]
                 self.moments[bin] = found if old == 0 else MEMORY * old + (1 - MEMORY) * found
 
-    def density(self, u):
+    def density(self, u: torch.Tensor) -> torch.Tensor:
         """p(u), of the draws as far as they are not weighted back to uniform."""
         if self.distribution != "logit-normal":
             return torch.ones_like(u)
@@ -74,7 +74,7 @@ class Times:
         return torch.exp(-0.5 * torch.logit(u).square()) / (math.sqrt(2 * math.pi) * u * (1 - u))
 
 
-def levels_at(done, updates, most, least=10):
+def levels_at(done: int, updates: int, most: int, least: int = 10) -> int:
     """How many intervals the grid of neighbouring points has after `done` of `updates`: doubling from `least`
     to `most`.
 
@@ -92,27 +92,28 @@ class Weighting:
     `diffusion.weightings`.
 
         weight(u) = w(lambda) |dlambda/du| / (mse_factor(kind) p(u)),   its mean over the draws 1
-    so that the sum over draws of p(u) is that weighting, however they are drawn. sigma_at: u -> noise level,
-    falling.
-    "none" is 1 everywhere.
+
+    so that the sum over draws of p(u) is that weighting, however they are drawn.
+    sigma_at: u -> noise level, falling. "none" is 1 everywhere.
     """
 
     SLOPE, MARGIN, POINTS = 1e-4, 1e-3, 512
 
-    def __init__(self, name, kind, path, sigma_at, times):
-        self.name, self.kind, self.path, self.sigma_at, self.times, self.mean = (
-            name,
-            kind,
-            path,
-            sigma_at,
-            times,
-            1.0,
-        )
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        path: Path,
+        sigma_at: Callable[[torch.Tensor], torch.Tensor],
+        times: Times,
+    ):
+        self.name, self.kind, self.path = name, kind, path
+        self.sigma_at, self.times, self.mean = sigma_at, times, 1.0
         if name != "none":
             u = (torch.arange(self.POINTS, dtype=torch.float64) + 0.5) / self.POINTS
             self.mean = float((self(u) * times.density(u)).mean())
 
-    def __call__(self, u):
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
         """Weights (B,) float32 of draws u (B,)."""
         if self.name == "none":
             return torch.ones(len(u))

@@ -1,25 +1,29 @@
-"""What the backend knows of a model, and guidance."""
+"""What the backend knows of a model, and guidance.
 
-from typing import Protocol
+One convention everywhere: `denoiser(x, sigma (B,), condition (B,)) -> x0`. The samplers of `diffusion` know
+no conditions and step along single levels, numbers; `for_sampler` is the one adapter to them.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
 from ...diffusion.paths import Path
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+from .memory_errors import is_out_of_memory
 
 
 class Denoiser(Protocol):
     """A model as the backend sees it. Adapters: the demo teacher here, a ComfyUI MODEL in `nodes`.
 
     path        how x, sigma and noise relate (`diffusion.paths`)
-    sigma_of    time t in (0, 1] -> sigma, float64 (`diffusion.grids`)
+    sigma_of    time t in (0, 1] -> sigma, float64 (`diffusion.schedules.grids`)
     module      the torch module whose Linear and Conv layers a LoRA may sit on
     shape       the shape of one sample, without the batch
     conditions  how many conditionings it holds; they are called 0, 1, ... and -1 is the unconditional one
     prediction  what its network predicts, one of `diffusion.predictions.KINDS`
     noise_scale what the model multiplies noise by before it mixes it in; 1 for nearly all
-    base        fingerprint of the weights (`lora.fingerprint`)
+    base        fingerprint of the weights (`fingerprint`)
     """
 
     path: Path
@@ -33,8 +37,8 @@ class Denoiser(Protocol):
     def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64; float32 in and
-        out.
+        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64, float32
+        in and out.
 
         The result is where x is, whatever device the module runs on: the backend's own tensors stay on the
         CPU.
@@ -42,44 +46,74 @@ class Denoiser(Protocol):
         ...
 
 
-def guided(denoiser, x, sigma, condition, cfg):
+class Teacher(Protocol):
+    """A `Denoiser` at its guidance, as trajectories are drawn from it and solvers fitted to it. It needs no
+    module: `Guided` here, a ComfyUI guider in `nodes`.
+
+    cfg       the guidance that a recipe names, 1 for none
+    identity  what a cache must tell apart: `model`, `patches`, `conditioning` and `guidance` of a `CacheSpec`
+    """
+
+    path: Path
+    shape: tuple
+    conditions: int
+    noise_scale: float
+    base: str
+    cfg: float
+    identity: dict
+
+    def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """As a `Denoiser`; sigma (B,) is float64, the levels of the grid exactly."""
+        ...
+
+
+def guided(
+    denoiser: Denoiser, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor, cfg: float
+) -> torch.Tensor:
     """Classifier-free guidance: x0 = u + cfg (c - u) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
 
     One call of twice the batch; cfg = 1 asks for the conditional prediction alone.
     """
     if cfg == 1:
         return denoiser(x, sigma, condition)
-    both = denoiser(
-        torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, torch.full_like(condition, -1)])
-    )
+    none = torch.full_like(condition, -1)
+    both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, none]))
     conditional, unconditional = both.chunk(2)
     return unconditional + cfg * (conditional - unconditional)
 
 
-def bound(denoiser, condition, cfg=1.0):
-    """`(x, sigma) -> x0` for the samplers of `diffusion`: this conditioning, this guidance, sigma a number or
-    (B,).
+def for_sampler(
+    denoiser: Denoiser | Teacher,
+    condition: torch.Tensor,
+    cfg: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """`(x, sigma) -> x0` as the samplers of `diffusion` ask it: this conditioning (B,), this guidance.
+
+    sigma is a number or (B,); dtype is that in which the denoiser gets it: float64 for a `Teacher`.
     """
 
-    def call(x, sigma):
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
-        return guided(denoiser, x, sigma, condition, cfg)
+    def denoise(x, sigma):
+        levels = torch.as_tensor(sigma, dtype=dtype, device=x.device).expand(x.shape[0])
+        return guided(denoiser, x, levels, condition, cfg)
 
-    return call
+    return denoise
 
 
 class InParts:
-    """A `Denoiser` asked for at most `most` samples at a time where nothing is trained, and fewer once memory
-    ran out.
+    """A `Denoiser` asked for at most `most` samples at a time where nothing is trained, and for fewer once
+    memory ran out.
     """
 
-    def __init__(self, denoiser, most):
+    def __init__(self, denoiser: Denoiser, most: int):
         self.denoiser, self.most = denoiser, most
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
 
-    def __call__(self, x, sigma, condition):
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         while True:
             try:
                 parts = (slice(i, i + self.most) for i in range(0, len(x), self.most))
@@ -91,20 +125,16 @@ class InParts:
 
 
 class Guided:
-    """A `Denoiser` at one guidance, as fits and caches ask it: (x, sigma, condition) -> x0 with sigma a
-    float.
+    """A `Denoiser` at one guidance, which makes it a `Teacher`.
 
-    identity: what of it a cache must tell apart.
+    conditioning: of its identity, what tells its prompts from others.
     """
 
-    def __init__(self, denoiser, cfg, conditioning=""):
+    def __init__(self, denoiser: Denoiser, cfg: float, conditioning: str = ""):
         self.denoiser, self.cfg = denoiser, float(cfg)
         self.path, self.sigma_of, self.shape = denoiser.path, denoiser.sigma_of, denoiser.shape
-        self.conditions, self.noise_scale, self.base = (
-            denoiser.conditions,
-            denoiser.noise_scale,
-            denoiser.base,
-        )
+        self.conditions, self.noise_scale = denoiser.conditions, denoiser.noise_scale
+        self.base = denoiser.base
         self.identity = {
             "model": self.base,
             "patches": "",
@@ -112,12 +142,5 @@ class Guided:
             "guidance": f"CFG {self.cfg:g}",
         }
 
-    def __call__(self, x, sigma, condition):
-        return guided(
-            self.denoiser, x, torch.full((len(x),), sigma, dtype=torch.float32), condition, self.cfg
-        )
-
-
-def is_out_of_memory(error):
-    """Whether an exception says that memory ran out."""
-    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return guided(self.denoiser, x, sigma.to(torch.float32), condition, self.cfg)

@@ -35,7 +35,7 @@ from ...diffusion.faults import BadValue
 from ...diffusion.paths import FLOW, VARIANCE_EXPLODING
 from ...diffusion.predictions import expand, to_x0
 from ...diffusion.schedules.grids import discrete_sigma, flow_sigma, nearest_index
-from ..adapter.lora import fingerprint
+from .fingerprint import fingerprint
 from .pipelines import (
     NO_VAE,
     PIPELINES,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ...diffusion.faults import BadValue, NotInstalled
-from .denoiser import is_out_of_memory
+from .memory_errors import is_out_of_memory
 
 PIPELINES = {
     "StableDiffusionPipeline": "UNet2DConditionModel",

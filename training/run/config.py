@@ -3,34 +3,36 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from ...diffusion.faults import BadValue
 from ...diffusion.weightings import WEIGHTINGS
+from .. import methods
+from ..formats.checks import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_texts,
+    check_whole,
+    is_number,
+    normalise,
+)
 from ..formats.processes import checked, process_of
 from ..methods.distances import METRICS
-from ..methods.solver import SOLVERS
+from ..methods.teacher_step import SOLVERS
 from ..methods.times import DISTRIBUTIONS
 
-DISTILLING = (
-    "phased",
-    "consistency",
-    "consistency-training",
-    "reflow",
-    "rectified-diffusion",
-    "windowed-reflow",
-)
-METHODS = (*DISTILLING, "restoration")  # the last learns another task than the teacher's
 TARGETS = ("stop-gradient", "ema")
 CHOICES = {
-    "method": METHODS,
     "target": TARGETS,
     "metric": tuple(METRICS),
     "solver": SOLVERS,
     "times": DISTRIBUTIONS,
     "weighting": ("none", *WEIGHTINGS),
 }
-# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard is no full
-# memory
+# whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard does not ask
+# for more memory than there is
 WHOLE = {
     "steps": (1, 1000),
     "updates": (1, 10**8),
@@ -90,11 +92,12 @@ class DistilConfig:
     solver       of the teacher's step there, in `substeps`
     target       whose prediction is learnt: the student's own without gradient, or its EMA's
     metric       "l2", "l1" or "pseudo-huber"
-    times        how noise levels are drawn (`draws`); weighting: of the loss by noise level, a name of
+    times        how noise levels are drawn (`methods.times`); weighting: of the loss by noise level, a name
+                 of
                  `diffusion.weightings`
     ema          decay an update of the averaged adapter, which is the one saved
     process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in
-                 `restoration.KINDS`
+                 `formats.processes.KINDS`
     rank, alpha  of the LoRA; alpha None means rank. include, exclude: patterns of layer names
     lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
     checkpointing  recompute the model's blocks in the backward pass: less memory, a third slower
@@ -132,101 +135,28 @@ class DistilConfig:
     checkpointing: bool = False
     seed: int = 0
 
-    def __post_init__(self):
-        for name, bounds in WHOLE.items():
+    def __post_init__(self) -> None:
+        for name, (least, most) in WHOLE.items():
             if name not in FOLLOWING or getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), *bounds)
+                check_whole(name, getattr(self, name), least, most)
+        check_choice("method", self.method, methods.names(task=None))
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise BadValue(
-                    "{name} must be one of {choices}, got {got!r}.",
-                    name=name,
-                    choices=list(choices),
-                    got=getattr(self, name),
-                )
+            check_choice(name, getattr(self, name), choices)
         for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not low <= value <= high:
-                raise BadValue(
-                    "{name} must be a finite number from {low} to {high}, got {got!r}.",
-                    name=name,
-                    low=low,
-                    high=high,
-                    got=value,
-                )
+            check_number(name, getattr(self, name), low, high)
         for name in ("curriculum", "checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise BadValue(
-                    "{name} must be true or false, got {got!r}.",
-                    name=name,
-                    got=getattr(self, name),
-                )
+            check_flag(name, getattr(self, name))
         if self.lr == 0:
             raise BadValue("lr must be above 0, got 0: nothing would be learnt.")
-        for name in ("include", "exclude"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-                raise BadValue(
-                    '{name} must be a list of patterns such as "*attn*", got {got!r}.',
-                    name=name,
-                    got=value,
-                )
-            object.__setattr__(self, name, tuple(value))
-        if self.alpha is not None and not (_is_number(self.alpha) and self.alpha > 0):
+        if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise BadValue(
-                "alpha must be a number above 0, got {got!r}. Leave it out for the rank.",
-                got=self.alpha,
+                "alpha must be a number above 0, got {got!r}. Leave it out for the rank.", got=self.alpha
             )
-        self._fill()
-
-    def _fill(self):
-        """The settings that follow from others."""
-        if (self.method == "restoration") != bool(self.process):
-            raise BadValue(
-                "process must be given for the method restoration and for no other, got {got!r} for "
-                "{method}.",
-                got=self.process,
-                method=self.method,
-            )
-        try:
-            object.__setattr__(self, "process", checked(self.process) if self.process else ())
-        except TypeError as error:  # a kind that can't be looked up
-            raise BadValue(
-                'process must be a list of parts such as {{"kind": "pixelate", "largest": 8}}, got {got!r}.',
-                got=self.process,
-            ) from error
-        if self.process:
-            process_of(self.process)
-            if self.weighting != "none":
-                raise BadValue(
-                    "weighting must be none for the method restoration, got {got}.",
-                    got=self.weighting,
-                )
-        if self.phases is None:
-            object.__setattr__(self, "phases", self.steps)
-        least = self.phases
-        if (
-            self.method == "phased"
-        ):  # the student is sampled from levels that it learns at, none inside a longer phase
-            least = math.lcm(self.phases, self.steps)
-            if self.phases > self.steps:
-                raise BadValue(
-                    "phases must be at most steps ({steps}), got {got}.",
-                    steps=self.steps,
-                    got=self.phases,
-                )
-        if self.image_steps is None:
-            object.__setattr__(self, "image_steps", least * math.ceil(8 / least))
-        check_whole("image_steps", self.image_steps, *WHOLE["image_steps"])
-        if self.image_steps % least:
-            raise BadValue(
-                "image_steps must be a multiple of phases ({phases}) and, for phased, of steps ({steps}), "
-                "got {got}. Leave it out.",
-                phases=self.phases,
-                steps=self.steps,
-                got=self.image_steps,
-            )
-        if self.rounds > 1 and self.method not in ("reflow", "rectified-diffusion"):
+        patterns = {name: check_texts(name, getattr(self, name), "*attn*") for name in ("include", "exclude")}
+        normalise(self, **patterns, process=self._process())
+        normalise(self, phases=self.steps if self.phases is None else self.phases)
+        normalise(self, image_steps=self._image_steps())
+        if self.rounds > 1 and not methods.get(self.method).in_rounds:
             raise BadValue(
                 "rounds must be 1 for the method {method}, got {got}. Only reflow and rectified-diffusion "
                 "go on from their own pairs.",
@@ -234,37 +164,70 @@ class DistilConfig:
                 got=self.rounds,
             )
 
+    def _process(self) -> tuple:
+        """The forward process that a restorer learns to undo, with every option filled in; () for others."""
+        if self.restores != bool(self.process):
+            raise BadValue(
+                "process must be given for the method restoration and for no other, got {got!r} for "
+                "{method}.",
+                got=self.process,
+                method=self.method,
+            )
+        if not self.process:
+            return ()
+        try:
+            process = checked(self.process)
+        except TypeError as error:  # a kind that can't be looked up
+            raise BadValue(
+                'process must be a list of parts such as {{"kind": "pixelate", "largest": 8}}, got {got!r}.',
+                got=self.process,
+            ) from error
+        process_of(process)
+        if self.weighting != "none":
+            raise BadValue(
+                "weighting must be none for the method restoration, got {got}.", got=self.weighting
+            )
+        return process
+
+    def _image_steps(self) -> int:
+        """Solver steps of a trajectory: as given, or about 8."""
+        least = self.phases
+        if methods.get(self.method).on_the_grid:  # no level of the student lies inside a longer phase
+            least = math.lcm(self.phases, self.steps)
+            if self.phases > self.steps:
+                raise BadValue(
+                    "phases must be at most steps ({steps}), got {got}.", steps=self.steps, got=self.phases
+                )
+        steps = least * math.ceil(8 / least) if self.image_steps is None else self.image_steps
+        check_whole("image_steps", steps, *WHOLE["image_steps"])
+        if steps % least:
+            raise BadValue(
+                "image_steps must be a multiple of phases ({phases}) and, for phased, of steps ({steps}), "
+                "got {got}. Leave it out.",
+                phases=self.phases,
+                steps=self.steps,
+                got=steps,
+            )
+        return steps
+
+    @property
+    def restores(self) -> bool:
+        """Whether the run learns to undo a process, another task than the teacher's."""
+        return methods.get(self.method).task == "restoration"
+
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: Mapping[str, Any]) -> "DistilConfig":
         """The config of a JSON or TOML document; raises ValueError for a setting that there is not, and as
         above.
         """
-        odd = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        known = [field.name for field in dataclasses.fields(cls)]
+        odd = sorted(set(values) - set(known))
         if odd:
             raise BadValue(
-                "the config must hold known settings, got {got}. Known: {cls}.",
-                got=list(odd),
-                cls=list(f.name for f in dataclasses.fields(cls)),
+                "the config must hold known settings, got {got}. Known: {known}.", got=odd, known=known
             )
         return cls(**values)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` gives an equal config back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
-
-
-def check_whole(name, value, least, most):
-    """Raise ValueError naming the setting when it is not a whole number within these bounds."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BadValue(
-            "{name} must be a whole number from {least} to {most}, got {got!r}.",
-            name=name,
-            least=least,
-            most=most,
-            got=value,
-        )
-
-
-def _is_number(value):
-    """Whether this is a finite int or float; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,77 +1,84 @@
-"""One update after another: gradients of a batch in micro-batches, AdamW, the averaged adapter, and what may
-go wrong on the way.
+"""One update after another: gradients of a batch in micro-batches, AdamW, and what may go wrong on the way.
 
 - Where memory runs out the micro-batch is halved and the same batch begun again: the effective batch stays.
 - A loss or gradient that is not finite leaves the update out and is counted. The loss carries `scale`, a
-  power of 2 that keeps
-  gradients within half precision, and each such update lowers it; MOST_SKIPPED in a row end the run.
+  power of 2 that keeps gradients within half precision, and each such update lowers it; MOST_SKIPPED in a row
+  end the run.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
-from ...diffusion.faults import NotFinite
-from ..adapter.gradients import Backward
-from ..models.denoiser import is_out_of_memory
+from ...diffusion.faults import Message, NoMemory, NotFinite
+from ..adapter.backward import Backward
+from ..methods.method import Batch
+from ..models.memory_errors import is_out_of_memory
+from .config import DistilConfig
+from .student import Student
 
 MOST_SKIPPED = 10
+NUMBERS = ("scale", "micro", "done", "skipped", "in_a_row")  # of a saved state
 
 
 class Descent:
-    """The optimiser's side of a run: `lora`, its average, AdamW's state, scale and micro-batch."""
+    """The optimiser's side of a run: AdamW's state, the loss's scale, micro-batch, counts of updates."""
 
-    def __init__(self, lora, module, config, values):
-        """values: numbers in a batch, for the loss's scale."""
-        self.lora, self.config = lora, config
-        self.averaged = [p.detach().clone() for p in lora.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            lora.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99)
-        )
-        self.backward = Backward(module, lora.parameters(), checkpointing=config.checkpointing)
-        self.scale = 2.0 ** math.floor(math.log2(values))
+    def __init__(self, student: Student, config: DistilConfig):
+        self.student, self.lora, self.config = student, student.lora, config
+        parameters = self.lora.parameters()
+        self.optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        self.backward = Backward(student.denoiser.module, parameters, checkpointing=config.checkpointing)
+        numbers_in_a_batch = config.batch * math.prod(student.denoiser.shape)
+        self.scale = 2.0 ** math.floor(math.log2(numbers_in_a_batch))
         self.micro = min(config.micro or config.batch, config.batch)
         self.done = self.skipped = self.in_a_row = 0
 
-    def gradient(self, batch, loss_of):
+    def gradient(self, batch: Batch, loss_of: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         """Leave the gradient, times `scale`, of a batch (dict of (B, ...)) in the adapter; returns the losses
         (B,), not weighted.
 
         loss_of(part of it) -> (b,). Cut off it leaves none. Raises MemoryError when one sample is too much.
         """
-        count = len(batch["weight"])
         while True:
             try:
-                return torch.cat(
-                    [
-                        self._part({k: v[i : i + self.micro] for k, v in batch.items()}, loss_of, count)
-                        for i in range(0, count, self.micro)
-                    ]
-                )
+                return self._in_parts(batch, loss_of)
             except BaseException as error:
                 self.optimiser.zero_grad(set_to_none=True)
                 if not is_out_of_memory(error):
                     raise
                 if self.micro == 1:
-                    raise MemoryError(
-                        "One sample of the model must fit into memory with its gradient, and does not. "
-                        + ("Choose" if self.config.checkpointing else "Switch checkpointing on, or choose")
-                        + f" a smaller latent or a lower rank than {self.config.rank}."
-                    ) from error
+                    raise self._too_large() from error
             self.micro = math.ceil(self.micro / 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def step(self, losses):
+    def step(self, losses: torch.Tensor) -> None:
         """Step along the gradient of a batch with those losses. Raises ArithmeticError when too many in a row
         were not finite.
         """
         self._descend(float(losses.mean()))
         self.done += 1
-        decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            for a, p in zip(self.averaged, self.lora.parameters()):
-                a.lerp_(p, 1 - decay)
+
+    def _in_parts(self, batch, loss_of):
+        count, losses = len(batch["weight"]), []
+        for i in range(0, count, self.micro):
+            part = {name: values[i : i + self.micro] for name, values in batch.items()}
+            losses.append(self._part(part, loss_of, count))
+        return torch.cat(losses)
+
+    def _too_large(self):
+        if self.config.checkpointing:
+            advice = Message("Choose")
+        else:
+            advice = Message("Switch checkpointing on, or choose")
+        return NoMemory(
+            "One sample of the model must fit into memory with its gradient, and does not. {advice} a "
+            "smaller latent or a lower rank than {rank}.",
+            advice=advice,
+            rank=self.config.rank,
+        )
 
     def _part(self, part, loss_of, count):
         losses = []
@@ -98,11 +105,9 @@ class Descent:
         if finite:
             self.in_a_row = 0
             return
-        self.skipped, self.in_a_row, self.scale = (
-            self.skipped + 1,
-            self.in_a_row + 1,
-            max(1.0, self.scale / 16),
-        )
+        self.skipped += 1
+        self.in_a_row += 1
+        self.scale = max(1.0, self.scale / 16)
         if self.in_a_row >= MOST_SKIPPED:
             what = "the gradient" if math.isfinite(loss) else "the model's output"
             raise NotFinite(
@@ -116,48 +121,47 @@ class Descent:
 
     def _lr_factor(self):
         """Warm-up over 5 % of the run, then a cosine to 0."""
-        share = self.done / self.config.updates
-        return min(1.0, (self.done + 1) / max(1, 0.05 * self.config.updates)) * (
-            0.5 + 0.5 * math.cos(math.pi * share)
-        )
+        updates = self.config.updates
+        warm_up = min(1.0, (self.done + 1) / max(1, 0.05 * updates))
+        return warm_up * (0.5 + 0.5 * math.cos(math.pi * self.done / updates))
 
     # ---- its state -----------------------------------------------------------------------------
 
-    NUMBERS = ("scale", "micro", "done", "skipped", "in_a_row")
-
-    def state(self):
-        """({name: tensor}, {name: number}) from which `restore` goes on as if nothing had happened."""
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """({name: tensor}, {name: number}) from which `restore` goes on as if nothing had happened: adapter,
+        average and optimiser.
+        """
         tensors = {f"adapter.{i}": p.detach() for i, p in enumerate(self.lora.parameters())}
-        tensors |= {f"averaged.{i}": a for i, a in enumerate(self.averaged)}
+        tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
         for i, p in enumerate(self.lora.parameters()):
             for name, value in self.optimiser.state.get(p, {}).items():
                 tensors[f"optimiser.{i}.{name}"] = torch.as_tensor(value)
-        return tensors, {name: getattr(self, name) for name in self.NUMBERS} | {
-            "overwrites": self.backward.overwrites
-        }
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return tensors, numbers | {"overwrites": self.backward.overwrites}
 
-    def restore(self, tensors, numbers):
+    def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
         """Take over what `state` gave."""
         parameters = self.lora.parameters()
         self.lora.load([tensors[f"adapter.{i}"] for i in range(len(parameters))])
         with torch.no_grad():
-            for i, a in enumerate(self.averaged):
-                a.copy_(tensors[f"averaged.{i}"])
+            for i, average in enumerate(self.student.averaged):
+                average.copy_(tensors[f"averaged.{i}"])
         for i, p in enumerate(parameters):
-            found = {
-                n: tensors[f"optimiser.{i}.{n}"]
-                for n in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimiser.{i}.{n}" in tensors
-            }
-            if found:
-                self.optimiser.state[p] = {
-                    n: v.clone() if n == "step" else v.to(p).clone() for n, v in found.items()
-                }
-        micro = self.micro
-        for name in self.NUMBERS:
+            if found := _moments(tensors, i, p):
+                self.optimiser.state[p] = found
+        most = self.micro
+        for name in NUMBERS:
             setattr(self, name, numbers[name])
-        self.micro, self.in_a_row = (
-            min(micro, self.micro),
-            0,
-        )  # memory may be less today; whoever resumes gets new patience
+        self.micro = min(most, self.micro)  # memory may be less today
+        self.in_a_row = 0  # whoever resumes gets new patience
         self.backward.overwrites = numbers["overwrites"]
+
+
+def _moments(tensors, number, like):
+    """AdamW's state of one parameter; its count of steps stays on the CPU."""
+    found = {}
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        value = tensors.get(f"optimiser.{number}.{name}")
+        if value is not None:
+            found[name] = value.clone() if name == "step" else value.to(like).clone()
+    return found

@@ -1,31 +1,30 @@
 """Fitting solvers to a model: trajectories of the teacher first, then one solver for each step count.
 
     run = SolverFit(teacher, config, folder)
-    for progress in run.progress(): ...         # stop at any time: the trajectories so far are kept in
-                                                `folder`
+    for progress in run.progress(): ...     # stop at any time: the trajectories so far are kept in `folder`
     run.recipe(4), run.rows, run.report()
 
-The teacher is guided: `denoiser.Guided(denoiser, cfg)`, or any `(x, sigma) -> x0` by `fit_denoiser`. No
+The teacher is a `denoiser.Teacher`: `Guided(denoiser, cfg)`, or any Python function by `fit_denoiser`. No
 weight is changed.
 """
 
 import dataclasses
 import math
-import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from ...diffusion.faults import BadValue
-from ...diffusion.paths import path as path_of
 from ...diffusion.schedules import grids
-from ...diffusion.schedules.grids import discrete_sigma, flow_sigma
-from ...diffusion.solvers.fit import REAL, fit
-from ...diffusion.solvers.linear import lengthened, solve
+from ...diffusion.solvers.fit import REAL, Fitted, fit
+from ...diffusion.solvers.linear import lengthened
 from ...diffusion.solvers.trajectories import Trajectories
+from ..formats.checks import check_choice, check_whole, normalise
 from ..formats.recipe import Recipe
-from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache, start
-from .config import check_whole
+from ..models.denoiser import Teacher, for_sampler
+from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
 from .progress import Progress
 
 MOST_STEPS = 12
@@ -47,13 +46,12 @@ class FitConfig:
     reference_steps  of its solver (second order with corrector), on the automatic grid
     kept             levels of each trajectory that are stored, at most
     effort           how often the model may be asked for each step count, as a multiple of the trajectories'
-                     own cost; inf: until
-                     nothing improves
+                     own cost; inf: until nothing improves
     starts           step grids that are run before the best is refined
     dtype            of the stored trajectories, float32 or float16
     """
 
-    steps: tuple = (4,)
+    steps: tuple[int, ...] | int = (4,)
     trajectories: int = 64
     reference_steps: int = 60
     kept: int = 60
@@ -62,44 +60,45 @@ class FitConfig:
     seed: int = 0
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = self.steps if isinstance(self.steps, (list, tuple)) else (self.steps,)
         if not counts or not all(type(n) is int and 1 <= n <= MOST_STEPS for n in counts):
             raise BadValue(
-                "steps must be whole numbers from 1 to {most_steps}, got {got!r}.",
-                most_steps=MOST_STEPS,
+                "steps must be whole numbers from 1 to {most}, got {got!r}.",
+                most=MOST_STEPS,
                 got=self.steps,
             )
-        object.__setattr__(self, "steps", tuple(sorted(set(counts))))
-        for name, bounds in WHOLE.items():
-            check_whole(name, getattr(self, name), *bounds)
+        normalise(self, steps=tuple(sorted(set(counts))))
+        for name, (least, most) in WHOLE.items():
+            check_whole(name, getattr(self, name), least, most)
         if type(self.effort) not in (int, float) or not self.effort > 0:
             raise BadValue("effort must be above 0, got {got!r}.", got=self.effort)
-        if self.dtype not in DTYPES:
-            raise BadValue("dtype must be one of {dtypes}, got {got!r}.", dtypes=list(DTYPES), got=self.dtype)
+        check_choice("dtype", self.dtype, DTYPES)
 
 
 class SolverFit:
     """One fit. Its state: the cache, and for each step count what was found.
 
-    teacher  has path, sigma_of, shape, conditions, noise_scale, base, cfg, identity, and is called (x, sigma,
-             condition) -> x0
+    teacher  a `denoiser.Teacher`
     folder   of trajectory caches, which together take up to `limit` bytes
     seconds  for trajectories and all step counts together; when they are over, what was found so far is the
              result
     """
 
-    def __init__(self, teacher, config, folder, limit=LIMIT, seconds=math.inf):
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: FitConfig,
+        folder: str | Path,
+        limit: int = LIMIT,
+        seconds: float = math.inf,
+    ):
         self.teacher, self.config, self.seconds = teacher, config, seconds
         if teacher.conditions < 1:
             raise BadValue("The fit needs at least one conditioning (a prompt or a label), got none.")
         fine = self.grid("auto", config.reference_steps)
-        kept = (
-            torch.linspace(0, config.reference_steps, min(config.kept, config.reference_steps) + 1)
-            .round()
-            .int()
-            .tolist()
-        )
+        count = min(config.kept, config.reference_steps) + 1
+        kept = torch.linspace(0, config.reference_steps, count).round().int().tolist()
         spec = CacheSpec(
             **teacher.identity,
             conditions=teacher.conditions,
@@ -112,15 +111,16 @@ class SolverFit:
             dtype=config.dtype,
         )
         self.cache = TrajectoryCache(folder, spec, limit)
-        self.found, self.data = {}, None  # {steps: diffusion.fit.Fitted}
+        self.found: dict[int, Fitted] = {}  # by step count
+        self.data: Trajectories | None = None
 
-    def grid(self, name, steps):
+    def grid(self, name: str, steps: int) -> torch.Tensor:
         """The grid of that name for the teacher's model; auto by the size of a sample."""
         options = {"dimension": math.prod(self.teacher.shape)} if name == "auto" else {}
         return grids.grid(name, steps, self.teacher.sigma_of, self.teacher.path, **options)
 
     @torch.no_grad()
-    def progress(self):
+    def progress(self) -> Iterator[Progress]:
         """Yield `Progress`: "sampling the teacher" in hundredths, then "fitting N steps", each a hundred
         more.
         """
@@ -131,7 +131,8 @@ class SolverFit:
         self.data = self._trajectories()
         each = config.effort * config.trajectories * config.reference_steps
         for n, steps in enumerate(config.steps):
-            done, part = 100 * (n + 1), (self.seconds - (time.monotonic() - begun)) / (len(config.steps) - n)
+            left = self.seconds - (time.monotonic() - begun)
+            done, part = 100 * (n + 1), left / (len(config.steps) - n)
             for fitted in self._fit(steps, each, time.monotonic() + part):
                 self.found[steps] = fitted
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
@@ -148,9 +149,8 @@ class SolverFit:
     def _fit(self, steps, evaluations, deadline):
         names = [name for name in grids.NAMES if name != "auto"]
         starts = [self.grid(name, steps) for name in ("auto", *names)]
-        others = [
-            self.found[n].solver for n in sorted(self.found)[-1:]
-        ]  # that of fewer steps, so that more are no worse
+        # the solver of fewer steps, lengthened, so that more are no worse
+        others = [self.found[n].solver for n in sorted(self.found)[-1:]]
         while others and others[0].steps < steps:
             others = [lengthened(others[0], self.teacher.path)]
         for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed, others):
@@ -163,25 +163,22 @@ class SolverFit:
         states, predictions = self.cache.read(count)
         condition = self.cache.conditions(count)
         levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
-        return Trajectories(
-            self.teacher.path,
-            levels,
-            states,
-            predictions,
-            lambda x, sigma, which: self.teacher(x, sigma, condition[which]),
-            condition,
-        )
+
+        def denoise(x, sigma, which):
+            return for_sampler(self.teacher, condition[which], dtype=torch.float64)(x, sigma)
+
+        return Trajectories(self.teacher.path, levels, states, predictions, denoise, condition)
 
     # ---- results -------------------------------------------------------------------------------
 
-    def gained(self, steps):
+    def gained(self, steps: int) -> bool:
         """Whether the fitted solver is better than the classical one to fall back on, on what was held out
         and beyond chance.
         """
         fitted = self.found[steps]
         return fitted.gain > REAL and fitted.error < fitted.classical
 
-    def recipe(self, steps):
+    def recipe(self, steps: int) -> Recipe:
         """The recipe for that step count: the fitted solver, or the classical one where there was no gain."""
         fitted, config = self.found[steps], self.config
         gained = self.gained(steps)
@@ -203,7 +200,7 @@ class SolverFit:
         )
 
     @property
-    def rows(self):
+    def rows(self) -> list[dict]:
         """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in units of the pictures'
         deviation.
         """
@@ -220,12 +217,12 @@ class SolverFit:
             for n, f in sorted(self.found.items())
         ]
 
-    def report(self):
+    def report(self) -> str:
         """The table in words."""
         count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
         lines = [
-            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; {size / 2**20:.1f} MiB."
-            " Errors: RMSE to the converged picture, share of the pictures' spread.",
+            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; "
+            f"{size / 2**20:.1f} MiB. Errors: RMSE to the converged picture, share of the pictures' spread.",
             f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}",
         ]
         for row in self.rows:
@@ -234,76 +231,3 @@ class SolverFit:
                 f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}"
             )
         return "\n".join(lines)
-
-
-def fit_denoiser(denoise, shape, path, steps, *, sigma_range=None, folder=None, base="", **settings):
-    """The `Recipe` of a solver fitted to a Python denoiser (x, sigma) -> x0, x (B, *shape), sigma a float.
-
-    path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level
-    the denoiser knows, needed on all but flow. folder keeps the trajectories for another call, `base` tells
-    denoisers apart; settings: `FitConfig`.
-    """
-    if folder is not None and not base:
-        raise BadValue(
-            "base must name this denoiser where there is a folder, in which several may keep trajectories; "
-            "got none.",
-        )
-    if odd := sorted(settings.keys() - {f.name for f in dataclasses.fields(FitConfig)}):
-        raise BadValue("settings must be those of FitConfig, got {got}.", got=list(odd))
-    teacher = _Plain(denoise, shape, path, sigma_range, base)
-    with tempfile.TemporaryDirectory() as temporary:
-        run = SolverFit(teacher, FitConfig(steps=(steps,), **settings), folder or temporary)
-        for _ in run.progress():
-            pass
-    return run.recipe(steps)
-
-
-class _Plain:
-    """A teacher over a denoiser without prompts."""
-
-    conditions, noise_scale, cfg = 1, 1.0, 1.0
-
-    def __init__(self, denoise, shape, path, sigma_range, base):
-        if (
-            not isinstance(shape, (list, tuple))
-            or not shape
-            or not all(type(n) is int and n > 0 for n in shape)
-        ):
-            raise BadValue("shape must be that of one sample, such as (4, 64, 64), got {got!r}.", got=shape)
-        self.denoise, self.shape, self.path, self.base = denoise, tuple(shape), path_of(path), base
-        if self.path.name == "flow":
-            self.sigma_of = flow_sigma()
-        else:
-            try:
-                low, high = map(float, sigma_range or ())
-            except (TypeError, ValueError):
-                low = high = 0.0
-            if not 0 < low < high < math.inf or high > self.path.sigma_max:
-                raise BadValue(
-                    "sigma_range must be (lowest, highest) noise level on the {path} path, got {got!r}.",
-                    path=path,
-                    got=sigma_range,
-                )
-            self.sigma_of = discrete_sigma(
-                torch.linspace(math.log(low), math.log(high), 1000, dtype=torch.float64).exp()
-            )
-        self.identity = {"model": base, "patches": "", "conditioning": "", "guidance": "none"}
-
-    def __call__(self, x, sigma, condition):
-        x0 = self.denoise(x, sigma)
-        if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
-            raise ValueError(
-                f"denoise must answer x of shape {tuple(x.shape)} with x0 of that shape, got "
-                f"{tuple(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__}."
-            )
-        return x0
-
-
-def sample_recipe(recipe, denoise, noise):
-    """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
-    if recipe.solver is None:
-        raise BadValue(
-            "recipe must have coefficients of a solver, as a fit gives it, got none in one of {method}.",
-            method=recipe.method,
-        )
-    return solve(recipe.solver, denoise, start(noise, recipe.sigmas, path_of(recipe.path)))

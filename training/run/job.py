@@ -1,5 +1,5 @@
-"""A run on disk: saved as it goes, so that it can't be lost, and continued bit by bit by whoever asks for the
-same again.
+"""A run on disk: saved as it goes, so that it can't be lost, and continued bit for bit by whoever asks for
+the same again.
 
     with Job(folder, run, about) as job:        # goes on where the folder's state ends
         for progress in job.progress(): ...     # cancel at any time: the state is saved on the way out
@@ -7,7 +7,7 @@ same again.
     folder/manifest.json        what the run is of: its config and `about`; another run's folder is refused
     folder/state.safetensors    adapter, average, best, optimiser, generator, draws, history: whole or not
                                 there
-    folder/status.json          for people and the panel: state, step, total, fidelity
+    folder/status.json          for people and the panel: a `status.Status`
 
 A state is written every `every` updates and at the end, to a temporary file that is synced and renamed.
 Killed at any moment a run loses the updates since then, and no file. A full disk is reported and the run goes
@@ -16,22 +16,29 @@ on: the state before it stays whole.
 
 import json
 import logging
-import math
 import re
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
+import torch
 from safetensors import safe_open
 
-from ...diffusion.faults import BadValue, Failed
+from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
 from ..formats.files import check_folder, read_tensors, write_json, write_tensors
 from ..trajectories import folders
+from .config import DistilConfig
+from .progress import Progress
+from .run import Run
+from .status import STATUS, Status, notes_in
 
 VERSION = 1
-STATE, STATUS = "state.safetensors", "status.json"
-WRITTEN = re.compile(
-    r".*\.safetensors|(run|status)\.json|curves\.png"
-)  # by runs, never over what is somebody else's
+STATE = "state.safetensors"
+# what runs write, which is never put over what is somebody else's
+WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES = 12
 METADATA_KEY = "fewstep.state"
@@ -39,21 +46,34 @@ MOST_TEXT = 2000  # characters of an error that are kept
 
 
 class Job:
-    """`run` (a `distil.Distillation`) in `folder`. about: a JSON-able dict that tells runs of one config
-    apart (model, prompts).
+    """`run` in `folder`. about: a JSON-able dict that tells runs of one config apart (model, prompts).
+
+    notes     what whoever runs it adds to its status, by the names of `status.NOTES`
+    resumed   the update at which it went on, 0 for a new one
+    unsaved   why the last state could not be written, None where it was
 
     Raises ValueError when the folder is another run's or its state is damaged, OSError when it can't be
     written, and RuntimeError while another process is at it.
     """
 
-    def __init__(self, folder, run, about, every=50, now=time.time):
+    def __init__(
+        self,
+        folder: str | Path,
+        run: Run,
+        about: dict,
+        every: int = 50,
+        now: Callable[[], float] = time.time,
+    ):
         self.run, self.every, self.now = run, every, now
-        self.folder = check_folder(folder, COPIES * run.lora.bytes + (1 << 20))
-        self.about, self.resumed, self.unsaved, self._lock = json.loads(json.dumps(about)), 0, None, None
-        self.notes = {}  # of whoever runs it, kept in the status
+        self.folder = check_folder(folder, COPIES * run.student.lora.bytes + (1 << 20))
+        self.about = json.loads(json.dumps(about))
+        self.resumed = 0
+        self.unsaved: Message | None = None
+        self.notes: dict[str, Any] = {}
+        self._lock = None
         self._wanted = manifest(run.config, self.about)
 
-    def __enter__(self):
+    def __enter__(self) -> "Job":
         folders.tidy(self.folder)
         self._lock = folders.lock(self.folder, alone=True)
         if self._lock is None:
@@ -62,8 +82,8 @@ class Job:
                 folder=self.folder,
             )
         try:
-            self._claim()
-            self.notes = _notes(self.folder / STATUS)
+            _claim(self.folder, self._wanted)
+            self.notes = notes_in(self.folder)
             if (self.folder / STATE).exists():
                 self._restore()
                 self.resumed = self.run.done
@@ -72,8 +92,13 @@ class Job:
             raise
         return self
 
-    def __exit__(self, kind, error, trace):
-        self.notes["error"] = str(error)[:MOST_TEXT] if kind and issubclass(kind, Exception) else None
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.notes["error"] = _told(error) if isinstance(error, Exception) else None
         try:
             self.save(self._ending(kind), required=kind is None)
         finally:
@@ -85,9 +110,9 @@ class Job:
             self.run.restore(tensors, numbers)
         except (LookupError, TypeError, RuntimeError) as error:
             raise BadValue(
-                "{folder} must be the state of this run, is of another version or damaged ({error}). "
+                "{file} must be the state of this run, is of another version or damaged ({error}). "
                 "Delete it to start again.",
-                folder=self.folder / STATE,
+                file=self.folder / STATE,
                 error=error,
             ) from error
 
@@ -101,9 +126,9 @@ class Job:
             return "stopped" if self.run.stopped else "paused"
         return "paused"
 
-    def progress(self):
+    def progress(self) -> Iterator[Progress]:
         """The run's `Progress`, with states saved on the way."""
-        self._status("running")
+        self._write_status("running")
         saved = self.run.done
         for progress in self.run.progress():
             if self.run.done - saved >= self.every:
@@ -111,7 +136,7 @@ class Job:
                 self.save("running", required=False)
             yield progress
 
-    def save(self, state, required=True):
+    def save(self, state: str, required: bool = True) -> None:
         """Write the state of the run. Where the disk refuses: raises OSError when `required`, else says so in
         the log.
         """
@@ -121,101 +146,85 @@ class Job:
                 if state == "finished":
                     tensors = {k: v for k, v in tensors.items() if not k.startswith("optimiser.")}
                 save_state(self.folder / STATE, tensors, numbers)
-            self._status(state)
+            self._write_status(state)
             self.unsaved = None
         except OSError as error:
-            self.unsaved = f"{self.folder} can't be written ({error.strerror or error}). Free space; the state before is whole."
+            self.unsaved = Message(
+                "{folder} can't be written ({error}). Free space; the state before is whole.",
+                folder=self.folder,
+                error=error.strerror or error,
+            )
             if required:
-                raise OSError(self.unsaved) from error
+                raise BadFile(self.unsaved) from error
             logging.warning("Fewstep: %s", self.unsaved)
 
-    def _status(self, state):
-        run = self.run
-        write_json(
-            self.folder / STATUS,
-            {
-                "state": state,
-                "done": run.done,
-                "total": run.config.updates,
-                "skipped": run.descent.skipped,
-                "method": run.config.method,
-                "steps": run.config.steps,
-                "loss": last(run.loss),
-                "fidelity": last(run.fidelity),
-                "best": run.best and run.best[0],
-                "saved_at": round(self.now()),
-                "about": self.about,
-                "notes": self.notes,
-            },
-        )
-
-    def _claim(self):
-        """Write the manifest, or check that it is this run's."""
-        file = self.folder / folders.MANIFEST
-        if not file.exists():
-            if other := next(
-                (f.name for f in sorted(self.folder.iterdir()) if WRITTEN.fullmatch(f.name)), None
-            ):
-                raise BadValue(
-                    "{folder} must be empty or hold a run, and holds {other}. Choose another folder.",
-                    folder=self.folder,
-                    other=other,
-                )
-            write_json(file, self._wanted)
-            return
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            theirs = {**found["spec"]["config"], **found["spec"]["about"]}
-        except (ValueError, LookupError, TypeError) as error:
-            raise BadValue(
-                "{file} must be the manifest of a run, and can't be read ({error}). Take another folder.",
-                file=file,
-                error=error,
-            ) from error
-        if found != self._wanted:
-            ours = {**self._wanted["spec"]["config"], **self.about}
-            odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
-            raise BadValue(
-                "{folder} holds another run: its {odd} is {odd2!r} and not {odd3!r}. Choose another "
-                "folder, or set it back.",
-                folder=self.folder,
-                odd=odd,
-                odd2=theirs.get(odd, found.get("version")),
-                odd3=ours.get(odd, VERSION),
-            )
+    def _write_status(self, state):
+        status = Status.of(self.run, self.folder, state, self.now(), self.notes)
+        write_json(self.folder / STATUS, status.to_file())
 
 
-def manifest(config, about):
+def _told(error):
+    """An exception as a status keeps it: a message of ours with its fields, what others say as text."""
+    return error.message.to_dict() if isinstance(error, Fault) else str(error)[:MOST_TEXT]
+
+
+# ---- which run a folder is of ------------------------------------------------------------------
+
+
+def manifest(config: DistilConfig, about: dict) -> dict:
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not."""
     settings = {k: v for k, v in config.to_dict().items() if k not in ("micro", "checkpointing", "chunk")}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
 
 
-def last(points):
-    """The last value of a history [(update, value)]; None where there is none, or no number, which JSON has
-    no word for.
-    """
-    return points[-1][1] if points and math.isfinite(points[-1][1]) else None
-
-
-def _notes(file):
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["notes"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def folder_name(config, about):
+def folder_name(config: DistilConfig, about: dict) -> str:
     """A name for the folder of that run."""
     return folders.key(VERSION, manifest(config, json.loads(json.dumps(about)))["spec"])
 
 
-def save_state(path, tensors, numbers):
+def _claim(folder, wanted):
+    """Write the manifest, or check that it is this run's."""
+    file = folder / folders.MANIFEST
+    if not file.exists():
+        if other := next((f.name for f in sorted(folder.iterdir()) if WRITTEN.fullmatch(f.name)), None):
+            raise BadValue(
+                "{folder} must be empty or hold a run, and holds {other}. Choose another folder.",
+                folder=folder,
+                other=other,
+            )
+        write_json(file, wanted)
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        theirs = {**found["spec"]["config"], **found["spec"]["about"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise BadValue(
+            "{file} must be the manifest of a run, and can't be read ({error}). Take another folder.",
+            file=file,
+            error=error,
+        ) from error
+    if found != wanted:
+        ours = {**wanted["spec"]["config"], **wanted["spec"]["about"]}
+        odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
+        raise BadValue(
+            "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "
+            "folder, or set it back.",
+            folder=folder,
+            setting=odd,
+            theirs=theirs.get(odd, found.get("version")),
+            ours=ours.get(odd, VERSION),
+        )
+
+
+# ---- the state ---------------------------------------------------------------------------------
+
+
+def save_state(path: str | Path, tensors: dict[str, torch.Tensor], numbers: dict) -> Path:
     """Write a run's state, whole or not at all."""
     return write_tensors(path, tensors, {METADATA_KEY: json.dumps(numbers)})
 
 
-def load_state(path):
+def load_state(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """(tensors, numbers) that `save_state` wrote; raises ValueError naming the file when it is damaged."""
     try:
         tensors, metadata = read_tensors(path)
@@ -228,7 +237,7 @@ def load_state(path):
         ) from error
 
 
-def history(path):
+def history(path: str | Path) -> tuple[list, list]:
     """The loss and fidelity [(update, value)] of a saved state, without reading its tensors; empty where it
     can't be read.
     """
@@ -240,7 +249,7 @@ def history(path):
         return [], []
 
 
-def delete(folder):
+def delete(folder: Path) -> bool:
     """Delete a run's folder unless a process is at it; returns whether it is gone. Only folders named as ours
     are touched.
     """

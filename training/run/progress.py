@@ -13,8 +13,6 @@ class Progress:
     step: int
     total: int
     loss: float | None = None
-    fidelity: float | None = (
-        None  # RMSE to the teacher from the same noise, model space, when it was just measured
-    )
+    fidelity: float | None = None  # RMSE to the reference, model space, when it was just measured
     samples_per_second: float | None = None
     seconds_left: float | None = None

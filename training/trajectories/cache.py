@@ -22,6 +22,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,9 +30,13 @@ import torch
 from ...diffusion import samplers
 from ...diffusion.faults import BadFile, BadValue
 from ...diffusion.paths import check_sigmas, path
+from ..formats.checks import normalise
 from ..formats.files import check_folder, read_tensors, write_json, write_tensors
+from ..models.denoiser import Teacher, for_sampler
 from . import folders
 from .folders import MANIFEST
+from .noises import noises, start
+from .recorder import recorded
 
 VERSION = 1
 LIMIT = 8 << 30  # bytes of all caches in a folder
@@ -78,10 +83,13 @@ class CacheSpec:
         if grid[-1] != 0:
             raise BadValue("sigmas must end at 0, got {got:g}.", got=grid[-1])
         samplers.check_order(self.order)
-        object.__setattr__(self, "sigmas", tuple(grid.tolist()))
-        object.__setattr__(self, "noise_scale", float(self.noise_scale))
-        for name in ("shape", "kept"):
-            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        normalise(
+            self,
+            sigmas=tuple(grid.tolist()),
+            shape=tuple(map(int, self.shape)),
+            kept=tuple(map(int, self.kept)),
+            noise_scale=float(self.noise_scale),
+        )
         rising = all(b > a for a, b in zip(self.kept, self.kept[1:]))
         if len(self.kept) < 2 or self.kept[0] != 0 or self.kept[-1] != len(grid) - 1 or not rising:
             raise BadValue(
@@ -89,12 +97,9 @@ class CacheSpec:
                 count=len(grid),
                 got=self.kept,
             )
-        for name, least in (
-            ("conditions", self.conditions),
-            ("shard", self.shard),
-            ("shape", min(self.shape, default=1)),
-        ):
-            if least < 1:
+        least = {"conditions": self.conditions, "shard": self.shard, "shape": min(self.shape, default=1)}
+        for name, value in least.items():
+            if value < 1:
                 raise BadValue("{name} must be 1 or more, got {got!r}.", name=name, got=getattr(self, name))
         if not 0 < self.noise_scale < math.inf:
             raise BadValue("noise_scale must be above 0, got {got}.", got=self.noise_scale)
@@ -102,21 +107,17 @@ class CacheSpec:
             raise BadValue("dtype must be one of {dtypes}, got {got!r}.", dtypes=list(DTYPES), got=self.dtype)
 
     @property
-    def key(self):
+    def key(self) -> str:
         """The name of the cache's folder."""
         return folders.key(VERSION, dataclasses.asdict(self))
 
     @property
-    def bytes_each(self):
+    def bytes_each(self) -> int:
         """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but
         the last.
         """
-        return (
-            (1 + self.predictions)
-            * (len(self.kept) - 1)
-            * math.prod(self.shape)
-            * DTYPES[self.dtype].itemsize
-        )
+        stored = (1 + self.predictions) * (len(self.kept) - 1)
+        return stored * math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class TrajectoryCache:
@@ -124,20 +125,20 @@ class TrajectoryCache:
     unused give way.
     """
 
-    def __init__(self, folder, spec, limit=LIMIT):
+    def __init__(self, folder: str | Path, spec: CacheSpec, limit: int = LIMIT):
         self.root, self.spec, self.limit = Path(folder), spec, limit
         self.folder, self._held = self.root / spec.key, None
 
-    def bytes(self, count):
+    def bytes(self, count: int) -> int:
         """Size on disk of `count` trajectories, without the few kB of headers."""
         return self._shards(count) * self.spec.shard * self.spec.bytes_each
 
     @torch.no_grad()
-    def build(self, teacher, count):
+    def build(self, teacher: Teacher, count: int) -> Iterator[float]:
         """Work out what is missing of the first `count` trajectories; yields the share of the work that is
         done, after every step.
 
-        teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma a float, condition (B,) int64.
+        teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma (B,) float64, condition (B,) int64.
         Raises, before any call of the teacher, ValueError when the size is above the limit or the folder
         holds the manifest of something else, and OSError when the disk can't take it; later ValueError when a
         trajectory is not finite.
@@ -150,7 +151,7 @@ class TrajectoryCache:
                     yield (number + share) / shards
             yield (number + 1) / shards
 
-    def read(self, count):
+    def read(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(states (count, kept, *shape), predictions (count, kept - 1, *shape) or None where not stored),
         float32.
 
@@ -162,19 +163,19 @@ class TrajectoryCache:
             loaded = self._load(number)
             if loaded is None:
                 raise BadValue(
-                    "trajectory cache must be whole, {number} is missing or damaged. Run again: it will be "
+                    "trajectory cache must be whole, {file} is missing or damaged. Run again: it will be "
                     "rebuilt.",
-                    number=self._file(number),
+                    file=self._file(number),
                 )
             states.append(torch.cat([self._start(number)[:, None], loaded["states"].float()], 1))
             predictions += [loaded["predictions"].float()] if self.spec.predictions else []
         return torch.cat(states)[:count], torch.cat(predictions)[:count] if predictions else None
 
-    def noise(self, count):
+    def noise(self, count: int) -> torch.Tensor:
         """The unit noise that the first `count` trajectories start from, (count, *shape)."""
         return noises(self.spec.seed, range(count), self.spec.shape)
 
-    def conditions(self, count):
+    def conditions(self, count: int) -> torch.Tensor:
         """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
         return torch.arange(count) % self.spec.conditions
 
@@ -203,37 +204,35 @@ class TrajectoryCache:
 
     def _solve(self, teacher, number):
         """Solve and write a shard; yields the share done."""
-        spec, x = self.spec, self._start(number)
+        spec = self.spec
         condition = torch.tensor(self._members(number)) % spec.conditions
         states, predictions, dtype = [], [], DTYPES[spec.dtype]
         run = samplers.sample(
-            lambda x, sigma: teacher(x, sigma, condition),
-            x,
+            for_sampler(teacher, condition, dtype=torch.float64),
+            self._start(number),
             spec.sigmas,
             path(spec.path),
             order=spec.order,
             corrector=spec.corrector,
         )
         for state in recorded(run, spec.kept, states, predictions):
-            if not all(bool(v.to(dtype).isfinite().all()) for v in (*states[-1:], *predictions[-1:])):
-                hint = ", or store them in float32" if spec.dtype == "float16" else ""
-                raise BadValue(
-                    "The teacher's trajectories must be finite, and at sigma {sigma:g} one is not. Check "
-                    "the model at these settings with an ordinary sampler{hint}.",
-                    sigma=state.sigma,
-                    hint=hint,
-                )
+            for latest in (*states[-1:], *predictions[-1:]):
+                if not latest.to(dtype).isfinite().all():
+                    raise _not_finite(state.sigma, spec.dtype)
             yield (state.index + 1) / len(spec.sigmas)
-        tensors = {"states": states, **({"predictions": predictions} if spec.predictions else {})}
-        tensors = {
-            name: torch.stack(parts, 1).to(dtype).cpu().contiguous() for name, parts in tensors.items()
-        }
+        parts = {"states": states, "predictions": predictions} if spec.predictions else {"states": states}
+        self._write(number, {n: torch.stack(p, 1).to(dtype).cpu().contiguous() for n, p in parts.items()})
+
+    def _write(self, number, tensors):
+        file = self._file(number)
         try:
-            write_tensors(self._file(number), tensors, {"shard": self._mark(number, tensors)})
+            write_tensors(file, tensors, {"shard": self._mark(number, tensors)})
         except OSError as error:
-            raise OSError(
-                f'{self._file(number)} must be written, which gave "{error.strerror or error}". Free some space and '
-                "run again: what was written before is kept."
+            raise BadFile(
+                '{file} must be written, which gave "{error}". Free some space and run again: what was '
+                "written before is kept.",
+                file=file,
+                error=error.strerror or error,
             ) from error
 
     def _load(self, number):
@@ -301,7 +300,7 @@ class TrajectoryCache:
                 got=free / 2**30,
             )
 
-    def close(self):
+    def close(self) -> None:
         """Let others remove it for room; reading or building holds it again."""
         if self._held:
             self._held.close()
@@ -313,6 +312,20 @@ class TrajectoryCache:
             self._held.close()
         folders.tidy(self.folder)
         self._held = folders.lock(self.folder)
+
+
+def _not_finite(sigma, dtype):
+    if dtype == "float16":
+        return BadValue(
+            "The teacher's trajectories must be finite, and at sigma {sigma:g} one is not. Check the model "
+            "at these settings with an ordinary sampler, or store them in float32.",
+            sigma=sigma,
+        )
+    return BadValue(
+        "The teacher's trajectories must be finite, and at sigma {sigma:g} one is not. Check the model at "
+        "these settings with an ordinary sampler.",
+        sigma=sigma,
+    )
 
 
 def _check_manifest(file, wanted):
@@ -337,42 +350,9 @@ def _check_manifest(file, wanted):
     if found != wanted:
         odd = next((k for k, v in wanted["spec"].items() if spec.get(k) != v), "key")
         raise BadValue(
-            "{file} must belong to this run, its {odd} is {odd2!r} and not {odd3!r}. Delete its folder.",
+            "{file} must belong to this run, its {field} is {got!r} and not {wanted!r}. Delete its folder.",
             file=file,
-            odd=odd,
-            odd2=spec.get(odd, found.get(odd)),
-            odd3=wanted["spec"].get(odd, wanted.get(odd)),
+            field=odd,
+            got=spec.get(odd, found.get(odd)),
+            wanted=wanted["spec"].get(odd, wanted.get(odd)),
         )
-
-
-def noises(seed, numbers, shape):
-    """The starting noise of those trajectories, float32 (len(numbers), *shape), each from a generator of its
-    own.
-    """
-    return torch.stack([_noise(seed, number, shape) for number in numbers])
-
-
-def _noise(seed, number, shape):
-    digest = hashlib.blake2b(f"trajectory {int(seed)} {int(number)}".encode(), digest_size=7).digest()
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
-
-
-def start(noise, sigmas, path, noise_scale=1.0):
-    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where
-    alpha is 1.
-    """
-    first = torch.as_tensor(sigmas[0], dtype=torch.float64)
-    level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
-    return noise * (float(level) * noise_scale)
-
-
-def recorded(run, kept, states, predictions):
-    """The states of a sampler's run, passed on; x at the levels in `kept` (but the first) and the predictions
-    made at them (but the last) are appended to the two lists.
-    """
-    for state in run:
-        if state.index in kept:
-            predictions.append(state.x0)
-        if state.index + 1 in kept:
-            states.append(state.x)
-        yield state

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import zoo
-from fewstep.training.adapter.gradients import Backward, check_gradient, slope
+from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.lora import Lora
+from fewstep.training.adapter.proof import check_gradient, slope
 from graph import pack
 
 pytestmark = pytest.mark.comfy

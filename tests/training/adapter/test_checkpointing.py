@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.checkpointing import blocks
-from fewstep.training.adapter.gradients import Backward
 from overwriting import WIDTH, Modulation, Net, case, gradient
 from torch import nn
 

@@ -1,10 +1,16 @@
-"""Gradients against the same function written without writes in place, their proof, and the memory they hold."""
+"""Gradients against the same function written without writes in place, their proof, and the memory that they
+hold.
+"""
 
 import logging
 
 import pytest
 import torch
-from fewstep.training.adapter.gradients import Backward, check_gradient, exact_graph, saved_bytes, slope
+from fewstep.training.adapter.backward import Backward
+from fewstep.training.adapter.exact_graph import exact_graph
+from fewstep.training.adapter.lora import Lora
+from fewstep.training.adapter.proof import check_gradient, slope
+from fewstep.training.adapter.saved_bytes import saved_bytes
 from overwriting import case, gradient, reference
 from torch import nn
 
@@ -130,11 +136,8 @@ def test_slope_of_a_right_gradient_is_1_and_nothing_is_changed(overwrite):
     assert abs(slope(compute, parameters, backward=backward) - 1) < 1e-3
     assert abs(check_gradient(compute, parameters, backward=backward) - 1) < 1e-3
     assert all(torch.equal(p, w) for p, w in zip(parameters, before[0]))
-    assert (
-        parameters[0].grad is kept
-        and torch.equal(kept, before[1])
-        and all(p.grad is None for p in parameters[1:])
-    )
+    assert parameters[0].grad is kept and torch.equal(kept, before[1])
+    assert all(p.grad is None for p in parameters[1:])
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.9, -1.0])
@@ -150,8 +153,6 @@ def test_a_wrong_gradient_is_found(factor):
 
 
 def test_a_gradient_that_lives_in_one_half_of_a_lora_is_proved():
-    from fewstep.training.adapter.lora import Lora
-
     net, _, compute = case(True)
     lora = Lora(net.requires_grad_(False), 2)
     backward = Backward(net, lora.parameters(), checkpointing=True)
@@ -200,25 +201,21 @@ def chain(depth, batch=5):
 
 def test_saved_bytes_of_a_linear_chain_by_hand():
     net, compute = chain(30)
-    inputs, inside = (
-        5 * 4 * 4,
-        5 * 7 * 4,
-    )  # float32: a pair's input, and tanh's output (saved twice, held once)
+    # float32: a pair's input, and tanh's output (saved twice, held once)
+    inputs, inside = 5 * 4 * 4, 5 * 7 * 4
     loss, held = saved_bytes(compute)
     assert held == 30 * (inputs + inside) and torch.equal(loss, compute().detach())
     held = Backward(net, net.parameters(), checkpointing=True).saved_bytes(compute)[1]
-    assert held == 30 * inputs + (
-        inputs + inside
-    )  # the inputs of all blocks, and one block's inside on its copies
+    # the inputs of all blocks, and one block's inside on its copies
+    assert held == 30 * inputs + (inputs + inside)
     assert all(p.grad is None for p in net.parameters())
 
 
 def test_saved_bytes_leaves_out_weights_that_are_no_parameters_and_counts_copies():
     w, x = torch.randn(4, 4, requires_grad=True), torch.randn(2, 4)
     assert saved_bytes(lambda: (x @ w).sum(), [w])[1] == x.nbytes
-    assert (
-        saved_bytes(lambda: (x @ w).sum())[1] == x.nbytes
-    )  # w is needed for the gradient of x alone, which nobody wants
+    # w is needed for the gradient of x alone, which nobody wants
+    assert saved_bytes(lambda: (x @ w).sum())[1] == x.nbytes
 
     def overwriting():
         y = x @ w

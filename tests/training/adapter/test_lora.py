@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.training.adapter.lora import Lora, fingerprint, target_layers
+from fewstep.training.adapter.lora import Lora, target_layers
 from fewstep.training.formats.files import check_folder, free_name, load_lora, save_lora, write
 from fewstep.training.formats.recipe import Recipe
+from fewstep.training.models.fingerprint import fingerprint
 from torch import nn
 
 RECIPE = Recipe(
@@ -82,8 +83,10 @@ def test_it_equals_the_merged_weights():
 
 def test_include_and_exclude():
     assert list(Lora(Net(), 1, include=("line*", "last"), exclude=("last",)).weights) == ["line.0"]
-    with pytest.raises(ValueError, match="include must match at least one"):
+    with pytest.raises(ValueError, match=r"include must match at least one .* model, got nothing\*\.$"):
         Lora(Net(), 1, include=("nothing*",))
+    with pytest.raises(ValueError, match=r"got line\* \(without line\.0, last\)\.$"):
+        Lora(Net(), 1, include=("line*",), exclude=("line.0", "last"))
 
 
 def test_state_dict_comes_back_and_a_foreign_one_is_refused():
@@ -160,7 +163,8 @@ def test_a_full_disk_leaves_no_half_file_and_keeps_the_old_one(tmp_path):
         folder = Path(sys.argv[1])
         write(folder / "lora.safetensors", b"old")
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-        for job in (lambda: check_folder(folder, 1 << 20), lambda: write(folder / "lora.safetensors", bytes(1 << 20))):
+        file = folder / "lora.safetensors"
+        for job in (lambda: check_folder(folder, 1 << 20), lambda: write(file, bytes(1 << 20))):
             try:
                 job()
             except OSError as error:

@@ -13,15 +13,17 @@ import pytest
 import torch
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.cli import headless
-from fewstep.training.cli.headless import LARGE, LORA, SPEC, Spec, export, read_config, resume, suited
+from fewstep.training.cli.export import export
+from fewstep.training.cli.headless import LARGE, LORA, SPEC, resume, suited
 from fewstep.training.cli.main import main
+from fewstep.training.cli.spec import Spec, read_config
 from fewstep.training.formats.files import load_lora, save_lora
 from fewstep.training.formats.recipe import Recipe
 from fewstep.training.models import families
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.distil import Distillation
 from fewstep.training.run.job import STATE
+from fewstep.training.run.run import Run
 
 TINY = {"updates": 4, "images": 2, "batch": 2, "image_steps": 2, "steps": 2, "rank": 2, "chunk": 10}
 SETTINGS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
@@ -34,7 +36,7 @@ def test_distil_resume_and_the_file(tmp_path, capsys, monkeypatch):
     assert "4 updates; distance to the teacher" in said and f"Written to {out}" in said
     tensors, recipe = load_lora(tmp_path / "run" / LORA)
     assert recipe.method == "phased" and recipe.trained["seed"] == 3 and len(recipe.sigmas) == 3
-    monkeypatch.setattr(Distillation, "update", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "update", lambda self: pytest.fail("trained again"))
     assert main(["resume", out]) == 0
     again, _ = load_lora(tmp_path / "run" / LORA)
     assert all(torch.equal(tensors[k], again[k]) for k in tensors)
@@ -42,14 +44,14 @@ def test_distil_resume_and_the_file(tmp_path, capsys, monkeypatch):
 
 def test_stopped_by_ctrl_c_it_goes_on_to_the_same_file(tmp_path, monkeypatch, capsys):
     assert main(["reflow", "--out", str(tmp_path / "whole"), *SETTINGS]) == 0
-    update = Distillation.update
+    update = Run.update
 
     def stop(self):
         if self.done == 2:
             raise KeyboardInterrupt
         return update(self)
 
-    monkeypatch.setattr(Distillation, "update", stop)
+    monkeypatch.setattr(Run, "update", stop)
     capsys.readouterr()
     assert main(["reflow", "--out", str(tmp_path / "parts"), *SETTINGS]) == 130
     assert f"stopped. To go on: fewstep resume {tmp_path / 'parts'}" in capsys.readouterr().err

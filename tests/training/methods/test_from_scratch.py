@@ -17,10 +17,10 @@ from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVIN
 from fewstep.diffusion.predictions import expand, from_x0, to_x0
 from fewstep.diffusion.samplers import sample
 from fewstep.diffusion.schedules.grids import grid
-from fewstep.training.methods.objectives.consistency import consistency, noised
-from fewstep.training.methods.objectives.pairs import pairs
-from fewstep.training.methods.solver import solver_step
-from fewstep.training.trajectories.cache import start
+from fewstep.training.methods.consistency import consistency, noised
+from fewstep.training.methods.reflow import pairs
+from fewstep.training.methods.teacher_step import solver_step
+from fewstep.training.trajectories.noises import start
 from oracles.mixture import line_mixture
 
 pytestmark = pytest.mark.slow
@@ -101,8 +101,8 @@ def error(name, denoiser, steps, churn=0.0):
 
 
 def exact_denoiser(name):
-    """(x, sigma, rows) -> x0 of the mixture, in float64."""
-    return lambda x, sigma, rows=None: MIXTURE.denoise(x.double(), MODELS[name][0], sigma).to(x)
+    """(x, sigma, condition) -> x0 of the mixture, in float64."""
+    return lambda x, sigma, condition=None: MIXTURE.denoise(x.double(), MODELS[name][0], sigma).to(x)
 
 
 @functools.cache
@@ -124,7 +124,7 @@ def check(name, net, steps, churn=0.0):
 
 
 class Net(torch.nn.Module):
-    """(x (B, 2), sigma (B,), rows) -> x0, through a network output of the model's own kind.
+    """(x (B, 2), sigma (B,), condition) -> x0, through a network output of the model's own kind.
 
     An epsilon network begins with the input for an answer, which at high noise it nearly is.
     """
@@ -143,7 +143,7 @@ class Net(torch.nn.Module):
         torch.nn.init.zeros_(self.gate.weight)
         self.gate.bias.data = torch.tensor([0.0, float(kind == "epsilon")])
 
-    def forward(self, x, sigma, rows=None):
+    def forward(self, x, sigma, condition=None):
         a, s = expand(self.path.alpha(sigma), x), expand(sigma, x)
         scale = a.hypot(s)
         scaled, a, s = x / scale, a / scale, s / scale  # the variance-preserving scale
@@ -209,12 +209,12 @@ def test_consistency_distillation(name):
     path, sigmas, generator = MODELS[name][0], levels(name, 16), torch.Generator().manual_seed(5)
     i, x0 = torch.randint(16, (POOL,), generator=generator), MIXTURE.sample(POOL, generator)
     x_t = noised(x0, torch.randn(x0.shape, generator=generator, dtype=x0.dtype), path, sigmas[i])
-    x_s = solver_step(exact_denoiser(name), x_t, path, sigmas[i], sigmas[i + 1], "heun", substeps=4)
+    x_s = solver_step(exact_denoiser(name), x_t, path, sigmas[i], sigmas[i + 1], i, solver="heun", substeps=4)
     x_t, x_s, t, s = (v.float() for v in (x_t, x_s, sigmas[i], sigmas[i + 1]))
 
     def loss(net, generator):
         k = pick(generator)
-        return consistency(net, net, path, x_t[k], x_s[k], t[k], s[k], 0 * s[k])
+        return consistency(net, net, path, x_t[k], x_s[k], t[k], s[k], 0 * s[k], k)
 
     net = train(name, loss, updates=1000)
     check(name, net, 1)
@@ -232,7 +232,7 @@ def test_phased_consistency(name, phases, updates):
     def loss(net, generator):
         k, p = pick(generator), pick(generator, phases)
         return consistency(
-            net, net, MODELS[name][0], anchors[p, k], anchors[p + 1, k], ends[p], ends[p + 1], ends[p + 1]
+            net, net, MODELS[name][0], anchors[p, k], anchors[p + 1, k], ends[p], ends[p + 1], ends[p + 1], k
         )
 
     check(name, train(name, loss, updates), phases)
@@ -254,7 +254,7 @@ def test_reflow_after_one_round(name):
     def loss(net, generator):
         k, time = pick(generator), top * torch.rand(BATCH, generator=generator, dtype=torch.float64)
         return pairs(
-            net, path, x0[k], noise[k], path.at_flow_time(time.clamp_min(NEAREST)).float(), "velocity"
+            net, path, x0[k], noise[k], path.at_flow_time(time.clamp_min(NEAREST)).float(), k, "velocity"
         )
 
     net = train(name, loss, updates=2400)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from fewstep.diffusion.paths import VARIANCE_EXPLODING
 from fewstep.diffusion.predictions import expand
-from fewstep.training.methods.objectives.consistency import noised
+from fewstep.training.methods.consistency import noised
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.distil import PROBES, Distillation
-from fewstep.training.trajectories.cache import noises, start
+from fewstep.training.run.run import Run
+from fewstep.training.run.source import PROBES
+from fewstep.training.trajectories.noises import noises, start
 from tiny import Tiny
 
 SMALL = dict(updates=4, images=6, batch=8, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
@@ -18,8 +19,8 @@ SMALL = dict(updates=4, images=6, batch=8, chunk=8, image_steps=4, steps=2, phas
 
 def begun(denoiser=None, **changes):
     """A run with its data, off the model."""
-    run = Distillation(denoiser or Tiny(), DistilConfig(**{**SMALL, **changes}))
-    for _ in run._sample_data():
+    run = Run(denoiser or Tiny(), DistilConfig(**{**SMALL, **changes}))
+    for _ in run.source.gather():
         pass
     run.close()
     return run
@@ -43,7 +44,7 @@ def test_flow_matchings_weighting_is_what_reflow_does_anyway():
 @pytest.mark.parametrize("batch, share, count", [(8, 0.25, 2), (2, 0.2, 1), (1, 0.2, 1), (8, 0.0, 0)])
 def test_the_share_that_goes_the_whole_way(batch, share, count):
     run = begun(batch=batch, one_step=share, weighting="min-SNR")
-    drawn = run.method.draw(run)
+    drawn = run.method.draw(run.context())
     last = len(run.phases.levels) - 1
     assert (drawn["u"] < 0).sum() == count
     assert (
@@ -65,21 +66,21 @@ def test_pairs_begin_where_sampling_begins(kind):
     """
     run = begun(DemoTeacher(kind), method="reflow", images=2)
     top = run.phases.fine[:1].float().expand(2)
-    begins = noised(run.data.images, run.data.noise, run.path, top)
-    drawn = noises(run.noise_seed, range(2), run.denoiser.shape)
+    begins = noised(run.source.data.images, run.source.data.noise, run.denoiser.path, top)
+    drawn = noises(run.source.seed, range(2), run.denoiser.shape)
     assert torch.allclose(
-        begins, start(drawn, run.phases.fine, run.path, run.denoiser.noise_scale), atol=1e-4
+        begins, start(drawn, run.phases.fine, run.denoiser.path, run.denoiser.noise_scale), atol=1e-4
     )
-    if run.path is VARIANCE_EXPLODING:  # and the picture doesn't shine through
-        leaking = run.data.images + expand(top, begins) * (begins / (1 + top[0] ** 2) ** 0.5)
+    if run.denoiser.path is VARIANCE_EXPLODING:  # and the picture doesn't shine through
+        leaking = run.source.data.images + expand(top, begins) * (begins / (1 + top[0] ** 2) ** 0.5)
         assert (leaking - begins).abs().max() > 0.1
 
 
 def test_windows_stay_off_the_last_points_singularity():
     run = begun(method="windowed-reflow")
-    drawn = run.method.draw(run)
+    drawn = run.method.draw(run.context())
     drawn["u"] = torch.full_like(drawn["u"], 1 - 1e-7)
-    assert bool(run.method.loss(run, drawn).isfinite().all())
+    assert bool(run.method.loss(run.context(), drawn).isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_windows_stay_off_the_last_points_singularity():
     ],
 )
 def test_a_run_keeps_of_its_trajectories_what_the_method_needs(method, held):
-    data = begun(method=method).data
+    data = begun(method=method).source.data
     assert set(data.holds) == held
     tensors = [t for t in (data.images, data.noise, data.anchors) if t is not None]
     memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}

@@ -6,15 +6,17 @@ import math
 
 import pytest
 import torch
-from analytic import MIXTURE, MODELS, as_model, levels
+from analytic import MIXTURE, MODELS, as_model, levels, numbers
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_PRESERVING
 from fewstep.diffusion.predictions import expand
 from fewstep.diffusion.weightings import mse_factor, weighting
+from fewstep.training.methods.consistency import consistency, noised
+from fewstep.training.methods.consistency_training import consistency_training
 from fewstep.training.methods.distances import squared_error
-from fewstep.training.methods.objectives.consistency import consistency, consistency_training, noised
-from fewstep.training.methods.objectives.pairs import pairs, windows
-from fewstep.training.methods.solver import solver_step
+from fewstep.training.methods.reflow import pairs
+from fewstep.training.methods.teacher_step import solver_step
 from fewstep.training.methods.times import BINS, Times, Weighting, levels_at
+from fewstep.training.methods.windowed_reflow import windows
 
 
 def random(generator, *shape):
@@ -45,7 +47,8 @@ def test_training_on_one_point_has_no_loss_at_that_point(name, end, generator):
     right = as_model(lambda x, sigma: point.expand(len(x), 4), path, kind)
     wrong = as_model(lambda x, sigma: point + path.flow_time(sigma)[:, None], path, kind)
     losses = [
-        consistency_training(f, f, path, x0, random(generator, 200, 4), t, s, e) for f in (right, wrong)
+        consistency_training(f, f, path, x0, random(generator, 200, 4), t, s, e, numbers(x0))
+        for f in (right, wrong)
     ]
     assert losses[0].max() < 1e-12 < 1e-3 < losses[1].mean()
 
@@ -78,7 +81,15 @@ def test_training_is_stationary_at_the_exact_function_only(name, end, generator)
         for change in changes:
             up, down = (
                 consistency_training(
-                    lambda x, sigma, rows, move=move: here + move, target, path, x0, noise, t, s, e
+                    lambda x, sigma, condition, move=move: here + move,
+                    target,
+                    path,
+                    x0,
+                    noise,
+                    t,
+                    s,
+                    e,
+                    numbers(x0),
                 )
                 for move in (change, -change)
             )
@@ -96,17 +107,20 @@ def test_training_is_distillation_by_euler_steps_with_the_samples_own_velocity(n
     s, e = path.at_flow_time(path.flow_time(t) * 0.9), path.at_flow_time(0 * t + 0.2)
     x0, noise = MIXTURE.sample(200, generator), random(generator, 200, 4)
 
-    def student(x, sigma, rows):
+    def student(x, sigma, condition):
         return MIXTURE.denoise(x, path, sigma)
 
     x_t = noised(x0, noise, path, t)
-    own = [solver_step(lambda x, sigma, rows: x0, x_t, path, t, s, "euler")]
+    own = [solver_step(lambda x, sigma, condition: x0, x_t, path, t, s, numbers(x_t), solver="euler")]
     if path is FLOW:
         own.append(x_t - (t - s)[:, None] * (noise - x0))
-    trained = consistency_training(student, student, path, x0, noise, t, s, e)
+    trained = consistency_training(student, student, path, x0, noise, t, s, e, numbers(x0))
     for x_s in own:
         assert torch.allclose(
-            trained, consistency(student, student, path, x_t, x_s, t, s, e), rtol=1e-9, atol=1e-12
+            trained,
+            consistency(student, student, path, x_t, x_s, t, s, e, numbers(x_t)),
+            rtol=1e-9,
+            atol=1e-12,
         )
 
 
@@ -152,9 +166,10 @@ def test_pairs_have_no_loss_at_the_straight_flow_only(name, generator):
     right = exact(noised(x0, noise, path, sigma), sigma, None)
     for own in {"velocity", kind}:
         assert (
-            pairs(lambda x, sigma, rows: right, path, x0, noise, sigma, own).mean() < 1e-10 * MIXTURE.variance
+            pairs(lambda x, sigma, condition: right, path, x0, noise, sigma, numbers(x0), own).mean()
+            < 1e-10 * MIXTURE.variance
         )
-        assert pairs(teacher, path, x0, noise, sigma, own).mean() > 1e-2 * MIXTURE.variance
+        assert pairs(teacher, path, x0, noise, sigma, numbers(x0), own).mean() > 1e-2 * MIXTURE.variance
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -183,8 +198,8 @@ def test_windows_have_no_loss_at_their_chords_only(name, generator):
     exact, teacher = (
         as_model(f, path, kind) for f in (chords, lambda x, sigma: MIXTURE.denoise(x, path, sigma))
     )
-    assert windows(exact, path, x_a, x_b, a, b, share).mean() < 1e-10 * MIXTURE.variance
-    assert windows(teacher, path, x_a, x_b, a, b, share).mean() > 1e-2 * MIXTURE.variance
+    assert windows(exact, path, x_a, x_b, a, b, share, numbers(x_a)).mean() < 1e-10 * MIXTURE.variance
+    assert windows(teacher, path, x_a, x_b, a, b, share, numbers(x_a)).mean() > 1e-2 * MIXTURE.variance
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -201,7 +216,9 @@ def test_pairs_differ_by_a_weight_on_the_error_of_x0(path, generator):
     }
     for kind, factor in expected.items():
         assert torch.allclose(
-            pairs(lambda x, sigma, rows: wrong, path, x0, noise, sigma, kind), factor * error, rtol=1e-9
+            pairs(lambda x, sigma, condition: wrong, path, x0, noise, sigma, numbers(x0), kind),
+            factor * error,
+            rtol=1e-9,
         )
 
 
@@ -211,7 +228,7 @@ def test_every_path_has_the_same_loss_at_the_same_flow_time(generator):
     tau_a, tau_b = torch.full_like(share, 0.9), torch.full_like(share, 0.4)
     for path in PATHS.values():
 
-        def student(x, sigma, rows, path=path):
+        def student(x, sigma, condition, path=path):
             return torch.sin(3 * x / expand(path.alpha(sigma) + sigma, x)) + path.flow_time(sigma)[:, None]
 
         a, b = path.at_flow_time(tau_a), path.at_flow_time(tau_b)
@@ -219,8 +236,16 @@ def test_every_path_has_the_same_loss_at_the_same_flow_time(generator):
         found.append(
             torch.stack(
                 [
-                    pairs(student, path, x0, noise, path.at_flow_time(0.1 + 0.8 * share), "velocity"),
-                    windows(student, path, x_a, x_b, a, b, share),
+                    pairs(
+                        student,
+                        path,
+                        x0,
+                        noise,
+                        path.at_flow_time(0.1 + 0.8 * share),
+                        numbers(x0),
+                        "velocity",
+                    ),
+                    windows(student, path, x_a, x_b, a, b, share, numbers(x_a)),
                 ]
             )
         )
@@ -231,12 +256,14 @@ def test_every_path_has_the_same_loss_at_the_same_flow_time(generator):
 # ---- the gradient --------------------------------------------------------------------------------
 
 OBJECTIVES = {
-    "consistency": lambda student, target, x, y, t, s, e: consistency(student, target, FLOW, x, y, t, s, e),
-    "training": lambda student, target, x, y, t, s, e: consistency_training(
-        student, target, FLOW, x, y, t, s, e
+    "consistency": lambda student, target, x, y, t, s, e: consistency(
+        student, target, FLOW, x, y, t, s, e, numbers(x)
     ),
-    "pairs": lambda student, target, x, y, t, s, e: pairs(student, FLOW, x, y, t, "velocity"),
-    "windows": lambda student, target, x, y, t, s, e: windows(student, FLOW, x, y, t, s, e),
+    "training": lambda student, target, x, y, t, s, e: consistency_training(
+        student, target, FLOW, x, y, t, s, e, numbers(x)
+    ),
+    "pairs": lambda student, target, x, y, t, s, e: pairs(student, FLOW, x, y, t, numbers(x), "velocity"),
+    "windows": lambda student, target, x, y, t, s, e: windows(student, FLOW, x, y, t, s, e, numbers(x)),
 }
 
 
@@ -254,7 +281,7 @@ def test_gradient_reaches_the_student_only(objective, generator):
     for target in (average, student):
         average.load_state_dict(student.state_dict())
         student.zero_grad()
-        asked = [lambda x, sigma, rows, f=f: f(x) for f in (student, target)]
+        asked = [lambda x, sigma, condition, f=f: f(x) for f in (student, target)]
         OBJECTIVES[objective](*asked, x, y, t, s, e).mean().backward()
         found.append(student.weight.grad)
     assert found[0].isfinite().all() and found[0].abs().sum() > 0
@@ -274,7 +301,12 @@ def test_substeps_have_the_solvers_order(name, solver, order, generator):
     s = path.at_flow_time(0 * t + 0.4)
     x = t[:, None] * random(generator, 32, 4)
     errors = [
-        float((solver_step(teacher, x, path, t, s, solver, n) - MIXTURE.flow(x, path, t, s)).norm())
+        float(
+            (
+                solver_step(teacher, x, path, t, s, numbers(x), solver=solver, substeps=n)
+                - MIXTURE.flow(x, path, t, s)
+            ).norm()
+        )
         for n in (32, 64)
     ]
     assert 2 ** (order - 0.3) < errors[0] / errors[1] < 2 ** (order + 1)
@@ -282,7 +314,9 @@ def test_substeps_have_the_solvers_order(name, solver, order, generator):
 
 def test_an_unknown_solver_is_refused_by_name():
     with pytest.raises(ValueError, match="solver must be one of euler, heun, 2m, got 'dpm'"):
-        solver_step(None, torch.zeros(1, 4), FLOW, torch.ones(1), torch.zeros(1), "dpm")
+        solver_step(
+            None, torch.zeros(1, 4), FLOW, torch.ones(1), torch.zeros(1), torch.zeros(1).long(), solver="dpm"
+        )
 
 
 # ---- draws ---------------------------------------------------------------------------------------

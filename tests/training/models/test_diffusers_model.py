@@ -11,10 +11,10 @@ import torch
 from fewstep.diffusion.predictions import KINDS
 from fewstep.diffusion.samplers import sample
 from fewstep.diffusion.schedules.grids import grid
-from fewstep.training.models.denoiser import bound
+from fewstep.training.models.denoiser import for_sampler
 from fewstep.training.models.diffusers_model import DiffusersDenoiser
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.distil import Distillation
+from fewstep.training.run.run import Run
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
 pytest.importorskip("transformers", reason="needs transformers: pip install fewstep[diffusers]")
@@ -187,7 +187,7 @@ def test_a_folder_samples_as_its_own_pipeline_does(family, cfg, tmp_path):
     sigmas = pipe.scheduler.sigmas.double()
     start = noise if d.path.name == "flow" else noise * pipe.scheduler.init_noise_sigma
     with torch.no_grad():
-        *_, last = sample(bound(d, torch.tensor([1]), cfg), start, sigmas, d.path)
+        *_, last = sample(for_sampler(d, torch.tensor([1]), cfg), start, sigmas, d.path)
     assert (last.x - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -213,10 +213,10 @@ def test_the_size_may_be_the_models_own_and_the_vae_says_what_a_latent_spans(tmp
 def test_distillation_runs(family):
     d = denoiser(family, size=(32, 32))
     config = DistilConfig(updates=2, images=4, batch=2, image_steps=4, steps=2, phases=2, rank=2)
-    run = Distillation(d, config)
+    run = Run(d, config)
     losses = [p.loss for p in run.progress() if p.loss is not None]
     assert len(losses) == 2 and all(math.isfinite(v) for v in losses)
-    untouched = {name for name, pair in run.lora.weights.items() if not pair["up"].any()}
+    untouched = {name for name, pair in run.student.lora.weights.items() if not pair["up"].any()}
     # nothing reads what SD3's last block has the text ask for
     assert untouched == ({"transformer_blocks.1.attn.add_q_proj"} if family == "sd3" else set())
     run.close()

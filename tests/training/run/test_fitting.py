@@ -10,9 +10,9 @@ from fewstep.diffusion.paths import path as path_of
 from fewstep.training.formats.recipe import Recipe
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.models.denoiser import Guided
-from fewstep.training.run import fitting
-from fewstep.training.run.fitting import FitConfig, SolverFit, fit_denoiser, sample_recipe
-from fewstep.training.trajectories.cache import noises, start
+from fewstep.training.run.fit_denoiser import PlainTeacher, fit_denoiser, sample_recipe
+from fewstep.training.run.fitting import FitConfig, SolverFit
+from fewstep.training.trajectories.noises import noises, start
 from oracles.mixture import line_mixture
 
 RANGES = {"flow": None, "variance exploding": (0.01, 20.0), "variance preserving": (0.01, 0.9999)}
@@ -128,7 +128,7 @@ def test_a_guided_teacher_is_fitted_with_its_guidance(tmp_path):
 
 
 def test_effort_bounds_the_model_calls(tmp_path):
-    teacher = fitting._Plain(denoiser("flow")[1], (4,), "flow", None, "")
+    teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
     config = FitConfig(steps=(4,), trajectories=32, effort=0.5)
     run = SolverFit(teacher, config, tmp_path)
     for _ in run.progress():
@@ -143,7 +143,7 @@ def test_time_that_is_over_ends_with_what_was_found(tmp_path):
         time.sleep(0.002)
         return denoise(x, sigma)
 
-    teacher = fitting._Plain(slow, (4,), "flow", None, "")
+    teacher = PlainTeacher(slow, (4,), "flow", None, "")
     run = SolverFit(
         teacher, FitConfig(steps=(2, 4), trajectories=32, effort=math.inf), tmp_path, seconds=0.01
     )
@@ -155,7 +155,7 @@ def test_time_that_is_over_ends_with_what_was_found(tmp_path):
 def test_no_gain_hands_on_the_classical_solver(tmp_path):
     """A fitted solver that is better by no more than chance is not handed on."""
     run = SolverFit(
-        fitting._Plain(denoiser("flow")[1], (4,), "flow", None, ""),
+        PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""),
         FitConfig(steps=(2,), trajectories=32),
         tmp_path,
     )

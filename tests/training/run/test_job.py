@@ -14,17 +14,19 @@ import time
 import children
 import pytest
 import torch
+from fewstep.training import methods
 from fewstep.training.run import job as jobs
-from fewstep.training.run.config import METHODS, DistilConfig
-from fewstep.training.run.distil import Distillation
-from fewstep.training.run.job import STATE, STATUS, Job, load_state, save_state
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.job import STATE, Job, load_state, save_state
+from fewstep.training.run.run import Run
+from fewstep.training.run.status import STATUS
 from parts import ABOUT, SMALL, result, run, same
 from tiny import Tiny
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"method": m} for m in METHODS]
+    [{"method": m} for m in methods.names(task=None)]
     + [
         {"method": "reflow", "rounds": 3},
         {"times": "adaptive", "method": "windowed-reflow"},
@@ -43,12 +45,12 @@ def test_a_run_in_parts_equals_a_run_at_once(tmp_path, options):
     status = json.loads((tmp_path / "parts" / STATUS).read_text())
     assert (status["state"], status["done"], status["total"]) == ("finished", 20, 20) and status[
         "best"
-    ] == whole.best[0]
+    ] == whole.probe.best.fidelity
 
 
 def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
     whole = run(tmp_path)
-    monkeypatch.setattr(Distillation, "update", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "update", lambda self: pytest.fail("trained again"))
     again = run(tmp_path)
     assert result(again)[1:] == result(whole)[1:]
     assert all(
@@ -71,7 +73,7 @@ def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(
 
     dice, teacher = random.Random(0), Cancelled()
     for _ in range(40):
-        parts, teacher.left = Distillation(teacher, DistilConfig(**SMALL)), dice.randint(26, 40)
+        parts, teacher.left = Run(teacher, DistilConfig(**SMALL)), dice.randint(26, 40)
         try:
             with Job(tmp_path / "parts", parts, ABOUT, every=3) as job:
                 for _ in job.progress():
@@ -167,7 +169,7 @@ def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
         ValueError, match="holds another run: its lr is 0.002 and not 0.001. Choose another folder"
     ):
         run(tmp_path, lr=1e-3)
-    other = Distillation(Tiny(), DistilConfig(**SMALL))
+    other = Run(Tiny(), DistilConfig(**SMALL))
     with (
         pytest.raises(ValueError, match="its base is 'demo' and not 'other'"),
         Job(tmp_path, other, {**ABOUT, "base": "other"}),
@@ -192,7 +194,7 @@ def test_a_folder_of_other_work_is_left_alone(tmp_path, name):
 
 
 def test_two_at_once_are_refused(tmp_path):
-    first, second = (Distillation(Tiny(), DistilConfig(**SMALL)) for _ in range(2))
+    first, second = (Run(Tiny(), DistilConfig(**SMALL)) for _ in range(2))
     with Job(tmp_path, first, ABOUT):
         with (
             pytest.raises(RuntimeError, match="must be free to run in, and another process"),
@@ -231,7 +233,7 @@ def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkey
         return write(path, tensors, metadata)
 
     monkeypatch.setattr(jobs, "write_tensors", full)
-    trained = Distillation(Tiny(), DistilConfig(**SMALL))
+    trained = Run(Tiny(), DistilConfig(**SMALL))
     with Job(tmp_path, trained, ABOUT, every=3) as job:
         for _ in job.progress():
             pass
@@ -252,13 +254,13 @@ def test_a_folder_that_is_read_only_is_refused_before_any_work(tmp_path):
 
 def test_a_file_in_the_folders_place_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "run").write_text("x")
-    monkeypatch.setattr(Distillation, "progress", lambda self: pytest.fail("work began"))
+    monkeypatch.setattr(Run, "progress", lambda self: pytest.fail("work began"))
     with pytest.raises(OSError, match="must be writable"):
         run(tmp_path / "run")
 
 
 def test_stop_ends_after_the_update_and_keeps_what_was_learnt(tmp_path):
-    stopped = Distillation(Tiny(), DistilConfig(**SMALL))
+    stopped = Run(Tiny(), DistilConfig(**SMALL))
     with Job(tmp_path, stopped, ABOUT) as job:
         for _ in job.progress():
             if stopped.done == 5:
@@ -294,7 +296,7 @@ class Failing(Tiny):
 
 
 def test_nan_is_left_out_counted_and_told(tmp_path):
-    run = Distillation(Failing(3, 4, 9), DistilConfig(**SMALL))
+    run = Run(Failing(3, 4, 9), DistilConfig(**SMALL))
     with Job(tmp_path, run, ABOUT) as job:
         for _ in job.progress():
             pass
@@ -307,7 +309,7 @@ def test_nan_is_left_out_counted_and_told(tmp_path):
 
 
 def test_nan_without_end_stops_the_run_with_the_last_good_state(tmp_path):
-    run = Distillation(Failing(*range(6, 100)), DistilConfig(**SMALL))
+    run = Run(Failing(*range(6, 100)), DistilConfig(**SMALL))
     with pytest.raises(
         ArithmeticError, match="10 updates in a row were not, because the model's output overflowed"
     ):

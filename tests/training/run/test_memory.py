@@ -8,24 +8,33 @@ import weakref
 
 import pytest
 import torch
-from fewstep.training.adapter.gradients import Backward
+from fewstep.training import methods
+from fewstep.training.adapter.backward import Backward
 from fewstep.training.models.denoiser import InParts
-from fewstep.training.run.config import DISTILLING, DistilConfig
+from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.descent import Descent
-from fewstep.training.run.distil import Distillation
-from fewstep.training.run.memory import CGROUPS, COPIES, EXTRA, MARGIN, Memory, available, fit
+from fewstep.training.run.machine import CGROUPS, available
+from fewstep.training.run.memory import COPIES, EXTRA, MARGIN, Memory, plan
+from fewstep.training.run.run import Run
 from tiny import Tiny
 
 SMALL = dict(updates=6, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
 GB = 10**9
+
+
+def cut(denoiser, config):
+    """(micro, checkpointing) of the plan without a limit."""
+    found = plan(denoiser, config, math.inf)
+    return found.micro, found.checkpointing
+
+
 LARGE = Memory(weights=2 * GB, adapter=GB // 2, whole=3 * GB, recomputed=GB)
 
 
 def test_a_trial_counts_what_the_model_and_the_adapter_take():
-    run = Distillation(Tiny(), DistilConfig(**SMALL))
-    micro, checkpointing, memory = fit(run, math.inf)
-    run.close()
-    assert (micro, checkpointing) == (4, False)
+    found = plan(Tiny(), DistilConfig(**SMALL), math.inf)
+    memory = found.memory
+    assert (found.micro, found.checkpointing) == (4, False)
     assert memory.weights == 4 * (36 * 24 + 24 + 24 * 32 + 32)
     assert memory.adapter == COPIES * 4 * (2 * (36 + 24) + 2 * (24 + 32))
     # the input, both sides of the activation, both inner sides of the LoRA and their like: some hundred
@@ -56,7 +65,7 @@ def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
         memory.choose(budget, 4)
 
 
-@pytest.mark.parametrize("method", DISTILLING)
+@pytest.mark.parametrize("method", methods.names())
 def test_every_step_count_and_phase_count_can_begin(method):
     """The trial's noise level is one at which the network is asked, whatever the grid; then two updates."""
     for steps in range(1, 9):
@@ -69,10 +78,11 @@ def test_every_step_count_and_phase_count_can_begin(method):
                 "images": 2,
                 "updates": 2,
             }
-            run = Distillation(Tiny(), DistilConfig(**{**SMALL, **changes}))
-            assert fit(run, math.inf)[:2] == (4, False)
+            config = DistilConfig(**{**SMALL, **changes})
+            assert cut(Tiny(), config) == (4, False)
+            run = Run(Tiny(), config)
             assert len([p for p in run.progress() if p.loss is not None]) == 2
-            sampled = run.sigmas_for(steps).float()
+            sampled = run.task.sigmas_for(steps).float()
             if method == "phased":
                 assert all(float((run.phases.levels - s).abs().min()) < 1e-6 for s in sampled), (
                     steps,
@@ -95,12 +105,12 @@ def test_what_is_proved_is_what_will_run(monkeypatch):
         return original(self, compute)
 
     monkeypatch.setattr(Backward, "__call__", watch)
-    run = Distillation(Tiny(), DistilConfig(**SMALL))
+    tiny, config = Tiny(), DistilConfig(**SMALL)
     with monkeypatch.context() as tight:
         tight.setattr(Memory, "choose", lambda self, budget, batch: (1, True))
-        assert fit(run, math.inf)[:2] == (1, True) and asked == [True]
-    assert fit(run, math.inf)[:2] == (4, True) and asked == [True, False, True]
-    run.close()
+        assert cut(tiny, config) == (1, True) and asked == [True]
+    assert cut(tiny, config) == (4, True) and asked == [True, False, True]
+    assert not any(m._forward_hooks for m in tiny.module.modules())
 
 
 def test_the_trial_names_a_latent_or_prompt_that_does_not_fit():
@@ -108,10 +118,8 @@ def test_the_trial_names_a_latent_or_prompt_that_does_not_fit():
         def __call__(self, x, sigma, condition):
             return super().__call__(x[..., :3], sigma, condition)
 
-    run = Distillation(Narrow(), DistilConfig(**SMALL))
     with pytest.raises(ValueError, match="The model must answer for this latent and these prompts, and gave"):
-        fit(run, math.inf)
-    run.close()
+        plan(Narrow(), DistilConfig(**SMALL), math.inf)
 
 
 def test_a_run_leaves_nothing_behind(tmp_path):
@@ -130,12 +138,12 @@ def test_a_run_leaves_nothing_behind(tmp_path):
         with pytest.raises(
             ValueError, match="The LoRA to start from must|The LoRA to start from does not fit"
         ):
-            Distillation(tiny, DistilConfig(**SMALL), warm={**good, **bad})
+            Run(tiny, DistilConfig(**SMALL), warm={**good, **bad})
         assert not any(m._forward_hooks for m in tiny.module.modules())
     gc.collect()
     gc.disable()
     try:
-        run = Distillation(tiny, DistilConfig(**SMALL), (tmp_path, {"patches": "", "conditioning": ""}))
+        run = Run(tiny, DistilConfig(**SMALL), cache=(tmp_path, {"patches": "", "conditioning": ""}))
         list(run.progress())
         run.close()
         seen = weakref.ref(run)
@@ -156,8 +164,8 @@ def test_a_warm_start_begins_with_the_files_function(rank):
         tensors[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(rank, into, generator=g)
         tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(3.0)
     for own in (4, 28):
-        run = Distillation(Tiny(), DistilConfig(**{**SMALL, "rank": own, "alpha": 2.0}), warm=tensors)
-        for name, pair in run.lora.weights.items():
+        run = Run(Tiny(), DistilConfig(**{**SMALL, "rank": own, "alpha": 2.0}), warm=tensors)
+        for name, pair in run.student.lora.weights.items():
             up, down = (tensors[f"diffusion_model.{name}.lora_{part}.weight"] for part in ("up", "down"))
             u, s, v = torch.linalg.svd(3.0 / rank * up @ down)
             wanted = (
@@ -215,7 +223,7 @@ class Full:
 )
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(error):
     def train(denoiser):
-        run = Distillation(denoiser, DistilConfig(**SMALL))
+        run = Run(denoiser, DistilConfig(**SMALL))
         list(run.progress())
         run.close()
         return run
@@ -228,7 +236,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(error):
 
 
 def test_one_sample_too_much_ends_the_run_with_what_to_lower():
-    run = Distillation(Full(0, MemoryError()), DistilConfig(**SMALL))
+    run = Run(Full(0, MemoryError()), DistilConfig(**SMALL))
     with pytest.raises(
         MemoryError, match="One sample .* must fit .* Switch checkpointing on, or choose a smaller latent"
     ):
@@ -237,7 +245,7 @@ def test_one_sample_too_much_ends_the_run_with_what_to_lower():
 
 
 def test_other_errors_are_no_lack_of_memory():
-    run = Distillation(Full(3, RuntimeError("shapes differ")), DistilConfig(**SMALL))
+    run = Run(Full(3, RuntimeError("shapes differ")), DistilConfig(**SMALL))
     with pytest.raises(RuntimeError, match="shapes differ"):
         list(run.progress())
     assert run.descent.micro == 4
@@ -247,12 +255,12 @@ def test_other_errors_are_no_lack_of_memory():
 def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     gradients = []
     for micro in (4, 3, 1):
-        run = Distillation(Tiny(), DistilConfig(**{**SMALL, "micro": micro}))
-        for _ in run._sample_data():
+        run = Run(Tiny(), DistilConfig(**{**SMALL, "micro": micro}))
+        for _ in run.source.gather():
             pass
         descent = run.descent
         descent._descend = lambda loss, run=run: gradients.append(
-            [p.grad.clone() for p in run.lora.parameters()]
+            [p.grad.clone() for p in run.student.lora.parameters()]
         )
         run.update()
         run.close()
@@ -267,7 +275,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
 @pytest.mark.parametrize("folder, limit, taken, cache", CGROUPS)
 def test_a_containers_limit_counts(folder, limit, taken, cache, tmp_path, monkeypatch):
     """What it leaves, with the caches that the system gives back; none of it where there is no limit."""
-    monkeypatch.setattr("fewstep.training.run.memory.ROOT", tmp_path)
+    monkeypatch.setattr("fewstep.training.run.machine.ROOT", tmp_path)
     group = tmp_path / folder
     group.mkdir(parents=True)
     (tmp_path / "proc").mkdir()

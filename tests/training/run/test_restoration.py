@@ -8,11 +8,12 @@ from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING
 from fewstep.diffusion.samplers import solve
 from fewstep.diffusion.schedules.grids import discrete_sigma, flow_sigma
 from fewstep.training.formats.processes import KINDS, checked, process_of
-from fewstep.training.methods.objectives.restoration import restoration
+from fewstep.training.methods.restoration import Seen, restoration, restore, times_for
 from fewstep.training.models.demo.net import discrete_sigmas
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.data import Data
-from fewstep.training.run.restoration import Restoration, Seen, restore, run_of, times_for
+from fewstep.training.run.restoration import Restoration
+from fewstep.training.run.run import Run
+from fewstep.training.trajectories.data import Data
 from tiny import Tiny
 
 BLUR = [{"kind": "blur", "width": 1.5}]
@@ -120,10 +121,10 @@ def test_a_little_noise_or_none_is_asked_at_half_of_flow_time(path, sigma_of, pa
 
 
 def test_restoring_the_gaussian_process_is_the_samplers_own_step():
-    run = Restoration(Tiny(), DistilConfig(**{**SETTINGS, "process": [{"kind": "gaussian"}]}))
+    run = Run(Tiny(), DistilConfig(**{**SETTINGS, "process": [{"kind": "gaussian"}]}))
     call = lambda x, sigma: Tiny()(x, sigma, torch.zeros(len(x), dtype=torch.long))
     x = torch.randn(3, 2, 4, 4)
-    ours = [state.x for state in restore(call, run.seen, x, times_for(5))][-1]
+    ours = [state.x for state in restore(call, run.task.seen, x, times_for(5))][-1]
     theirs = solve(lambda x, sigma: call(x, torch.full((3,), sigma)), x, times_for(5), FLOW)
     run.close()
     assert torch.allclose(ours, theirs, atol=1e-5)
@@ -148,16 +149,16 @@ def test_the_loss_is_least_for_the_mean_of_what_the_picture_could_have_been():
 
 def test_a_run_learns_to_undo_its_process_and_its_recipe_says_which():
     data = Data(images=stripes(64), condition=torch.zeros(64, dtype=torch.long))
-    run = run_of(Tiny(), DistilConfig(**SETTINGS), data=data)
-    assert isinstance(run, Restoration)
+    run = Run(Tiny(), DistilConfig(**SETTINGS), data=data)
+    assert isinstance(run.task, Restoration)
     for _ in run.progress():
         pass
-    assert len(run.data.images) == 56 and len(run.probe[2]) == 8  # held out
+    assert len(run.source.data.images) == 56 and len(run.probe.held.reference) == 8  # held out
     fresh, rows = stripes(16, seed=1), torch.zeros(16, dtype=torch.long)
-    x = run.destroyed(fresh, torch.zeros_like(fresh))
-    zero = [torch.zeros_like(p) for p in run.lora.parameters()]
+    x = run.task.destroyed(fresh, torch.zeros_like(fresh))
+    zero = [torch.zeros_like(p) for p in run.student.lora.parameters()]
     error = lambda adapter, steps: float(
-        (run.restored(adapter, x, rows, steps) - fresh).square().mean().sqrt()
+        (run.task.restored(adapter, x, rows, steps) - fresh).square().mean().sqrt()
     )
     untouched = float((x - fresh).square().mean().sqrt())
     assert error(run.adapter, 1) < 0.25 * untouched and error(run.adapter, 4) < 0.35 * untouched < error(
@@ -170,11 +171,14 @@ def test_a_run_learns_to_undo_its_process_and_its_recipe_says_which():
 
 
 def test_without_pictures_it_learns_on_the_models_own():
-    run = run_of(Tiny(), DistilConfig(**{**SETTINGS, "updates": 3}))
+    run = Run(Tiny(), DistilConfig(**{**SETTINGS, "updates": 3}))
     stages = {progress.stage for progress in run.progress()}
-    assert stages == {"sampling the teacher", "training"} and len(run.data.images) == 8
-    assert run.before(3).shape == (3, 2, 4, 4) and torch.equal(
-        run.before(8), run.destroyed(run.probe[2], run.probe[0])
+    assert stages == {"sampling the teacher", "training"} and len(run.source.data.images) == 8
+    assert run.task.before(run.probe.held.first(3)).shape == (3, 2, 4, 4) and torch.equal(
+        run.task.before(run.probe.held),
+        run.task.destroyed(run.probe.held.reference, run.probe.held.noise),
     )
-    assert float(run.drawn.sub(run.probe[2]).square().mean().sqrt()) == pytest.approx(run.fidelity[-1][1])
+    assert float(run.probe.drawn.sub(run.probe.held.reference).square().mean().sqrt()) == pytest.approx(
+        run.probe.fidelity[-1][1]
+    )
     run.close()

@@ -8,14 +8,15 @@ import torch
 from fewstep.training.reports.pictures import column, png
 from fewstep.training.run import runs
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.distil import Distillation
-from fewstep.training.run.job import STATE, STATUS, Job, folder_name
+from fewstep.training.run.job import STATE, Job, folder_name
+from fewstep.training.run.run import Run
+from fewstep.training.run.status import PREVIEWS, STATUS
 from tiny import Tiny
 
 
 def made(root, seed, updates=3, started=None):
     """A finished run in a folder of its own; returns the folder."""
-    run = Distillation(
+    run = Run(
         Tiny(), DistilConfig(updates=updates, batch=2, images=8, image_steps=8, steps=2, rank=2, seed=seed)
     )
     folder = root / folder_name(run.config, {"base": "tiny"})
@@ -54,7 +55,7 @@ def test_a_run_that_was_cut_off_is_paused_and_a_damaged_status_is_left_out(tmp_p
 
 def test_a_failed_run_says_why_and_forgets_it_when_it_goes_on(tmp_path):
     def job():
-        run = Distillation(Tiny(), DistilConfig(updates=4, batch=2, images=8, image_steps=8, steps=2, rank=2))
+        run = Run(Tiny(), DistilConfig(updates=4, batch=2, images=8, image_steps=8, steps=2, rank=2))
         return Job(tmp_path / folder_name(run.config, {}), run, {})
 
     with pytest.raises(RuntimeError, match="the card fell out"), job() as failed:
@@ -83,9 +84,9 @@ def test_only_ids_of_runs_that_are_there_are_found(tmp_path, name):
 def test_previews_are_found_by_number_alone(tmp_path):
     folder = made(tmp_path, 1)
     assert runs.find(tmp_path, folder.name) == folder
-    (folder / runs.PREVIEWS).mkdir()
+    (folder / PREVIEWS).mkdir()
     for name in ("teacher", "10", "2", "x", "3.5"):
-        (folder / runs.PREVIEWS / f"{name}.png").write_bytes(png(column(torch.zeros(2, 3, 8, 8))))
+        (folder / PREVIEWS / f"{name}.png").write_bytes(png(column(torch.zeros(2, 3, 8, 8))))
     assert runs.previews(folder) == [2, 10]
     assert runs.preview(folder, "teacher").name == "teacher.png" and runs.preview(folder, "2").name == "2.png"
     for name in ("before", "3", "x", "3.5", "../status", "..", "", "²", "9" * 400):

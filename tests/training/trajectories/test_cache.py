@@ -19,8 +19,10 @@ from fewstep.diffusion import samplers
 from fewstep.diffusion.paths import path
 from fewstep.diffusion.schedules.grids import grid
 from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.trajectories.cache import CacheSpec, TrajectoryCache, noises
+from fewstep.training.models.denoiser import for_sampler
+from fewstep.training.trajectories.cache import CacheSpec, TrajectoryCache
 from fewstep.training.trajectories.folders import is_ours
+from fewstep.training.trajectories.noises import noises
 
 # ---- what it holds ---------------------------------------------------------------------------------
 
@@ -39,7 +41,7 @@ def test_trajectories_are_those_of_the_solver_in_one_go(tmp_path, name):
     assert torch.equal(cache.conditions(5), condition)
     run = list(
         samplers.sample(
-            lambda x, s: teacher(x, s, condition),
+            for_sampler(teacher, condition, dtype=torch.float64),
             states[:, 0],
             wanted.sigmas,
             path(name),
@@ -333,12 +335,9 @@ def test_the_demo_teacher_resumes_bit_for_bit(tmp_path):
         kept=(0, 4),
     )
 
-    def teacher(x, sigma, condition):
-        return demo(x, torch.full((len(x),), sigma), condition)
-
-    for share in TrajectoryCache(tmp_path / "a", wanted).build(teacher, 4):
+    for share in TrajectoryCache(tmp_path / "a", wanted).build(demo, 4):
         if share > 0.7:
             break
     for place in "ab":
-        list(TrajectoryCache(tmp_path / place, wanted).build(teacher, 4))
+        list(TrajectoryCache(tmp_path / place, wanted).build(demo, 4))
     assert files(tmp_path / "a") == files(tmp_path / "b")

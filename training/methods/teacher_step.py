@@ -9,17 +9,29 @@ sigma/(alpha + sigma), and dw/dtau = eps - x0. A step that ends at sigma = 0 is 
 import torch
 
 from ...diffusion.faults import BadValue
+from ...diffusion.paths import Path
 from ...diffusion.predictions import expand, from_x0
 from ...diffusion.step import step
+from .method import Answer
 
 SOLVERS = ("euler", "heun", "2m")
 
 
-def solver_step(teacher, x, path, sigma_t, sigma_s, solver="heun", substeps=1):
+def solver_step(
+    teacher: Answer,
+    x: torch.Tensor,
+    path: Path,
+    sigma_t: torch.Tensor,
+    sigma_s: torch.Tensor,
+    condition: torch.Tensor,
+    *,
+    solver: str = "heun",
+    substeps: int = 1,
+) -> torch.Tensor:
     """x (B, ...) carried along the teacher's ODE from sigma_t to sigma_s, both (B,), in `substeps` steps of
     equal flow time.
 
-    teacher: (x, sigma, rows) -> x0, rows a mask of the samples of the batch that x holds, None for all.
+    teacher: (x, sigma, condition) -> x0; condition (B,).
     Raises ValueError for a solver that is not one of `SOLVERS`.
     """
     if solver not in SOLVERS:
@@ -28,13 +40,13 @@ def solver_step(teacher, x, path, sigma_t, sigma_s, solver="heun", substeps=1):
     inner = [path.at_flow_time(times[0].lerp(times[1], k / substeps)).to(sigma_t) for k in range(1, substeps)]
     sigmas, before = [sigma_t, *inner, sigma_s], None
     for t, s in zip(sigmas, sigmas[1:]):
-        x0 = teacher(x, t, None)
+        x0 = teacher(x, t, condition)
         if solver == "2m" and before is not None:
             x0, before = _extrapolated(x0, *before, path, t, s), (x0, t)
         elif solver == "2m":
             before = x0, t
         end = step(x, x0, path, t, s)
-        x = _heun(teacher, x, x0, end, path, t, s) if solver == "heun" else end
+        x = _heun(teacher, x, x0, end, path, t, s, condition) if solver == "heun" else end
     return x
 
 
@@ -48,7 +60,7 @@ def _extrapolated(x0, x0_before, sigma_before, path, sigma_t, sigma_s):
     return x0 + expand(share, x0) * (x0 - x0_before)
 
 
-def _heun(teacher, x, x0, end, path, sigma_t, sigma_s):
+def _heun(teacher, x, x0, end, path, sigma_t, sigma_s, condition):
     """`end` of Euler's step, corrected with the slope found there."""
     inner = sigma_s > 0
     if not inner.any():
@@ -57,7 +69,7 @@ def _heun(teacher, x, x0, end, path, sigma_t, sigma_s):
     alpha_t, alpha_s = path.alpha(t), path.alpha(s)
     slopes = [
         from_x0(x0, "velocity", x, expand(alpha_t, x), expand(t, x)),
-        from_x0(teacher(x_s, s, inner), "velocity", x_s, expand(alpha_s, x), expand(s, x)),
+        from_x0(teacher(x_s, s, condition[inner]), "velocity", x_s, expand(alpha_s, x), expand(s, x)),
     ]
     scale_t, scale_s = alpha_t + t, alpha_s + s
     w = x / expand(scale_t, x) + expand(s / scale_s - t / scale_t, x) * (slopes[0] + slopes[1]) / 2

@@ -13,12 +13,15 @@ with.
 
 import dataclasses
 import json
+import pathlib
 
 import torch
 
 from ...diffusion.faults import BadValue
+from ...diffusion.paths import Path
 from ...diffusion.predictions import from_x0
 from ..formats.files import read_tensors, write_tensors
+from ..models.denoiser import Denoiser
 
 METADATA_KEY = "fewstep.pairs"
 
@@ -32,7 +35,7 @@ class Data:
     noise: torch.Tensor | None = None
     anchors: torch.Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count = len(self.images)
         if count < 1:
             raise BadValue("images must hold at least one picture, got none.")
@@ -54,15 +57,12 @@ class Data:
                 raise BadValue("{name} must be finite, and is not. Make the data again.", name=name)
 
     @property
-    def holds(self):
-        """The kinds of data (`methods.Method.needs`) that it can serve as."""
-        return (
-            "images",
-            *(["pairs"] if self.noise is not None else []),
-            *(["trajectories"] if self.anchors is not None else []),
-        )
+    def holds(self) -> tuple[str, ...]:
+        """The kinds of data (`methods.method.Method.needs`) that it can serve as."""
+        optional = {"pairs": self.noise, "trajectories": self.anchors}
+        return ("images", *(kind for kind, part in optional.items() if part is not None))
 
-    def check(self, denoiser, needs):
+    def check(self, denoiser: Denoiser, needs: str) -> None:
         """Raise ValueError when it does not fit that model, or lacks what the method needs."""
         if tuple(self.images.shape[1:]) != tuple(denoiser.shape):
             raise BadValue(
@@ -88,7 +88,9 @@ class Data:
             )
 
 
-def pair_noise(start, images, path, sigma):
+def pair_noise(
+    start: torch.Tensor, images: torch.Tensor, path: Path, sigma: torch.Tensor | float
+) -> torch.Tensor:
     """The noise with which an image makes its trajectory's start, (x - alpha x_0)/sigma: on a path whose
     largest level is not pure noise, the solver's unit noise would let the picture shine through where
     training begins.
@@ -99,7 +101,9 @@ def pair_noise(start, images, path, sigma):
     return from_x0(images, "epsilon", start, float(path.alpha(sigma)), float(sigma))
 
 
-def from_trajectories(anchors, condition, needs, path, sigma):
+def from_trajectories(
+    anchors: torch.Tensor, condition: torch.Tensor, needs: str, path: Path, sigma: torch.Tensor | float
+) -> Data:
     """`Data` of trajectories (N, kept, ...) from the largest level, sigma, with what that kind of method
     needs and no more, for they are large.
     """
@@ -110,30 +114,30 @@ def from_trajectories(anchors, condition, needs, path, sigma):
     return Data(images=images, condition=condition, noise=noise)
 
 
-def save_pairs(path, data, about):
+def save_pairs(file: str | pathlib.Path, data: Data, about: dict) -> pathlib.Path:
     """Write noise, images and condition, whole or not at all; about: a JSON-able dict of what made them."""
     tensors = {"noise": data.noise, "images": data.images, "condition": data.condition}
-    return write_tensors(path, tensors, {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"})
+    return write_tensors(file, tensors, {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"})
 
 
-def load_pairs(path):
+def load_pairs(file: str | pathlib.Path) -> tuple[Data, dict]:
     """(Data, about) of a file that `save_pairs` wrote; raises ValueError naming the file and what is wrong
     with it.
     """
     try:
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_tensors(file)
         about = json.loads(metadata[METADATA_KEY])
         tensors = {k: tensors[k] for k in ("noise", "images", "condition")}
     except Exception as error:
         raise BadValue(
             "{path} must be pairs that Fewstep wrote, and can't be read ({error}). Draw them again.",
-            path=path,
+            path=file,
             error=error,
         ) from error
     if about.get("version") != 1:
         raise BadValue(
             "{path} must be of version 1, got {got!r}. Update Fewstep.",
-            path=path,
+            path=file,
             got=about.get("version"),
         )
     return Data(**tensors), about

@@ -13,9 +13,9 @@ from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher, label_vector
 from fewstep.training.reports import pictures
 from fewstep.training.reports.metrics import frechet
-from fewstep.training.run import distil
+from fewstep.training.run import source
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.distil import Distillation
+from fewstep.training.run.run import Run
 from fewstep.training.trajectories import sampling
 from fewstep.training.trajectories.cache import TrajectoryCache
 from fewstep.training.trajectories.sampling import trajectories
@@ -28,7 +28,7 @@ SMALL = dict(updates=30, images=24, batch=16, image_steps=8)
 @pytest.fixture(scope="module", params=KINDS)
 def finished(request):
     """A finished small run and the progress it reported."""
-    run = Distillation(DemoTeacher(request.param), DistilConfig(**{**SMALL, "updates": 60, "images": 96}))
+    run = Run(DemoTeacher(request.param), DistilConfig(**{**SMALL, "updates": 60, "images": 96}))
     reports = list(run.progress())
     yield run, reports
     run.close()
@@ -36,7 +36,9 @@ def finished(request):
 
 def test_a_short_run_already_brings_the_student_nearer_to_its_teacher(finished):
     run, reports = finished
-    assert run.best[0] == min(v for _, v in run.fidelity[1:]) < 0.9 * run.fidelity[0][1]
+    assert (
+        run.probe.best.fidelity == min(v for _, v in run.probe.fidelity[1:]) < 0.9 * run.probe.fidelity[0][1]
+    )
     assert [p.step for p in reports] == list(range(1, reports[0].total + 1))
     assert {p.stage for p in reports} == {"sampling the teacher", "training"}
     assert reports[-1].seconds_left == 0 and all(p.seconds_left is None for p in reports[:5])
@@ -49,7 +51,7 @@ def test_the_base_weights_are_untouched_and_come_back(finished):
     for (name, a), (_, b) in zip(run.denoiser.module.state_dict().items(), fresh.module.state_dict().items()):
         assert torch.equal(a, b), name
     x, sigma, condition = torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.9]), torch.tensor([0, 3])
-    with torch.no_grad(), run.lora.off():
+    with torch.no_grad(), run.student.lora.off():
         assert torch.equal(run.denoiser(x, sigma, condition), fresh(x, sigma, condition))
 
 
@@ -57,11 +59,11 @@ def test_the_file_holds_the_run(finished, tmp_path):
     run, _ = finished
     tensors, recipe = load_lora(run.save(tmp_path / "x.safetensors"))
     assert recipe.path == run.denoiser.path.name and recipe.base == run.denoiser.base and recipe.cfg == 1
-    assert recipe.sigmas == tuple(run.sigmas_for(4).tolist()) and len(recipe.sigmas) == 5
+    assert recipe.sigmas == tuple(run.task.sigmas_for(4).tolist()) and len(recipe.sigmas) == 5
     assert recipe.trained["updates"] == 60
-    other = Distillation(DemoTeacher(run.denoiser.kind), DistilConfig(**SMALL))
-    other.lora.load_state_dict(tensors)
-    assert all(torch.equal(a, b) for a, b in zip(other.lora.parameters(), run.adapter))
+    other = Run(DemoTeacher(run.denoiser.kind), DistilConfig(**SMALL))
+    other.student.lora.load_state_dict(tensors)
+    assert all(torch.equal(a, b) for a, b in zip(other.student.lora.parameters(), run.adapter))
     other.close()
 
 
@@ -78,7 +80,7 @@ def test_the_file_holds_the_run(finished, tmp_path):
 )
 def test_every_option_learns_and_a_seed_decides_all(options):
     def train(seed):
-        run = Distillation(
+        run = Run(
             DemoTeacher("flow"), DistilConfig(**{**SMALL, "updates": 3, "images": 8, **options}, seed=seed)
         )
         list(run.progress())
@@ -96,7 +98,7 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(3)
     wanted = torch.randn(4)
     torch.manual_seed(3)
-    run = Distillation(teacher, DistilConfig(**{**SMALL, "updates": 1, "images": 8}))
+    run = Run(teacher, DistilConfig(**{**SMALL, "updates": 1, "images": 8}))
     list(run.progress())
     run.close()
     assert torch.equal(torch.randn(4), wanted)
@@ -120,7 +122,7 @@ CACHED = {**SMALL, "updates": 2, "images": 8, "chunk": 8}
 @pytest.fixture
 def four(monkeypatch):
     """Trajectories in shards of four."""
-    for module in (distil, sampling):
+    for module in (source, sampling):
         monkeypatch.setattr(module, "SHARD", 4)
 
 
@@ -130,11 +132,13 @@ def cached(folder, last=None, kind="flow", patches="", **changes):
     """
     teacher = Counting(kind)
     teacher.last = last
-    run = Distillation(
-        teacher, DistilConfig(**{**CACHED, **changes}), (folder, {"patches": patches, "conditioning": "all"})
+    run = Run(
+        teacher,
+        DistilConfig(**{**CACHED, **changes}),
+        cache=(folder, {"patches": patches, "conditioning": "all"}),
     )
     try:
-        shares = list(run._sample_data())
+        shares = list(run.source.gather())
         assert shares == sorted(shares) and shares[-1] == 1
     except KeyboardInterrupt:
         pass
@@ -147,10 +151,11 @@ def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path
     first, calls = cached(tmp_path, kind=kind)
     assert calls == 4 * 9  # 8 samples and 8 probes in chunks of 4, 8 steps of which the first is halved
     second, calls = cached(tmp_path, kind=kind)
-    assert calls == 0 and torch.equal(first.data.anchors, second.data.anchors)
-    assert all(torch.equal(a, b) for a, b in zip(first.probe, second.probe))
-    teacher, noise = DemoTeacher(kind), first.cache.noise(16)
-    assert torch.equal(first.probe[0], noise[8:])
+    assert calls == 0 and torch.equal(first.source.data.anchors, second.source.data.anchors)
+    for part in ("noise", "condition", "reference"):
+        assert torch.equal(getattr(first.source.held, part), getattr(second.source.held, part))
+    teacher, noise = DemoTeacher(kind), first.source.cache.noise(16)
+    assert torch.equal(first.source.held.noise, noise[8:])
     phases, condition = first.phases, torch.arange(16) % teacher.conditions
     plain = torch.cat(
         list(
@@ -159,9 +164,11 @@ def test_trajectories_on_disk_are_the_teachers_own_and_are_sampled_once(tmp_path
             )
         )
     )
-    assert torch.equal(first.data.anchors, plain[:8]) and torch.equal(first.probe[2], plain[8:, -1])
-    sizes = [f.stat().st_size for f in first.cache.folder.glob("*.safetensors")]
-    assert sum(sizes) < 1.01 * first.cache.bytes(16) + 4000  # no predictions
+    assert torch.equal(first.source.data.anchors, plain[:8]) and torch.equal(
+        first.source.held.reference, plain[8:, -1]
+    )
+    sizes = [f.stat().st_size for f in first.source.cache.folder.glob("*.safetensors")]
+    assert sum(sizes) < 1.01 * first.source.cache.bytes(16) + 4000  # no predictions
 
 
 def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path, four):
@@ -174,15 +181,17 @@ def test_a_run_that_was_cancelled_while_sampling_goes_on(tmp_path, four):
 
 def test_a_cached_run_learns_and_reports_as_another(tmp_path, four):
     def train():
-        run = Distillation(
-            DemoTeacher("flow"), DistilConfig(**CACHED), (tmp_path, {"patches": "", "conditioning": "all"})
+        run = Run(
+            DemoTeacher("flow"),
+            DistilConfig(**CACHED),
+            cache=(tmp_path, {"patches": "", "conditioning": "all"}),
         )
         reports = list(run.progress())
         run.close()
         return run, reports
 
     (first, reports), (second, again) = train(), train()
-    assert first.loss == second.loss and first.fidelity == second.fidelity
+    assert first.loss == second.loss and first.probe.fidelity == second.probe.fidelity
     steps = [p.step for p in reports]
     assert steps == sorted(steps) and set(steps) >= set(range(1, 7)) and steps[-1] == reports[0].total == 6
     assert [p.step for p in again] == [1, 2, 3, 4, 5, 6]
@@ -191,7 +200,7 @@ def test_a_cached_run_learns_and_reports_as_another(tmp_path, four):
 def test_trajectories_too_large_for_the_disk_stay_in_memory(tmp_path, four, monkeypatch, caplog):
     monkeypatch.setattr(TrajectoryCache.__init__, "__defaults__", (1000,))
     run, calls = cached(tmp_path)
-    assert calls == 36 and run.cache is None and not list(tmp_path.iterdir())
+    assert calls == 36 and run.source.cache is None and not list(tmp_path.iterdir())
     assert "kept in memory alone" in caplog.text
 
 
@@ -223,7 +232,7 @@ def test_a_model_that_overwrites_its_activations_gets_the_exact_gradient():
 
     gradients = []
     for in_place in (True, False):
-        run = Distillation(Model(in_place), DistilConfig(**{**SMALL, "updates": 2, "images": 8}))
+        run = Run(Model(in_place), DistilConfig(**{**SMALL, "updates": 2, "images": 8}))
         list(run.progress())
         assert run.descent.backward.overwrites == in_place
         gradients.append(run.lora_tensors())
@@ -236,17 +245,17 @@ def test_overflowing_gradients_are_left_out_and_counted_until_it_is_hopeless():
     """The loss's scale falls while the gradient overflows, the adapter stays as it was, and in the end the
     run says why.
     """
-    run = Distillation(DemoTeacher("flow"), DistilConfig(**{**SMALL, "images": 8}))
-    for _ in run._sample_data():
+    run = Run(DemoTeacher("flow"), DistilConfig(**{**SMALL, "images": 8}))
+    for _ in run.source.gather():
         pass
-    before = [p.detach().clone() for p in run.lora.parameters()]
+    before = [p.detach().clone() for p in run.student.lora.parameters()]
     assert run.descent.scale == 2**15
     backward = run.descent.backward
     run.descent.backward = lambda compute: _overflow(run, backward, compute)
     for number, scale in enumerate((2**11, 2**7, 2**3, 1, 1, 1, 1, 1, 1), 1):
         run.update()
         assert (run.descent.scale, run.descent.skipped) == (scale, number)
-        assert all(torch.equal(a, b) for a, b in zip(before, run.lora.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(before, run.student.lora.parameters()))
     with pytest.raises(
         ArithmeticError, match="10 updates in a row were not, because the gradient overflowed. Lower lr"
     ):
@@ -256,7 +265,7 @@ def test_overflowing_gradients_are_left_out_and_counted_until_it_is_hopeless():
 
 def _overflow(run, backward, compute):
     loss = backward(compute)
-    run.lora.parameters()[1].grad.fill_(float("inf"))
+    run.student.lora.parameters()[1].grad.fill_(float("inf"))
     return loss
 
 
@@ -301,7 +310,7 @@ def test_the_demo_writes_all_it_promises(tmp_path, monkeypatch):
 
 
 def test_the_demo_refuses_a_bad_folder_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(Distillation, "progress", lambda self: pytest.fail("work began"))
+    monkeypatch.setattr(Run, "progress", lambda self: pytest.fail("work began"))
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="output folder must be writable"):
         demo(tmp_path / "file")

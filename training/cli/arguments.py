@@ -1,0 +1,180 @@
+"""The arguments of each command."""
+
+import argparse
+import math
+
+from .. import methods
+from ..formats.lora_keys import FAMILIES
+from . import commands
+
+ABOUT_FIT = """\
+Fit solvers to a packaged teacher: for each step count a step grid and weights of its own, learnt from
+accurate trajectories. No weight of the model is changed. Writes recipe_<steps>.json, report.txt, report.png
+(error against step count) and samples.png (teacher, Euler and fitted from the same noise). The trajectories
+are kept: the same command, or one with other --steps, goes on from them, also after Ctrl-C."""
+ABOUT_DISTIL = """\
+Distil a LoRA from a packaged teacher (flow, epsilon) or a diffusers folder. Writes lora.safetensors with its
+recipe inside, for ComfyUI's own loader, and curves.png. The state is saved as it goes: after Ctrl-C, a crash
+or a power cut `fewstep resume` goes on where it stopped. Settings come from a JSON or TOML file, whose names
+are those of `DistilConfig`, and from --set name=value."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> None:
+        """End the program with that line."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser() -> Parser:
+    """The whole command line; parsed arguments have `run`, the function of `commands` to call with them."""
+    whole = Parser(prog="fewstep", description="Make a diffusion model good in 1 to 8 steps.")
+    subparsers = whole.add_subparsers(dest="command", required=True)
+    _demo(subparsers)
+    _fit(subparsers)
+    about = "distil a LoRA, from a packaged teacher or a diffusers folder"
+    _distil(subparsers, "distil", methods.names()[0], about)
+    about = "the same from noise and picture pairs, in one or more rounds"
+    _distil(subparsers, "reflow", "rectified-diffusion", about)
+    resume = subparsers.add_parser("resume", help="go on with a run that was stopped")
+    resume.add_argument("folder", help="the --out of the run")
+    resume.set_defaults(run=commands.resume)
+    _export(subparsers)
+    return whole
+
+
+def _demo(subparsers):
+    command = subparsers.add_parser(
+        "demo", help="distil a LoRA from the packaged teacher and show what it does"
+    )
+    command.add_argument(
+        "--out",
+        default="demo-out",
+        help="folder for the picture, curves, LoRA and metrics (default: %(default)s)",
+    )
+    _common(command)
+    names = methods.names()
+    command.add_argument(
+        "--method", choices=names, default=names[0], help="how to distil (default: %(default)s)"
+    )
+    command.set_defaults(run=commands.demo)
+
+
+def _fit(subparsers):
+    command = subparsers.add_parser(
+        "fit",
+        help="fit few-step solvers to the packaged teacher, without training",
+        description=ABOUT_FIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--out",
+        default="fit-out",
+        help="folder for recipes, report, samples and trajectories (default: %(default)s)",
+    )
+    _common(command)
+    command.add_argument(
+        "--steps",
+        type=_numbers,
+        default="1,2,3,4,6,8",
+        help="step counts, each gets a recipe (default: %(default)s)",
+    )
+    command.add_argument(
+        "--trajectories",
+        type=int,
+        default=64,
+        help="of the teacher; a quarter is held out (default: %(default)s)",
+    )
+    command.add_argument(
+        "--reference-steps", type=int, default=60, help="of each trajectory (default: %(default)s)"
+    )
+    command.add_argument(
+        "--cfg",
+        type=float,
+        default=2.0,
+        help="guidance that the solvers are fitted for (default: %(default)g)",
+    )
+    command.add_argument(
+        "--effort",
+        type=float,
+        default=0.5,
+        help="model calls spent on each step count, as a multiple of the trajectories'; inf: until nothing "
+        "improves (default: %(default)s)",
+    )
+    command.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="begin no further improvement after this time; the trajectories are always finished "
+        "(default: no limit)",
+    )
+    command.set_defaults(run=commands.fit)
+
+
+def _distil(subparsers, name, method, about):
+    command = subparsers.add_parser(
+        name,
+        help=about,
+        description=ABOUT_DISTIL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--model", default="flow", help="flow, epsilon, or a diffusers folder (default: %(default)s)"
+    )
+    command.add_argument("--out", default=f"{name}-out", help="folder of the run (default: %(default)s)")
+    command.add_argument("--config", help="JSON or TOML file of settings")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, over the config file"
+    )
+    command.add_argument(
+        "--prompts", help="text file, one prompt a line; this and the next three are for a diffusers folder"
+    )
+    command.add_argument("--negative", help="negative prompt of the teacher's guidance (default: empty)")
+    command.add_argument("--size", type=_numbers, help="width,height in pixels (default: the model's own)")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model's weights; the LoRA is float32 (default: float32)",
+    )
+    command.add_argument("--memory", type=float, help="GB that the run may take (default: what is free)")
+    command.add_argument(
+        "--method", choices=methods.names(task=None), help=f"how to distil (default: {method})"
+    )
+    command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
+    command.set_defaults(run=commands.distil, usual_method=method)
+
+
+def _export(subparsers):
+    command = subparsers.add_parser("export", help="write a LoRA in another program's keys")
+    command.add_argument("lora", help="a LoRA made by Fewstep")
+    command.add_argument("out", help="the file to write, a new one")
+    command.add_argument(
+        "--to",
+        choices=("diffusers", "comfyui"),
+        default="diffusers",
+        help="diffusers: for pipe.load_lora_weights; comfyui: of a file in diffusers' keys "
+        "(default: %(default)s)",
+    )
+    command.add_argument("--family", choices=FAMILIES, help="of the model (default: what the file tells)")
+    command.set_defaults(run=commands.export)
+
+
+def _common(command):
+    command.add_argument(
+        "--teacher", choices=("flow", "epsilon"), default="flow", help="packaged model (default: %(default)s)"
+    )
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
+
+
+def _numbers(text):
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers such as 2,4,8, got {text!r}") from None

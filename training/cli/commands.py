@@ -1,0 +1,193 @@
+"""What each command does with its arguments; returns the exit status. Heavy parts are imported when they are
+asked for.
+"""
+
+import functools
+import json
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from ...diffusion.faults import BadValue
+
+
+def _out(folder):
+    """--out, unless it is a file."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise BadValue("out must be a folder, and {folder} is a file. Choose another --out.", folder=folder)
+    return folder
+
+
+def demo(args: Namespace) -> int:
+    """`fewstep demo`."""
+    from .demo import COLUMNS
+    from .demo import demo as run
+
+    result = run(_out(args.out), kind=args.teacher, method=args.method, device=args.device, seed=args.seed)
+    print(f"\n{'':14}{'RMSE to teacher':>16}{'Frechet to data':>17}")
+    for name in COLUMNS:
+        row = result["columns"][name]
+        print(f"{name:14}{row['rmse']:16.4f}{row['frechet']:17.3f}")
+    print(
+        f"{result['seconds']:.0f} s. "
+        f"Written to {args.out}: demo.png, curves.png, lora.safetensors, metrics.json"
+    )
+    return 0
+
+
+def fit(args: Namespace) -> int:
+    """`fewstep fit`."""
+    from .demo_fit import fit as run
+    from .demo_fit import recipe_file
+
+    found = run(
+        _out(args.out),
+        kind=args.teacher,
+        steps=args.steps,
+        trajectories=args.trajectories,
+        reference_steps=args.reference_steps,
+        cfg=args.cfg,
+        effort=args.effort,
+        seconds=args.seconds,
+        seed=args.seed,
+        device=args.device,
+    )
+    names = ", ".join(recipe_file(Path(), steps).name for steps in found.config.steps)
+    print(f"\n{found.report()}\nWritten to {args.out}: {names}, report.txt, report.png, samples.png")
+    return 0
+
+
+def distil(args: Namespace) -> int:
+    """`fewstep distil` and `fewstep reflow`."""
+    from ..models.demo.net import KINDS
+    from . import headless
+    from .spec import Spec, read_config
+
+    settings = {"method": args.usual_method}
+    if args.config:
+        settings |= read_config(args.config)
+    settings |= dict(_setting(text) for text in args.set)
+    settings |= _given(args, "method", "seed")
+    if settings["method"] == "restoration" and not settings.get("process"):
+        raise BadValue(
+            "process must be given for the method restoration, got none. Write process = [{{kind = "
+            '"blur"}}] into the --config file, or --set \'process=[{{"kind": "blur"}}]\'.',
+        )
+    given = [f"--{name}" for name in _given(args, "prompts", "negative", "size", "dtype")]
+    if args.model in KINDS and given:
+        raise BadValue(
+            "{given} must be left out for the packaged teacher {model}, which has its own; they are for a "
+            "diffusers folder. Leave them out, or give --model FOLDER.",
+            given=given,
+            model=args.model,
+        )
+    if args.memory is not None and not 1e-3 <= args.memory < 1e9:
+        raise BadValue(
+            "memory must be a number of GB from 0.001 up, got {got:g}. Leave it out for what is free.",
+            got=args.memory,
+        )
+    memory = args.memory and int(args.memory * 1e9)
+    out = _out(args.out)
+    spec = Spec(model=args.model, **_of_pipeline(args), device=args.device)
+    return _shown(functools.partial(headless.distil, out, spec, settings, memory), out)
+
+
+def _of_pipeline(args):
+    """The options that only a diffusers folder has, as a `Spec` names them."""
+    from ..formats.prompts import from_file
+
+    found = _given(args, "negative", "dtype")
+    if args.size is not None:
+        if len(args.size) != 2:
+            raise BadValue(
+                "size must be width,height such as 512,768, got {got}.",
+                got=",".join(map(str, args.size)),
+            )
+        found["width"], found["height"] = args.size
+    if args.prompts is not None:
+        found["prompts"] = from_file(args.prompts)
+        if not found["prompts"]:
+            raise BadValue(
+                "prompts must hold at least one prompt, and {prompts} has none. Write one a line.",
+                prompts=args.prompts,
+            )
+    return found
+
+
+def resume(args: Namespace) -> int:
+    """`fewstep resume`."""
+    from . import headless
+
+    return _shown(functools.partial(headless.resume, args.folder), args.folder)
+
+
+def _shown(work, out):
+    """Run with a progress bar; say what came of it."""
+    from tqdm import tqdm
+
+    from .headless import SPEC
+
+    bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3)  # no bar before there is work
+
+    def show(run, progress):
+        bar.total, bar.n, bar.desc = progress.total, progress.step, progress.stage
+        if progress.loss is not None and run.probe.fidelity:
+            bar.set_postfix_str(
+                f"loss {progress.loss:.4f}, distance to teacher {run.probe.fidelity[-1][1]:.3f}",
+                refresh=False,
+            )
+        bar.update(0)
+
+    try:
+        with bar:
+            run = work(show=show)
+    except KeyboardInterrupt:
+        if not (Path(out) / SPEC).exists():
+            raise
+        raise KeyboardInterrupt(f"To go on: fewstep resume {shlex.quote(str(out))}") from None
+    _report(run, out)
+    return 0
+
+
+def _report(run, out):
+    """Say what came of a run."""
+    fidelity = run.probe.fidelity
+    before, now = fidelity[0][1], run.probe.best.fidelity if run.probe.best else fidelity[-1][1]
+    skipped = f", {run.descent.skipped} left out as not finite" if run.descent.skipped else ""
+    print(
+        f"{run.done} updates{skipped}; distance to the teacher {before:.4f} before, {now:.4f} now "
+        f"({run.config.steps} steps). Written to {out}: lora.safetensors, curves.png"
+    )
+    if now >= before:
+        print("The LoRA is no nearer to the teacher than the untrained model. Lower lr, or train longer.")
+
+
+def _given(args, *names):
+    """{name: value} of those arguments that were given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _setting(text):
+    """("name", value) of "name=value", the value as JSON where it is some, text otherwise."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise BadValue("--set must be NAME=VALUE, got {got!r}.", got=text)
+    try:
+        return name, json.loads(value)
+    except RecursionError:
+        raise BadValue(
+            "--set {name} must be a setting's value, and is nested too deeply to be one.",
+            name=name,
+        ) from None
+    except ValueError:
+        return name, value
+
+
+def export(args: Namespace) -> int:
+    """`fewstep export`."""
+    from . import export as exporting
+
+    count = exporting.export(args.lora, args.out, args.to, args.family)
+    print(f"{count} layers written to {args.out} for {args.to}")
+    return 0

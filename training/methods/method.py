@@ -1,0 +1,124 @@
+"""A method: what it needs of the data, what it draws for a batch, and the loss of what was drawn.
+
+A method is one frozen `Method` in a file of its own, registered by one line in `methods/__init__.py`. Its
+functions see a `Context` and nothing else of the run. A batch is a dict of tensors (B, ...), so that it can
+be cut into micro-batches: `draw` uses the context's generator, `loss` uses none.
+
+`u` in [0, 1) says where in time each sample looks, from noise to data (`times`); below 0 where none was
+drawn. Who answers follows the one convention of the backend, `(x, sigma (B,), condition (B,)) -> x0`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from ...diffusion.paths import Path
+from ..trajectories.data import Data
+from .phases import Phases
+from .times import Times, Weighting
+
+Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, sigma, condition) -> x0
+Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, ...), (B, ...) -> (B,)
+Batch = dict[str, torch.Tensor]
+
+
+class Settings(Protocol):
+    """What methods read of a run's settings (`run.config.DistilConfig` says what they mean)."""
+
+    batch: int
+    updates: int
+    phases: int
+    one_step: float
+    intervals: int
+    curriculum: bool
+    solver: str
+    substeps: int
+
+
+class Destroyed(Protocol):
+    """How the network is asked about pictures that a forward process has destroyed (`restoration.Seen`)."""
+
+    process: object
+
+    def ask(self, call: Callable, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+        """call(x, sigma (B,)) -> x0, asked at the times t of the process."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """All that a method sees of a run, at one update.
+
+    path, shape, noise_scale   of the model (`models.denoiser.Denoiser`)
+    phases                     the grid along which teacher and student step
+    data                       what is learnt from
+    generator                  of every random draw
+    student, target, teacher   who answers: the adapter on, what the student learns from, and off with
+                               guidance
+    metric                     distance of two predictions, for each sample
+    kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
+    times, weighting           how u is drawn, and what a loss at u weighs
+    done                       updates so far
+    seen                       of a restorer: its forward process as the network sees it
+    """
+
+    path: Path
+    shape: tuple
+    noise_scale: float
+    phases: Phases
+    data: Data
+    generator: torch.Generator
+    student: Answer
+    target: Answer
+    teacher: Answer
+    metric: Metric
+    kind: str
+    times: Times
+    weighting: Weighting
+    settings: Settings
+    done: int = 0
+    seen: Destroyed | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way of training.
+
+    name            in configs, recipes, on nodes and the command line
+    title           for people
+    needs           of the data: "trajectories", "pairs" (noise and image) or "images"
+    draw            Context -> batch
+    loss            (Context, batch) -> (B,)
+    level           (phases, u) -> the noise level that u stands for, which the weighting goes by
+    kind            of prediction that the loss compares; "own" for the model's
+    on_the_grid     the student learns at the very levels that it is sampled from, which the grid therefore
+                    keeps
+    in_rounds       further rounds learn from pairs that the student of the round before drew
+    task            "distillation", or "restoration" for methods that learn to undo a process
+    """
+
+    name: str
+    title: str
+    needs: str
+    draw: Callable[[Context], Batch]
+    loss: Callable[[Context, Batch], torch.Tensor]
+    level: Callable[[Phases, torch.Tensor], torch.Tensor]
+    kind: str = "x0"
+    on_the_grid: bool = False
+    in_rounds: bool = False
+    task: str = "distillation"
+
+
+def draw_samples(context: Context) -> Batch:
+    """What every batch begins with: which samples of the data, and where in time."""
+    count = context.settings.batch
+    pick = torch.randint(len(context.data.condition), (count,), generator=context.generator)
+    u, weight = context.times.draw(count, context.generator)
+    return {
+        "pick": pick,
+        "condition": context.data.condition[pick],
+        "u": u,
+        "weight": weight * context.weighting(u),
+    }

@@ -1,0 +1,254 @@
+"""A run: from a denoiser and a config to a LoRA with its recipe.
+
+    run = Run(denoiser, config)
+    for progress in run.progress(): ...       # stop at any time: run.lora_tensors() is what has been learnt
+                                              so far
+    run.save(path)
+    run.close()
+
+The loop and its state are here. Who answers is the `student.Student`'s affair, what is learnt from the
+`source.Source`'s, how is the method's (`methods`) and `descent`'s, how near the student has come the
+`probe.Probe`'s, and how it is sampled the task's (`distillation`, `restoration`). `job` keeps a run on disk.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from .. import methods
+from ..formats.files import save_lora
+from ..formats.recipe import Recipe
+from ..methods.distances import METRICS
+from ..methods.method import Context
+from ..methods.phases import Phases
+from ..methods.times import Times, Weighting
+from ..models.denoiser import Denoiser
+from ..trajectories.data import Data
+from .config import DistilConfig
+from .descent import Descent
+from .distillation import Distillation
+from .interrupts import held_back
+from .probe import Probe, adapter_in
+from .progress import Progress
+from .restoration import Restoration
+from .source import Cache, Pictures, Source, check
+from .student import Adapter, Student
+
+
+class Run:
+    """One run. Its state: adapter, average and optimiser, generator, draws, data, history.
+
+    cache   (folder, identity), to keep the teacher's trajectories there: see `source.Source`
+    data    to learn from instead of the teacher's trajectories
+    metric  a distance (B, ...), (B, ...) -> (B,) in place of the config's, a perceptual one for instance
+    warm    tensors of a LoRA file to begin with
+    label   of the run, for the recipe
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: DistilConfig,
+        *,
+        cache: Cache | None = None,
+        data: Data | None = None,
+        metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        warm: dict[str, torch.Tensor] | None = None,
+    ):
+        check(denoiser, config, data)
+        method = methods.get(config.method)
+        self.denoiser, self.config, self.method = denoiser, config, method
+        self.metric = metric or METRICS[config.metric]
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.kind = denoiser.prediction if method.kind == "own" else method.kind
+        self.phases = Phases(config, denoiser.path, denoiser.sigma_of, method.on_the_grid)
+        self.times = Times(config.times)
+        level = functools.partial(method.level, self.phases)
+        self.weighting = Weighting(config.weighting, self.kind, denoiser.path, level, self.times)
+        self.student = Student(denoiser, config, warm)
+        try:
+            source = Pictures if config.restores and data is not None else Source
+            self.source = source(self.student, config, method, self.phases, data, cache)
+            task = Restoration if config.restores else Distillation
+            self.task = task(self.student, config, method, self.phases)
+            self.descent = Descent(self.student, config)
+        except BaseException:
+            self.student.close()
+            raise
+        self.probe = Probe(config.updates)
+        self.loss: list[tuple[int, float]] = []
+        self.stopped, self.label = False, ""
+
+    @property
+    def done(self) -> int:
+        """Updates so far."""
+        return self.descent.done
+
+    def stop(self) -> None:
+        """End after the update that is under way, and keep what has been learnt."""
+        self.stopped = True
+
+    def progress(self) -> Iterator[Progress]:
+        """Yield `Progress`; leaves the adapter attached until `close`."""
+        config, current = self.config, -1
+        chunks = self.source.chunks
+        total = chunks * config.rounds + config.updates
+        while (self.done < config.updates or self.probe.is_due(self.done)) and not self.stopped:
+            number = min(self.done * config.rounds // config.updates, config.rounds - 1)
+            if number != current:
+                if number and self.done == _first_update(number, config):
+                    self.source.pairs_of = [a.clone() for a in self.student.averaged]
+                for share in self.source.gather(number):
+                    if self.stopped:
+                        return
+                    step = chunks * number + round(share * chunks) + self.done
+                    yield Progress(stage="sampling the teacher", step=step, total=total)
+                if self.source.held is not None:
+                    self.probe.held = self.source.held
+                current, started, first = number, time.perf_counter(), self.done
+            if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
+                self.measure()
+                continue
+            loss = self.update()
+            fidelity = self.measure() if self.probe.is_due(self.done) else None
+            rate = (self.done - first) / (time.perf_counter() - started)
+            yield Progress(
+                stage="training",
+                step=chunks * (number + 1) + self.done,
+                total=total,
+                loss=loss,
+                fidelity=fidelity,
+                samples_per_second=rate * config.batch,
+                seconds_left=(config.updates - self.done) / rate if self.done - first >= 10 else None,
+            )
+
+    def context(self) -> Context:
+        """What the method sees, at this update."""
+        return Context(
+            path=self.denoiser.path,
+            shape=tuple(self.denoiser.shape),
+            noise_scale=self.task.noise_scale,
+            phases=self.phases,
+            data=self.source.data,
+            generator=self.generator,
+            student=self.student.student,
+            target=self.student.target,
+            teacher=self.student.teacher,
+            metric=self.metric,
+            kind=self.kind,
+            times=self.times,
+            weighting=self.weighting,
+            settings=self.config,
+            done=self.done,
+            seen=self.task.seen,
+        )
+
+    def update(self) -> float:
+        """One optimiser update; returns the loss. Cut off in the middle it leaves the state as it was before,
+        or after.
+        """
+        before, context = self.generator.get_state(), self.context()
+        try:
+            batch = self.method.draw(context)
+            losses = self.descent.gradient(batch, functools.partial(self.method.loss, context))
+        except BaseException:
+            self.generator.set_state(before)
+            raise
+        with held_back():
+            self.descent.step(losses)
+            self.student.follow(self.done)
+            self.times.learn(batch["u"], losses)
+            value = float((losses * batch["weight"]).mean())
+            self.loss.append((self.done, value))
+        return value
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Fidelity of the averaged adapter on the held-out noise, sampled as the recipe says."""
+        drawn = self.task.draw(self.probe.held, self.student.averaged)
+        return self.probe.take(drawn, self.done, self.student.averaged)
+
+    # ---- results -------------------------------------------------------------------------------
+
+    @property
+    def adapter(self) -> Adapter:
+        """The averaged adapter where it measured best, which is the one saved."""
+        return self.probe.best.adapter if self.probe.best else self.student.averaged
+
+    def lora_tensors(self) -> dict[str, torch.Tensor]:
+        """The saved adapter in ComfyUI's native keys."""
+        return self.student.lora.state_dict(self.adapter)
+
+    def recipe(self) -> Recipe:
+        """How to sample with it."""
+        config = self.config
+        return Recipe(
+            method=config.method,
+            path=self.denoiser.path.name,
+            sigmas=tuple(self.task.sigmas_for(config.steps).tolist()),
+            churn=self.task.churn,
+            cfg=1.0,
+            shift=config.shift,
+            base=self.denoiser.base,
+            trained=_trained(self),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the LoRA with its recipe, whole or not at all."""
+        return save_lora(path, self.lora_tensors(), self.recipe())
+
+    # ---- its state -----------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """({name: tensor}, JSON-able dict) from which `restore` goes on, bit for bit, as if nothing had
+        happened.
+        """
+        tensors, numbers = self.descent.state()
+        tensors |= {"generator": self.generator.get_state(), "moments": self.times.moments}
+        tensors |= {f"pairs_of.{i}": v for i, v in enumerate(self.source.pairs_of or ())}
+        measured, history = self.probe.state()
+        return tensors | measured, {**numbers, **history, "loss": self.loss}
+
+    def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+        """Take over what `state` gave."""
+        self.descent.restore(tensors, numbers)
+        self.generator.set_state(tensors["generator"])
+        self.times.moments = tensors["moments"].clone()
+        self.source.pairs_of = adapter_in(tensors, "pairs_of", self.student.averaged)
+        self.probe.restore(tensors, numbers, self.student.averaged)
+        self.loss = [(update, value) for update, value in numbers["loss"]]
+
+    def close(self) -> None:
+        """Take the adapter off the model, and let others have the cache."""
+        self.student.close()
+        self.source.close()
+
+
+def _first_update(number: int, config: DistilConfig) -> int:
+    """The update at which a round begins."""
+    return -(-number * config.updates // config.rounds)
+
+
+def _trained(run: Run) -> dict:
+    """What a recipe tells of the run that made it."""
+    config, probe = run.config, run.probe
+    trained = {
+        "updates": run.done,
+        "batch": config.batch,
+        "teacher_cfg": config.cfg,
+        "phases": config.phases,
+        "rank": config.rank,
+        "seed": config.seed,
+    }
+    fidelity = probe.best.fidelity if probe.best else probe.fidelity[-1][1] if probe.fidelity else math.nan
+    if math.isfinite(fidelity):
+        trained["fidelity"] = fidelity
+    if run.label:
+        trained["run"] = run.label
+    if run.descent.skipped:
+        trained["skipped"] = run.descent.skipped
+    return {**trained, **run.task.told()}

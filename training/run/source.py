@@ -1,0 +1,162 @@
+"""Where a run's data come from.
+
+Unless the user brings data, they are the teacher's own trajectories, solved once at its guidance, of which a
+few anchors are kept: no data set is needed. The last PROBES of them are held out to measure fidelity on; with
+data of the user's only these are drawn.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ...diffusion.faults import BadValue
+from .. import methods
+from ..methods.method import Method
+from ..methods.phases import Phases
+from ..models.denoiser import Denoiser, Guided
+from ..trajectories.data import Data, from_trajectories
+from ..trajectories.noises import noises
+from ..trajectories.sampling import SHARD, teacher_cache, trajectories
+from .config import DistilConfig
+from .probe import HeldOut
+from .student import Adapter, Student
+
+PROBES = 8  # held-out noises
+Cache = tuple[str | Path, dict]  # folder, identity: see `Source`
+
+
+def check(denoiser: Denoiser, config: DistilConfig, data: Data | None = None) -> None:
+    """Raise ValueError for a model without conditionings, and for data that do not fit model and method."""
+    if denoiser.conditions < 1:
+        raise BadValue("The run needs at least one conditioning (a prompt or a label), got none.")
+    if data is not None:
+        data.check(denoiser, methods.get(config.method).needs)
+
+
+class Source:
+    """Trajectories of the teacher; in further rounds of reflow, of the student.
+
+    given    data of the user's, in place of the teacher's trajectories
+    cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped
+             and
+             for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else of it
+             is not this run's (`seed`)
+    data, held   what `gather` brought
+    pairs_of     the adapter whose samples the data are, after the first round; None: the base model
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        config: DistilConfig,
+        method: Method,
+        phases: Phases,
+        given: Data | None = None,
+        cache: Cache | None = None,
+    ):
+        self.student, self.config, self.method, self.phases = student, config, method, phases
+        self.given, self.seed, self.cache = given, config.seed, None
+        self.data: Data | None = None
+        self.held: HeldOut | None = None
+        self.pairs_of: Adapter | None = None
+        if cache and given is None:
+            folder, identity = cache
+            self.seed = identity.get("seed", config.seed)
+            self.cache = teacher_cache(
+                student.denoiser,
+                cfg=config.cfg,
+                sigmas=phases.fine,
+                kept=phases.kept,
+                count=self.count,
+                seed=config.seed,
+                folder=folder,
+                identity=identity,
+            )
+
+    @property
+    def count(self) -> int:
+        """Trajectories that are wanted of the teacher."""
+        return (self.config.images if self.given is None else 0) + PROBES
+
+    @property
+    def chunks(self) -> int:
+        """How many calls of the solver they take."""
+        return math.ceil(self.count / SHARD)
+
+    @torch.no_grad()
+    def gather(self, number: int = 0) -> Iterator[float]:
+        """Draw the data of that round, and in the first the held-out ones; yields the share that is done."""
+        denoiser, count = self.student.denoiser, self.count
+        condition = torch.arange(count) % denoiser.conditions
+        if self.cache and number == 0:
+            with self.student.lora.off():
+                yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
+            noise, anchors = self.cache.noise(count), self.cache.read(count)[0]
+        else:
+            noise = noises(self.seed, range(number * count, (number + 1) * count), denoiser.shape)
+            parts = []
+            for part in self._solve(noise, condition):
+                parts.append(part)
+                yield len(parts) / self.chunks
+            anchors = torch.cat(parts)  # (N, kept, ...), from noise to picture
+        self.data = self.given
+        if self.given is None:
+            self.data = from_trajectories(
+                anchors[:-PROBES],
+                condition[:-PROBES],
+                self.method.needs,
+                self.phases.path,
+                self.phases.fine[0],
+            )
+        if number == 0:
+            self.held = HeldOut(
+                noise=noise[-PROBES:],
+                condition=condition[-PROBES:],
+                reference=anchors[-PROBES:, -1].clone(),
+            )
+
+    def _solve(self, noise, condition):
+        """The trajectories from that noise, SHARD at a time: of the teacher, or of the round before."""
+        lora, cfg = self.student.lora, self.config.cfg if self.pairs_of is None else 1.0
+        with lora.off() if self.pairs_of is None else lora.using(self.pairs_of):
+            yield from trajectories(
+                self.student.asked,
+                noise,
+                condition,
+                cfg,
+                self.phases.fine,
+                self.phases.kept,
+                order=2,
+                corrector=True,
+                chunk=SHARD,
+            )
+
+    def close(self) -> None:
+        """Let others have the cache."""
+        if self.cache:
+            self.cache.close()
+
+
+class Pictures(Source):
+    """Pictures that are given and nothing else, of which an eighth, at most PROBES, are held out."""
+
+    @property
+    def count(self) -> int:
+        """None is wanted of the teacher."""
+        return 0
+
+    def gather(self, number: int = 0) -> Iterator[float]:
+        """Part the pictures; there is nothing to wait for."""
+        total = len(self.given.images)
+        held = torch.linspace(0, total - 1, max(1, min(PROBES, total // 8))).round().long()
+        kept = torch.ones(total, dtype=torch.bool)
+        kept[held] = total == 1
+        self.data = Data(images=self.given.images[kept], condition=self.given.condition[kept])
+        self.held = HeldOut(
+            noise=noises(self.seed, range(len(held)), self.student.denoiser.shape),
+            condition=self.given.condition[held],
+            reference=self.given.images[held],
+        )
+        yield from ()

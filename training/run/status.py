@@ -1,0 +1,162 @@
+"""How a run stands: the one account of it that the job writes, the live run sends and the list of runs reads.
+
+folder/status.json holds a `Status`. What is known from the folder itself (its name, the pictures and the
+graph that lie in it) is read from there.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .progress import Progress
+from .run import Run
+
+STATUS, PROMPT, PREVIEWS = "status.json", "prompt.json", "previews"
+NOTES = ("name", "model", "started_at", "lora", "samples_per_second", "memory", "error")
+FROM_THE_FOLDER = ("id", "previews", "resumable")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Status:
+    """A run at one moment.
+
+    id           the name of its folder
+    name, model  for people: of the LoRA, and of what it is trained for
+    method, steps   of its config
+    state        "sampling", "running", "paused", "stopped", "finished" or "failed"
+    stage        what is under way
+    step, total  of the whole run, trajectories included; done, updates: of the training alone
+    skipped      updates left out as not finite
+    loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
+    seconds_left           None where unknown
+    samples_per_second, memory   as measured; memory in bytes
+    started_at, saved_at   seconds since 1970
+    lora         the file's name, once there is one
+    error        what ended it: a message as JSON (`Message.to_dict`) or plain text
+    previews     the updates of which a picture was kept, rising
+    resumable    whether the graph that it can be queued again from was kept
+    """
+
+    method: str
+    steps: int
+    state: str
+    step: int
+    total: int
+    done: int
+    updates: int
+    saved_at: int
+    started_at: int
+    id: str = ""
+    name: str = ""
+    model: str = ""
+    stage: str = "training"
+    skipped: int = 0
+    loss: float | None = None
+    fidelity: float | None = None
+    best: float | None = None
+    seconds_left: float | None = None
+    samples_per_second: float | None = None
+    memory: int | None = None
+    lora: str | None = None
+    error: dict | str | None = None
+    previews: list = dataclasses.field(default_factory=list)
+    resumable: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        folder: Path,
+        state: str,
+        now: float,
+        notes: Mapping[str, Any],
+        progress: Progress | None = None,
+    ) -> "Status":
+        """How a run stands that is in memory. notes: those of NOTES that are known."""
+        own = {
+            "method": run.config.method,
+            "steps": run.config.steps,
+            "state": state,
+            "step": progress.step if progress else run.done,
+            "total": progress.total if progress else run.config.updates,
+            "done": run.done,
+            "updates": run.config.updates,
+            "skipped": run.descent.skipped,
+            "loss": last(run.loss),
+            "fidelity": last(run.probe.fidelity),
+            "best": run.probe.best and run.probe.best.fidelity,
+            "stage": progress.stage if progress else "training",
+            "seconds_left": progress.seconds_left if progress else None,
+            "saved_at": round(now),
+            "started_at": round(now),
+        }
+        known = {name: value for name, value in notes.items() if name in NOTES}
+        return cls(**{**own, **known, **_of_folder(folder)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Status | None":
+        """How the run of that folder stands, None where its status can't be read. One that says that it runs
+        was cut off: it is paused.
+        """
+        try:
+            found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+            values = _of_version_1(found) if "notes" in found else found
+            known = {field.name for field in dataclasses.fields(cls)}
+            status = cls(**{name: value for name, value in values.items() if name in known})
+            state = "paused" if status.state in ("running", "sampling") else status.state
+            # what was under way when it was written is over
+            return dataclasses.replace(
+                status,
+                state=state,
+                stage="training",
+                step=status.done,
+                total=status.updates,
+                seconds_left=None,
+                **_of_folder(folder),
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return dataclasses.asdict(self)
+
+    def to_file(self) -> dict[str, Any]:
+        """What is written: all that the folder itself does not tell."""
+        return {name: value for name, value in self.to_dict().items() if name not in FROM_THE_FOLDER}
+
+
+def notes_in(folder: Path) -> dict[str, Any]:
+    """What was noted on the run of that folder before; {} where nothing can be read."""
+    status = Status.read(folder)
+    found = {name: getattr(status, name) for name in NOTES} if status else {}
+    return {name: value for name, value in found.items() if value not in (None, "") and name != "error"}
+
+
+def previews(folder: Path) -> list[int]:
+    """The updates of which a picture was kept, rising."""
+    path = folder / PREVIEWS
+    if not path.is_dir():
+        return []
+    return sorted(int(f.stem) for f in path.iterdir() if f.suffix == ".png" and f.stem.isdecimal())
+
+
+def last(points: list[tuple[int, float]]) -> float | None:
+    """The last value of a history [(update, value)]; None where there is none, or no number, which JSON has
+    no word for.
+    """
+    return points[-1][1] if points and math.isfinite(points[-1][1]) else None
+
+
+def _of_folder(folder):
+    return {"id": folder.name, "previews": previews(folder), "resumable": (folder / PROMPT).exists()}
+
+
+def _of_version_1(found):
+    """A status as it was written before it was a `Status`: what whoever ran it added lies under "notes"."""
+    notes = dict(found["notes"])
+    values = {**found, **notes, "step": found["done"], "updates": found["total"]}
+    return {"started_at": found["saved_at"], **values}

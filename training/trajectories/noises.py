@@ -1,0 +1,29 @@
+"""What trajectories start from: noise that belongs to a number, and the first state made of it."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ...diffusion.paths import Path
+
+
+def noises(seed: int, numbers: Iterable[int], shape: Sequence[int]) -> torch.Tensor:
+    """The unit noise of those trajectories, float32 (N, *shape), each from a generator of its own."""
+    return torch.stack([_noise(seed, number, shape) for number in numbers])
+
+
+def _noise(seed, number, shape):
+    digest = hashlib.blake2b(f"trajectory {int(seed)} {int(number)}".encode(), digest_size=7).digest()
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+
+def start(
+    noise: torch.Tensor, sigmas: Sequence[float] | torch.Tensor, path: Path, noise_scale: float = 1.0
+) -> torch.Tensor:
+    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where
+    alpha is 1.
+    """
+    first = torch.as_tensor(sigmas[0], dtype=torch.float64)
+    level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
+    return noise * (float(level) * noise_scale)
