@@ -30,9 +30,19 @@ class Prompts(CFGGuider):
     """
 
     def inner_sample(
-        self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
-        latent_shapes=None,
-    ):  # fmt: skip
+        self,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        device: torch.device,
+        sampler: comfy.samplers.Sampler,
+        sigmas: torch.Tensor,
+        denoise_mask: torch.Tensor | None,
+        callback: Callable | None,
+        disable_pbar: bool,
+        seed: int,
+        latent_shapes: list | None = None,
+    ) -> torch.Tensor:
+        """The host's, with `prompts` worked out as it works out the conditioning."""
         every, self.prompts = self.conds, []
         for entry in every["positive"]:
             self.conds = {**every, "positive": [entry]}
@@ -75,9 +85,16 @@ class _Inside(comfy.samplers.Sampler):
         self.work = work
 
     def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
-        disable_pbar=False,
-    ):  # fmt: skip
+        self,
+        model_wrap: CFGGuider,
+        sigmas: torch.Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
         self.work(lambda x, sigma: model_wrap(x, sigma, **extra_args))
         return noise
 
