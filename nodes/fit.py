@@ -39,106 +39,7 @@ class Fit(io.ComfyNode):
             "draw. No weight is changed. Wire a model and prompts, or a guider.",
             search_aliases=["solver", "recipe", "bns", "gits", "few steps", "fewstep"],
             is_output_node=True,
-            inputs=[
-                io.Latent.Input("latent", tooltip="Its size is fitted for, as an empty latent's."),
-                io.Guider.Input(
-                    "guider",
-                    optional=True,
-                    tooltip="What will sample: any guider with its own model and prompts, "
-                    "ControlNets and regions included. In the place of model.",
-                ),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that will be sampled, with all that is patched into it.",
-                ),
-                io.Conditioning.Input(
-                    "positive",
-                    optional=True,
-                    tooltip="Prompts to fit on; each conditioning entry is one prompt "
-                    "(join more with Conditioning Combine).",
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."
-                ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Shows pictures in the report; without it there is only the curve.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    optional=True,
-                    tooltip="The guidance that you use with this model. A guider has its own.",
-                ),
-                io.String.Input(
-                    "steps",
-                    default="1, 2, 3, 4, 6, 8",
-                    optional=True,
-                    tooltip="Step counts between commas, a solver is fitted for each; 1 to 12.",
-                ),
-                io.Int.Input(
-                    "use_steps",
-                    default=4,
-                    min=1,
-                    max=12,
-                    optional=True,
-                    tooltip="Which of them is handed on; the nearest where it is not among them.",
-                ),
-                io.Int.Input(
-                    "trajectories",
-                    default=64,
-                    min=4,
-                    max=4096,
-                    optional=True,
-                    tooltip="Pictures that the model draws with many steps, to learn from. More are more "
-                    "certain.",
-                ),
-                io.Float.Input(
-                    "minutes",
-                    default=5.0,
-                    min=0.1,
-                    max=1440.0,
-                    step=0.5,
-                    optional=True,
-                    tooltip="After that time nothing is refined further. Trajectories are finished in any "
-                    "case, and kept for the next fit.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    optional=True,
-                    control_after_generate=FIXED,
-                    tooltip="Of the starting noises. Trajectories of another seed have to be worked out "
-                    "anew.",
-                ),
-                io.Int.Input(
-                    "reference_steps",
-                    default=60,
-                    min=24,
-                    max=1000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps of the trajectories: more are nearer to the converged picture.",
-                ),
-                io.Float.Input(
-                    "limit_gib",
-                    default=8.0,
-                    min=0.1,
-                    max=4096.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Disk space for trajectories, in GiB; those unused for longest are removed.",
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[
                 recipes.RECIPE.Output(display_name="RECIPE"),
                 io.Sampler.Output(display_name="SAMPLER"),
@@ -197,6 +98,107 @@ class Fit(io.ComfyNode):
         shown = show.output(cls, picture, data)
         show.say(cls.hidden.unique_id, recipes.summary(recipe))
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
+
+
+def _inputs() -> list:
+    return [
+        io.Latent.Input("latent", tooltip="Its size is fitted for, as an empty latent's."),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip="What will sample: any guider with its own model and prompts, "
+            "ControlNets and regions included. In the place of model.",
+        ),
+        io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="The model that will be sampled, with all that is patched into it.",
+        ),
+        io.Conditioning.Input(
+            "positive",
+            optional=True,
+            tooltip="Prompts to fit on; each conditioning entry is one prompt "
+            "(join more with Conditioning Combine).",
+        ),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Shows pictures in the report; without it there is only the curve.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=4.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            optional=True,
+            tooltip="The guidance that you use with this model. A guider has its own.",
+        ),
+        io.String.Input(
+            "steps",
+            default="1, 2, 3, 4, 6, 8",
+            optional=True,
+            tooltip="Step counts between commas, a solver is fitted for each; 1 to 12.",
+        ),
+        io.Int.Input(
+            "use_steps",
+            default=4,
+            min=1,
+            max=12,
+            optional=True,
+            tooltip="Which of them is handed on; the nearest where it is not among them.",
+        ),
+        io.Int.Input(
+            "trajectories",
+            default=64,
+            min=4,
+            max=4096,
+            optional=True,
+            tooltip="Pictures that the model draws with many steps, to learn from. More are more certain.",
+        ),
+        io.Float.Input(
+            "minutes",
+            default=5.0,
+            min=0.1,
+            max=1440.0,
+            step=0.5,
+            optional=True,
+            tooltip="After that time nothing is refined further. Trajectories are finished in any "
+            "case, and kept for the next fit.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            optional=True,
+            control_after_generate=FIXED,
+            tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew.",
+        ),
+        io.Int.Input(
+            "reference_steps",
+            default=60,
+            min=24,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps of the trajectories: more are nearer to the converged picture.",
+        ),
+        io.Float.Input(
+            "limit_gib",
+            default=8.0,
+            min=0.1,
+            max=4096.0,
+            step=0.5,
+            optional=True,
+            advanced=True,
+            tooltip="Disk space for trajectories, in GiB; those unused for longest are removed.",
+        ),
+    ]
 
 
 def guider_of(

@@ -28,7 +28,7 @@ class Prompts(io.ComfyNode):
     """FewstepPrompts."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FewstepPrompts",
             display_name="Prompts for Distilling",
@@ -86,7 +86,15 @@ class Prompts(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, text="", source=MINE, count=32, negative="", folder="", **others):
+    def fingerprint_inputs(
+        cls,
+        text: str | None = "",
+        source: str | None = MINE,
+        count: int | None = 32,
+        negative: str | None = "",
+        folder: str | None = "",
+        **others: Any,
+    ) -> str:
         """Changes with the choice of prompts, not with each new picture: a run that trains on them would
         start again.
 
@@ -102,7 +110,15 @@ class Prompts(io.ComfyNode):
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @classmethod
-    def execute(cls, clip, text, source, count, negative="", folder=""):
+    def execute(
+        cls,
+        clip: io.Clip.Type | None,
+        text: str,
+        source: str,
+        count: int,
+        negative: str = "",
+        folder: str = "",
+    ) -> io.NodeOutput:
         if clip is None:
             raise Failed(
                 "clip must be a text encoder, got None. If it comes from a checkpoint loader, that "
