@@ -300,7 +300,8 @@ def hints(root: Path) -> Figure:
     """Public functions and methods of the rooms that lack a type hint."""
     breaches = []
     for _, name, tree in room_files(root):
-        for function, is_method in public_functions(tree):
+        found = sorted(public_functions(tree), key=lambda pair: pair[0].lineno)
+        for function, is_method in found:
             missing = missing_hints(function, is_method)
             if missing:
                 what = f"{function.name} has no type hint for {', '.join(missing)}"

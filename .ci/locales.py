@@ -1,29 +1,26 @@
-"""What there is to translate. COMFYUI_PATH=/path/to/ComfyUI python .ci/locales.py writes
-locales/en/nodeDefs.json from the nodes' own schemas and lists what other languages lack.
+"""What there is to translate.
+
+    python .ci/locales.py             lists what languages lack, and what they have that nothing says
+    python .ci/locales.py --renamed   first moves texts to keys in which nothing but the names and formats
+                                      of fields has changed
+    python .ci/locales.py --dropped   takes out what nothing says any more
+
+With COMFYUI_PATH=/path/to/ComfyUI it first writes locales/en/nodeDefs.json from the nodes' own schemas.
 """
 
 import ast
 import asyncio
 import functools
-import itertools
 import json
 import os
+import string
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOCALES = ROOT / "locales"
-RAISED = {
-    "ValueError",
-    "TypeError",
-    "OSError",
-    "MemoryError",
-    "RuntimeError",
-    "ArithmeticError",
-    "LookupError",
-}
-# raise for the panel, which has words for their codes
-ROUTES = {"nodes/server/routes.py", "nodes/comfy/model_info.py", "training/run/runs.py"}
+FAULTS = ROOT / "diffusion" / "faults.py"
 
 
 # ---- nodes, from the host ----------------------------------------------------------------------
@@ -76,7 +73,7 @@ def load():
 # ---- messages, from the source -----------------------------------------------------------------
 
 
-def sources():
+def sources() -> list[Path]:
     """The files that the nodes import, directly or through others."""
     seen, left = set(), sorted((ROOT / "nodes").rglob("*.py"))
     while left:
@@ -84,10 +81,10 @@ def sources():
         if path not in seen:
             seen.add(path)
             left += [
-                f
-                for node in ast.walk(_tree(path))
+                file
+                for node in ast.walk(tree(path))
                 if isinstance(node, ast.ImportFrom) and node.level
-                for f in _imported(path, node)
+                for file in _imported(path, node)
             ]
     return sorted(seen)
 
@@ -105,62 +102,84 @@ def _imported(path, node):
 
 
 @functools.cache
-def _tree(path):
+def tree(path: Path) -> ast.Module:
+    """A file as Python reads it."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def templates(node):
-    """The texts that an expression can be, each value as {}; none for an expression that says nothing itself."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value]
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)]
-    if isinstance(node, ast.IfExp):
-        return templates(node.body) + templates(node.orelse)
-    if isinstance(node, ast.BoolOp):
-        return [t for value in node.values for t in templates(value)]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        left, right = templates(node.left), templates(node.right)
-        return [a + b for a, b in itertools.product(left or ["{}"], right or ["{}"])] if left or right else []
-    return []
+@functools.cache
+def kinds() -> frozenset[str]:
+    """The names of what takes a message key: `Message`, `Fault` and its kinds, wherever they are."""
+    found = {"Message", "Fault"}
+    for path in [FAULTS, *sources()]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef) and found & {ast.unparse(base) for base in node.bases}:
+                found.add(node.name)
+    return frozenset(found)
 
 
-def said():
-    """{template: where} of all that the nodes raise or say on themselves."""
+def messages(files: list[Path]) -> Iterator[tuple[ast.Call, str]]:
+    """(call, where) of all that makes a message in these files."""
+    for path in files:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and node.args and called(node) in kinds():
+                yield node, f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+
+
+def called(call: ast.Call) -> str:
+    """The name of what is called, without that of its module."""
+    return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
+
+
+def choices(node: ast.expr) -> list[ast.expr]:
+    """What an expression can be: the two sides of a condition, else itself."""
+    return [*choices(node.body), *choices(node.orelse)] if isinstance(node, ast.IfExp) else [node]
+
+
+def keys_of(call: ast.Call) -> list[str]:
+    """The message keys that a call can have; none where it is given a message that was made elsewhere."""
+    texts = [c.value for c in choices(call.args[0]) if isinstance(c, ast.Constant)]
+    return [text for text in texts if isinstance(text, str)]
+
+
+@functools.cache
+def said() -> dict[str, str]:
+    """{message key: where} of all that is raised or said in those files and has words of its own."""
     found = {}
-    for path in sources():
-        name = path.relative_to(ROOT).as_posix()
-        for node in ast.walk(_tree(path)) if name not in ROUTES else ():
-            call = node.exc if isinstance(node, ast.Raise) else node
-            spoken = (
-                isinstance(node, ast.Raise)
-                and getattr(getattr(call, "func", None), "id", None) in RAISED
-                and call.args[:1]
-            )
-            spoken = (
-                spoken
-                or isinstance(node, ast.Call)
-                and ast.unparse(node.func) == "show.say"
-                and node.args[1:2]
-            )
-            for text in templates(spoken[0]) if spoken else ():
-                if any(c.isalpha() for c in text.replace("{}", "")):
-                    found.setdefault(text, f"{name}:{node.lineno}")
+    for call, where in messages(sources()):
+        for key in keys_of(call):
+            if any(text for text, *_ in string.Formatter().parse(key)):
+                found.setdefault(key, where)
     return found
 
 
-def phrases():
-    """Every text in those files: what a message's values may be."""
-    return {text for path in sources() for node in ast.walk(_tree(path)) for text in templates(node)}
+@functools.cache
+def words() -> set[str]:
+    """Every text in those files: what a message's fields may hold."""
+    return {
+        node.value
+        for path in sources()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
 
 
-def read(language, name):
+def fields(text: str) -> list[tuple[str, str, str]]:
+    """(name, conversion, format) of a text's fields, in their order."""
+    parts = string.Formatter().parse(text)
+    return [(name, conversion or "", spec) for _, name, spec, conversion in parts if name is not None]
+
+
+# ---- what languages have -----------------------------------------------------------------------
+
+
+def read(language: str, name: str) -> dict:
     """A language's file; empty where there is none."""
     path = LOCALES / language / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def leaves(tree, before=""):
+def leaves(tree: dict, before: str = "") -> dict[str, str]:
     """{dotted key: text} of a tree of texts."""
     found = {}
     for key, value in tree.items():
@@ -168,23 +187,85 @@ def leaves(tree, before=""):
     return found
 
 
-def languages():
+def languages() -> list[str]:
+    """Those that the texts are translated into."""
     return sorted(path.name for path in LOCALES.iterdir() if path.is_dir() and path.name != "en")
 
 
-def main():
-    made = {name: texts(node) for name, node in nodes_of(load()).items()}
-    (LOCALES / "en" / "nodeDefs.json").write_text(
-        json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+def lacking(language: str) -> dict[str, str]:
+    """{message key: where} of messages that a language has no text for."""
+    table = read(language, "errors")
+    return {key: where for key, where in said().items() if key not in table}
+
+
+def left_over(language: str) -> list[str]:
+    """The keys of a language's messages that nothing says any more."""
+    known = said().keys() | words()
+    return [key for key in read(language, "errors") if key not in known or fields(key) and key not in said()]
+
+
+def renamed(language: str) -> dict[str, str]:
+    """{old key: new key} of messages in which nothing but the names and formats of fields has changed."""
+    new = {_bare(key): key for key in lacking(language)}
+    return {key: new[_bare(key)] for key in left_over(language) if _bare(key) in new}
+
+
+def _bare(key):
+    return tuple(part[0] for part in string.Formatter().parse(key))
+
+
+def rename(language: str) -> None:
+    """Move the texts of `renamed` messages to their new keys, in the same place, with the new fields."""
+    moved, table = renamed(language), {}
+    for key, text in read(language, "errors").items():
+        new = moved.get(key, key)
+        table[new] = _with_fields(text, dict(zip(fields(key), fields(new))))
+    write(language, "errors", table)
+
+
+def drop(language: str) -> None:
+    """Take out what is `left_over`."""
+    gone = left_over(language)
+    write(language, "errors", {k: text for k, text in read(language, "errors").items() if k not in gone})
+
+
+def _with_fields(text, changed):
+    out = ""
+    for part, name, spec, conversion in string.Formatter().parse(text):
+        out += part.replace("{", "{{").replace("}", "}}")
+        if name is not None:
+            old = (name, conversion or "", spec)
+            name, conversion, spec = changed.get(old, old)
+            out += "{" + name + ("!" + conversion if conversion else "") + (":" + spec if spec else "") + "}"
+    return out
+
+
+def write(language: str, name: str, values: dict) -> None:
+    """Write a language's file."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    (LOCALES / language / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """See above."""
+    if "COMFYUI_PATH" in os.environ:
+        write("en", "nodeDefs", {name: texts(node) for name, node in nodes_of(load()).items()})
     for language in languages():
+        if "--renamed" in arguments:
+            rename(language)
+        if "--dropped" in arguments:
+            drop(language)
         for name in ("nodeDefs", "main"):
             for key in leaves(read("en", name)).keys() - leaves(read(language, name)).keys():
                 print(f"{language}/{name}.json lacks {key}")
-        for text, where in said().items():
-            if text not in read(language, "errors"):
-                print(f"{language}/errors.json lacks {text!r} of {where}")
+        for key, where in lacking(language).items():
+            print(f"{language}/errors.json lacks {key!r} of {where}")
+        for key in left_over(language):
+            print(f"{language}/errors.json has {key!r}, which nothing says")
+        for key, text in read(language, "errors").items():
+            if set(fields(key)) != set(fields(text)):
+                print(f"{language}/errors.json has other fields than {key!r}: {text!r}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

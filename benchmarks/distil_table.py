@@ -2,7 +2,7 @@
 
 import statistics
 
-from fewstep.training.run.config import METHODS
+from fewstep.training import methods
 
 STEPS, JUDGED = (1, 2, 4, 8), "4"
 BASE, RECIPE = "base", "LCM-LoRA"
@@ -29,7 +29,7 @@ def summary(rows, args):
         teacher, method = row["teacher"], row["method"]
         if method == RECIPE and (teacher not in theirs or error(row) <= error(theirs[teacher])):
             theirs[teacher] = row
-        elif method in METHODS:
+        elif method in methods.names(task=None):
             ours.setdefault(method, {})[teacher] = row
     whole = {m: found for m, found in ours.items() if found.keys() >= teachers and m in args.methods}
     if not whole or not theirs.keys() >= teachers:

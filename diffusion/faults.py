@@ -6,10 +6,10 @@ The key is the English text with named fields in Python's format syntax (as in g
 English; another language is a table from keys to texts with the same fields, and whoever shows a message asks
 for it in that language (`Message.worded`). No text is ever taken apart again to find out what was meant.
 
-A field may be a number, a text or a shape (a tuple); a list, whose parts are told with commas between;
-another message or exception, which is put into words first. `Fault` is the one exception type of this
-project. Its sub-kinds are Python's own kinds as well, so that callers who know nothing of it can still tell a
-bad value from a full disk.
+A field may be a number, a text or a shape (a tuple); a list, whose parts are told with commas between, each
+in the field's format; another message or exception, which is put into words first. `Fault` is the one
+exception type of this project. Its sub-kinds are Python's own kinds as well, so that callers who know nothing
+of it can still tell a bad value from a full disk.
 """
 
 import string
@@ -47,15 +47,20 @@ class Message:
         return language.joined(pieces)
 
     def to_dict(self) -> dict:
-        """As JSON can hold it: values that JSON has no word for are put into English words."""
-        return {"key": self.key, "fields": {name: _plain(value) for name, value in self.fields.items()}}
+        """As JSON can hold it: a value that JSON has no word for is kept as the text it has here."""
+        formats = {name: (spec, conversion) for _, name, spec, conversion in PARSER.parse(self.key) if name}
+        fields = {name: _plain(value, *formats.get(name, ("", None))) for name, value in self.fields.items()}
+        return {"key": self.key, "fields": fields}
 
     @classmethod
     def from_dict(cls, value: Any) -> "Message":
-        """The inverse of `to_dict`; a plain text is a message without fields."""
-        if isinstance(value, str):
-            return literal(value)
-        return cls(value["key"], **{name: _restored(field) for name, field in value["fields"].items()})
+        """The inverse of `to_dict`. Anything else is told as the text that it is."""
+        try:
+            message = cls(value["key"], **{name: _restored(part) for name, part in value["fields"].items()})
+            str(message)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return literal(str(value))
+        return message
 
 
 class Language:
@@ -68,7 +73,7 @@ class Language:
         return key
 
     def name(self, value: str) -> str:
-        """What a text that is a value is called: the name of an input, a word with a translation of its own."""
+        """What a text in a field is called: the name of an input, a word with a translation of its own."""
         return value
 
     def joined(self, pieces: list[str]) -> str:
@@ -89,26 +94,47 @@ def message_of(error: BaseException) -> Message:
     return error.message if isinstance(error, Fault) else literal(str(error) or type(error).__name__)
 
 
+class _Written:
+    """A value in words already: no format changes it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __format__(self, spec: str) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Written) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
 def _value(value: Any, spec: str, conversion: str | None, language: Language) -> str:
     if isinstance(value, Message):
         return value.worded(language)
     if isinstance(value, BaseException):
         return message_of(value).worded(language)
-    if isinstance(value, list) and not spec and not conversion:
-        return language.comma.join(_value(part, "", None, language) for part in value)
+    if isinstance(value, list) and not conversion:
+        return language.comma.join(_value(part, spec, None, language) for part in value)
     if isinstance(value, str) and not spec and not conversion:
         return language.name(value)
     return format(PARSER.convert_field(value, conversion), spec)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, spec: str = "", conversion: str | None = None) -> Any:
     if isinstance(value, BaseException):
         value = message_of(value)
     if isinstance(value, Message):
         return value.to_dict()
     if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value if value is None or isinstance(value, (str, int, bool)) or _is_finite(value) else str(value)
+        return [_plain(part, spec, conversion) for part in value]
+    if value is None or isinstance(value, (str, int, bool)) or _is_finite(value):
+        return value
+    return {"written": _value(value, spec, conversion, ENGLISH)}
 
 
 def _is_finite(value: Any) -> bool:
@@ -116,9 +142,11 @@ def _is_finite(value: Any) -> bool:
 
 
 def _restored(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.keys() == {"key", "fields"}:
-        return Message.from_dict(value)
-    return [_restored(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_restored(part) for part in value]
+    if isinstance(value, Mapping):
+        return _Written(value["written"]) if value.keys() == {"written"} else Message.from_dict(value)
+    return value
 
 
 class Fault(Exception):
@@ -130,6 +158,10 @@ class Fault(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple:
+        """Copied and pickled by the message, of which `args` holds only the text."""
+        return type(self), (self.message,)
 
     @property
     def key(self) -> str:

@@ -2,39 +2,35 @@
 others.
 
 On every path  x_s / sigma_s = x_t / sigma_t + integral from u_t to u_s of x0(u) e^u du,  u = -log tau
-               (`paths.Path.tau`),
-the exponential integrator of Lu et al. 2022 (arXiv:2206.00927, eq. 3.4) in log sigma. Log-SNR would do as
-well in theory, but
-its first interval is infinite on a path that starts at pure noise. A step replaces x0(u) by a constant
-target:
+(`paths.Path.tau`), the exponential integrator of Lu et al. 2022 (arXiv:2206.00927, eq. 3.4) in log sigma.
+Log-SNR would do as well in theory, but its first interval is infinite on a path that starts at pure noise.
+A step replaces x0(u) by a constant target:
 
 order 1     the prediction itself
 order 2     the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022,
             arXiv:2211.01095)
 order 3     the parabola through the last three, at its e^u-weighted mean: exact to third order
 heun        the line through this prediction and one made at the step's end, so that the step is Heun's in the
-            path's own sigma
-            (in tau where variance is preserved), algorithm 2 of Karras et al. 2022 (arXiv:2206.00364)
+            path's own sigma (in tau where variance is preserved), algorithm 2 of Karras et al. 2022
+            (arXiv:2206.00364)
 corrector   once the prediction at a step's end is known, the step's target could have used it: the line
-            (order 3: the parabola)
-            through it and the earlier ones. The difference is made good in the next step, at no model call
-            (UniC, Zhao et al.
-            2023, arXiv:2302.04867)
+            (order 3: the parabola) through it and the earlier ones. The difference is made good in the next
+            step, at no model call (UniC, Zhao et al. 2023, arXiv:2302.04867)
 """
 
 import math
+from collections.abc import Sequence
 from itertools import zip_longest
 
 ORDERS = (1, 2, 3)
 FARTHEST = 3.0  # times the last step's length in u: no prediction is extrapolated further than that
 
 
-def target_weights(order, u_next, u):
-    """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1; a list
-    of floats.
+def target_weights(order: int, u_next: float, u: Sequence[float]) -> list[float]:
+    """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1.
 
     u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone. Where the step is more
-    than `FARTHEST` times as long as the one before, the prediction before serves no more: extrapolation would
+    than `FARTHEST` times as long as the one before, the prediction before is left out: extrapolation would
     multiply its error.
     """
     if math.isinf(u_next):
@@ -49,9 +45,9 @@ def target_weights(order, u_next, u):
     return _mean_weights(h, [v - u[0] for v in u[:used]])
 
 
-def correction_weights(order, u):
-    """What the step from u[1] to u[0] should have weighed the predictions at u (the one at its end first)
-    more than it did.
+def correction_weights(order: int, u: Sequence[float]) -> list[float]:
+    """By how much more the step from u[1] to u[0] should have weighted each prediction made at u (the one at
+    its end first).
 
     Sums to 0; [] where there is nothing to correct. u must hold one level more than `order` for the step's
     own weights.
@@ -65,19 +61,19 @@ def correction_weights(order, u):
     return [w - d for w, d in zip_longest(wanted, [0.0, *done], fillvalue=0.0)]
 
 
-def heun_weights(u_next, u):
+def heun_weights(u_next: float, u: float) -> list[float]:
     """Weights of the predictions at u and at the step's end u_next (finite).
 
-    w + (tau' - tau)(d + d')/2 with d = (w - x0)/tau is the first-order step to the target x0 + tau/(2 tau')
-    (x0' - x0).
+    w + (tau' - tau)(d + d')/2 with d = (w - x0)/tau is the first-order step to the target
+    x0 + tau/(2 tau') (x0' - x0).
     """
     r = math.exp(u_next - u) / 2
     return [1 - r, r]
 
 
 def _usable(steps, most):
-    """How many predictions serve together, given the lengths of steps: the coming one, the one before, and so
-    on.
+    """How many predictions can be used together, given the lengths of steps: the coming one, the one before,
+    and so on.
     """
     for i in range(1, min(most, len(steps))):
         if steps[i] <= 0 or max(steps[:i]) > FARTHEST * steps[i]:
@@ -94,9 +90,8 @@ def _mean_weights(h, places):
         p, q = places
         return [(m1 - q) / (p - q), (m1 - p) / (q - p)]
     p, q, r = places
-    return [
-        (m2 - m1 * (y + z) + y * z) / ((x - y) * (x - z)) for x, y, z in ((p, q, r), (q, r, p), (r, p, q))
-    ]
+    turns = ((p, q, r), (q, r, p), (r, p, q))
+    return [(m2 - m1 * (y + z) + y * z) / ((x - y) * (x - z)) for x, y, z in turns]
 
 
 def _moments(h):

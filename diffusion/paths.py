@@ -8,24 +8,55 @@ variance preserving    sqrt(1-sigma^2)    1               diffusers' discrete mo
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 from .faults import BadValue
 
 
-@dataclasses.dataclass(frozen=True)
-class Path:
-    """One of the three paths; compare by value, find by `path(name)`."""
+class Levels(Protocol):
+    """What steps and solvers ask about the entries of a step grid: of a `Path` these are sigmas, of a
+    `destruction.forward.ForwardProcess` times.
+
+    sigma_max   the largest entry
+    linear      whether a step is a x_t + b x_0 + k z with numbers a, b, k
+    noisy       whether x_t depends on noise at all
+    levels      what the entries are called in messages
+    draws       when a step needs fresh noise: "never", "with kappa", "always"
+    """
 
     name: str
     sigma_max: float
-    # a step is a x_t + b x_0 + k z with numbers a, b, k (`forward.ForwardProcess` has those that are not)
-    linear = True
-    levels = "sigmas"  # what the entries of a step grid are
-    draws = "with kappa"  # when a step needs fresh noise
+    linear: bool
+    noisy: bool
+    levels: str
+    draws: str
 
-    def alpha(self, sigma):
+    def alpha(self, sigma: torch.Tensor) -> torch.Tensor: ...
+
+    def noise(self, sigma: torch.Tensor) -> torch.Tensor: ...
+
+    def log_snr(self, sigma: torch.Tensor) -> torch.Tensor: ...
+
+    def tau(self, sigma: torch.Tensor) -> torch.Tensor: ...
+
+    def level(self, log_snr: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """One of the three paths, a kind of `Levels`; compare by value, find by `path(name)`."""
+
+    name: str
+    sigma_max: float
+    linear = True
+    noisy = True
+    levels = "sigmas"
+    draws = "with kappa"
+
+    def alpha(self, sigma: torch.Tensor) -> torch.Tensor:
         """alpha(sigma), same shape and dtype as the tensor `sigma`."""
         if self.name == "flow":
             return 1 - sigma
@@ -33,13 +64,13 @@ class Path:
             return (1 - sigma.square()).clamp_min(0).sqrt()
         return torch.ones_like(sigma)
 
-    def noise(self, sigma):
+    def noise(self, sigma: torch.Tensor) -> torch.Tensor:
         """The standard deviation of the noise at a level of a grid: the level itself, here
         (`forward.Gaussian`'s are times).
         """
         return sigma
 
-    def tau(self, sigma):
+    def tau(self, sigma: torch.Tensor) -> torch.Tensor:
         """The noise level in the coordinate of multistep solvers, rising with sigma, 0 at data.
 
         `x_s / sigma_s = x_t / sigma_t + integral of x0 d(1/tau)` on every path: tau = sigma where alpha is 1
@@ -48,21 +79,21 @@ class Path:
         """
         return self.flow_time(sigma) if self.name == "variance preserving" else sigma
 
-    def flow_time(self, sigma):
-        """sigma / (alpha + sigma), the time of the flow path (shift 1) at the same lambda: 1 at pure noise, 0
-        at data.
+    def flow_time(self, sigma: torch.Tensor) -> torch.Tensor:
+        """sigma / (alpha + sigma), the time of the flow path (shift 1) at the same lambda: 1 at pure noise,
+        0 at data.
         """
         return sigma / (self.alpha(sigma) + sigma)
 
-    def at_flow_time(self, time):
+    def at_flow_time(self, time: torch.Tensor) -> torch.Tensor:
         """The noise level at a flow time: inverse of `flow_time`."""
         return self.sigma((1 - time).log() - time.log())
 
-    def log_snr(self, sigma):
+    def log_snr(self, sigma: torch.Tensor) -> torch.Tensor:
         """lambda = log(alpha / sigma); -inf at pure noise, +inf at data."""
         return self.alpha(sigma).log() - sigma.log()
 
-    def sigma(self, log_snr):
+    def sigma(self, log_snr: torch.Tensor) -> torch.Tensor:
         """The noise level of a given lambda: inverse of `log_snr`."""
         if self.name == "flow":
             return torch.sigmoid(-log_snr)
@@ -70,7 +101,7 @@ class Path:
             return torch.sigmoid(-2 * log_snr).sqrt()
         return torch.exp(-log_snr)
 
-    def level(self, log_snr):
+    def level(self, log_snr: torch.Tensor) -> torch.Tensor:
         """The entry of a grid of a given lambda: sigma."""
         return self.sigma(log_snr)
 
@@ -81,7 +112,7 @@ VARIANCE_PRESERVING = Path("variance preserving", 1.0)
 PATHS = {p.name: p for p in (VARIANCE_EXPLODING, FLOW, VARIANCE_PRESERVING)}
 
 
-def path(name):
+def path(name: str) -> Path:
     """The path of that name.
 
     Raises ValueError for a name that is not one of `PATHS`.
@@ -91,7 +122,9 @@ def path(name):
     return PATHS[name]
 
 
-def check_sigmas(sigmas, path=None, name="sigmas"):
+def check_sigmas(
+    sigmas: torch.Tensor | Sequence[float], path: Levels | None = None, name: str = "sigmas"
+) -> torch.Tensor:
     """`sigmas` as a float64 CPU tensor, after proving that it is a step grid.
 
     A grid has shape (steps + 1,) with steps >= 1, is finite, not negative, strictly descending, and starts
@@ -124,20 +157,20 @@ def check_sigmas(sigmas, path=None, name="sigmas"):
             )
         if i and level >= levels[i - 1]:
             raise BadValue(
-                "{name} must descend, got {got:g} then {level:g} at position {i}. Flip it or remove "
+                "{name} must descend, got {got:g} then {after:g} at position {i}. Flip it or remove "
                 "repeated entries.",
                 name=name,
                 got=levels[i - 1],
-                level=level,
+                after=level,
                 i=i,
             )
     if path is not None and levels[0] > path.sigma_max * (1 + 1e-6):
         raise BadValue(
-            "{name} must start at {sigma_max:g} or below on the {name2} path, got {got:g}. Use a schedule "
-            "made for this model.",
+            "{name} must start at {most:g} or below on the {path} path, got {got:g}. Use a schedule made for "
+            "this model.",
             name=name,
-            sigma_max=path.sigma_max,
-            name2=path.name,
+            most=path.sigma_max,
+            path=path.name,
             got=levels[0],
         )
     return grid

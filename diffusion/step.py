@@ -4,14 +4,14 @@
     x_s  = alpha_s x0 + sigma_s ( sqrt(1 - kappa^2) eps^ + kappa z ),   z ~ N(0, 1)
     kappa = sqrt(1 - exp(-2 c (lambda_s - lambda_t)))                   churn c >= 0
 
-c = 0 is DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma = 0) and the flow-matching Euler step; c
-= 1 is DDPM's ancestral step (Ho et al. 2020, arXiv:2006.11239, eq. 7); c = inf is the multistep consistency
+c = 0 is DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma = 0) and the flow-matching Euler step,
+c = 1 is DDPM's ancestral step (Ho et al. 2020, arXiv:2006.11239, eq. 7), c = inf is the multistep consistency
 sampler (Song et al. 2023, arXiv:2303.01469, algorithm 1). It holds on every path, with alpha_t = 0 and
 sigma_s = 0 included.
 
 It is the Gaussian case of  x_s = F_s(x0, sqrt(1 - kappa^2) F_t^{-1}(x0, x_t) + kappa z)  with any forward
-                            process F
-(`forward.py`), the unified diffusion model of Su 2022 (kexue.fm/archives/9262), whose sigma~ is kappa.
+process F (`destruction/forward.py`), the unified diffusion model of Su 2022 (kexue.fm/archives/9262), whose
+sigma~ is kappa.
 """
 
 import math
@@ -19,10 +19,11 @@ import math
 import torch
 
 from .faults import BadValue
+from .paths import Levels
 from .predictions import expand
 
 
-def check_churn(churn):
+def check_churn(churn: float) -> float:
     """`churn` as a float; raises ValueError when it is negative or not a number."""
     churn = float(churn)
     if math.isnan(churn) or churn < 0:
@@ -34,7 +35,9 @@ def check_churn(churn):
     return churn
 
 
-def fresh_share(churn, path, sigma_t, sigma_s):
+def fresh_share(
+    churn: float, path: Levels, sigma_t: float | torch.Tensor, sigma_s: float | torch.Tensor
+) -> torch.Tensor:
     """kappa, the share of fresh noise of the step sigma_t -> sigma_s (numbers or tensors of one shape);
     float64, in [0, 1].
 
@@ -50,8 +53,8 @@ def fresh_share(churn, path, sigma_t, sigma_s):
     return torch.where(inner, squared, 0.0).clamp(0, 1).sqrt()
 
 
-def share_of(path, sigma_reached, sigma_s):
-    """kappa of a step that goes down to `sigma_reached` and is noised back up to sigma_s > 0; a float.
+def share_of(path: Levels, sigma_reached: float, sigma_s: float) -> float:
+    """kappa of a step that goes down to `sigma_reached` and is noised back up to sigma_s > 0.
 
     kappa^2 = 1 - (alpha_s sigma_d / (alpha_d sigma_s))^2 with d the level reached; 0 where d = s, 1 where d
     is data.
@@ -61,8 +64,13 @@ def share_of(path, sigma_reached, sigma_s):
     return float((1 - kept * kept).clamp(0, 1).sqrt())
 
 
-def weights(path, sigma_t, sigma_s, kappa=0.0):
-    """Coefficients (x_t, x0, z) of the step, as float64 tensors: x_s = a x_t + b x0 + k z.
+def weights(
+    path: Levels,
+    sigma_t: float | torch.Tensor,
+    sigma_s: float | torch.Tensor,
+    kappa: float | torch.Tensor = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(a, b, k) of the step x_s = a x_t + b x0 + k z, float64 tensors.
 
     sigma_t, sigma_s and kappa are numbers or tensors of one shape; sigma_t > 0. They are times where `path`
     is a `forward.Gaussian`.
@@ -73,7 +81,15 @@ def weights(path, sigma_t, sigma_s, kappa=0.0):
     return a, path.alpha(s) - a * path.alpha(t), level * k
 
 
-def step(x, x0, path, sigma_t, sigma_s, kappa=0.0, noise=None):
+def step(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    path: Levels,
+    sigma_t: float | torch.Tensor,
+    sigma_s: float | torch.Tensor,
+    kappa: float | torch.Tensor = 0.0,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
     """x_s from x_t and the predicted x_0; x (B, ...), levels are numbers or (B,) tensors.
 
     `noise` is needed only where kappa > 0. At sigma_s = 0 the result is exactly x0.
@@ -85,7 +101,7 @@ def step(x, x0, path, sigma_t, sigma_s, kappa=0.0, noise=None):
     return out
 
 
-def check_kappa(kappa):
+def check_kappa(kappa: float | torch.Tensor) -> torch.Tensor:
     """kappa as a float64 tensor in [0, 1]; raises ValueError for any other."""
     kappa = torch.as_tensor(kappa, dtype=torch.float64)
     if not ((kappa >= 0) & (kappa <= 1)).all():
@@ -96,8 +112,8 @@ def check_kappa(kappa):
     return kappa
 
 
-def blend(a, x, b, y):
-    """a x + b y for float64 tensors () or (B,) and x, y (B, ...), in as few passes as there are."""
+def blend(a: torch.Tensor, x: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """a x + b y for float64 tensors a, b () or (B,) and x, y (B, ...), in as few passes as possible."""
     if a.ndim or b.ndim:
         return (x * expand(a, x)).addcmul_(y, expand(b, x))
     return (x * float(a)).add_(y, alpha=float(b))

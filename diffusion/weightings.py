@@ -7,22 +7,21 @@
 Every loss on every prediction kind, under any noise of training, is one total weighting of the squared error
 of eps:
 
-    loss = integral of w(lambda) E |eps - eps^|^2 dlambda,      w = mse_factor(kind) x density x weight of the
-                                                                loss itself
+    loss = integral of w(lambda) E |eps - eps^|^2 dlambda
+    w    = mse_factor(kind) x density over lambda x the loss's own weight
 
 w is invariant; how the noise is drawn only changes its variance (Kingma & Gao 2023, arXiv:2303.00848, sec.
 3).
 
-weighting              prediction kind   density over lambda       w(lambda) up to a constant
-eps-MSE                epsilon           cosine                    sech(lambda)
-x0-MSE                 x0                cosine                    e^(-2 lambda) sech(lambda)
-v-MSE + cosine         v                 cosine                    e^-lambda
-flow matching          velocity          uniform flow time         e^-lambda at shift 1
-EDM                    edm               log-normal sigma/alpha    N(lambda; 1.2, 1.2^2) (e^(-2 lambda) + d^2)
-SD3 logit-normal       velocity          logit-normal flow time    N(lambda; -m - log shift, s^2) (1 +
-                                                                   e^-lambda)^2
-min-SNR                x0, clipped       cosine                    min(1, gamma e^(-2 lambda)) sech(lambda)
-sigmoid                epsilon           none: w itself            sigmoid(b - 2 lambda)
+weighting          prediction kind   density over lambda      w(lambda) up to a constant
+eps-MSE            epsilon           cosine                   sech(lambda)
+x0-MSE             x0                cosine                   e^(-2 lambda) sech(lambda)
+v-MSE + cosine     v                 cosine                   e^-lambda
+flow matching      velocity          uniform flow time        e^-lambda at shift 1
+EDM                edm               log-normal sigma/alpha   N(lambda; 1.2, 1.2^2) (e^(-2 lambda) + d^2)
+SD3 logit-normal   velocity          logit-normal flow time   N(lambda; -m - log shift, s^2) (1 + e^-lambda)^2
+min-SNR            x0, clipped       cosine                   min(1, gamma e^(-2 lambda)) sech(lambda)
+sigmoid            epsilon           none: w itself           sigmoid(b - 2 lambda)
 
 `shift` multiplies sigma/alpha, the flow models' time shift: it moves a density by -log(shift). float64
 throughout.
@@ -33,11 +32,13 @@ import math
 import torch
 
 from .faults import BadValue
-from .paths import VARIANCE_PRESERVING
+from .paths import VARIANCE_PRESERVING, Path
 from .predictions import KINDS
 
 
-def mse_factor(kind, lam, path=VARIANCE_PRESERVING, sigma_data=0.5):
+def mse_factor(
+    kind: str, lam: float | torch.Tensor, path: Path = VARIANCE_PRESERVING, sigma_data: float = 0.5
+) -> torch.Tensor:
     """Squared error of a prediction kind over that of eps, for one error of x_0; lam any shape.
 
     x0        e^(-2 lambda)
@@ -46,7 +47,8 @@ def mse_factor(kind, lam, path=VARIANCE_PRESERVING, sigma_data=0.5):
     velocity  (e^-lambda + 1)^2
     score     1 / sigma^2
     edm       e^(-2 lambda) / d^2 + 1
-    v and score alone depend on the path. Raises ValueError for a kind that is not one of `predictions.KINDS`.
+
+    Only v and score depend on the path. Raises ValueError for a kind that is not one of `predictions.KINDS`.
     Source: Kingma & Gao 2023 (arXiv:2303.00848, table 1) for x0, v and EDM; Gao et al. 2024
     (diffusionflow.github.io).
     """
@@ -67,7 +69,7 @@ def mse_factor(kind, lam, path=VARIANCE_PRESERVING, sigma_data=0.5):
     return (sigma * (torch.exp(-lam) + torch.exp(lam))).square()  # alpha = sigma e^lambda
 
 
-def cosine_density(lam, shift=1.0):
+def cosine_density(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
     """p(lambda) of alpha = cos(pi t/2), t uniform in (0, 1): sech(lambda) / pi (Kingma & Gao 2023).
 
     `shift` is that of Hoogeboom et al. 2023 (arXiv:2301.11093), resolution over the reference resolution.
@@ -75,65 +77,69 @@ def cosine_density(lam, shift=1.0):
     return 1 / (math.pi * torch.cosh(_shifted(lam, shift)))
 
 
-def uniform_flow_density(lam, shift=1.0):
+def uniform_flow_density(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
     """p(lambda) of flow time uniform in (0, 1): sigmoid(lambda) sigmoid(-lambda), the logistic density."""
     lam = _shifted(lam, shift)
     return torch.sigmoid(lam) * torch.sigmoid(-lam)
 
 
-def logit_normal_density(lam, mean=0.0, std=1.0, shift=1.0):
+def logit_normal_density(
+    lam: float | torch.Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> torch.Tensor:
     """p(lambda) of logit(t) ~ N(mean, std^2), t the flow time: N(lambda; -mean, std^2) (Esser et al. 2024,
     arXiv:2403.03206, eq. 19). std > 0, else ValueError."""
     return _normal(_shifted(lam, shift), -mean, std, "std")
 
 
-def edm_density(lam, p_mean=-1.2, p_std=1.2, shift=1.0):
+def edm_density(
+    lam: float | torch.Tensor, p_mean: float = -1.2, p_std: float = 1.2, shift: float = 1.0
+) -> torch.Tensor:
     """p(lambda) of log(sigma/alpha) ~ N(p_mean, p_std^2): N(lambda; -p_mean, p_std^2) (Karras et al. 2022,
     arXiv:2206.00364, table 1). p_std > 0, else ValueError."""
     return _normal(_shifted(lam, shift), -p_mean, p_std, "p_std")
 
 
-DENSITIES = {
-    "cosine": cosine_density,
-    "uniform flow": uniform_flow_density,
-    "logit-normal": logit_normal_density,
-    "EDM": edm_density,
-}
-
-
-def eps_mse(lam, shift=1.0):
+def eps_mse(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
     """eps-MSE under cosine noise (Nichol & Dhariwal 2021, arXiv:2102.09672, without the variational term)."""
     return mse_factor("epsilon", lam) * cosine_density(lam, shift)
 
 
-def x0_mse(lam, shift=1.0):
+def x0_mse(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
     """x0-MSE under cosine noise."""
     return mse_factor("x0", lam) * cosine_density(lam, shift)
 
 
-def v_mse_cosine(lam, shift=1.0):
+def v_mse_cosine(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
     """v-MSE under cosine noise, variance preserved (Salimans & Ho 2022, arXiv:2202.00512): 2/pi e^-lambda at
     shift 1.
     """
     return mse_factor("v", lam) * cosine_density(lam, shift)
 
 
-def flow_matching(lam, shift=1.0):
-    """Velocity MSE, flow time uniform (Lipman et al. 2022, arXiv:2210.02747, eq. 23): e^-lambda at shift 1."""
+def flow_matching(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
+    """Velocity MSE, flow time uniform: e^-lambda at shift 1 (Lipman et al. 2022, arXiv:2210.02747)."""
     return mse_factor("velocity", lam) * uniform_flow_density(lam, shift)
 
 
-def edm(lam, p_mean=-1.2, p_std=1.2, sigma_data=0.5, shift=1.0):
-    """MSE of EDM's F under its log-normal noise (Karras et al. 2022, table 1; its loss weight is 1/c_out^2)."""
+def edm(
+    lam: float | torch.Tensor,
+    p_mean: float = -1.2,
+    p_std: float = 1.2,
+    sigma_data: float = 0.5,
+    shift: float = 1.0,
+) -> torch.Tensor:
+    """MSE of EDM's F under its log-normal noise; the loss weight is 1/c_out^2 (Karras et al., table 1)."""
     return mse_factor("edm", lam, sigma_data=sigma_data) * edm_density(lam, p_mean, p_std, shift)
 
 
-def sd3_logit_normal(lam, mean=0.0, std=1.0, shift=1.0):
+def sd3_logit_normal(
+    lam: float | torch.Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> torch.Tensor:
     """Velocity MSE under logit-normal flow time (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
     return mse_factor("velocity", lam) * logit_normal_density(lam, mean, std, shift)
 
 
-def sigmoid(lam, bias=0.0):
+def sigmoid(lam: float | torch.Tensor, bias: float = 0.0) -> torch.Tensor:
     """sigmoid(bias - 2 lambda), whatever noise is drawn (Kingma & Gao 2023; Hoogeboom et al. 2024,
     arXiv:2410.19324).
 
@@ -142,7 +148,7 @@ def sigmoid(lam, bias=0.0):
     return torch.sigmoid(bias - 2 * _float64(lam))
 
 
-def min_snr(lam, gamma=5.0, shift=1.0):
+def min_snr(lam: float | torch.Tensor, gamma: float = 5.0, shift: float = 1.0) -> torch.Tensor:
     """min(SNR, gamma) on the x0-MSE under cosine noise, SNR = e^(2 lambda) (Hang et al. 2023,
     arXiv:2303.09556).
 
@@ -150,8 +156,7 @@ def min_snr(lam, gamma=5.0, shift=1.0):
     """
     if not gamma > 0:
         raise BadValue(
-            "gamma must be above 0, got {got}. 5 is the paper's; inf leaves the eps-MSE.",
-            got=gamma,
+            "gamma must be above 0, got {got}. 5 is the paper's; inf leaves the eps-MSE.", got=gamma
         )
     clipped = (gamma * mse_factor("x0", lam)).clamp_max(1)  # min(SNR, gamma) e^(-2 lambda)
     return clipped * cosine_density(lam, shift)
@@ -169,11 +174,11 @@ WEIGHTINGS = {
 }
 
 
-def weighting(name, lam, **options):
-    """w(lambda), the total weighting of that name on the squared error of eps per unit of lambda; lam any
-    shape.
+def weighting(name: str, lam: float | torch.Tensor) -> torch.Tensor:
+    """w(lambda), the total weighting of that name on the squared error of eps per unit of lambda, at its
+    defaults; lam any shape.
 
-    `options` are those of the function in `WEIGHTINGS`. Raises ValueError for a name that is not one of them.
+    Raises ValueError for a name that is not one of `WEIGHTINGS`.
     """
     if name not in WEIGHTINGS:
         raise BadValue(
@@ -181,7 +186,7 @@ def weighting(name, lam, **options):
             weightings=list(WEIGHTINGS),
             got=name,
         )
-    return WEIGHTINGS[name](lam, **options)
+    return WEIGHTINGS[name](lam)
 
 
 def _float64(lam):

@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, message_of
 from ..diffusion.schedules import drawn
 from .comfy import levels, model_info
 
@@ -52,7 +52,7 @@ class DrawSchedule(io.ComfyNode):
             if points is not None:  # not known yet: wired from another node
                 drawn.control_points(read(points))
         except ValueError as error:
-            return str(error)
+            return message_of(error)
         return True
 
     @classmethod

@@ -8,7 +8,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules.grids import grid, shifted
 from ..training.formats.files import check_folder, free_name
 from ..training.models.denoiser import Guided, InParts
@@ -150,8 +150,9 @@ class ReflowPairs(io.ComfyNode):
             "seed": seed,
         }
         path = save_pairs(free_name(folder, show.file_stem(name), SUFFIX), data, about)
-        show.say(node, f"Saved {path.name}")
-        return io.NodeOutput((data, about), path.name, ui={"text": (f"Saved {path.name}",)})
+        saved = Message("Saved {file}", file=path.name)
+        show.say(node, saved)
+        return io.NodeOutput((data, about), path.name, ui={"text": (saved,)})
 
 
 def _progress(shares: Iterator[float], node: str | None) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue, Failed
+from ..diffusion.faults import BadValue, Failed, Message
 from ..training.formats import prompts
 from . import show
 
@@ -132,10 +132,9 @@ class Prompts(io.ComfyNode):
             check()
             entries.append(encode(clip, prompt))
             bar.update(1)
-        left = len(prompts.typed(text)) - sum(source == "typed" for _, source in chosen)
-        told = listing(chosen, negative, harvest, left)
-        line = told.partition("\n")[0].removeprefix("# ")
+        line = heading(chosen, len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen))
         show.say(cls.hidden.unique_id, line)
+        told = listing(line, chosen, negative, harvest)
         return io.NodeOutput(entries[1:], entries[:1], told, ui={"text": (line,)})
 
 
@@ -205,24 +204,37 @@ def encode(clip: comfy.sd.CLIP, text: str) -> list:
     return entries[0]
 
 
-def listing(
-    chosen: Sequence[tuple[str, str]], negative: str, harvest: prompts.Harvest | None, left: int = 0
-) -> str:
-    """What was chosen, as a text that `text` could hold: all but the prompts are comments.
-
-    left: how many of the typed prompts were not chosen.
-    """
-    counts = Counter(source for _, source in chosen)
-    found = ", ".join(f"{count} {source}" for source, count in counts.items())
-    first = f"# {len(chosen)} prompt{'' if len(chosen) == 1 else 's'}: {found}"
+def heading(chosen: list[tuple[str, str]], left: int = 0) -> Message:
+    """How many prompts were chosen from which sources; left: typed ones that were not."""
+    count = len(chosen)
+    sources = [
+        Message("{count} {source}", count=n, source=source)
+        for source, n in Counter(source for _, source in chosen).items()
+    ]
+    if count == 1:
+        line = Message("1 prompt: {sources}", sources=sources)
+    else:
+        line = Message("{count} prompts: {sources}", count=count, sources=sources)
     if left > 0:
-        first += f"; {left} typed left out, count is {len(chosen)}"
-    lines = [first, f"# negative: {_line(negative) or '(empty)'}"]
+        return Message(
+            "{chosen}; {left} typed left out, count is {count}", chosen=line, left=left, count=count
+        )
+    return line
+
+
+def listing(
+    line: Message, chosen: list[tuple[str, str]], negative: str, harvest: prompts.Harvest | None
+) -> str:
+    """What was chosen, as a text that `text` could hold: all but the prompts are comments, `line` first."""
+    lines = [f"# {line}", f"# negative: {_line(negative) or '(empty)'}"]
     if harvest:
-        most = list(harvest.sizes.items())[:LISTED]
-        sizes = ", ".join(f"{width}x{height} ({count})" for (width, height), count in most) or "none"
-        lines.append(f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes}")
-    for source in counts:
+        sizes = ", ".join(
+            f"{width}x{height} ({n})" for (width, height), n in list(harvest.sizes.items())[:LISTED]
+        )
+        lines.append(
+            f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}"
+        )
+    for source in dict.fromkeys(source for _, source in chosen):
         lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ def outputs(recipe: Recipe) -> tuple[comfy.samplers.Sampler, torch.Tensor, float
     return recipe_sampler(recipe), torch.tensor(recipe.sigmas), recipe.cfg
 
 
-def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> str | None:
+def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> Message | None:
     """A warning where a recipe was made from another base model, None otherwise; logged too.
 
     name: of the input that the recipe came from, label: what it is called. Raises ValueError where it can't
@@ -55,7 +55,9 @@ def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> 
     sigmas = Message("{name}: the sigmas of {label}", name=name, label=label)
     levels.check_range(recipe.sigmas, sampling, sigmas)
     if recipe.base and base_of(model) != recipe.base:
-        warning = f"{label} was made from another base model than the wired one; results may differ."
+        warning = Message(
+            "{label} was made from another base model than the wired one; results may differ.", label=label
+        )
         logging.warning("Fewstep: %s", warning)
         return warning
     return None
@@ -63,7 +65,7 @@ def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> 
 
 def check_base(
     recipe: Recipe, model: io.Model.Type, name: str, label: str, any_base: bool = False
-) -> str | None:
+) -> Message | None:
     """`check_model`, which refuses another base model too unless `any_base`."""
     warning = check_model(recipe, model, name, label)
     if warning and not any_base:
@@ -98,7 +100,7 @@ class SaveRecipe(io.ComfyNode):
     def execute(cls, recipe: Recipe, name: str) -> io.NodeOutput:
         folder = check_folder(folder_paths.get_folder_paths(FOLDER)[0])
         path = save_recipe(free_name(folder, file_stem(name), ".json"), recipe)
-        return io.NodeOutput(recipe, ui={"text": (f"Saved {path.name}",)})
+        return io.NodeOutput(recipe, ui={"text": (Message("Saved {file}", file=path.name),)})
 
 
 class LoadRecipe(io.ComfyNode):
@@ -169,11 +171,19 @@ def _file(name: str | None) -> str:
     return path
 
 
-def summary(recipe: Recipe) -> str:
+def summary(recipe: Recipe) -> Message:
     """What a recipe is, in a line."""
+    line = Message(
+        "{method}, {steps} steps, {path}, cfg {cfg:g}",
+        method=recipe.method,
+        steps=len(recipe.sigmas) - 1,
+        path=recipe.path,
+        cfg=recipe.cfg,
+    )
     error = recipe.errors.get("held_out")
-    figure = "" if error is None else f", {error:.3f} from the converged picture"
-    return f"{recipe.method}, {len(recipe.sigmas) - 1} steps, {recipe.path}, cfg {recipe.cfg:g}{figure}"
+    if error is None:
+        return line
+    return Message("{recipe}, {error:.3f} from the converged picture", recipe=line, error=error)
 
 
 NODES = [SaveRecipe, LoadRecipe]

@@ -1,22 +1,24 @@
 """What a node shows: pictures, data, a line of text; and names that a user typed."""
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 from server import PromptServer
 
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from .server import messages
 
 
-def image(picture):
+def image(picture: Image.Image) -> torch.Tensor:
     """A Pillow picture as an IMAGE (1, H, W, 3)."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
-def output(node, picture, data, *others):
+def output(node: type, picture: Image.Image, data: dict, *others: Any) -> io.NodeOutput:
     """An IMAGE output that the node shows by itself, followed by `others`; `data` goes to the panel under
     "fewstep".
     """
@@ -24,16 +26,16 @@ def output(node, picture, data, *others):
     return io.NodeOutput(shown, *others, ui={**ui.PreviewImage(shown, cls=node).as_dict(), "fewstep": [data]})
 
 
-def file_stem(name):
-    """A plain file name from what the user typed."""
+def file_stem(name: str) -> str:
+    """A plain file name from what the user typed; raises ValueError where nothing of it can be used."""
     stem = re.sub(r"[^\w\- ]+", "_", name).strip()
     if not any(c.isalnum() for c in stem):
         raise BadValue("name must hold a letter or a digit, got {got!r}.", got=name)
     return stem[:100]
 
 
-def say(node, text):
-    """A line of text on the node."""
+def say(node: str | None, text: Message | str) -> None:
+    """A line of text on the node of that id, in the user's language."""
     server = getattr(PromptServer, "instance", None)  # none when ComfyUI is used as a library
     if server is not None and node is not None:
         server.send_progress_text(messages.told(text), node)

@@ -1,5 +1,5 @@
-"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same is queued
-again.
+"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same
+is queued again.
 """
 
 import dataclasses
@@ -191,7 +191,7 @@ def _saved(run: Run, path: Path) -> Message:
 
 
 def _save(job: Job, folder: Path, name: str) -> Path:
-    """Write the LoRA: over the file that this very run wrote before under that name, else under a free one."""
+    """Write the LoRA: over the file that this run wrote before under that name, else under a free one."""
     stem, known = show.file_stem(name), job.notes.get("lora") or ""
     path = folder / known
     if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):

@@ -1,6 +1,4 @@
-"""A real ComfyUI server for tests: the pack in a base directory of its own, the process, and the few calls
-that tests make.
-"""
+"""A real ComfyUI server for tests: the pack in a base directory of its own, the process, and a few calls."""
 
 import json
 import os
@@ -26,25 +24,20 @@ def link_pack(base):
 
 
 class Server:
-    """A running ComfyUI and the few calls that the tests make. arguments: more of its command line."""
+    """A running ComfyUI, and the calls that tests make. arguments: more of its command line."""
 
     def __init__(self, base, folder, *arguments):
         self.base = base
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        command = [
-            sys.executable,
-            "main.py",
-            "--cpu",
-            "--port",
-            str(self.port),
-            "--base-directory",
-            str(base),
-            "--database-url",
-            f"sqlite:///{base}/comfy.db",
-            *arguments,
-        ]
+        options = {
+            "--port": str(self.port),
+            "--base-directory": str(base),
+            "--database-url": f"sqlite:///{base}/comfy.db",
+        }
+        pairs = [part for option in options.items() for part in option]
+        command = [sys.executable, "main.py", "--cpu", *pairs, *arguments]
         self.log = open(base / "server.log", "w")
         environment = {"OMP_NUM_THREADS": "2", **os.environ}
         self.process = subprocess.Popen(
@@ -102,7 +95,7 @@ class Server:
 
 
 def workflow(name, **changes):
-    """An API-format workflow with some inputs changed: {"3.updates": 20}."""
+    """An API-format workflow with some inputs changed: n3__updates=20 is the input `updates` of node 3."""
     prompt = json.loads((WORKFLOWS / f"{name}.json").read_text())
     for place, value in changes.items():
         node, key = place.split("__")

@@ -1,6 +1,4 @@
-"""Makes the checkout importable as `fewstep` without installing it, and finds ComfyUI for the tests marked
-`comfy`.
-"""
+"""Makes the checkout importable as `fewstep` without installing it, and finds ComfyUI for tests of it."""
 
 import importlib.util
 import os

@@ -16,7 +16,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def paths(page):
-    """The paths inside the project that a page names, in code or as links; patterns such as <name> left out."""
+    """The paths inside the project that a page names; patterns such as <name> are left out."""
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(rf"(?<![\w/.-])(?:{TOP})/[\w./<>*-]*", text)
     return {path.rstrip(".") for path in named if not re.search("[<>*]", path)} - MADE

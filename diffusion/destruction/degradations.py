@@ -1,12 +1,10 @@
 """Destruction without noise, D_t, alone ("cold") or as the front of a `forward.Chain` that ends in noise
 ("hot").
 
-Blur        heat run for tau = w^2/2: the cosine modes i, j of an H x W image fall by exp(-tau pi^2 (i^2/H^2 +
-            j^2/W^2)), with
-            w = width sin^2(pi t/2) the standard deviation of the blur in pixels (Rissanen et al. 2022,
-            arXiv:2206.13397;
-            Hoogeboom & Salimans 2022, arXiv:2209.05557, whose schedule it is). Edges reflect, so the mean
-            stays.
+Blur        heat run for tau = w^2/2: the cosine modes i, j of an H x W image fall by
+            exp(-tau pi^2 (i^2/H^2 + j^2/W^2)), with w = width sin^2(pi t/2) the blur's standard deviation in
+            pixels (Rissanen et al. 2022, arXiv:2206.13397; Hoogeboom & Salimans 2022, arXiv:2209.05557, whose
+            schedule it is). Edges reflect, so the mean stays.
 Pixelate    means over squares of 1, 2, 4, ... `largest` pixels, faded from one size to the next; squares at
             the edges are cut
 Mask        pixels whose `order` is below t become `fill`
@@ -14,21 +12,23 @@ Fade        (1 - t) x0 + t other
 DrawnMask   a mask whose order is drawn: the noise in the first channel, masked where Phi(eps) < t
 DrawnFade   a fade to an image that is drawn: the noise is that image
 
-Blur is exact in frequency: with C the orthonormal cosine basis (DCT-II) of an axis, the blur along it is C'
-diag(e) C, a product with one matrix for each axis, which is kept for the last few times. Where e leaves few
-modes above rounding, the rows of C that they need do the same in two thin products for each axis.
+Blur is exact in frequency: with C the orthonormal cosine basis (DCT-II) of an axis, the blur along it is
+C' diag(e) C, a product with one matrix for each axis, which is kept for the last few times. Where e leaves
+few modes above rounding, the rows of C that they need do the same in two thin products for each axis.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import avg_pool2d
 
 from ..faults import BadValue
 from ..predictions import expand
-from .forward import ROUNDING, Chain, ForwardProcess, gaussian, time_of
+from ..samplers import Noise
+from .forward import ROUNDING, Chain, ForwardProcess, Time, gaussian, time_of
 
 THIN = 0.55  # share of an axis's modes below which two thin products are faster than a square one
 
@@ -39,19 +39,21 @@ class Degradation(ForwardProcess):
     noisy = False
     draws = "never"
 
-    def corrupt(self, x0, eps, t):
+    def corrupt(self, x0: torch.Tensor, eps: torch.Tensor | None, t: Time) -> torch.Tensor:
         return self.degrade(check_image(x0), time_of(t))
 
-    def solve_noise(self, x0, x, t, fresh=None):
+    def solve_noise(
+        self, x0: torch.Tensor, x: torch.Tensor, t: Time, fresh: Noise | None = None
+    ) -> torch.Tensor:
         raise BadValue(
             "process must have noise to solve for, got {got}, which has none. Use its `transition`, or put "
             "noise behind it with `forward.Chain`.",
             got=self.name,
         )
 
-    def weighted(self, x0, terms):
-        """The sum of w D_t(x0) over `terms`, [(w, t)] of numbers, a tensor of its own; a process may share
-        work between them.
+    def weighted(self, x0: torch.Tensor, terms: Sequence[tuple[float, Time]]) -> torch.Tensor:
+        """The sum of w D_t(x0) over `terms` [(w, t)], numbers, as a new tensor; a process may share work
+        between them.
         """
         return functools.reduce(torch.add, (w * self.corrupt(x0, None, t) for w, t in terms))
 
@@ -72,28 +74,28 @@ class Blur(Degradation):
                 got=self.width,
             )
 
-    def std(self, t):
+    def std(self, t: Time) -> torch.Tensor:
         """The blur's standard deviation at t in pixels, float64."""
         return self.width * torch.sin(time_of(t) * math.pi / 2).square()
 
-    def degrade(self, x0, t):
+    def degrade(self, x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if not t.ndim:
             return self.weighted(x0, [(1.0, t)]) if t > 0 else x0
-        first, second = (_blurs(size, self.std(t), x0) for size in x0.shape[-2:])
-        return first @ x0 @ second
+        down, across = (_blurs(size, self.std(t), x0) for size in x0.shape[-2:])
+        return down @ x0 @ across
 
-    def weighted(self, x0, terms):
+    def weighted(self, x0: torch.Tensor, terms: Sequence[tuple[float, Time]]) -> torch.Tensor:
         stds = [float(self.std(t)) for _, t in terms]
         modes = [_modes(size, min(stds), x0.dtype) for size in x0.shape[-2:]]
         if all(m <= THIN * size for m, size in zip(modes, x0.shape[-2:])):
             return _in_few_modes(x0, modes, [w for w, _ in terms], stds)
         if len(terms) > 1:
             return functools.reduce(torch.Tensor.add_, (self.weighted(x0, [term]) for term in terms))
-        (w, _), (std,) = terms[0], stds
+        ((w, _),), (std,) = terms, stds
         if std == 0:
             return x0 * w
-        first, second = (_blur(size, std, x0.device, x0.dtype) for size in x0.shape[-2:])
-        return (first @ (x0 @ second)).mul_(w)
+        down, across = (_blur(size, std, x0.device, x0.dtype) for size in x0.shape[-2:])
+        return (down @ (x0 @ across)).mul_(w)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class Pixelate(Degradation):
                 got=self.largest,
             )
 
-    def degrade(self, x0, t):
+    def degrade(self, x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if t.ndim:
             return torch.cat([self.degrade(one, at) for one, at in zip(x0.split(1), t.expand(len(x0)))])
         share, power = math.modf(float(t) * math.log2(self.largest))
@@ -132,7 +134,7 @@ class Mask(Degradation):
     fill: float = 0.0
     name = "mask"
 
-    def degrade(self, x0, t):
+    def degrade(self, x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         _same_size("order", self.order, x0)
         return torch.where(self.order.to(x0.device).double() < expand(t, x0.double()), self.fill, x0)
 
@@ -144,7 +146,7 @@ class Fade(Degradation):
     other: torch.Tensor
     name = "fade"
 
-    def degrade(self, x0, t):
+    def degrade(self, x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         _same_size("other", self.other, x0)
         return torch.lerp(x0, self.other.to(x0).expand_as(x0), expand(t, x0))
 
@@ -164,19 +166,29 @@ class DrawnMask(ForwardProcess):
     draws = "always"
     sudden = True
 
-    def corrupt(self, x0, eps, t):
+    def corrupt(self, x0: torch.Tensor, eps: torch.Tensor | None, t: Time) -> torch.Tensor:
         bound = expand(torch.special.ndtri(time_of(t)), check_image(x0))
         return torch.where(eps[:, :1] < bound, self.fill, x0)
 
-    def solve_noise(self, x0, x, t, fresh=None):
+    def solve_noise(
+        self, x0: torch.Tensor, x: torch.Tensor, t: Time, fresh: Noise | None = None
+    ) -> torch.Tensor:
         t, place = expand(time_of(t), x.double()), torch.special.ndtr(fresh(x)[:, :1].double())
         place = torch.where(self.masked(x), t * place, t + (1 - t) * place)
         return torch.special.ndtri(place.clamp(1e-300, 1 - 2**-53)).to(x).expand_as(x)
 
-    def transition(self, x, x0, t, s, kappa=0.0, fresh=None):
+    def transition(
+        self,
+        x: torch.Tensor,
+        x0: torch.Tensor,
+        t: Time,
+        s: Time,
+        kappa: float | torch.Tensor = 0.0,
+        fresh: Noise | None = None,
+    ) -> torch.Tensor:
         return super().transition(x, torch.where(self.masked(x), x0, x), t, s, kappa, fresh)
 
-    def masked(self, x):
+    def masked(self, x: torch.Tensor) -> torch.Tensor:
         """Which pixels are masked (B, 1, H, W)."""
         return ((x - self.fill).abs() <= 1e-6 * max(1.0, abs(self.fill))).all(1, keepdim=True)
 
@@ -189,10 +201,12 @@ class DrawnFade(ForwardProcess):
 
     name = "drawn fade"
 
-    def corrupt(self, x0, eps, t):
+    def corrupt(self, x0: torch.Tensor, eps: torch.Tensor | None, t: Time) -> torch.Tensor:
         return torch.lerp(x0, eps, expand(time_of(t), x0))
 
-    def solve_noise(self, x0, x, t, fresh=None):
+    def solve_noise(
+        self, x0: torch.Tensor, x: torch.Tensor, t: Time, fresh: Noise | None = None
+    ) -> torch.Tensor:
         t = time_of(t)
         if not (t > 0).all():
             raise BadValue(
@@ -201,11 +215,11 @@ class DrawnFade(ForwardProcess):
             )
         return torch.lerp(x0, x, expand(1 / t, x))
 
-    def mix(self, eps, z, kappa):
+    def mix(self, eps: torch.Tensor, z: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
         self.check_shares(kappa.flatten().tolist())
         return torch.where(expand(kappa, z) > 0, z, eps)
 
-    def check_shares(self, shares):
+    def check_shares(self, shares: Sequence[float]) -> None:
         wrong = [k for k in shares if k not in (0, 1)]
         if wrong:
             raise BadValue(
@@ -215,14 +229,14 @@ class DrawnFade(ForwardProcess):
             )
 
 
-def hot_blur(width=20.0, schedule="flow", **options):
+def hot_blur(width: float = 20.0, schedule: str = "flow", **options: float) -> Chain:
     """Blur + noise: alpha_t D_t(x0) + sigma_t eps, on a schedule of `forward.gaussian`; "EDM", sigma_max=0.1
     adds but a little.
     """
     return Chain(Blur(width=width), gaussian(schedule, **options), name="hot blur")
 
 
-def hot_pixelate(largest=16, schedule="flow", **options):
+def hot_pixelate(largest: int = 16, schedule: str = "flow", **options: float) -> Chain:
     """Pixelate + noise."""
     return Chain(Pixelate(largest=largest), gaussian(schedule, **options), name="pixelate + noise")
 
@@ -240,8 +254,8 @@ FORWARD = {
 }
 
 
-def cosines(size):
-    """The orthonormal DCT-II of an axis: rows are modes, float64 (size, size); its transpose is its inverse."""
+def cosines(size: int) -> torch.Tensor:
+    """The orthonormal DCT-II of an axis: rows are modes, float64 (size, size); the transpose inverts it."""
     k = torch.arange(size)
     turns = k[:, None] * (2 * k + 1) % (4 * size)  # in whole numbers, so that no digits are lost
     basis = torch.cos(math.pi / (2 * size) * turns.double()) * (2 / size) ** 0.5
@@ -249,7 +263,7 @@ def cosines(size):
     return basis
 
 
-def fall(size, std):
+def fall(size: int, std: torch.Tensor) -> torch.Tensor:
     """exp(-(std pi k / size)^2 / 2), what a blur of that standard deviation leaves of mode k; (size,) or (B,
     size), float64.
     """
@@ -257,7 +271,7 @@ def fall(size, std):
     return torch.exp(-0.5 * (std[..., None] * modes).square())
 
 
-def check_image(x):
+def check_image(x: torch.Tensor) -> torch.Tensor:
     """x, after proving that it has the axes (B, C, H, W)."""
     if x.ndim < 4:
         raise BadValue(
@@ -269,22 +283,22 @@ def check_image(x):
 
 def _modes(size, std, dtype):
     """How many modes of an axis a blur leaves above rounding, in whole eights, in which products are fast."""
+    if std < ROUNDING:
+        return size
     least = math.log(2 / torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
-    return (
-        size
-        if std < ROUNDING
-        else min(size, 8 * math.ceil((size * math.sqrt(2 * least) / (math.pi * std) + 1) / 8))
-    )
+    return min(size, 8 * math.ceil((size * math.sqrt(2 * least) / (math.pi * std) + 1) / 8))
 
 
 def _in_few_modes(x, modes, weights, stds):
     """The sum of w D(x) over blurs that leave so few `modes` (rows, columns): there, each is a factor."""
+    (height, width), (rows, columns) = x.shape[-2:], modes
     gain = sum(
-        w * fall(x.shape[-2], std)[: modes[0], None] * fall(x.shape[-1], std)[: modes[1]]
+        w * fall(height, std)[:rows, None] * fall(width, std)[:columns]
         for w, std in zip(weights, torch.tensor(stds, dtype=torch.float64))
     ).to(x)
-    up, down = (_few(size, m, x.device, x.dtype) for size, m in zip(x.shape[-2:], modes))
-    return up[1] @ (up[0] @ (x @ down[1]) * gain) @ down[0]
+    down, down_back = _few(height, rows, x.device, x.dtype)
+    across, across_back = _few(width, columns, x.device, x.dtype)
+    return down_back @ (down @ (x @ across_back) * gain) @ across
 
 
 @functools.lru_cache(8)
@@ -306,9 +320,8 @@ def _blur(size, std, device, dtype):
     """The blur of an axis, a symmetric matrix (size, size)."""
     with torch.inference_mode(False):
         basis = _basis(size, device, dtype)
-        return (basis.T @ (fall(size, torch.tensor(std, dtype=torch.float64)).to(basis)[:, None] * basis)).to(
-            dtype
-        )
+        left = fall(size, torch.tensor(std, dtype=torch.float64)).to(basis)
+        return (basis.T @ (left[:, None] * basis)).to(dtype)
 
 
 def _blurs(size, std, x):
@@ -330,9 +343,9 @@ def _squares(x, size):
 def _same_size(name, value, x):
     if value.shape[-2:] != x.shape[-2:]:
         raise BadValue(
-            "{name} must have the size of the image, {shape} x {shape2}, got {got}. Resize it.",
+            "{name} must have the size of the image, {height} x {width}, got {got}. Resize it.",
             name=name,
-            shape=x.shape[-2],
-            shape2=x.shape[-1],
+            height=x.shape[-2],
+            width=x.shape[-1],
             got=" x ".join(map(str, value.shape[-2:])),
         )

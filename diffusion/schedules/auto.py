@@ -14,31 +14,38 @@ import math
 
 import torch
 
+from ..paths import Path
+
 SCALE, GROWTH = 0.45, 0.35  # s = SCALE * dimension^GROWTH
 LARGEST = 5.0  # from about 1000 numbers on: all pictures
 POWERS = ((5, 1.0), (10, 1.25), (math.inf, 1.5))  # p for up to that many steps
 CHURN = 0.1  # where fresh noise is wanted: more costs accuracy at few steps
 
 
-def shift(dimension=None, own=1.0):
-    """s for samples of that many numbers; where that is not told, that of a picture, or the model's `own`
-    where it is larger.
+def shift(dimension: float | None = None, own: float = 1.0) -> float:
+    """s for samples of that many numbers; where their number is not given, that of a picture, or the model's
+    `own` where it is larger.
     """
     return max(LARGEST, own) if dimension is None else min(LARGEST, SCALE * dimension**GROWTH)
 
 
-def sigmas(path, steps, top, dimension=None, own=1.0):
+def sigmas(
+    path: Path,
+    steps: int,
+    top: float | torch.Tensor,
+    dimension: float | None = None,
+    own: float = 1.0,
+) -> torch.Tensor:
     """The automatic grid's levels above 0, float64 (steps,), from the noise level `top` down."""
     s = shift(dimension, own)
-    t = (1 - torch.arange(steps, dtype=torch.float64) / steps) ** next(
-        p for most, p in POWERS if steps <= most
-    )
+    power = next(p for most, p in POWERS if steps <= most)
+    t = (1 - torch.arange(steps, dtype=torch.float64) / steps) ** power
     top = torch.as_tensor(top, dtype=torch.float64)
     out = path.at_flow_time(s * t / (1 + (s - 1) * t) * path.flow_time(top))
     out[0] = top
     return out
 
 
-def solver(stochastic=False):
-    """Options of `samplers.sample`: order, corrector and churn."""
+def solver(stochastic: bool = False) -> dict[str, int | bool | float]:
+    """Keyword arguments of `samplers.sample`: order, corrector and churn."""
     return {"order": 2, "corrector": True, "churn": CHURN if stochastic else 0.0}

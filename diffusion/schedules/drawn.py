@@ -6,33 +6,37 @@ or below the one after. Points on the diagonal draw a straight line, which is th
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from ..faults import BadValue
-from .grids import check_steps, descending
+from .grids import SigmaOf, check_steps, descending
 
 CLOSEST = 1e-4  # least distance between neighbours, in share and in time
 MOST = 64  # points
 
 
-def grid(points, steps, sigma_of, denoise=1.0):
+Points = Sequence[Sequence[float]]  # (share of the steps, time) pairs
+
+
+def grid(points: Points, steps: int, sigma_of: SigmaOf, denoise: float = 1.0) -> torch.Tensor:
     """`sigmas`, float64 (steps + 1,), descending from sigma_of(denoise) to 0, at the times of the curve.
 
-    points: (share, time) pairs, see `control_points`; steps >= 1; `denoise` in (0, 1] as in `grids.grid`.
+    points: see `control_points`; steps >= 1; `denoise` in (0, 1] as in `grids.grid`. Raises ValueError for
+    others.
     """
     check_steps(steps)
     if not 0 < denoise <= 1:
         raise BadValue("denoise must be above 0 and at most 1, got {got}.", got=denoise)
-    times = denoise * curve(
-        control_points(points), torch.arange(int(steps), dtype=torch.float64) / int(steps)
-    )
+    shares = torch.arange(int(steps), dtype=torch.float64) / int(steps)
+    times = denoise * curve(control_points(points), shares)
     sigmas = sigma_of(times).to(torch.float64)
     return descending(torch.cat([sigmas, sigmas.new_zeros(1)]))
 
 
-def control_points(points):
-    """The points with both ends, a list of (share, time); the ends may be given or left out.
+def control_points(points: Points) -> list[tuple[float, float]]:
+    """The points with both ends; these may be given or left out.
 
     Shares must rise and times must fall from each point to the next. Raises ValueError naming the first point
     that is wrong.
@@ -50,19 +54,21 @@ def control_points(points):
     inner = inner[:-1] if (1.0, 0.0) in inner[-1:] else inner
     whole = [(0.0, 1.0), *inner, (1.0, 0.0)]
     for i, ((share, time), (next_share, next_time)) in enumerate(zip(whole, whole[1:])):
-        if not (next_share - share >= CLOSEST and time - next_time >= CLOSEST):
-            last = " (the end)" if i == len(whole) - 2 else ""
-            raise BadValue(
-                "points must go down to the right from [0, 1] to [1, 0], {closest:g} apart or more, got "
-                "[{share:g}, {time:g}] and then [{next_share:g}, {next_time:g}]{last}. Move or remove one "
-                "of them.",
-                closest=CLOSEST,
-                share=share,
-                time=time,
-                next_share=next_share,
-                next_time=next_time,
-                last=last,
-            )
+        if next_share - share >= CLOSEST and time - next_time >= CLOSEST:
+            continue
+        raise BadValue(
+            "points must go down to the right from [0, 1] to [1, 0], {closest:g} apart or more, got "
+            "[{share:g}, {time:g}] and then [{next_share:g}, {next_time:g}] (the end). Move or remove one of "
+            "them."
+            if i == len(whole) - 2
+            else "points must go down to the right from [0, 1] to [1, 0], {closest:g} apart or more, got "
+            "[{share:g}, {time:g}] and then [{next_share:g}, {next_time:g}]. Move or remove one of them.",
+            closest=CLOSEST,
+            share=share,
+            time=time,
+            next_share=next_share,
+            next_time=next_time,
+        )
     return whole
 
 
@@ -74,7 +80,7 @@ def _is_pair(point):
     )
 
 
-def curve(points, shares):
+def curve(points: Sequence[tuple[float, float]], shares: torch.Tensor) -> torch.Tensor:
     """Times at `shares`, float64 of their shape, of the curve through `points` as `control_points` gives
     them.
     """
@@ -86,9 +92,9 @@ def curve(points, shares):
     h = x[i + 1] - x[i]
     s = (shares - x[i]) / h
     rest = 1 - s
-    return rest * rest * ((1 + 2 * s) * y[i] + s * h * m[i]) + s * s * (
-        (1 + 2 * rest) * y[i + 1] - rest * h * m[i + 1]
-    )
+    left = (1 + 2 * s) * y[i] + s * h * m[i]
+    right = (1 + 2 * rest) * y[i + 1] - rest * h * m[i + 1]
+    return rest * rest * left + s * s * right
 
 
 def _slopes(x, y):
@@ -107,6 +113,5 @@ def _slopes(x, y):
 
 
 def _end(h0, h1, d0, d1):
-    return min(
-        0.0, ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1)
-    )  # all secants fall, so the slope must not rise
+    slope = ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1)
+    return min(0.0, slope)  # all secants fall, so the slope must not rise

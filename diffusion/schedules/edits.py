@@ -6,12 +6,13 @@ apart by a relative 1e-4.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from ..faults import BadValue
-from ..paths import check_sigmas
-from .grids import descending, shifted, time_of
+from ..paths import Path, check_sigmas
+from .grids import SigmaOf, descending, shifted, time_of
 
 
 def _positive(name, value, neutral):
@@ -24,7 +25,7 @@ def _positive(name, value, neutral):
         )
 
 
-def shift(sigmas, sigma_of, amount):
+def shift(sigmas: torch.Tensor, sigma_of: SigmaOf, amount: float) -> torch.Tensor:
     """Time moved towards the noise, t -> amount t / (1 + (amount - 1) t) for the share t of the model's time
     between both ends.
     """
@@ -33,14 +34,16 @@ def shift(sigmas, sigma_of, amount):
         return sigmas
     times = time_of(sigma_of, sigmas)
     high, low = times[0], times[-1]
-    moved = shifted(lambda t: sigma_of(low + t * (high - low)), amount)((times - low) / (high - low)).to(
-        torch.float64
-    )
+
+    def between_ends(share):
+        return sigma_of(low + share * (high - low))
+
+    moved = shifted(between_ends, amount)((times - low) / (high - low)).to(torch.float64)
     moved[0], moved[-1] = sigmas[0], sigmas[-1]
     return descending(moved)
 
 
-def scale(sigmas, path, amount, highest):
+def scale(sigmas: torch.Tensor, path: Path, amount: float, highest: float) -> torch.Tensor:
     """sigma/alpha of every entry times `amount` (lambda minus log amount), never above `highest`, the model's
     largest.
     """
@@ -64,7 +67,7 @@ def _below(sigmas, path, highest):
     return descending(torch.cat([ends[:1], path.at_flow_time(spread)[1:], sigmas[above:]]))
 
 
-def blend(sigmas, other, sigma_of, share):
+def blend(sigmas: torch.Tensor, other: torch.Tensor, sigma_of: SigmaOf, share: float) -> torch.Tensor:
     """Between two grids: the mean of the model's times with weight `share` on `other`, which is resampled to
     as many steps.
     """
@@ -81,7 +84,7 @@ def blend(sigmas, other, sigma_of, share):
     return descending(torch.where(times > 0, sigma_of(times).to(torch.float64), 0.0))
 
 
-def snap(sigmas, sigma_of, anchors):
+def snap(sigmas: torch.Tensor, sigma_of: SigmaOf, anchors: int) -> torch.Tensor:
     """Every entry at the nearest of `anchors` equal times that no earlier entry took; for models distilled on
     such times.
 
@@ -104,22 +107,24 @@ def snap(sigmas, sigma_of, anchors):
     return torch.cat([levels, levels.new_zeros(1)]) if ends_at_data else levels
 
 
-def split(sigmas, step):
-    """Two grids, before and after entry `step`, which both hold; for a change of model or sampler on the way.
+def split(sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two grids, before and after entry `step`, which is in both; to change model or sampler on the way.
 
     Raises ValueError when either side would have no step.
     """
     if not 1 <= step <= len(sigmas) - 2:
         raise BadValue(
-            "split must be between 1 and {count} for this schedule of {count2} steps, got {got}.",
-            count=len(sigmas) - 2,
-            count2=len(sigmas) - 1,
+            "split must be between 1 and {last} for this schedule of {steps} steps, got {got}.",
+            last=len(sigmas) - 2,
+            steps=len(sigmas) - 1,
             got=step,
         )
     return sigmas[: step + 1], sigmas[step:]
 
 
-def translate(sigmas, path, sigma_max, other, other_max):
+def translate(
+    sigmas: torch.Tensor | Sequence[float], path: Path, sigma_max: float, other: Path, other_max: float
+) -> torch.Tensor:
     """A grid for another model with the same signal-to-noise ratios: sigma' with lambda'(sigma') =
     lambda(sigma).
 

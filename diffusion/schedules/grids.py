@@ -1,4 +1,4 @@
-"""Step grids: where between noise and data the model is asked.
+"""Step grids: where between noise and data the model is called.
 
 `grid` returns `sigmas`, float64 of shape (steps + 1,), strictly descending, from the model's largest noise
 level (or where `denoise` says) to 0, for every name and any number of steps. A model is described by
@@ -6,38 +6,42 @@ level (or where `denoise` says) to 0, for every name and any number of steps. A 
 differs between flow models with any shift and discrete ones, and by its path, which gives the ratio
 sigma/alpha and lambda = log(alpha/sigma).
 
-uniform            t = 1 - i/steps, "trailing" (Lin et al. 2024, arXiv:2305.08891, table 2); what distilled
-                   models are made on
-log-SNR            equal steps of lambda (Lu et al. 2022, arXiv:2206.00927, sec. 3.4)
-log sigma          equal steps of log sigma, which is finite also where alpha = 0
-karras             (s_max^(1/rho) + share (s_min^(1/rho) - s_max^(1/rho)))^rho in sigma/alpha (Karras et al.
-                   2022,
-                   arXiv:2206.00364, eq. 5)
-polyexponential    log sigma/alpha by the rho-th power of the share left (Crowson, k-diffusion); rho = 1 is
-                   log-SNR
-beta               times at the quantiles of Beta(a, b) (Lee et al. 2024, arXiv:2407.12173)
-cosine             equal steps of the angle atan(sigma/alpha) (Nichol & Dhariwal 2021, arXiv:2102.09672)
-trailing anchors   times among `anchors` equal ones, as evenly as they allow (LCM, Luo et al. 2023,
-                   arXiv:2310.04378)
-phase edges        the edges of `phases` equal phases; more steps divide the phases (PCM, Wang et al. 2024,
-                   arXiv:2405.18407)
-AYS SD1, SDXL, SVD the published tables of Sabour et al. 2024 (arXiv:2404.14507), moved to this model by equal
-lambda
-auto               what `auto.py` chooses; option `dimension`, the numbers in a sample, where they are few
+uniform             t = 1 - i/steps, "trailing" (Lin et al. 2024, arXiv:2305.08891, table 2); what distilled
+                    models are made on
+log-SNR             equal steps of lambda (Lu et al. 2022, arXiv:2206.00927, sec. 3.4)
+log sigma           equal steps of log sigma, which is finite also where alpha = 0
+karras              (s_max^(1/rho) + share (s_min^(1/rho) - s_max^(1/rho)))^rho in sigma/alpha (Karras et al.
+                    2022, arXiv:2206.00364, eq. 5)
+polyexponential     log sigma/alpha by the rho-th power of the share left (Crowson, k-diffusion); rho = 1 is
+                    log-SNR
+beta                times at the quantiles of Beta(alpha, beta) (Lee et al. 2024, arXiv:2407.12173)
+cosine              equal steps of the angle atan(sigma/alpha) (Nichol & Dhariwal 2021, arXiv:2102.09672)
+trailing anchors    times among `anchors` equal ones, as evenly as they allow (LCM, Luo et al. 2023,
+                    arXiv:2310.04378)
+phase edges         the edges of `phases` equal phases; more steps divide the phases (PCM, Wang et al. 2024,
+                    arXiv:2405.18407)
+AYS SD1, SDXL, SVD  the published tables of Sabour et al. 2024 (arXiv:2404.14507), moved to this model by
+                    equal lambda
+auto                what `auto.py` chooses; option `dimension`, the numbers in a sample, where they are few
 
-Where a scale is infinite at the start (alpha = 0) that entry is kept and the others are spaced from lambda =
--4.6, 1 % signal.
+Where a scale is infinite at the start (alpha = 0) that entry is kept and the others are spaced from
+lambda = -4.6, 1 % signal.
 """
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..faults import BadValue
+from ..paths import Path
 from . import auto
 from .published import AYS
 
 NEARLY_DATA = 0.02  # the time of the last noise level where a formula needs a smallest one
+LEAST_SIGNAL = -4.6  # lambda of 1 % signal
 ANCHORS, PHASES = 50, 4
 OPTIONS = {
     "karras": {"rho": 7.0},
@@ -60,73 +64,128 @@ NAMES = (
     "auto",
 )
 
+SigmaOf = Callable[[torch.Tensor], torch.Tensor]  # times in (0, 1] -> noise levels
 
-def grid(name, steps, sigma_of, path, denoise=1.0, shift=1.0, **options):
+
+def grid(
+    name: str,
+    steps: int,
+    sigma_of: SigmaOf,
+    path: Path,
+    denoise: float = 1.0,
+    shift: float = 1.0,
+    *,
+    rho: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    anchors: int | None = None,
+    phases: int | None = None,
+    dimension: int | None = None,
+) -> torch.Tensor:
     """The grid of that name.
 
     steps >= 1; `denoise` in (0, 1] starts at the time t = denoise (image to image); `shift` above 1 moves the
-    steps towards the start, t/denoise -> shift t / (1 + (shift - 1) t); options as in `OPTIONS`. Raises
-    ValueError for anything else.
+    steps towards the start, t/denoise -> shift t / (1 + (shift - 1) t). The others are options of single
+    grids, with the defaults in `OPTIONS`. Raises ValueError for anything else.
     """
     check_steps(steps)
+    steps = int(steps)
     if not 0 < denoise <= 1:
         raise BadValue("denoise must be above 0 and at most 1, got {got}.", got=denoise)
     if not 0 < shift < math.inf:
         raise BadValue("shift must be above 0, got {got}. 1 leaves the model's own.", got=shift)
     if name not in NAMES:
         raise BadValue("schedule must be one of {names}, got {got!r}.", names=list(NAMES), got=name)
-    options = _checked(name, options)
-    if name in TIMED:
-        times = denoise * TIMED[name](torch.arange(int(steps), dtype=torch.float64) / int(steps), **options)
+    options = _checked(name, rho=rho, alpha=alpha, beta=beta, anchors=anchors, phases=phases)
+    if name == "auto":
+        options["dimension"] = dimension
+    elif dimension is not None:
+        _refuse_option(name, "dimension")
+    if name in TIMES:
+        times = denoise * TIMES[name](torch.arange(steps, dtype=torch.float64) / steps, **options)
         sigmas = shifted(sigma_of, shift, denoise)(times).to(torch.float64)
     else:
-        sigmas = _spaced(name, int(steps), sigma_of, path, denoise, **options)
+        sigmas = LEVELS[name](_Range(sigma_of, path, steps, denoise), **options)
         if shift != 1:
             sigmas = shifted(sigma_of, shift, denoise)(time_of(sigma_of, sigmas)).to(torch.float64)
     sigmas[0] = sigma_of(torch.tensor([denoise], dtype=torch.float64)).to(torch.float64)[0]
     return descending(torch.cat([sigmas, sigmas.new_zeros(1)]))
 
 
-def check_steps(steps):
+def check_steps(steps: int) -> None:
     """Raise ValueError when `steps` is not a whole number of 1 or more."""
     if isinstance(steps, bool) or int(steps) != steps or steps < 1:
         raise BadValue("steps must be a whole number of 1 or more, got {got}.", got=steps)
 
 
-def _checked(name, options):
+def _checked(name, **given):
     """The options of that grid with their defaults; refuses others, and values out of range."""
-    if name == "auto" and set(options) <= {"dimension"}:
-        return options
-    known = OPTIONS.get(name, {})
-    for key, value in options.items():
-        if key not in known:
-            raise ValueError(f"schedule {name} has no option {key}; it has {', '.join(known) or 'none'}.")
-        if not 0 < value < math.inf or (isinstance(known[key], int) and int(value) != value):
-            raise ValueError(
-                f"{key} of schedule {name} must be above 0{' and whole' * isinstance(known[key], int)}, got {value}."
+    options = dict(OPTIONS.get(name, {}))
+    for option, value in given.items():
+        if value is None:
+            continue
+        if option not in options:
+            _refuse_option(name, option)
+        if isinstance(options[option], int):
+            if not 0 < value < math.inf or int(value) != value:
+                raise BadValue(
+                    "{option} of schedule {name} must be above 0 and whole, got {got}.",
+                    option=option,
+                    name=name,
+                    got=value,
+                )
+        elif not 0 < value < math.inf:
+            raise BadValue(
+                "{option} of schedule {name} must be above 0, got {got}.", option=option, name=name, got=value
             )
-    return {**known, **options}
+        options[option] = value
+    return options
 
 
-# ---- grids that are times --------------------------------------------------------------------------
+def _refuse_option(name, option):
+    known = list(OPTIONS.get(name, {}))
+    if known:
+        raise BadValue(
+            "schedule {name} has no option {option}; it has {known}.", name=name, option=option, known=known
+        )
+    raise BadValue("schedule {name} has no option {option}; it has none.", name=name, option=option)
 
 
-def _anchored(count, share):
+# ---- grids that are times, from the share of the steps that are done -------------------------------
+
+
+def _uniform(share):
+    return 1 - share
+
+
+def _beta(share, alpha, beta):
+    return beta_quantile(1 - share, alpha, beta)
+
+
+def _trailing_anchors(share, anchors):
+    return _anchored(share, int(anchors))
+
+
+def _phase_edges(share, phases):
+    return _anchored(share, int(phases))
+
+
+def _anchored(share, count):
     """Times among count/count, (count-1)/count, ..., evenly chosen; with more steps than anchors each
     interval is divided.
     """
     steps = len(share)
     if steps <= count:
         return 1 - (share * count).floor() / count
-    parts = [
-        steps // count + (j < steps % count) for j in range(count)
-    ]  # the noisiest intervals get one more
-    return torch.cat(
-        [1 - (j + torch.arange(n, dtype=torch.float64) / n) / count for j, n in enumerate(parts)]
-    )
+    least, more = divmod(steps, count)
+    times = []
+    for j in range(count):
+        n = least + (j < more)  # the noisiest intervals get one more
+        times.append(1 - (j + torch.arange(n, dtype=torch.float64) / n) / count)
+    return torch.cat(times)
 
 
-def beta_quantile(q, a, b):
+def beta_quantile(q: torch.Tensor, a: float, b: float) -> torch.Tensor:
     """Quantiles of Beta(a, b), a and b above 0, at q in [0, 1]; float64, good to about 1e-6.
 
     By x = sin^2(angle) the density becomes 2 sin^(2a-1) cos^(2b-1), whose integral is tabulated by the
@@ -144,69 +203,107 @@ def beta_quantile(q, a, b):
     return (edges[i - 1] + part * (edges[i] - edges[i - 1])).sin().square()
 
 
-TIMED = {
-    "uniform": lambda share: 1 - share,
-    "beta": lambda share, alpha, beta: beta_quantile(1 - share, alpha, beta),
-    "trailing anchors": lambda share, anchors: _anchored(int(anchors), share),
-    "phase edges": lambda share, phases: _anchored(int(phases), share),
+TIMES = {
+    "uniform": _uniform,
+    "beta": _beta,
+    "trailing anchors": _trailing_anchors,
+    "phase edges": _phase_edges,
 }
 
 
 # ---- grids that are noise levels -------------------------------------------------------------------
 
 
-def _spaced(name, steps, sigma_of, path, denoise, **options):
-    """`steps` noise levels from the time `denoise` down to nearly data; the first may be left to the caller."""
-    share = (
-        torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
-    )
-    ends = sigma_of(torch.tensor([denoise, min(NEARLY_DATA, denoise / 2)], dtype=torch.float64)).to(
-        torch.float64
-    )
-    if name == "auto":
-        half = sigma_of(torch.tensor([0.5], dtype=torch.float64))[0]
-        own = float(half / path.alpha(half)) if path.name == "flow" else 1.0  # the shift of a flow model
-        return auto.sigmas(path, steps, ends[0], options.get("dimension"), own)
-    if name.startswith("AYS"):
-        return _published(AYS[name.removeprefix("AYS ")], steps, ends[0], path)
-    if name == "log sigma":
-        high, low = ends.log()
-        return (high + share * (low - high)).exp()
-    if name == "cosine":
-        high, low = torch.atan2(ends[0], path.alpha(ends[0])), 0.0
-        angle = high + torch.arange(steps, dtype=torch.float64) / steps * (low - high)
-        return path.sigma(-angle.tan().log())
-    bounded = (
-        torch.minimum(ends, path.sigma(torch.tensor(-4.6, dtype=torch.float64)))
-        if path.sigma_max == 1
-        else ends
-    )
-    if name == "karras":
-        high, low = (-path.log_snr(bounded) / options["rho"]).exp()
-        return path.sigma(-options["rho"] * (high + share * (low - high)).log())
-    high, low = path.log_snr(bounded)
-    return path.sigma(low + (1 - share) ** options.get("rho", 1.0) * (high - low))
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """What noise levels are spaced over: `steps` of them, from the time `denoise` down to nearly data."""
+
+    sigma_of: SigmaOf
+    path: Path
+    steps: int
+    denoise: float
+
+    @property
+    def ends(self):
+        """The largest and the smallest level, float64 (2,)."""
+        times = torch.tensor([self.denoise, min(NEARLY_DATA, self.denoise / 2)], dtype=torch.float64)
+        return self.sigma_of(times).to(torch.float64)
+
+    @property
+    def finite_ends(self):
+        """The ends, the largest with at least 1 % signal where the path can end in none."""
+        if self.path.sigma_max != 1:
+            return self.ends
+        return torch.minimum(self.ends, self.path.sigma(torch.tensor(LEAST_SIGNAL, dtype=torch.float64)))
+
+    @property
+    def share(self):
+        """Equal shares of the way from the first level to the last, 0 and 1 included; float64 (steps,)."""
+        return torch.linspace(0, 1, self.steps, dtype=torch.float64)
 
 
-def _published(table, steps, top, path):
-    """A published table of sigma/alpha at `steps` + 1 equal places, by log-linear interpolation, from below
-    `top`.
+def _log_snr(levels):
+    return _polyexponential(levels, rho=1.0)
 
-    The table ends at its smallest level, from which the last step goes to 0. Levels at or above `top` (image
-    to image, or a model with less noise) are compressed to below it.
+
+def _log_sigma(levels):
+    high, low = levels.ends.log()
+    return (high + levels.share * (low - high)).exp()
+
+
+def _karras(levels, rho):
+    high, low = (-levels.path.log_snr(levels.finite_ends) / rho).exp()
+    return levels.path.sigma(-rho * (high + levels.share * (low - high)).log())
+
+
+def _polyexponential(levels, rho):
+    high, low = levels.path.log_snr(levels.finite_ends)
+    return levels.path.sigma(low + (1 - levels.share) ** rho * (high - low))
+
+
+def _cosine(levels):
+    high, low = torch.atan2(levels.ends[0], levels.path.alpha(levels.ends[0])), 0.0
+    angle = high + torch.arange(levels.steps, dtype=torch.float64) / levels.steps * (low - high)
+    return levels.path.sigma(-angle.tan().log())
+
+
+def _published(levels, table):
+    """A published table of sigma/alpha at steps + 1 equal places, by log-linear interpolation.
+
+    The table ends at its smallest level, from which the last step goes to 0. Where the model or `denoise`
+    starts below the table's second level, all are compressed to lie below that start.
     """
     snr = -torch.tensor(table, dtype=torch.float64).log()
-    place = torch.linspace(0, len(table) - 1, steps + 1, dtype=torch.float64)[:-1]
+    place = torch.linspace(0, len(table) - 1, levels.steps + 1, dtype=torch.float64)[:-1]
     low = place.floor().long().clamp_max(len(table) - 2)
     snr = torch.lerp(snr[low], snr[low + 1], place - low)
-    first = path.log_snr(top)
+    first = levels.path.log_snr(levels.ends[0])
     if first > snr[min(1, len(snr) - 1)]:
         end = -math.log(table[-1])
         snr = end - (end - snr) * ((end - first).clamp_min(1e-3) / (end - snr[0]))
-    return path.sigma(snr)
+    return levels.path.sigma(snr)
 
 
-def descending(sigmas):
+def _auto(levels, dimension):
+    own = 1.0
+    if levels.path.name == "flow":
+        half = levels.sigma_of(torch.tensor([0.5], dtype=torch.float64))[0]
+        own = float(half / levels.path.alpha(half))  # the model's own shift
+    return auto.sigmas(levels.path, levels.steps, levels.ends[0], dimension, own)
+
+
+LEVELS = {
+    "log-SNR": _log_snr,
+    "log sigma": _log_sigma,
+    "karras": _karras,
+    "polyexponential": _polyexponential,
+    "cosine": _cosine,
+    **{f"AYS {model}": functools.partial(_published, table=table) for model, table in AYS.items()},
+    "auto": _auto,
+}
+
+
+def descending(sigmas: torch.Tensor) -> torch.Tensor:
     """`sigmas` with equal or rising neighbours pulled apart by a relative 1e-4; the first and the last entry
     stay.
     """
@@ -219,14 +316,18 @@ def descending(sigmas):
 # ---- what a model's times are ----------------------------------------------------------------------
 
 
-def flow_sigma(shift=1.0):
-    """sigma_of for a flow model: sigma(t) = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq.
-    23).
+def flow_sigma(shift: float = 1.0) -> SigmaOf:
+    """sigma_of for a flow model: sigma(t) = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206,
+    eq. 23).
     """
-    return lambda t: shift * t / (1 + (shift - 1) * t)
+
+    def sigma_of(t):
+        return shift * t / (1 + (shift - 1) * t)
+
+    return sigma_of
 
 
-def discrete_sigma(sigmas):
+def discrete_sigma(sigmas: torch.Tensor | Sequence[float]) -> SigmaOf:
     """sigma_of for a discrete model: t = (index + 1) / N into its ascending table (N,), interpolated in log
     sigma.
 
@@ -243,7 +344,7 @@ def discrete_sigma(sigmas):
     return sigma_of
 
 
-def nearest_index(sigma, table):
+def nearest_index(sigma: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Indices (B,) of a discrete model's ascending table (N,) that lie nearest to levels (B,) in log sigma;
     int64.
     """
@@ -251,14 +352,20 @@ def nearest_index(sigma, table):
     return (sigma.log()[:, None] - log).abs().argmin(1)
 
 
-def shifted(sigma_of, shift, top=1.0):
-    """`sigma_of` with more of its time near the start `top`: t -> shift t / (1 + (shift - 1) t/top), as
-    `flow_sigma` does it.
+def shifted(sigma_of: SigmaOf, shift: float, top: float = 1.0) -> SigmaOf:
+    """`sigma_of` with more of its time near the start `top`: t -> shift t / (1 + (shift - 1) t/top), as in
+    `flow_sigma`.
     """
-    return sigma_of if shift == 1 else lambda t: sigma_of(shift * t / (1 + (shift - 1) * t / top))
+    if shift == 1:
+        return sigma_of
+
+    def shifted_sigma_of(t):
+        return sigma_of(shift * t / (1 + (shift - 1) * t / top))
+
+    return shifted_sigma_of
 
 
-def time_of(sigma_of, sigmas):
+def time_of(sigma_of: SigmaOf, sigmas: torch.Tensor | Sequence[float]) -> torch.Tensor:
     """The times whose noise levels are `sigmas`, by bisection; float64 in [0, 1], 1 for levels above the
     largest.
     """

@@ -1,55 +1,94 @@
-"""Derivatives of a run in its solver's weights and levels, as differences of runs, and the steps that are
-taken by them.
+"""Derivatives of a run in its solver's weights and levels, as differences of runs, and the least-squares
+steps that are taken by them.
 """
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
+from ..paths import Path
+from ..samplers import Denoiser, State
 from .linear import LinearSolver, stepped
 
 LEVEL_STEP = 0.05  # least change of lambda that is tried: discrete models know no finer noise levels
 FARTHEST = 0.4  # share of the gap to a neighbour by which a level may move at once
+CLOSEST = 1e-4  # relative distance of neighbouring levels below which they no longer descend
 
 
-def differences(solver, path, denoiser, x, trace, step):
-    """(columns, names): the change of the run's end with each parameter (P, B, ...), and what each is.
-
-    A name is (step, place) for a weight and (step, None) for the lambda of that step's level. `trace` is the
-    run from x, its states as `linear.run` yields them; `step` is the size of the perturbation, as a share of
-    the state that it is added to.
+class Parameter(NamedTuple):
+    """What can be changed of a solver: the weight at a `place` of a step's row, or, where that is None, the
+    lambda of the step's level.
     """
-    states, made = [x, *(state.x for state in trace)], [state.x0 for state in trace]
-    columns, names = [], []
+
+    step: int
+    place: int | None
+
+
+# ---- derivatives -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """How fast the state after a step changes with a parameter (B, ...), and the prediction made in that step
+    if it does.
+    """
+
+    state: torch.Tensor
+    prediction: torch.Tensor | None = None
+
+
+def differences(
+    solver: LinearSolver,
+    path: Path,
+    denoiser: Denoiser,
+    x: torch.Tensor,
+    trace: Sequence[State],
+    step: float,
+) -> tuple[torch.Tensor, list[Parameter]]:
+    """The derivatives (P, B, ...) of the run's end in each parameter, and which parameters those are.
+
+    `trace` is the run from x, its states as `linear.run` yields them; `step` is the size of the perturbation,
+    as a share of the state that it is added to.
+    """
+    states, predictions = [x, *(state.x for state in trace)], [state.x0 for state in trace]
+    columns, parameters = [], []
     for i, sigma in enumerate(solver.sigmas[:-1]):
-        held = made[i::-1]
-        changes = [(term, None) for term in (states[i], *held)]
-        label = [(i, place) for place in range(len(changes))]
-        if i:
+        held = predictions[i::-1]
+        changes = [_Change(term) for term in (states[i], *held)]
+        parameters += [Parameter(i, place) for place in range(len(changes))]
+        if i:  # the first level is where the trajectories begin
             shift = max(step, LEVEL_STEP)  # towards the picture, where there always is room
-            slope = (denoiser(states[i], _shifted(path, sigma, shift)) - made[i]) / shift
-            changes.append((solver.rows[i][1] * slope, slope))
-            label.append((i, None))
+            slope = (denoiser(states[i], _shifted(path, sigma, shift)) - predictions[i]) / shift
+            _, weight, *_ = solver.rows[i]
+            changes.append(_Change(weight * slope, slope))
+            parameters.append(Parameter(i, None))
         columns += _carried(solver, denoiser, i, states[i + 1], held, changes, step, states[-1])
-        names += label
-    return torch.stack(columns), names
+    return torch.stack(columns), parameters
 
 
 def _carried(solver, denoiser, i, x, held, changes, step, end):
-    """What becomes of changes to the state after step i (and to its prediction), at the end of the run; all
-    in one batch.
+    """What changes of the state x after step i become at the end of the run, by one run of all of them in a
+    batch; `held` has the predictions up to that step, `end` is where the unchanged run ends.
     """
     if i == solver.steps - 1:
-        return [change for change, _ in changes]
-    size = [
-        step * float(x.float().square().mean().sqrt() / c.float().square().mean().sqrt().clamp_min(1e-20))
-        for c, _ in changes
-    ]
-    many = torch.cat([x + h * c for h, (c, _) in zip(size, changes)])
+        return [change.state for change in changes]
+    sizes = [step * float(_rms(x) / _rms(change.state).clamp_min(1e-20)) for change in changes]
+    many = torch.cat([x + h * change.state for h, change in zip(sizes, changes)])
     past = [p.repeat(len(changes), *[1] * (p.ndim - 1)) for p in held]
-    past[0] = torch.cat([held[0] if p is None else held[0] + h * p for h, (_, p) in zip(size, changes)])
+    this = held[0]
+    past[0] = torch.cat(
+        [this if c.prediction is None else this + h * c.prediction for h, c in zip(sizes, changes)]
+    )
     for sigma, row in list(zip(solver.sigmas, solver.rows))[i + 1 :]:
         past.insert(0, denoiser(many, sigma))
         many = stepped(row, many, past)
-    return [(part - end) / h for part, h in zip(many.split(len(x)), size)]
+    return [(part - end) / h for part, h in zip(many.split(len(x)), sizes)]
+
+
+def _rms(x):
+    return x.float().square().mean().sqrt()
 
 
 def _shifted(path, sigma, change):
@@ -57,29 +96,33 @@ def _shifted(path, sigma, change):
     return float(path.sigma(path.log_snr(torch.tensor(sigma, dtype=torch.float64)) + change))
 
 
-def parameters(solver, names, path):
-    """The values of the parameters of those names, float64 (P,)."""
-    level = path.log_snr(torch.tensor(solver.sigmas, dtype=torch.float64)).tolist()
-    return torch.tensor(
-        [level[i] if place is None else (solver.rows[i] + (0.0,) * i)[place] for i, place in names],
-        dtype=torch.float64,
-    )
+# ---- parameters ------------------------------------------------------------------------------------
 
 
-def moved(solver, names, change, path):
-    """The solver with its parameters changed, or None where its levels would no longer descend.
+def parameters(solver: LinearSolver, names: Sequence[Parameter], path: Path) -> torch.Tensor:
+    """The values of those parameters, float64 (P,)."""
+    lambdas = path.log_snr(torch.tensor(solver.sigmas, dtype=torch.float64)).tolist()
+    rows = _full_rows(solver)
+    values = [lambdas[i] if place is None else rows[i][place] for i, place in names]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def moved(
+    solver: LinearSolver, names: Sequence[Parameter], change: torch.Tensor, path: Path
+) -> LinearSolver | None:
+    """The solver with those parameters changed, or None where its levels would no longer descend or a number
+    is not finite.
 
     A level moves by at most a share of the way to its neighbours; rows are given all the places that they can
     have.
     """
-    rows = [[*row, *[0.0] * (i + 2 - len(row))] for i, row in enumerate(solver.rows)]
-    sigmas = list(solver.sigmas)
+    rows, sigmas = _full_rows(solver), list(solver.sigmas)
     for (i, place), value in zip(names, change.tolist()):
         if place is None:
             sigmas[i] = _bounded(path, solver.sigmas, i, value)
         else:
             rows[i][place] += value
-    if any(b >= a * (1 - 1e-4) for a, b in zip(sigmas, sigmas[1:])):
+    if any(b >= a * (1 - CLOSEST) for a, b in zip(sigmas, sigmas[1:])):
         return None
     try:
         return LinearSolver(tuple(sigmas), tuple(rows))
@@ -87,12 +130,43 @@ def moved(solver, names, change, path):
         return None
 
 
+def _full_rows(solver):
+    """The solver's rows, lists with a place for every prediction there is."""
+    return [[*row, *[0.0] * (i + 2 - len(row))] for i, row in enumerate(solver.rows)]
+
+
 def _bounded(path, sigmas, i, change):
+    """Level i with its lambda changed, at most `FARTHEST` of the way to either neighbour."""
     wanted = _shifted(path, sigmas[i], change)
     low = sigmas[i] + FARTHEST * (sigmas[i + 1] - sigmas[i])
-    return min(max(wanted, low), sigmas[i] + FARTHEST * (sigmas[i - 1] - sigmas[i]))
+    high = sigmas[i] + FARTHEST * (sigmas[i - 1] - sigmas[i])
+    return min(max(wanted, low), high)
 
 
-def solve_damped(gram, slope, damping):
-    """The least-squares step for normal equations in unit-size terms; damping adds to their diagonal."""
-    return torch.linalg.solve(gram + damping * torch.eye(len(slope), dtype=gram.dtype), slope)
+# ---- least squares ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalEquations:
+    """Those of the least squares sum_k c_k term_k = missing, with each term brought to unit size; float64.
+
+    size (K,) norms of the terms; gram (K, K) their inner products; slope (K,) those with what is missing
+    """
+
+    size: torch.Tensor
+    gram: torch.Tensor
+    slope: torch.Tensor
+
+    @classmethod
+    def of(cls, terms: torch.Tensor, missing: torch.Tensor) -> "NormalEquations":
+        """For terms (K, N, ...) and what is missing (N, D)."""
+        flat = terms.flatten(1)
+        gram = (flat @ flat.T).double().cpu()
+        slope = (flat @ missing.flatten()).double().cpu()
+        size = gram.diagonal().sqrt().clamp_min(1e-30)
+        return cls(size, gram / size[:, None] / size, slope / size)
+
+    def solution(self, damping: float) -> torch.Tensor:
+        """c (K,), with `damping` added to the diagonal (ridge regression; Levenberg 1944, Marquardt 1963)."""
+        damped = self.gram + damping * torch.eye(len(self.slope), dtype=self.gram.dtype)
+        return torch.linalg.solve(damped, self.slope) / self.size

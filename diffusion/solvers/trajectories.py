@@ -1,10 +1,10 @@
-"""What a fit learns from: a model's accurate trajectories, and what can be read off them without asking the
+"""What a fit learns from: a model's accurate trajectories, and what can be read off them without calling the
 model again.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from ..step import step, weights
 from .linear import classical, solve
 
 HELD_OUT = 0.25  # share of the trajectories
+ALIKE = 0.01  # relative difference of levels below which grids count as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Trajectories:
     sigmas: torch.Tensor
     states: torch.Tensor
     predictions: torch.Tensor
-    denoise: Callable
+    denoise: Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
     prompts: torch.Tensor | None = None
 
     @property
-    def deviation(self):
+    def deviation(self) -> float:
         """Standard deviation of the final images, the unit of all errors."""
         return float(self.states[:, -1].float().std())
 
-    def split(self):
+    def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(training, held-out) indices: every fourth prompt is held out, the last quarter where there are
         fewer than four.
 
@@ -49,57 +50,69 @@ class Trajectories:
         every = torch.arange(len(self.states))
         if len(every) < 4:
             raise BadValue(
-                "trajectories must be 4 or more, so that some can be held out; got {got}.",
-                got=len(every),
+                "trajectories must be 4 or more, so that some can be held out; got {got}.", got=len(every)
             )
         held_out = every >= len(every) - max(1, round(HELD_OUT * len(every)))
         if self.prompts is not None and len(self.prompts.unique()) >= 4:
-            held_out = self.prompts.unique(return_inverse=True)[1] % 4 == 3
+            _, numbers = self.prompts.unique(return_inverse=True)
+            held_out = numbers % 4 == 3
         return every[~held_out], every[held_out]
 
 
-def by_dynamic_programming(data, steps):
-    """Which of the trajectories' levels to stop at, a list of steps + 1 indices: least sum of the first-order
-    steps' errors.
+# ---- where to stop ---------------------------------------------------------------------------------
 
-    The error of a step from level i to j is the distance of its end from the trajectory, in units of what x
-    is scaled by there, alpha + sigma, so that every path gives the same grid.
+
+def by_dynamic_programming(data: Trajectories, steps: int) -> list[int]:
+    """Which of the trajectories' levels to stop at, steps + 1 indices: least sum of the first-order steps'
+    errors, as `_step_errors` has them.
     """
-    path, levels = data.path, data.sigmas
-    last = len(levels) - 1
+    last = len(data.sigmas) - 1
     if not 1 <= steps <= last:
         raise BadValue(
             "steps must be from 1 to {last}, the steps that the trajectories are kept at; got {got}.",
             last=last,
             got=steps,
         )
-    scale = path.alpha(levels) + levels
-    cost = torch.full((last + 1, last + 1), math.inf, dtype=torch.float64)
-    states, predictions = data.states.flatten(2).float(), data.predictions.flatten(2).float()
-    for i in range(last):
-        a, b, _ = weights(path, levels[i], levels[i + 1 :])
-        for j in range(i + 1, last + 1):
-            k = j - i - 1
-            off = float(a[k]) * states[:, i] + float(b[k]) * predictions[:, i] - states[:, j]
-            cost[i, j] = float(off.square().mean(1).sqrt().mean()) / float(scale[j])
-    total, back = torch.full((last + 1,), math.inf, dtype=torch.float64), []
-    total[0] = 0
+    cost = _step_errors(data)
+    least = torch.full((last + 1,), math.inf, dtype=torch.float64)  # to reach each level in so many steps
+    least[0] = 0
+    origins = []
     for _ in range(steps):
-        total, came = (total[:, None] + cost).min(0)
-        back.append(came)
+        least, origin = (least[:, None] + cost).min(0)
+        origins.append(origin)
     places = [last]
-    for came in reversed(back):
-        places.append(int(came[places[-1]]))
+    for origin in reversed(origins):
+        places.append(int(origin[places[-1]]))
     return places[::-1]
 
 
-def ranked(data, grids, which):
-    """`grids`, the one first whose order-2 run is nearest when the model's answers are read off the
-    trajectories.
+def _step_errors(data):
+    """The error of a first-order step from level i to level j > i, (K + 1, K + 1) float64, inf elsewhere.
+
+    It is the distance of the step's end from the trajectory, in units of what x is scaled by there,
+    alpha + sigma, so that every path gives the same grid.
+    """
+    path, levels = data.path, data.sigmas
+    count = len(levels)
+    scale = path.alpha(levels) + levels
+    states, predictions = data.states.flatten(2).float(), data.predictions.flatten(2).float()
+    errors = torch.full((count, count), math.inf, dtype=torch.float64)
+    for i in range(count - 1):
+        state_weights, prediction_weights, _ = weights(path, levels[i], levels[i + 1 :])
+        for j, a, b in zip(range(i + 1, count), state_weights.tolist(), prediction_weights.tolist()):
+            off = a * states[:, i] + b * predictions[:, i] - states[:, j]
+            errors[i, j] = float(off.square().mean(1).sqrt().mean()) / float(scale[j])
+    return errors
+
+
+def ranked(data: Trajectories, grids: Sequence[torch.Tensor], which: torch.Tensor) -> list[torch.Tensor]:
+    """`grids`, best first, by how near their order-2 runs come to the ends of the trajectories `which` when
+    the model's answers are read off those.
     """
     times = data.path.flow_time(data.sigmas[:-1])
 
     def answer(x, sigma):
+        """The prediction at sigma, by the line in flow time between the kept ones on either side."""
         time = data.path.flow_time(torch.tensor(sigma, dtype=torch.float64))
         at = int((times > time).sum().clamp(1, len(times) - 1))
         share = float(((times[at - 1] - time) / (times[at - 1] - times[at])).clamp(0, 1))
@@ -113,32 +126,32 @@ def ranked(data, grids, which):
 
 
 def _distinct(grids):
-    """Those that differ by more than 1 % somewhere from all before."""
+    """Those that differ by more than `ALIKE` somewhere from all before."""
     kept = []
     for grid in grids:
-        if not any(torch.allclose(grid, other, rtol=0.01) for other in kept):
+        if not any(torch.allclose(grid, other, rtol=ALIKE) for other in kept):
             kept.append(grid)
     return kept
 
 
-def at_levels(data, sigmas, which):
-    """The trajectories' states at sigmas[1:], each by the line through the predictions on either side of it."""
+# ---- where the trajectories are --------------------------------------------------------------------
+
+
+def at_levels(data: Trajectories, sigmas: Sequence[float], which: torch.Tensor) -> list[torch.Tensor]:
+    """The trajectories' states at sigmas[1:]: those kept, or between two of them a first-order step and a
+    share of its error.
+    """
     levels = data.sigmas.tolist()
-    out = []
+    states = []
     for sigma in sigmas[1:]:
         at = max(i for i, level in enumerate(levels) if level >= sigma)
         if levels[at] == sigma:
-            out.append(data.states[which, at])
+            states.append(data.states[which, at])
             continue
-        a, before, after, x = (
-            levels[at],
-            data.predictions[which, at],
-            data.states[which, at + 1],
-            data.states[which, at],
-        )
-        guess, end = (step(x, before, data.path, a, to) for to in (sigma, levels[at + 1]))
-        share = (a - sigma) / (a - levels[at + 1])
-        out.append(
-            guess + share**2 * (after - end)
-        )  # a first-order step's error grows with the square of its length
-    return out
+        above, below = levels[at], levels[at + 1]
+        x, x0 = data.states[which, at], data.predictions[which, at]
+        guess, end = (step(x, x0, data.path, above, to) for to in (sigma, below))
+        # a first-order step's error grows with the square of its length
+        share = (above - sigma) / (above - below)
+        states.append(guess + share**2 * (data.states[which, at + 1] - end))
+    return states

@@ -34,8 +34,8 @@ LIVE: "dict[str, Live]" = {}  # by id
 class Live:
     """A `training.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
 
-    order: what the node was asked for (`nodes.training.Order`). What the panel asks for (`pause`, `stop`) happens at the next call of the model
-    or update.
+    order: what the node was asked for (`nodes.training.Order`). What the panel asks for (`pause`, `stop`)
+    happens at the next call of the model or update.
     """
 
     def __init__(self, job: Job, order: Any):
@@ -98,7 +98,7 @@ class Live:
     def check(self) -> None:
         """Raise what the host raises for a cancelled job when the panel or the user asks for it."""
         if self.paused:
-            raise comfy.model_management.InterruptProcessingException()
+            raise comfy.model_management.InterruptProcessingException
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     # ---- told to the panel ---------------------------------------------------------------------

@@ -1,20 +1,23 @@
-"""What nodes say, in the language of the user's ComfyUI. Messages are written in English, and translated on
-their way out.
+"""Messages in the language of the user's ComfyUI: what nodes and routes say, put into words at the edge.
 
-locales/<language>/errors.json has them as templates: {"steps must be 1 or more, got {}.": "“步数”必须至少为 1，当前为
-{0}。"}.
+Messages are values (`diffusion.faults`): a key, which is the English text, and fields. The file
+locales/<language>/errors.json has each key's text in that language with the same fields, such as
+{"shift must be above 0, got {got}.": "“偏移”必须大于 0，当前为 {got}。"}, and words that a field may
+hold. Inputs of nodes are called what the nodes show, which nodeDefs.json says.
 """
 
 import functools
 import inspect
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import folder_paths
 
+from ...diffusion.faults import ENGLISH, Fault, Language, Message
+
 LOCALES = Path(__file__).parent.parent.parent / "locales"
-BETWEEN = re.compile(", | and ")
 WIDE = re.compile("[\u3000-\u9fff\uff00-\uffef“”]")
 SPACED = re.compile(
     "[\u4e00-\u9fff][^\u3000-\u9fff\uff00-\uffef“”]|[^\u3000-\u9fff\uff00-\uffef“”][\u4e00-\u9fff]"
@@ -22,7 +25,10 @@ SPACED = re.compile(
 HEARD = {}  # the language that the frontend shows, where its user has chosen none in the settings
 
 
-def language():
+# ---- which language ------------------------------------------------------------------------------
+
+
+def language() -> str:
     """The user's language, one that there are words for: of ComfyUI's settings, else of the frontend, else
     English.
     """
@@ -34,7 +40,7 @@ def language():
     return _known(chosen) or HEARD.get("language", "en")
 
 
-def hear(name):
+def hear(name: str) -> str:
     """Take down what the frontend shows; returns the language that is spoken for it."""
     HEARD["language"] = _known(name) or "en"
     return HEARD["language"]
@@ -42,58 +48,41 @@ def hear(name):
 
 def _known(name):
     """The folder of locales/ for "zh" or "zh-TW", None without one."""
+    if not isinstance(name, str):
+        return None
     there = {path.name for path in LOCALES.iterdir()}
-    return (
-        next((n for n in (name, name.split("-")[0]) if n in there), None) if isinstance(name, str) else None
-    )
+    return next((n for n in (name, name.split("-")[0]) if n in there), None)
 
 
-def of_run(run):
-    """A run's summary with its error in the user's language; None for None."""
-    return {**run, "error": told(run["error"])} if run and run["error"] else run
+# ---- its words -----------------------------------------------------------------------------------
 
 
-def told(message, node=""):
-    """The message in the user's language; node: the id of the one whose inputs it names."""
-    return translated(message, language(), node)
+class Translation(Language):
+    """A language that has a table of texts: {message key: text with the same fields, word: word}.
 
-
-def translated(message, language, node=""):
-    """The message in that language where a template fits it as a whole, its values and the messages inside it
-    too.
+    names: {what a field may hold: what it is called}. A key or a value that is not in them stays English.
     """
-    templates, words, names = _table(language)
-    if not templates or not message:
-        return message
-    return _translated(message, templates, names[""] | words | names.get(node, {}))
 
+    def __init__(self, texts: Mapping[str, str], names: Mapping[str, str]):
+        self.texts, self.names = texts, names
+        self.comma = texts.get(Language.comma, Language.comma)
 
-def _translated(message, templates, names):
-    if message in names:
-        return names[message]
-    if all(part in names for part in BETWEEN.split(message)):
-        return "、".join(names[part] for part in BETWEEN.split(message))
-    for pattern, text in templates:
-        if found := pattern.fullmatch(message):
-            pieces = re.split(r"\{(\d+)\}", text)
-            pieces[1::2] = [_translated(found[int(place) + 1], templates, names) for place in pieces[1::2]]
-            return functools.reduce(_join, pieces)
-    head, colon, rest = message.partition(": ")
-    words = _translated(rest, templates, names) if colon else rest
-    return f"{_translated(head, templates, names)}：{words}" if words != rest else message
+    def text(self, key: str) -> str:
+        """The text of a message key, with the same fields."""
+        return self.texts.get(key, key)
 
+    def name(self, value: str) -> str:
+        """The name of an input as the node shows it, in quotes; the translation of a word."""
+        return self.names.get(value, value)
 
-def _pattern(parts):
-    """Values between these parts of a text, each as short as can be. No way back once one is found: the time
-    stays that of reading the text, however long it is.
-    """
-    first, *inner, last = map(re.escape, parts)
-    return re.compile(first + "".join(f"(?>(.*?){part})" for part in inner) + "(.*)" + last, re.DOTALL)
+    def joined(self, pieces: list[str]) -> str:
+        """Texts and values, spaced as Chinese is where they are Chinese."""
+        return functools.reduce(_join, pieces, "")
 
 
 def _join(before, after):
-    """Two pieces of a text, spaced as Chinese is: between its characters and others, not between themselves
-    or at its marks.
+    """Two pieces of a text: a space between Chinese characters and others, none between Chinese ones or at
+    Chinese marks; one full stop where a message that ends with one is a field at the end of another.
     """
     left, right = before.rstrip(" "), after.lstrip(" ")
     ends = left[-1:] + right[:1]
@@ -101,34 +90,57 @@ def _join(before, after):
         return left + right[1:]
     if not WIDE.search(ends):
         return before + after
-    return left + " " * bool(SPACED.fullmatch(ends)) + right
+    return left + (" " if SPACED.fullmatch(ends) else "") + right
+
+
+def spoken(node: str = "") -> Language:
+    """The user's language; node: the id of the one whose inputs are named."""
+    return in_language(language(), node)
 
 
 @functools.cache
-def _table(language):
-    """(patterns with their texts, the most literal first; phrases without values; {node or "": {input: its
-    name there}}).
+def in_language(name: str, node: str = "") -> Language:
+    """The language of that folder of locales/, English where it has no texts.
+
+    A word is called what the node calls its input of that name, else what the table says, else what any other
+    node calls an input of that name.
     """
-    folder = LOCALES / language
-    files = [folder / f"{name}.json" for name in ("errors", "nodeDefs")]
-    errors, nodes = (json.loads(f.read_text(encoding="utf-8")) if f.exists() else {} for f in files)
-    ordered = sorted(errors, key=lambda text: -len(text.replace("{}", "")))
-    templates = [(_pattern(text.split("{}")), errors[text]) for text in ordered if "{}" in text]
-    names = {
-        node: {key: f"“{part['name']}”" for key, part in texts["inputs"].items()}
-        for node, texts in nodes.items()
+    texts, nodes = (_read(LOCALES / name / f"{file}.json") for file in ("errors", "nodeDefs"))
+    if not texts:
+        return ENGLISH
+    shown = {
+        other: {key: f"“{part['name']}”" for key, part in of["inputs"].items()} for other, of in nodes.items()
     }
-    everywhere = {key: name for found in names.values() for key, name in found.items()}
-    return (
-        templates,
-        {text: words for text, words in errors.items() if "{}" not in text},
-        {"": everywhere, **names},
-    )
+    anywhere = {key: called for inputs in shown.values() for key, called in inputs.items()}
+    return Translation(texts, anywhere | texts | shown.get(node, {}))
 
 
-def speaking(node):
-    """The node class, its messages in the user's language: those of exceptions, of refused inputs, and lines
-    of text.
+def _read(file):
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+# ---- at the edge ---------------------------------------------------------------------------------
+
+
+def told(message: Message | Fault | str, node: str = "") -> str:
+    """The message in the user's language, a plain text as it is; node: the id of the one whose inputs it
+    names.
+    """
+    if isinstance(message, Fault):
+        message = message.message
+    return message.worded(spoken(node)) if isinstance(message, Message) else message
+
+
+def of_run(run: dict | None) -> dict | None:
+    """A run's summary with its error in the user's language: a message as JSON holds it, of older runs a
+    text. None for None.
+    """
+    return {**run, "error": told(Message.from_dict(run["error"]))} if run and run["error"] else run
+
+
+def speaking(node: type) -> type:
+    """The node class with all that it says in the user's language: exceptions, refused inputs, lines of
+    text.
     """
     name = node.define_schema().node_id
     for method in ("execute", "validate_inputs"):
@@ -137,11 +149,11 @@ def speaking(node):
     return node
 
 
-def in_words(function, node=""):
+def in_words(function: Callable, node: str = "") -> Callable:
     """The function with what it says in the user's language.
 
-    An exception stays the same object, of its type and with its traceback: only the text of a message of ours
-    is replaced.
+    An exception stays the same object, of its type and with its traceback; only the text of one of ours is
+    put into words. Exceptions that are not ours pass as they are.
     """
 
     @functools.wraps(function)
@@ -149,12 +161,9 @@ def in_words(function, node=""):
         try:
             result = function(*args, **kwargs)
         except Exception as error:
-            if (
-                len(error.args) == 1 and isinstance(error.args[0], str) and " " in error.args[0]
-            ):  # no mere key
-                error.args = (told(error.args[0], node),)
+            _word(error, node)
             raise
-        if isinstance(result, str):
+        if isinstance(result, (Message, Fault)):
             return told(result, node)
         shown = getattr(result, "ui", None)
         if isinstance(shown, dict) and "text" in shown:
@@ -163,3 +172,16 @@ def in_words(function, node=""):
 
     worded.__signature__ = inspect.signature(function)  # the host asks which inputs it takes
     return worded
+
+
+def _word(error, node):
+    """Put what an exception of ours says into words, also where another, raised because of it, quotes it."""
+    cause = error.__cause__
+    if isinstance(error, Fault):
+        error.args = (told(error, node),)
+    elif isinstance(cause, Fault):
+        text = told(cause, node)
+        error.args = tuple(
+            part.replace(str(cause.message), text) if isinstance(part, str) else part for part in error.args
+        )
+        cause.args = (text,)

@@ -7,11 +7,13 @@ Run ids are looked up among the folders that are there, and never become part of
 """
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 from server import PromptServer
 
-from ...diffusion.faults import NotFound
+from ...diffusion.faults import Fault, Message, NotFound, message_of
 from ...training.run import runs
 from ...training.run.job import delete
 from ..comfy import folders
@@ -22,7 +24,7 @@ MOST_BODY = 1024  # bytes; no route reads one
 ROUTE = "/fewstep/runs/{id}"
 
 
-def register():
+def register() -> None:
     """Add the routes to ComfyUI's server, which serves them below /api too."""
     routes = PromptServer.instance.routes
     for path, handler in (
@@ -39,42 +41,41 @@ def register():
     routes.post("/fewstep/language/{name}")(_answered(language))
 
 
-class Refusal(Exception):
-    """What a route refuses: an HTTP status, and a code that the panel has words for."""
+class Refusal(Fault):
+    """What a route refuses: a code that the panel has words for, and an HTTP status."""
 
-    def __init__(self, status, code, message):
-        super().__init__(message)
-        self.status, self.code = status, code
+    def __init__(self, key: str, /, *, code: str, status: int, **fields: Any):
+        super().__init__(key, **fields)
+        self.code, self.status = code, status
 
 
-def _answered(handler):
+def _answered(handler: Callable[[web.Request], web.StreamResponse]) -> Callable:
     """The handler with its refusals as JSON, run off the server's loop as it reads files."""
 
     async def answer(request):
         try:
             if (request.content_length or 0) > MOST_BODY or request.headers.get("Transfer-Encoding"):
                 raise Refusal(
-                    413,
-                    "bad-request",
-                    f"The body must be at most {MOST_BODY} bytes; no route here reads one.",
+                    "The body must be at most {most} bytes; no route here reads one.",
+                    code="bad-request",
+                    status=413,
+                    most=MOST_BODY,
                 )
             return await asyncio.to_thread(handler, request)
         except Refusal as refusal:
-            return _json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
+            return _refused(refusal.message, refusal.code, refusal.status)
         except OSError as error:
-            return _json(
-                {
-                    "error": {
-                        "code": "bad-request",
-                        "message": f"The run's files can't be used ({error.strerror}).",
-                    }
-                },
-                409,
-            )
+            reason = error if isinstance(error, Fault) else error.strerror
+            message = Message("The run's files can't be used ({reason}).", reason=reason)
+            return _refused(message, "bad-request", 409)
         except LookupError as error:
-            return _json({"error": {"code": "unknown-run", "message": str(error.args[0])}}, 404)
+            return _refused(message_of(error), "unknown-run", 404)
 
     return answer
+
+
+def _refused(message, code, status):
+    return _json({"error": {"code": code, "message": messages.told(message)}}, status)
 
 
 def _json(value, status=200):
@@ -88,18 +89,18 @@ def _folder(request):
 def _live(request):
     found = LIVE.get(_folder(request).name)
     if found is None:
-        raise Refusal(409, "not-running", "This run must be under way for that, and is not.")
+        raise Refusal("This run must be under way for that, and is not.", code="not-running", status=409)
     return found
 
 
-def listing(request):
+def listing(request: web.Request) -> web.Response:
     """GET /fewstep/runs."""
     live = [live.summary() for live in list(LIVE.values())]
     others = runs.listing(folders.of_user("runs"), {run["id"] for run in live})
     return _json({"runs": sorted([*live, *map(messages.of_run, others)], key=lambda run: -run["started_at"])})
 
 
-def single(request):
+def single(request: web.Request) -> web.Response:
     """GET /fewstep/runs/{id}."""
     folder = _folder(request)
     live = LIVE.get(folder.name)
@@ -109,14 +110,14 @@ def single(request):
     return _json(found)
 
 
-def curves(request):
+def curves(request: web.Request) -> web.Response:
     """GET /fewstep/runs/{id}/curves."""
     folder = _folder(request)
     live = LIVE.get(folder.name)
     return _json(runs.shown(list(live.run.loss), list(live.run.fidelity)) if live else runs.curves(folder))
 
 
-def preview(request):
+def preview(request: web.Request) -> web.FileResponse:
     """GET /fewstep/runs/{id}/preview/{column}."""
     return web.FileResponse(
         runs.preview(_folder(request), request.match_info["column"]),
@@ -124,7 +125,7 @@ def preview(request):
     )
 
 
-def prompt(request):
+def prompt(request: web.Request) -> web.FileResponse:
     """GET /fewstep/runs/{id}/prompt."""
     file = _folder(request) / runs.PROMPT
     if not file.exists():
@@ -132,40 +133,44 @@ def prompt(request):
     return web.FileResponse(file, headers={"Cache-Control": "no-store", "Content-Type": "application/json"})
 
 
-def model(request):
+def model(request: web.Request) -> web.Response:
     """GET /fewstep/model?checkpoint=NAME or ?unet=NAME."""
     from ..comfy.model_info import describe
 
     kind, name = next(iter(request.query.items()), ("", ""))
     if kind not in ("checkpoint", "unet") or len(request.query) != 1:
-        raise Refusal(400, "bad-request", "The query must be checkpoint or unet with the name of a file.")
+        raise Refusal(
+            "The query must be checkpoint or unet with the name of a file.", code="bad-request", status=400
+        )
     return _json(describe(kind, name))
 
 
-def language(request):
+def language(request: web.Request) -> web.Response:
     """POST /fewstep/language/{name}: which one the frontend shows."""
     return _json({"language": messages.hear(request.match_info["name"])})
 
 
-def pause(request):
+def pause(request: web.Request) -> web.Response:
     """POST /fewstep/runs/{id}/pause."""
     if not _live(request).pause():
-        raise Refusal(409, "not-running", "This run is at its end already, and being saved.")
+        raise Refusal("This run is at its end already, and being saved.", code="not-running", status=409)
     return _json({})
 
 
-def stop(request):
+def stop(request: web.Request) -> web.Response:
     """POST /fewstep/runs/{id}/stop."""
     if not _live(request).stop():
         raise Refusal(
-            409, "not-running", "The run must have trained for that, and has not begun to. Pause it instead."
+            "The run must have trained for that, and has not begun to. Pause it instead.",
+            code="not-running",
+            status=409,
         )
     return _json({})
 
 
-def remove(request):
+def remove(request: web.Request) -> web.Response:
     """POST /fewstep/runs/{id}/delete."""
     folder = _folder(request)
     if folder.name in LIVE or not delete(folder):
-        raise Refusal(409, "running", "The run must be over to be deleted. Pause it first.")
+        raise Refusal("The run must be over to be deleted. Pause it first.", code="running", status=409)
     return _json({})

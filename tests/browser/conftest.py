@@ -26,11 +26,8 @@ def chromium(comfyui_folder):
         pytest.skip("needs a real ComfyUI: set COMFYUI_PATH to its folder")
     if program is None:
         pytest.skip("needs Chromium: no program chromium or google-chrome was found")
-    playwright = (
-        pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-        .sync_playwright()
-        .start()
-    )
+    module = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    playwright = module.sync_playwright().start()
     browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
     yield browser
     browser.close()
@@ -55,9 +52,7 @@ def page_of_comfy(chromium, comfy):
 
 @pytest.fixture
 def front(page_of_comfy):
-    """The page; fails a test in which our code left an error, or a warning that something of the host is
-    deprecated.
-    """
+    """The page; a test fails in which our code left an error, or used something deprecated of the host."""
     page_of_comfy.trouble.clear()
     yield page_of_comfy
     assert page_of_comfy.trouble == []
@@ -66,7 +61,7 @@ def front(page_of_comfy):
 
 @pytest.fixture
 def old_runs(comfy):
-    """Of a number, and changes of their status: that many finished runs; they go after the test."""
+    """Writes that many finished runs, with changes of their status; they go after the test."""
     root = comfy.base / "user" / "fewstep" / "runs"
     yield lambda count, **changes: write_runs(root, count, **changes)
     shutil.rmtree(root)

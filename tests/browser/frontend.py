@@ -1,6 +1,4 @@
-"""ComfyUI's page as the browser tests use it: opened with settings, watched for errors, and its parts that
-they touch.
-"""
+"""ComfyUI's page as the browser tests use it: opened with settings, watched for errors, its parts at hand."""
 
 import json
 import os
@@ -26,6 +24,18 @@ OURS = ("/extensions/fewstep/", "/fewstep/")
 TAB = '.fewstep-tab-button, [data-testid="fewstep-tab-button"]'  # as older and as newer frontends name it
 READY = "(tab) => !!(window.app?.extensionManager && window.app.graph && document.querySelector(tab))"
 SAME_TYPES = "(types) => String(app.graph.nodes.map((node) => node.type).sort()) === String(types)"
+SHOWN_RUN = """([name, states, updates]) => {
+  const at = (place) => document.querySelector(`.fewstep-details ${place}`)?.textContent ?? "";
+  return at(".fewstep-name") === name && states.includes(at(".fewstep-chip"))
+    && Number(at(".fewstep-fact-updates dd").replaceAll(",", "").split(" ")[0]) >= updates;
+}"""
+PLACE = """([id, x, y]) => {
+  const { pos, size } = app.graph.getNodeById(id);
+  return app.canvas.convertOffsetToCanvas([pos[0] + x + (x < 0 ? size[0] : 0), pos[1] + y]);
+}"""
+TOP = "([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).last_y"
+PLOT = """(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "fewstep_plot")
+  .element.querySelector("canvas").toDataURL()"""
 SECOND = 1000
 LONG = 400 * SECOND  # what may wait for a run on a busy machine
 
@@ -71,7 +81,7 @@ class Frontend:
             self.trouble.append(f"{text} {url}")
 
     def processes(self):
-        """Of the browser: their type, and seconds of processor time."""
+        """The browser's processes: their type, and seconds of processor time."""
         return self.whole.send("SystemInfo.getProcessInfo")["processInfo"]
 
     # ---- opening -------------------------------------------------------------------------------
@@ -81,10 +91,8 @@ class Frontend:
         self.leave()
         self.page.set_viewport_size({"width": 1500, "height": height})
         self.server.post("/settings", {**SETTINGS, **settings})
-        self.page.goto(
-            f"http://127.0.0.1:{self.server.port}/"
-            + (f"?template={template}&source=fewstep" if template else "")
-        )
+        asked = f"?template={template}&source=fewstep" if template else ""
+        self.page.goto(f"http://127.0.0.1:{self.server.port}/{asked}")
         self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
         if template:
             wanted = sorted(node["type"] for node in graph_of(template)["nodes"])
@@ -107,9 +115,7 @@ class Frontend:
         self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
 
     def make_small(self, **inputs):
-        """Give the nodes that train these inputs on their way to the server: a test can't wait for what
-        people want.
-        """
+        """Give the nodes that train these inputs on their way to the server: tests can't wait as long."""
 
         def change(route):
             sent = route.request.post_data_json
@@ -132,15 +138,7 @@ class Frontend:
 
     def wait_for_run(self, name, *states, updates=0):
         """Until the run that the panel shows has that name, one of these states and that many updates."""
-        self.page.wait_for_function(
-            """([name, states, updates]) => {
-          const at = (place) => document.querySelector(`.fewstep-details ${place}`)?.textContent ?? "";
-          return at(".fewstep-name") === name && states.includes(at(".fewstep-chip"))
-            && Number(at(".fewstep-fact-updates dd").replaceAll(",", "").split(" ")[0]) >= updates;
-        }""",
-            arg=[name, list(states), updates],
-            timeout=LONG,
-        )
+        self.page.wait_for_function(SHOWN_RUN, arg=[name, list(states), updates], timeout=LONG)
 
     def wait_for_queue(self):
         """Until the server has nothing more to do."""
@@ -167,35 +165,21 @@ class Frontend:
 
     def at(self, node, x, y):
         """Where on the page a point of a node is; x from its right edge if negative."""
-        return self.page.evaluate(
-            """([id, x, y]) => {
-          const { pos, size } = app.graph.getNodeById(id);
-          return app.canvas.convertOffsetToCanvas([pos[0] + x + (x < 0 ? size[0] : 0), pos[1] + y]);
-        }""",
-            [node, x, y],
-        )
+        return self.page.evaluate(PLACE, [node, x, y])
 
     def press_more(self, node, widget):
         """Click on what makes a number widget larger, as the renderer in use draws it."""
-        place = self.page.locator(f'[data-node-id="{node}"] [data-testid="node-widget"]').filter(
-            has_text=widget
-        )
+        widgets = self.page.locator(f'[data-node-id="{node}"] [data-testid="node-widget"]')
+        place = widgets.filter(has_text=widget)
         if place.count():
             place.locator("button").last.click()
         else:
-            y = self.page.evaluate(
-                "([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).last_y",
-                [node, widget],
-            )
+            y = self.page.evaluate(TOP, [node, widget])
             self.page.mouse.click(*self.at(node, -20, y + 12))
 
     def plot(self, node):
         """What is drawn on a node, as a data URL."""
-        return self.page.evaluate(
-            """(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "fewstep_plot")
-          .element.querySelector("canvas").toDataURL()""",
-            node,
-        )
+        return self.page.evaluate(PLOT, node)
 
     # ---- pictures ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Runs that are over, as `training.job` would have left them, for a panel to show."""
+"""Runs that are over, as `training.run.job` would have left them, for a panel to show."""
 
 import json
 

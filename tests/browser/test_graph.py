@@ -1,6 +1,4 @@
-"""What the panel's buttons, the command and the plots do to the user's graph, where it is seen, and how it is
-undone.
-"""
+"""What the panel's buttons, the command and the plots do to the user's graph, and how it is undone."""
 
 import pytest
 
@@ -10,15 +8,19 @@ LORA = "old-0.safetensors"
 COVERED = """() => {
   const open = document.querySelector(".graph-canvas-panel").getBoundingClientRect();
   const bar = document.querySelector(".side-bar-panel").getBoundingClientRect();
-  if (!bar.width || Math.max(open.left, bar.left) < Math.min(open.right, bar.right)) throw new Error("another layout");
+  const overlap = Math.max(open.left, bar.left) < Math.min(open.right, bar.right);
+  if (!bar.width || overlap) throw new Error("another layout");
   return [...app.canvas.selectedItems].map(({ pos, size }) => {
     const [left, top] = app.canvas.convertOffsetToCanvas([pos[0], pos[1] - 30]);
     const [right, bottom] = app.canvas.convertOffsetToCanvas([pos[0] + size[0], pos[1] + size[1]]);
     return Math.max(open.left - left, right - open.right, open.top - top, bottom - open.bottom);
   });
 }"""
-WIRES = """() => app.graph.nodes.filter((node) => node.type.startsWith("FewstepRestore")).flatMap((node) => node.inputs.map(
-  (input, i) => [input.name, node.getInputNode(i)?.type]).filter((wire) => wire[1]))"""
+WIRES = """() => {
+  const restorers = app.graph.nodes.filter((node) => node.type.startsWith("FewstepRestore"));
+  const wires = (node) => node.inputs.map((input, i) => [input.name, node.getInputNode(i)?.type]);
+  return restorers.flatMap((node) => wires(node).filter((wire) => wire[1]));
+}"""
 COUNTS = """() => {
   window.watching = new Set();
   const { observe, disconnect } = IntersectionObserver.prototype;
@@ -36,8 +38,16 @@ FOLDS = """(types) => {
   app.canvas.selectItems(nodes);
   app.graph.convertToSubgraph(new Set(nodes));
 }"""
-NOTES = """() => app.graph.nodes.find((node) => node.subgraph).subgraph.nodes.map((node) =>
-  node.widgets.find((widget) => widget.name === "fewstep_plot").element.querySelector(".fewstep-nodeplot-note").textContent)"""
+NOTES = """() => app.graph.nodes.find((node) => node.subgraph).subgraph.nodes.map((node) => {
+  const plot = node.widgets.find((widget) => widget.name === "fewstep_plot");
+  return plot.element.querySelector(".fewstep-nodeplot-note").textContent;
+})"""
+BUSY = """() => {
+  const buttons = [...document.querySelectorAll(".fewstep-buttons button")];
+  return buttons.map((one) => one.getAttribute("aria-disabled"));
+}"""
+RESTORER = "app.graph.nodes.find((node) => node.type === 'FewstepRestore')"
+MENU = '[data-testid="comfy-menu-button"], .comfyui-logo-menu, .comfy-menu-button-wrapper'
 QUEUED = {"prompt_id": "of-no-run", "number": 1, "node_errors": {}}
 
 
@@ -76,14 +86,13 @@ def test_use_it_is_seen_beside_the_sidebar_and_undone_at_once(front, old_runs, l
     page.route("**/object_info", lambda route: None)  # not answered for now
     front.button("Use it").click()
     page.get_by_text("Working on it").wait_for()
-    states = "() => [...document.querySelectorAll('.fewstep-buttons button')].map((one) => one.getAttribute('aria-disabled'))"
-    assert set(page.evaluate(states)[:5]) == {"true"}
+    assert set(page.evaluate(BUSY)[:5]) == {"true"}
     front.button("Delete").click(force=True)  # it is not asked meanwhile
     assert page.locator(".fewstep-confirm").is_hidden()
     page.wait_for_timeout(500)
     page.unroute_all()
     page.get_by_text("are in the graph").wait_for()
-    assert set(page.evaluate(states)[:5]) == {"false"}
+    assert set(page.evaluate(BUSY)[:5]) == {"false"}
     page.wait_for_timeout(1500)
     front.shot(f"use_{'vue' if vue else 'canvas'}_{side}")
     sticks_out = page.evaluate(COVERED)
@@ -111,11 +120,9 @@ def test_a_lora_that_restores_gets_the_node_that_does(front, old_runs, lora):
     page.mouse.click(1200, 900)  # the host notes changes when a mouse button comes up
     before = front.types()
     use(front)
-    assert sorted(front.types()) == sorted(
-        [*before, "FewstepCorrupt", "FewstepRestore", "VAEDecode", "PreviewImage"]
-    )
-    wires = page.evaluate(WIRES)
-    assert wires == [
+    added = ["FewstepCorrupt", "FewstepRestore", "VAEDecode", "PreviewImage"]
+    assert sorted(front.types()) == sorted([*before, *added])
+    assert page.evaluate(WIRES) == [
         ["model", "FewstepLoadDemoTeacher"],
         ["positive", "FewstepLoadDemoTeacher"],
         ["latent", "FewstepCorrupt"],
@@ -126,19 +133,15 @@ def test_a_lora_that_restores_gets_the_node_that_does(front, old_runs, lora):
     front.load("restore_a_pixelated_emoji")
     before = front.types()
     use(front)
-    assert sorted(front.types()) == sorted(
-        before
-    )  # the node that is there takes the file, on the model without another LoRA
+    # the node that is there takes the file, on the model without another LoRA
+    assert sorted(front.types()) == sorted(before)
     assert dict(page.evaluate(WIRES)) == {
         "model": "FewstepLoadDemoTeacher",
         "positive": "FewstepLoadDemoTeacher",
         "latent": "FewstepCorrupt",
         "process": "FewstepForwardProcess",
     }
-    assert (
-        page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepRestore').widgets[0].value")
-        == LORA
-    )
+    assert page.evaluate(f"{RESTORER}.widgets[0].value") == LORA
     assert page.evaluate("app.graph.nodes.find((node) => node.type === 'FewstepDistil').mode") == 2  # muted
 
 
@@ -151,9 +154,7 @@ def test_the_command_makes_few_step_beside_subgraphs_that_take_more_than_they_gi
     page.evaluate(FOLDS, ["SamplerCustom", "VAEDecode"])
     page.wait_for_timeout(500)
     page.route("**/api/prompt", lambda route: route.fulfill(json=QUEUED))
-    page.locator(
-        '[data-testid="comfy-menu-button"], .comfyui-logo-menu, .comfy-menu-button-wrapper'
-    ).first.click()
+    page.locator(MENU).first.click()
     page.get_by_role("menuitem", name="Extensions").first.hover()
     page.get_by_role("menuitem", name="Fewstep").first.hover()
     with page.expect_request("**/api/prompt") as sent:

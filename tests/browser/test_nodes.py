@@ -17,9 +17,8 @@ def test_a_curve_follows_its_widgets_before_anything_runs(front, vue):
     )
     page.wait_for_timeout(1000)
     after = front.plot(SCHEDULE), front.plot(SAMPLER)
-    assert (
-        before[0] != after[0] and before[1] != after[1]
-    )  # the sampler's plot is of the steps that it is given
+    # the sampler's plot is of the steps that it is given
+    assert before[0] != after[0] and before[1] != after[1]
     drawn = page.locator(".fewstep-nodeplot canvas").first
     assert drawn.is_visible() and drawn.bounding_box()["height"] > 60
     front.shot(f"curve_{'vue' if vue else 'canvas'}")

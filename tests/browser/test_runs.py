@@ -81,10 +81,8 @@ def test_pause_sample_resume_stop_and_use(front):
     front.button("Use it").click()
     page.get_by_text("are in the graph").wait_for()
     lora = page.locator(".fewstep-fact-lora dd").inner_text()
-    used = page.evaluate(
-        "app.graph.nodes.find((node) => node.type === 'FewstepLoadLora').widgets.map((widget) => widget.value)"
-    )
-    assert lora in used
+    loader = "app.graph.nodes.find((node) => node.type === 'FewstepLoadLora')"
+    assert lora in page.evaluate(f"{loader}.widgets.map((widget) => widget.value)")
     entry = front.queue()
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert len(front.images(entry)) == 4 and all(path.stat().st_size > 500 for path in front.images(entry))

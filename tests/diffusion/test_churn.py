@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from fewstep.diffusion.destruction.noise_schedules import vp_scaled_linear
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from fewstep.diffusion.samplers import raised
 from fewstep.diffusion.step import fresh_share, step, weights
 from oracles import churn as c
+from oracles.sde import sde
 
 STEPS = {"variance exploding": (20.0, 5.0), "flow": (0.9, 0.6), "variance preserving": (0.95, 0.7)}
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=str)
@@ -171,8 +173,6 @@ def test_knobs_convert_there_and_back(there, back, h):
 
 
 def test_tcd_gamma_converts_there_and_back_on_a_time_that_is_not_rounded():
-    from fewstep.diffusion.destruction.noise_schedules import vp_scaled_linear
-
     process = vp_scaled_linear()
     time_of = lambda sigma: process.time(VARIANCE_PRESERVING.log_snr(sigma))
     gamma = torch.tensor([0.0, 0.3, 0.9], dtype=torch.float64)
@@ -191,12 +191,10 @@ def test_tcd_gamma_converts_there_and_back_on_a_time_that_is_not_rounded():
 
 def test_continuous_eta_squared_is_churn():
     """g^2 eta^2 dt of the reverse SDE is kappa^2 sigma^2 of a short step with c = eta^2."""
-    from fewstep.diffusion.destruction.noise_schedules import flow
-
-    process, eta, t, dt = flow(), 0.6, 0.5, 1e-6
-    sigma_t, sigma_s = process.sigma(t), process.sigma(t - dt)
+    equation, eta, t, dt = sde("flow"), 0.6, 0.5, 1e-6
+    sigma_t, sigma_s = equation.schedule.sigma(t), equation.schedule.sigma(t - dt)
     kappa = c.churn_to_kappa(eta**2, c.lambda_step(FLOW, sigma_t, sigma_s))
-    assert math.isclose((kappa * sigma_s) ** 2, eta**2 * process.g2(t) * dt, rel_tol=1e-5)
+    assert math.isclose((kappa * sigma_s) ** 2, eta**2 * equation.g2(torch.tensor(t)) * dt, rel_tol=1e-5)
 
 
 @pytest.mark.parametrize(

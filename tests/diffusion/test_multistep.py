@@ -79,8 +79,8 @@ def test_no_setting_multiplies_the_error_of_a_prediction_beyond_bounds(order, co
                     {"mode": "raise first", "churn": 4.0},
                 ):
                     moves = samplers.plan(sigmas, path, **options)
-                    for _, (_, terms, _, _) in samplers._coefficients(moves, path, order, corrector):
-                        worst = max(worst, sum(abs(b) for b in terms))
+                    for found in samplers.coefficients(moves, path, order, corrector):
+                        worst = max(worst, sum(abs(b) for b in found.step.predictions))
     assert worst < most
 
 

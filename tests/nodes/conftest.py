@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for what the tests of this folder share,
 sys.path.insert(0, str(Path(__file__).parent.parent))  # and those of others too
 
-from comfy_server import Server, link_pack, workflow  # noqa: E402
+from comfy_server import Server, link_pack, workflow
 
 
 @pytest.fixture(scope="session")

@@ -199,8 +199,8 @@ def state_dict(name, blocks=2):
     return {**tensors, **family.markers}
 
 
-def quantised(tensors, format="float8_e4m3fn"):
-    """The state dict with its blocks' Linear weights in ComfyUI's own quantised format."""
+def quantised(tensors, layout="float8_e4m3fn"):
+    """The state dict with its blocks' Linear weights in ComfyUI's own quantised layout."""
     out = dict(tensors)
     for key, weight in tensors.items():
         if key.endswith(".weight") and weight.ndim == 2 and "blocks" in key and "norm" not in key:
@@ -208,7 +208,7 @@ def quantised(tensors, format="float8_e4m3fn"):
             prefix = key.removesuffix("weight")
             out[key], out[f"{prefix}weight_scale"] = (weight / scale).to(torch.float8_e4m3fn), scale
             out[f"{prefix}comfy_quant"] = torch.tensor(
-                list(json.dumps({"format": format}).encode()), dtype=torch.uint8
+                list(json.dumps({"format": layout}).encode()), dtype=torch.uint8
             )
     return out
 

@@ -18,34 +18,30 @@ MIXTURE = line_mixture()
 
 
 def levels(name):
-    """A fine descending grid of the model: up to 20, nearly pure noise, pure noise twice, and ComfyUI's 4518
-    for it.
-    """
+    """A fine descending grid of the model."""
     t = torch.linspace(1, 0, 257, dtype=torch.float64)
-    return {
+    grids = {
         "epsilon": 20 * t**4,
-        "v": (t * 1.55).sin(),
+        "v": (t * 1.55).sin(),  # from nearly pure noise on
         "flow": t,
         "zero-SNR": (t * math.pi / 2).sin(),
-        "zero-SNR in ComfyUI": (t * math.atan(4518)).tan(),
-    }[name]
+        "zero-SNR in ComfyUI": (t * math.atan(4518)).tan(),  # 4518 is what ComfyUI takes for pure noise
+    }
+    return grids[name]
 
 
 def as_model(function, path, kind):
-    """`function(x, sigma) -> x0`, through a network output of this kind and back; v in the
-    variance-preserving scale.
+    """`function(x, sigma) -> x0`, through a network output of this kind and back.
+
+    v is that of the variance-preserving scale.
     """
 
     def call(x, sigma, condition):
         a, s = expand(path.alpha(sigma), x), expand(sigma, x)
         scale = a.hypot(s) if kind == "v" else 1
-        return to_x0(
-            from_x0(function(x, sigma), kind, x / scale, a / scale, s / scale),
-            kind,
-            x / scale,
-            a / scale,
-            s / scale,
-        )
+        given = (x / scale, a / scale, s / scale)
+        output = from_x0(function(x, sigma), kind, *given)
+        return to_x0(output, kind, *given)
 
     return call
 

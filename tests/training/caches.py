@@ -1,7 +1,6 @@
-"""What the tests of the trajectory cache build: caches of an exact teacher. Imported by name; `conftest.py`
-sees to that.
-"""
+"""What the tests of the trajectory cache build: caches of an exact teacher. Imported by name."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ TABLE = torch.linspace(-3.5, 2.7, 100, dtype=torch.float64).exp()
 def spec(name="flow", steps=6, **changes):
     sigma_of = flow_sigma() if name == "flow" else discrete_sigma(TABLE)
     sigmas = grid("uniform", steps, sigma_of, path(name))
-    settings = dict(
+    made = CacheSpec(
         model="mixture",
         patches="",
         conditioning="c",
@@ -30,7 +29,7 @@ def spec(name="flow", steps=6, **changes):
         kept=(0, 2, steps),
         shard=2,
     )
-    return CacheSpec(**{**settings, **changes})
+    return dataclasses.replace(made, **changes)
 
 
 class Teacher:
@@ -47,16 +46,16 @@ class Teacher:
 
 def build(folder, wanted, count, teacher=None, **options):
     """Build a cache in one go; (model calls, cache)."""
-    teacher, cache = teacher or Teacher(wanted.path), TrajectoryCache(folder, wanted, **options)
+    teacher = teacher or Teacher(wanted.path)
+    cache = TrajectoryCache(folder, wanted, **options)
     *_, last = cache.build(teacher, count)
     assert last == 1
     return teacher.calls, cache
 
 
 def files(folder):
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()
-    }
+    found = [f for f in sorted(Path(folder).rglob("*")) if f.is_file()]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in found}
 
 
 def no_teacher(x, sigma, condition):

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import conftest  # noqa: F401
 import torch
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.run import Run
 from fewstep.training.run.job import Job
+from fewstep.training.run.run import Run
 from parts import ABOUT, SMALL
 from tiny import Tiny
 

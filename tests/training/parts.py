@@ -6,7 +6,16 @@ from fewstep.training.run.job import Job
 from fewstep.training.run.run import Run
 from tiny import Tiny
 
-SMALL = dict(updates=20, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
+SMALL = {
+    "updates": 20,
+    "images": 6,
+    "batch": 4,
+    "chunk": 8,
+    "image_steps": 4,
+    "steps": 2,
+    "phases": 2,
+    "rank": 2,
+}
 ABOUT = {"base": "demo", "conditioning": "labels"}
 
 

@@ -32,7 +32,7 @@ def test_a_short_name_is_the_function_itself(name):
 
 def test_an_unknown_name_is_refused_as_python_does():
     with pytest.raises(AttributeError, match="module 'fewstep.training' has no attribute 'fit_everything'"):
-        training.fit_everything
+        _ = training.fit_everything
     with pytest.raises(ImportError, match="cannot import name 'fit_everything'"):
         from fewstep.training import fit_everything  # noqa: F401
 

@@ -1,6 +1,4 @@
-"""A model of a few hundred weights, for tests of what a run does with any: quick, and nothing is told about
-pictures.
-"""
+"""A model of a few hundred weights, for tests of what a run does with any model. Imported by name."""
 
 import torch
 from fewstep.diffusion.paths import FLOW
@@ -21,12 +19,8 @@ class Tiny:
             p.data = torch.randn(p.shape, generator=g) / p.shape[-1] ** 0.5
         self.module.requires_grad_(False).eval()
         self.path, self.sigma_of, self.prediction, self.noise_scale = FLOW, flow_sigma(), "velocity", 1.0
-        self.shape, self.conditions, self.base, self.device = (
-            (2, 4, 4),
-            3,
-            fingerprint(self.module),
-            torch.device("cpu"),
-        )
+        self.shape, self.conditions = (2, 4, 4), 3
+        self.base, self.device = fingerprint(self.module), torch.device("cpu")
 
     def __call__(self, x, sigma, condition):
         which = torch.nn.functional.one_hot(condition % 4, 4)[:, 1:].to(x)

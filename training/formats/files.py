@@ -5,18 +5,28 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 
-from ...diffusion.faults import BadValue
+from ...diffusion.faults import BadFile, BadValue
 from .recipe import METADATA_KEY, Recipe
 
 RETRIES = 10  # of a renaming that Windows refuses
 
+Name = str | os.PathLike  # of a file or folder
 
-def check_folder(folder, size=1 << 20):
+
+def cause(error: OSError) -> str:
+    """What the system says went wrong, without its number for it and without the path."""
+    return error.strerror or str(error)
+
+
+def check_folder(folder: Name, size: int = 1 << 20) -> Path:
     """Make `folder` and prove that `size` bytes can be written there, before any long work.
 
     Raises OSError that names the folder, the cause and the remedy.
@@ -29,14 +39,17 @@ def check_folder(folder, size=1 << 20):
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise OSError(
-            f"The output folder must be writable with {size / 2**20:.1f} MiB free: {folder} gave "
-            f'"{error.strerror or error}". Free some space, or choose another folder.'
+        raise BadFile(
+            "The output folder must be writable with {size:.1f} MiB free: {folder} gave "
+            '"{cause}". Free some space, or choose another folder.',
+            size=size / 2**20,
+            folder=str(folder),
+            cause=cause(error),
         ) from error
     return folder
 
 
-def write(path, data):
+def write(path: Name, data: bytes) -> Path:
     """Write bytes to `path` whole or not at all: temporary file, fsync, rename."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
@@ -54,7 +67,7 @@ def write(path, data):
 
 
 def _replace(temporary, path):
-    """Rename over `path`; on Windows that is refused as long as somebody reads it, which is soon over."""
+    """Rename over `path`; Windows refuses that while somebody reads the file, which is soon over."""
     for left in reversed(range(RETRIES)):
         try:
             return os.replace(temporary, path)
@@ -65,7 +78,7 @@ def _replace(temporary, path):
 
 
 def _sync_folder(folder):
-    """Have the renaming itself on the disk; Windows neither needs nor allows it."""
+    """Put the renaming itself on the disk; Windows neither needs nor allows it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -74,7 +87,7 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def free_name(folder, stem, suffix):
+def free_name(folder: Name, stem: str, suffix: str) -> Path:
     """`folder/stem_00001.suffix`, the first number that is free: a finished file is never overwritten."""
     number = 1
     while (path := Path(folder) / f"{stem}_{number:05d}{suffix}").exists():
@@ -82,32 +95,33 @@ def free_name(folder, stem, suffix):
     return path
 
 
-def write_json(path, value):
+def write_json(path: Name, value: Any) -> Path:
     """Write `value` as indented JSON, whole or not at all."""
     return write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_tensors(path, tensors, metadata):
-    """Write {name: tensor} as safetensors with {key: text}, whole or not at all."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+def write_tensors(path: Name, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+    """Write {name: tensor} as safetensors with {key: text} as metadata, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
-def read_tensors(path):
-    """({name: tensor}, {key: text}) of a safetensors file. A damaged one raises whatever its header leads to."""
+def read_tensors(path: Name) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """({name: tensor}, {key: text}) of a safetensors file. A damaged one may raise any kind of error."""
     with safe_open(str(path), framework="pt") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
-def save_lora(path, tensors, recipe=None):
+def save_lora(path: Name, tensors: Mapping[str, torch.Tensor], recipe: Recipe | None = None) -> Path:
     """Write a LoRA as safetensors with its recipe, if it has one, in the metadata."""
-    return write_tensors(
-        path, tensors, {"format": "pt"} | ({METADATA_KEY: recipe.to_json()} if recipe else {})
-    )
+    metadata = {"format": "pt"}
+    if recipe:
+        metadata[METADATA_KEY] = recipe.to_json()
+    return write_tensors(path, tensors, metadata)
 
 
-def load_lora(path):
-    """(tensors, recipe or None) of a LoRA file; raises ValueError naming the file and what is wrong with it."""
+def load_lora(path: Name) -> tuple[dict[str, torch.Tensor], Recipe | None]:
+    """(tensors, recipe or None) of a LoRA file; raises ValueError naming it and what is wrong with it."""
     try:
         tensors, metadata = read_tensors(path)
         text = metadata.get(METADATA_KEY)
@@ -120,13 +134,13 @@ def load_lora(path):
         ) from error
 
 
-def save_recipe(path, recipe):
+def save_recipe(path: Name, recipe: Recipe) -> Path:
     """Write a recipe as a file of its own."""
     return write_json(path, json.loads(recipe.to_json()))
 
 
-def load_recipe(path):
-    """The recipe of a JSON file; raises ValueError that names the file and what is wrong with it."""
+def load_recipe(path: Name) -> Recipe:
+    """The recipe of a JSON file; raises ValueError naming it and what is wrong with it."""
     try:
         return Recipe.from_json(Path(path).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

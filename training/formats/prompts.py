@@ -3,36 +3,51 @@ list.
 
 A prompt is a stripped, non-empty str. ComfyUI's pictures hold their graph in API format under "prompt": {node
 id: {"class_type": ..., "inputs": {name: value, or a link [node id, output]}}}; A1111's hold text under
-"parameters". A node is known by the names of its inputs, never by its class. No picture is trusted: what is
-misshapen is left out.
+"parameters". PNGs have these as text chunks, WebPs as EXIF fields "prompt:...". A node is known by the names
+of its inputs, never by its class. Pillow reads the files. No picture is trusted: what is misshapen is left
+out, and no more is read of a file than the bounds below.
 """
 
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import re
 import stat
-import struct
-import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL.Image import Exif
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from ...diffusion.faults import BadValue
+from .checks import is_texts, is_whole
 
-SUFFIXES, KEYS = (".png", ".webp"), ("prompt", "parameters")  # of pictures, and of the texts in them
-LARGEST, LONGEST = 4 << 20, 8_000  # bytes of a text in a picture, characters of a prompt
-CHUNKS, FIELDS = 1_000, 64  # of a file, and of its EXIF, that are looked at
-DEEPEST, FARTHEST = 16, 50  # folders below the harvested one, links from a text encoder to its text
+SUFFIXES = (".png", ".webp")  # of pictures
+READERS = {b"\x89PNG": PngImageFile, b"RIFF": WebPImageFile}  # by how a file begins
+KEYS = ("prompt", "parameters")  # of the texts in pictures
+READ = 128 << 20  # bytes of a picture that are read: of a PNG up to its pixels, of a WebP all
+READS = 4_000  # portions that these are read in: chunks of a file, fields of its EXIF
+LARGEST = 4 << 20  # bytes of a text in a picture, and of its EXIF
+LONGEST = 8_000  # characters of a prompt
+DEEPEST = 16  # folders below the harvested one
+FARTHEST = 50  # links from a text encoder to its text
 SIDES = {"positive": ("positive", "guider"), "negative": ("negative",)}  # the inputs that either starts from
 TEXT = r"(populated_|user_)?(text|string|prompt|value|t5xxl|mt5xl|bert|llama|clip_[lgh])(_?[a-z0-9])?"
 TEXTS = {side: re.compile(rf"{TEXT}|((text|prompt)_)?{side}(_(text|prompt))?") for side in SIDES}
+# words in names of inputs that no prompt comes through
 ELSEWHERE = set(
-    "model clip vae image images pixels samples latent latents mask masks net control noise sampler sigmas style "
-    "gligen audio video seed hooks lora".split()
-)  # words in names of inputs that no prompt comes through
+    "model clip vae image images pixels samples latent latents mask masks net control noise sampler sigmas "
+    "style gligen audio video seed hooks lora".split()
+)
 UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # what no text encoder takes
-TAGS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # A1111's, which it doesn't encode
+TAGS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # A1111's, which it does not encode
+
+Sides = tuple[tuple[str, ...], tuple[str, ...]]  # positives, negatives
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,16 +59,17 @@ class Harvest:
     pictures, skipped    how many were looked at, and how many of these could not be read
     """
 
-    prompts: dict
-    negatives: dict
-    sizes: dict
+    prompts: dict[str, int]
+    negatives: dict[str, int]
+    sizes: dict[tuple[int, int], int]
     pictures: int
     skipped: int
 
 
-def typed(text):
-    """The prompts of a text: one a line; where there are lines of `---`, one between two of them. Lines with
-    # are comments.
+def typed(text: str) -> list[str]:
+    """The prompts of a text: one a line or, where there are lines of `---`, one between two of them.
+
+    Lines that begin with # are comments.
     """
     text = re.sub(r"(?m)^[ \t]*#.*$", "", text)
     parts = re.split(r"(?m)^[ \t]*-{3,}[ \t\r]*$", text)
@@ -64,8 +80,11 @@ def _distinct(texts):
     return [text for text in dict.fromkeys(text.strip() for text in texts) if text]
 
 
-def from_file(path):
-    """The prompts of a .txt file, see `typed`, or of a .json file that holds a list of texts; UTF-8."""
+def from_file(path: str | os.PathLike) -> list[str]:
+    """The prompts of a .txt file, see `typed`, or of a .json file that holds a list of texts; UTF-8.
+
+    Raises ValueError naming the file and what is wrong with it.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".json"):
         raise BadValue(
@@ -83,8 +102,8 @@ def from_file(path):
             name=path.name,
             error=error,
         ) from error
-    odd = [v for v in value if not isinstance(v, str)] if isinstance(value, list) else [value]
-    if odd:
+    if not isinstance(value, list) or not is_texts(value):
+        odd = [part for part in value if not isinstance(part, str)] if isinstance(value, list) else [value]
         raise BadValue(
             'file must hold a list of texts, {name!r} holds {odd!r}. Write ["a prompt", ...].',
             name=path.name,
@@ -93,38 +112,44 @@ def from_file(path):
     return _distinct(value)
 
 
-def bundled(count=None):
-    """The first `count` prompts of the bundled list, or all; each run of a few has varied subjects and
-    styles.
-    """
+def bundled(count: int | None = None) -> list[str]:
+    """The first `count` prompts of the bundled list, or all. Any few in a row vary in subject and style."""
     return typed(Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8"))[:count]
 
 
-def choose(count, *, typed=(), file=(), harvested=(), bundled=()):
+def choose(
+    count: int,
+    *,
+    typed: Iterable[str] = (),
+    file: Iterable[str] = (),
+    harvested: Iterable[str] = (),
+    bundled: Iterable[str] = (),
+) -> list[tuple[str, str]]:
     """[(prompt, source)] of up to `count` different prompts, taken from the sources in this order.
 
     source: "typed", "file", "my pictures" or "bundled".
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_whole(count) or count < 1:
         raise BadValue("count must be a whole number of 1 or more, got {got!r}.", got=count)
+    sources = {"typed": typed, "file": file, "my pictures": harvested, "bundled": bundled}
     chosen = {}
-    for source, prompts in (
-        ("typed", typed),
-        ("file", file),
-        ("my pictures", harvested),
-        ("bundled", bundled),
-    ):
+    for source, prompts in sources.items():
         for prompt in prompts:
             if len(chosen) < count:
                 chosen.setdefault(prompt, source)
     return list(chosen.items())
 
 
-def harvest(folder, limit=1_000, files=10_000, check=lambda: None):
+def harvest(
+    folder: str | os.PathLike,
+    limit: int = 1_000,
+    files: int = 10_000,
+    check: Callable[[], Any] = lambda: None,
+) -> Harvest:
     """The Harvest of the newest `files` pictures in `folder` and below it, each dict cut to `limit`.
 
-    check() is called between pictures: it may raise to stop. What was read is remembered while the process
-    lives.
+    check() is called between pictures: it may raise to stop. What was read is remembered as long as the
+    process lives.
     """
     counts, skipped = ({}, {}, {}), 0
     pictures = pictures_in(folder, check)[:files]
@@ -141,8 +166,11 @@ def harvest(folder, limit=1_000, files=10_000, check=lambda: None):
     return Harvest(prompts=prompts, negatives=negatives, sizes=sizes, pictures=len(pictures), skipped=skipped)
 
 
-def pictures_in(folder, check=lambda: None):
+def pictures_in(
+    folder: str | os.PathLike, check: Callable[[], Any] = lambda: None
+) -> list[tuple[str, int, int]]:
     """[(path, time of change in ns, bytes)] of the pictures in `folder` and below it, the newest first.
+
     Follows no links.
     """
     found, root = [], os.fspath(folder)
@@ -150,7 +178,10 @@ def pictures_in(folder, check=lambda: None):
         check()
         if here[len(root) :].count(os.sep) >= DEEPEST:
             folders.clear()
-        for path in (os.path.join(here, name) for name in names if name.lower().endswith(SUFFIXES)):
+        for name in names:
+            if not name.lower().endswith(SUFFIXES):
+                continue
+            path = os.path.join(here, name)
             with contextlib.suppress(OSError):  # gone since
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
@@ -159,100 +190,73 @@ def pictures_in(folder, check=lambda: None):
 
 
 @functools.lru_cache(maxsize=20_000)
-def read(path, changed=0, size=0):
+def read(path: str, changed: int = 0, size: int = 0) -> tuple[tuple, tuple, tuple] | None:
     """(positives, negatives, sizes) of a picture: tuples of texts, and its (width, height) where it has a
-    prompt; None if broken.
+    prompt; None if it is broken.
 
     changed, size: of the file, so that another one under the same name is read anew.
     """
     try:
         with open(path, "rb") as file:
-            shape, texts = {b"\x89PNG": _png, b"RIFF": _webp}[file.read(4)](file)
-        sides = of_graph(json.loads(texts["prompt"])) if "prompt" in texts else ((), ())
-        if not sides[0] and "parameters" in texts:
-            sides = of_parameters(texts["parameters"])
-    except (OSError, ValueError, KeyError, RecursionError, struct.error, zlib.error):
+            shape, texts = _opened(file)
+    except Exception:  # Pillow sets no bounds to what a broken file makes it raise
         return None
-    return *sides, ((shape,) if shape and sides[0] else ())
+    try:
+        sides = of_graph(json.loads(texts["prompt"])) if "prompt" in texts else ((), ())
+    except (ValueError, RecursionError):
+        return None
+    if not sides[0] and "parameters" in texts:
+        sides = of_parameters(texts["parameters"])
+    return *sides, ((shape,) if sides[0] else ())
 
 
-def _png(file):
-    """((width, height), {key: text}) of a PNG, from its chunks before the first pixels."""
-    shape, texts, place = None, {}, 8
-    for _ in range(CHUNKS):
-        file.seek(place)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if kind in (b"IDAT", b"IEND"):
-            break
-        if kind == b"IHDR":
-            shape = struct.unpack(">II", file.read(8))
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            key = file.read(min(length, 80)).partition(b"\0")[0].decode("latin-1")
-            if key in KEYS and key not in texts:
-                file.seek(place + 9 + len(key))
-                texts[key] = _text(kind, _exactly(file, length - len(key) - 1))
-        place += length + 12
-    return shape, texts
-
-
-def _text(kind, body):
-    """The text of a tEXt, zTXt or iTXt chunk, what is before and with its keyword's end cut off."""
-    if kind == b"tEXt":
-        return body.decode("latin-1")
-    if kind == b"zTXt":
-        return _inflate(body[1:]).decode("latin-1")
-    rest = body[2:].split(b"\0", 2)[2:]  # after the language and the translated keyword
-    return b"".join(map(_inflate, rest) if body[:1] == b"\1" else rest).decode("utf-8")
-
-
-def _inflate(data):
-    out = zlib.decompressobj().decompress(data, LARGEST + 1)
-    if len(out) > LARGEST:
+def _opened(file):
+    """((width, height), {key: text}) of an open picture. No pixel is decoded."""
+    reader = READERS[file.read(4)]
+    file.seek(0)
+    picture = reader(_Bounded(file, READ))
+    texts = picture.info if reader is PngImageFile else _fields(picture.info.get("exif", b""))
+    texts = {key: texts[key] for key in KEYS if key in texts}
+    if any(len(text) > LARGEST for text in texts.values()):
         raise BadValue("the text is too long")
-    return out
+    return picture.size, texts
 
 
-def _exactly(file, length):
-    """`length` bytes of `file`; raises ValueError where these are too many, or more than there are."""
-    if not 0 <= length <= LARGEST or len(data := file.read(length)) < length:
-        raise BadValue("the text is too long or cut off")
-    return data
+def _fields(data):
+    """{key: text} of the fields "key:text" in the first directory of an EXIF."""
+    exif = Exif()
+    if data:
+        exif.load_from_fp(_Bounded(io.BytesIO(data.removeprefix(b"Exif\0\0")), LARGEST))
+    texts = {}
+    for value in exif.values():
+        if isinstance(value, str):
+            value = value.rstrip("\0").encode("latin-1").decode("utf-8")  # Pillow reads UTF-8 as Latin-1
+            key, colon, text = value.partition(":")
+            if colon:
+                texts.setdefault(key, text)
+    return texts
 
 
-def _webp(file):
-    """((width, height), {key: text}) of a WebP, from its header and its EXIF, in which "key:text" is what
-    ComfyUI writes.
-    """
-    shape, texts, place = None, {}, 12
-    for _ in range(CHUNKS):
-        file.seek(place)
-        if not (head := file.read(8)):
-            break
-        kind, length = struct.unpack("<4sI", head)
-        if kind == b"VP8X":
-            numbers = _exactly(file, 10)
-            shape = tuple(1 + int.from_bytes(numbers[i : i + 3], "little") for i in (4, 7))
-        elif kind == b"EXIF":
-            for text in _tiff(_exactly(file, length).removeprefix(b"Exif\0\0")):
-                key, colon, rest = text.partition(":")
-                if colon and key in KEYS:
-                    texts.setdefault(key, rest)
-        place += length + length % 2 + 8
-    return shape, texts
+class _Bounded:
+    """A file that raises ValueError when more than `left` bytes of it are read, or more often than READS."""
+
+    def __init__(self, file: BinaryIO, left: int):
+        self.file, self.left, self.reads = file, left, READS
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            here = self.tell()
+            size = self.seek(0, os.SEEK_END) - here
+            self.seek(here)
+        self.left -= size
+        self.reads -= 1
+        if self.left < 0 or self.reads < 0:
+            raise BadValue("the text is too long")
+        return self.file.read(size)
 
 
-def _tiff(data):
-    """The texts of a TIFF's first directory."""
-    order = "<" if data[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(order + "I", data, 4)
-    (entries,) = struct.unpack_from(order + "H", data, start)
-    for i in range(min(entries, FIELDS)):
-        _, kind, length, where = struct.unpack_from(order + "HHII", data, start + 2 + 12 * i)
-        if kind == 2 and length > 4:  # shorter ones are in the place of `where`
-            yield data[where : where + length].rstrip(b"\0").decode("utf-8")
-
-
-def of_parameters(text):
+def of_parameters(text: str) -> Sides:
     """(positives, negatives) of A1111's text: the prompt, "Negative prompt: ", and settings from the last
     "Steps: ".
     """
@@ -270,18 +274,16 @@ def _plain(text):
     return TAGS.sub("", text).strip() if fit else None
 
 
-def of_graph(graph):
+def of_graph(graph: Any) -> Sides:
     """(positives, negatives) of a graph in API format: the texts upstream of inputs named positive, negative
     and guider.
 
     A text that is upstream of both, as where a negative is the positive zeroed out, is a positive alone.
     """
-    pairs = graph.items() if isinstance(graph, dict) else ()
-    nodes = {
-        name: node["inputs"]
-        for name, node in pairs
-        if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
-    }
+    nodes = {}
+    for name, node in graph.items() if isinstance(graph, dict) else ():
+        if isinstance(node, dict) and isinstance(node.get("inputs"), dict):
+            nodes[name] = node["inputs"]
     positive, negative = (_Upstream(nodes, side).texts() for side in SIDES)
     negative = [text for place, text in negative.items() if place not in positive]
     return tuple(dict.fromkeys(filter(None, positive.values()))), tuple(dict.fromkeys(negative))
@@ -289,13 +291,10 @@ def of_graph(graph):
 
 def _link(value):
     """The id of the node that an input is linked to, None where it is no link."""
-    linked = (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], (str, int))
-        and isinstance(value[1], int)
-    )
-    return str(value[0]) if linked else None
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    node, output = value
+    return str(node) if isinstance(node, (str, int)) and isinstance(output, int) else None
 
 
 class _Upstream:
@@ -303,44 +302,43 @@ class _Upstream:
     work is linear.
     """
 
-    def __init__(self, nodes, side):
+    def __init__(self, nodes: Mapping[str, Mapping[str, Any]], side: str):
         self.nodes, self.side, self.strings = nodes, side, {}
         (self.other,) = set(SIDES) - {side}
 
-    def texts(self):
+    def texts(self) -> dict[tuple[str, str], str]:
         """{(node id, input): text}, an encoder with several texts giving its longest."""
-        waiting = [
-            name if isinstance(inputs[key], str) else _link(inputs[key])  # a loader may hold its texts itself
-            for name, inputs in reversed(self.nodes.items())
-            for key in SIDES[self.side]
-            if key in inputs
-        ]
+        waiting = []
+        for name, inputs in reversed(self.nodes.items()):
+            for key in SIDES[self.side]:
+                if key in inputs:  # a loader may hold its texts itself
+                    waiting.append(name if isinstance(inputs[key], str) else _link(inputs[key]))
         found, seen = {}, set()
         while waiting:
             name = waiting.pop()
             if name in seen or name not in self.nodes:
                 continue
             seen.add(name)
-            own = {
-                key: text
-                for key, value in self.nodes[name].items()
-                if TEXTS[self.side].fullmatch(key) and (text := self.text(value)) is not None
-            }
+            inputs = self.nodes[name]
+            own = {key: self.text(value) for key, value in inputs.items() if self.holds_text(key)}
+            own = {key: text for key, text in own.items() if text is not None}
             if own:
                 key = max(own, key=lambda k: len(own[k]))
                 found[name, key] = own[key]
-            waiting += [
-                link
-                for key, value in reversed(self.nodes[name].items())
-                if key not in own and self.leads_on(key) and (link := _link(value)) is not None
-            ]
+            for key, value in reversed(inputs.items()):
+                if key not in own and self.leads_on(key) and (link := _link(value)) is not None:
+                    waiting.append(link)
         return found
 
-    def leads_on(self, key):
+    def holds_text(self, key: str) -> bool:
+        """Whether an input of that name holds this side's text."""
+        return TEXTS[self.side].fullmatch(key) is not None
+
+    def leads_on(self, key: str) -> bool:
         """Whether this side's conditioning may come through an input of that name."""
         return self.other not in key and not ELSEWHERE.intersection(re.split(r"[^a-z]+", key.lower()))
 
-    def text(self, value, links=0):
+    def text(self, value: Any, links: int = 0) -> str | None:
         """The text of an input: its own, or what the linked nodes make of theirs; None without."""
         name = _link(value)
         if name is None:
@@ -349,14 +347,12 @@ class _Upstream:
             return self.strings.get(name)
         self.strings[name] = None  # while it is being worked out: a cycle has no text
         inputs = self.nodes[name]
-        parts = [self.text(v, links + 1) for key, v in inputs.items() if TEXTS[self.side].fullmatch(key)]
+        parts = [self.text(v, links + 1) for key, v in inputs.items() if self.holds_text(key)]
         if set(parts) <= {None}:  # a switch or the like
-            parts = [
-                self.text(v, links + 1)
-                for key, v in inputs.items()
-                if _link(v) is not None and self.leads_on(key)
-            ]
+            linked = [v for key, v in inputs.items() if _link(v) is not None and self.leads_on(key)]
+            parts = [self.text(v, links + 1) for v in linked]
             parts = [part for part in parts if part is not None][:1]
         delimiter = inputs["delimiter"] if isinstance(inputs.get("delimiter"), str) else ", "
-        self.strings[name] = _plain(delimiter.join(dict.fromkeys(filter(None, parts)))) if parts else None
+        if parts:
+            self.strings[name] = _plain(delimiter.join(dict.fromkeys(filter(None, parts))))
         return self.strings[name]

@@ -1,5 +1,5 @@
-"""Usual settings by model family: the only place that knows families by name. An unknown family trains with
-the general ones.
+"""Usual settings by model family: the only place that knows families by name. A family that is not listed
+trains with general ones.
 """
 
 import dataclasses
@@ -7,9 +7,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """cfg: guidance that its users sample with; rank and peak learning rate of a LoRA. Sources: the papers'
-    and trainers' own (LCM-LoRA 1e-4 at rank 64; PCM 5e-6 at a batch of 160, rank 64 and 32 on SD3), scaled to
-    batches of one GPU.
+    """The usual settings of one family.
+
+    cfg   the guidance that its users sample with; 1 where guidance is an input of the network
+    rank  of a LoRA, and lr its peak learning rate
+
+    Sources: the papers' and trainers' own (LCM-LoRA 1e-4 at rank 64; PCM 5e-6 at a batch of 160, rank 64 and
+    32 on SD3), scaled to batches of one GPU.
     """
 
     cfg: float
@@ -18,8 +22,7 @@ class Family:
 
 
 UNKNOWN = Family(cfg=4.0)
-# by class name in comfy.supported_models, which subclasses inherit; cfg 1 where guidance is an input of the
-# network
+# by class name in comfy.supported_models, whose settings subclasses inherit
 FAMILIES = {
     "EmojiConfig": Family(cfg=2.0, rank=16, lr=2e-3),
     "SD15": Family(cfg=6.0, rank=64),
@@ -38,7 +41,7 @@ FAMILIES = {
     "WAN21_T2V": Family(cfg=5.0, lr=5e-5),
     "LTXV": Family(cfg=3.0, lr=5e-5),
 }
-# the same by `export`'s names, which a diffusers model has
+# the same by the names of `formats.lora_keys`, which a diffusers model has
 FAMILIES |= {
     "sd1": FAMILIES["SD15"],
     "sd2": FAMILIES["SD20"],
@@ -48,6 +51,6 @@ FAMILIES |= {
 }
 
 
-def usual(*names):
+def usual(*names: str) -> Family:
     """The settings of the first of those families that is listed; `UNKNOWN` where none is."""
     return next((FAMILIES[name] for name in names if name in FAMILIES), UNKNOWN)

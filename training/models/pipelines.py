@@ -5,9 +5,12 @@ Weights are read from safetensors alone and nothing is downloaded. Where a folde
 """
 
 import contextlib
+import dataclasses
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -27,7 +30,7 @@ NO_VAE = 8  # pixels per latent where the folder has no VAE to ask
 LONGEST = 300  # characters of another library's message
 
 
-def library():
+def library() -> ModuleType:
     """The module `diffusers`; raises ImportError that says how to install it."""
     try:
         import diffusers
@@ -40,7 +43,7 @@ def library():
 
 
 @contextlib.contextmanager
-def reading(folder):
+def reading(folder: str | Path) -> Iterator[None]:
     """Whatever a library raises over a damaged folder becomes one ValueError that names it."""
     try:
         yield
@@ -59,7 +62,7 @@ def reading(folder):
         ) from error
 
 
-def read_object(file):
+def read_object(file: str | Path) -> dict:
     """The object of a JSON file; raises ValueError that names it."""
     try:
         value = json.loads(Path(file).read_text(encoding="utf-8-sig"))
@@ -78,8 +81,30 @@ def read_object(file):
     return value
 
 
-def read_index(folder):
-    """(pipeline class name, name of the network's subfolder, model_index.json) of a pipeline folder.
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a folder's model_index.json says.
+
+    pipeline  the name of its class, one of `PIPELINES`
+    parts     {part: [library, class name], or [None, None] where it is left out}, and the pipeline's settings
+    """
+
+    pipeline: str
+    parts: dict
+
+    @property
+    def network(self) -> str:
+        """The class name of its network."""
+        return PIPELINES[self.pipeline]
+
+    @property
+    def network_part(self) -> str:
+        """The subfolder of its network."""
+        return "unet" if self.network.startswith("UNet") else "transformer"
+
+
+def read_index(folder: str | Path) -> Index:
+    """The index of a pipeline folder.
 
     Raises ValueError for no such folder, another pipeline, and parts that are named but missing.
     """
@@ -90,8 +115,8 @@ def read_index(folder):
             "pipe.save_pretrained(folder); a single checkpoint file is for the ComfyUI nodes.",
             got=folder,
         )
-    index = read_object(folder / "model_index.json")
-    name = index.get("_class_name")
+    parts = read_object(folder / "model_index.json")
+    name = parts.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
         raise BadValue(
             "folder must hold one of {pipelines}, got {got} in {folder}.",
@@ -99,23 +124,26 @@ def read_index(folder):
             got=str(name),
             folder=folder,
         )
-    if name != "StableDiffusionPipeline" and not index.get("text_encoder_2"):
+    if name != "StableDiffusionPipeline" and not parts.get("text_encoder_2"):
         raise BadValue(
             "folder must name text_encoder_2 in its model_index.json for a {name}, and {folder} does not. "
             "Save it again with pipe.save_pretrained(folder), from the class that the model is of.",
             name=name,
             folder=folder,
         )
-    part = "unet" if PIPELINES[name].startswith("UNet") else "transformer"
-    if not (folder / part).is_dir() or not (folder / "scheduler" / "scheduler_config.json").is_file():
+    index = Index(name, parts)
+    if (
+        not (folder / index.network_part).is_dir()
+        or not (folder / "scheduler" / "scheduler_config.json").is_file()
+    ):
         raise BadValue(
             "folder must hold {part}/ and scheduler/scheduler_config.json; {folder} does not. Save it all.",
-            part=part,
+            part=index.network_part,
             folder=folder,
         )
     missing = [
         key
-        for key, value in index.items()
+        for key, value in parts.items()
         if key.startswith(("text_encoder", "tokenizer"))
         and isinstance(value, list)
         and any(value)
@@ -125,17 +153,17 @@ def read_index(folder):
         raise BadValue(
             "folder must hold {missing}, which model_index.json names; {folder} does not. Save the whole "
             "pipeline, or give ready-made conditionings to DiffusersDenoiser.from_component.",
-            missing=list(missing),
+            missing=missing,
             folder=folder,
         )
-    return name, part, index
+    return index
 
 
 def _filled(folder):
     return folder.is_dir() and any(folder.iterdir())
 
 
-def pixels_per_latent(folder):
+def pixels_per_latent(folder: str | Path) -> int:
     """How many pixels a latent spans, from the VAE's config; 8 without one."""
     config = Path(folder) / "vae" / "config.json"
     if not config.is_file():
@@ -150,7 +178,7 @@ def pixels_per_latent(folder):
     return 2 ** (len(channels) - 1)
 
 
-def variant_of(folder):
+def variant_of(folder: str | Path) -> str | None:
     """The variant ("fp16") of the weights in a part's folder where there are no plain ones, else None."""
     found = {
         match[1]
@@ -160,70 +188,82 @@ def variant_of(folder):
     return None if None in found else min(found, default=None)
 
 
-def load_network(folder, dtype, variant=None):
+def load_network(folder: str | Path, dtype: torch.dtype, variant: str | None = None) -> torch.nn.Module:
     """The UNet or transformer of a pipeline's folder."""
-    name, part, _ = read_index(folder)
-    network = getattr(library(), PIPELINES[name])
+    index = read_index(folder)
+    network = getattr(library(), index.network)
     with reading(folder):
         return network.from_pretrained(
             folder,
-            subfolder=part,
+            subfolder=index.network_part,
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            variant=variant or variant_of(Path(folder) / part),
+            variant=variant or variant_of(Path(folder) / index.network_part),
         )
 
 
 @torch.no_grad()
-def encode(folder, prompts, negative, device, dtype, variant=None):
+def encode(
+    folder: str | Path,
+    prompts: Sequence[str],
+    negative: str | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    variant: str | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """[(embeds (T, D), pooled (P,) or None)] of every prompt and, last, the negative, by the pipeline's own
-    `encode_prompt`.
+    `encode_prompt`; on the CPU.
     """
-    diffusers, (name, part, index) = library(), read_index(folder)
-    network = getattr(diffusers, PIPELINES[name])
-    encoders = sorted(Path(folder).glob("text_encoder*"))
-    variant = variant or next(filter(None, map(variant_of, encoders)), None)
-    with reading(folder):
-        absent = {
-            k: None for k in ("vae", "safety_checker", "feature_extractor", "image_encoder") if k in index
-        }
-        if name == "StableDiffusion3Pipeline":  # often kept without T5
-            absent.update({k: None for k in ("text_encoder_3", "tokenizer_3") if not any(index.get(k) or ())})
-        with torch.device("meta"):  # the pipeline asks the network for widths, never for weights
-            empty = network.from_config(network.load_config(folder, subfolder=part, local_files_only=True))
-        pipe = getattr(diffusers, name).from_pretrained(
-            str(folder),
-            local_files_only=True,
-            use_safetensors=True,
-            variant=variant,
-            torch_dtype=dtype,
-            **{part: empty},
-            **absent,
-        )
+    pipe, name = _encoders(folder, dtype, variant)
     for key, component in pipe.components.items():
         if key.startswith("text_encoder") and component is not None:
             component.to(device)
     with reading(folder):
-        return [
-            (*(t[0].to("cpu", dtype) for t in item), None)[:2]
-            for item in _encoded(pipe, name, prompts, negative, device)
-        ]
+        encoded = _encoded(pipe, name, prompts, negative, device)
+        return [tuple(None if v is None else v[0].to("cpu", dtype) for v in pair) for pair in encoded]
+
+
+def _encoders(folder, dtype, variant):
+    """(the pipeline with nothing in it but what encodes prompts, the name of its class)."""
+    diffusers, index = library(), read_index(folder)
+    network = getattr(diffusers, index.network)
+    encoders = sorted(Path(folder).glob("text_encoder*"))
+    absent = [k for k in ("vae", "safety_checker", "feature_extractor", "image_encoder") if k in index.parts]
+    if index.pipeline == "StableDiffusion3Pipeline":  # often kept without T5
+        absent += [k for k in ("text_encoder_3", "tokenizer_3") if not any(index.parts.get(k) or ())]
+    with reading(folder):
+        config = network.load_config(folder, subfolder=index.network_part, local_files_only=True)
+        with torch.device("meta"):  # the pipeline asks the network for widths, never for weights
+            empty = network.from_config(config)
+        pipe = getattr(diffusers, index.pipeline).from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant or next(filter(None, map(variant_of, encoders)), None),
+            torch_dtype=dtype,
+            **{index.network_part: empty},
+            **dict.fromkeys(absent),
+        )
+    return pipe, index.pipeline
 
 
 def _encoded(pipe, name, prompts, negative, device):
-    """What `encode_prompt` gives for every prompt and the negative: (embeds (1, T, D), pooled (1, P)) or
-    (embeds,).
+    """[(embeds (1, T, D), pooled (1, P) or None)] of every prompt and the negative, as `encode_prompt` gives
+    them: (embeds, pooled, ids) for Flux, (embeds, negative embeds) for SD1 and SD2, and (embeds, negative
+    embeds, pooled, negative pooled) for SDXL and SD3.
     """
     options = {"device": device, "num_images_per_prompt": 1}
     if name == "FluxPipeline":
         return [pipe.encode_prompt(text, **options)[:2] for text in [*prompts, negative or ""]]
     if name == "StableDiffusion3Pipeline":
         options.update(prompt_2=None, prompt_3=None)
-    out = [pipe.encode_prompt(text, do_classifier_free_guidance=False, **options)[::2] for text in prompts]
-    out.append(
-        pipe.encode_prompt(prompts[0], do_classifier_free_guidance=True, negative_prompt=negative, **options)[
-            1::2
-        ]
+    out = []
+    for text in prompts:
+        embeds, _, *pooled = pipe.encode_prompt(text, do_classifier_free_guidance=False, **options)
+        out.append((embeds, pooled[0] if pooled else None))
+    _, embeds, *pooled = pipe.encode_prompt(
+        prompts[0], do_classifier_free_guidance=True, negative_prompt=negative, **options
     )
+    out.append((embeds, pooled[1] if pooled else None))
     return out

@@ -3,17 +3,16 @@
 import torch
 
 
-def rmse(a, b):
-    """Root mean squared difference over everything; a, b (B, ...), a number in their units."""
+def rmse(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root mean squared difference over all entries of a, b (B, ...), in their units."""
     return float((a - b).square().mean().sqrt())
 
 
-def frechet(features, reference):
-    """Frechet distance of two Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017,
-    arXiv:1706.08500, eq. 6).
+def frechet(features: torch.Tensor, reference: torch.Tensor) -> float:
+    """Frechet distance of the Gaussians fitted to features (N, D) and (M, D).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), float64. N and M should exceed D; compare only at
-    equal N.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), in float64. N and M should exceed D; compare only
+    at equal N. Heusel et al. 2017, arXiv:1706.08500, eq. 6.
     """
     a, b = features.double(), reference.double()
     ca, cb = torch.cov(a.T), torch.cov(b.T)

@@ -2,23 +2,20 @@
 runs that ask alike.
 
     cache = TrajectoryCache(folder, spec)
-    for done in cache.build(teacher, count): ...        # trajectories so far; what is there already is not
-                                                        worked out again
+    for share in cache.build(teacher, count): ...       # of the work; what is there already is not redone
     states, predictions = cache.read(count)             # (count, kept, ...), (count, kept - 1, ...)
 
 A cache is a folder named by a hash of its spec: `manifest.json` with the spec, and shards
 `00000.safetensors`, ... of `spec.shard` trajectories each. Starting noise is not stored: it is drawn from
 (seed, number). Shards do not depend on each other, are written whole or not at all and carry a checksum, so
 that what was begun, damaged or asked for in larger number is completed and nothing else. Two runs at once
-write the same bytes, and neither removes for room what the other has open (`folders`). The ends of a
+write the same bytes, and neither removes what the other has open to make room (`folders`). The ends of a
 trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn
 from.
 """
 
 import dataclasses
-import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -31,12 +28,13 @@ from ...diffusion import samplers
 from ...diffusion.faults import BadFile, BadValue
 from ...diffusion.paths import check_sigmas, path
 from ..formats.checks import normalise
-from ..formats.files import check_folder, read_tensors, write_json, write_tensors
+from ..formats.files import check_folder, write_json
 from ..models.denoiser import Teacher, for_sampler
 from . import folders
 from .folders import MANIFEST
 from .noises import noises, start
 from .recorder import recorded
+from .shards import read_shard, write_shard
 
 VERSION = 1
 LIMIT = 8 << 30  # bytes of all caches in a folder
@@ -119,6 +117,10 @@ class CacheSpec:
         stored = (1 + self.predictions) * (len(self.kept) - 1)
         return stored * math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    def members(self, number: int) -> range:
+        """The trajectories of that shard."""
+        return range(number * self.shard, (number + 1) * self.shard)
+
 
 class TrajectoryCache:
     """The cache of a spec below `folder`; `limit` bounds the bytes of all caches there, of which the longest
@@ -189,23 +191,16 @@ class TrajectoryCache:
     def _file(self, number):
         return self.folder / f"{number:05d}.safetensors"
 
-    def _members(self, number):
-        return range(number * self.spec.shard, (number + 1) * self.spec.shard)
-
     def _start(self, number):
         """The shard's states at the first level: noise, from each trajectory's own seed."""
         spec = self.spec
-        return start(
-            noises(spec.seed, self._members(number), spec.shape),
-            spec.sigmas,
-            path(spec.path),
-            spec.noise_scale,
-        )
+        noise = noises(spec.seed, spec.members(number), spec.shape)
+        return start(noise, spec.sigmas, path(spec.path), spec.noise_scale)
 
     def _solve(self, teacher, number):
         """Solve and write a shard; yields the share done."""
         spec = self.spec
-        condition = torch.tensor(self._members(number)) % spec.conditions
+        condition = torch.tensor(spec.members(number)) % spec.conditions
         states, predictions, dtype = [], [], DTYPES[spec.dtype]
         run = samplers.sample(
             for_sampler(teacher, condition, dtype=torch.float64),
@@ -221,44 +216,12 @@ class TrajectoryCache:
                     raise _not_finite(state.sigma, spec.dtype)
             yield (state.index + 1) / len(spec.sigmas)
         parts = {"states": states, "predictions": predictions} if spec.predictions else {"states": states}
-        self._write(number, {n: torch.stack(p, 1).to(dtype).cpu().contiguous() for n, p in parts.items()})
-
-    def _write(self, number, tensors):
-        file = self._file(number)
-        try:
-            write_tensors(file, tensors, {"shard": self._mark(number, tensors)})
-        except OSError as error:
-            raise BadFile(
-                '{file} must be written, which gave "{error}". Free some space and run again: what was '
-                "written before is kept.",
-                file=file,
-                error=error.strerror or error,
-            ) from error
+        tensors = {name: torch.stack(p, 1).to(dtype).cpu().contiguous() for name, p in parts.items()}
+        write_shard(self._file(number), tensors, f"{spec.key} {number}")
 
     def _load(self, number):
-        """The tensors of a shard, or None when it is missing or damaged, which is logged."""
-        file = self._file(number)
-        if not file.exists():
-            return None
-        try:
-            tensors, metadata = read_tensors(file)
-            found, wanted = metadata["shard"], self._mark(number, tensors)
-            why = "" if found == wanted else f"its mark is {found} and not {wanted}"
-        except Exception as error:
-            why = str(error) or type(error).__name__
-        if why:
-            logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, why)
-        return None if why else tensors
-
-    def _mark(self, number, tensors):
-        """Cache, place and checksum of a shard. One entry of metadata, as safetensors writes several in an
-        order of chance.
-        """
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
-        return f"{self.spec.key} {number} {digest.hexdigest()}"
+        """The tensors of a shard, or None when it is missing or damaged."""
+        return read_shard(self._file(number), f"{self.spec.key} {number}")
 
     # ---- the folder ----------------------------------------------------------------------------
 
@@ -273,12 +236,9 @@ class TrajectoryCache:
                 count=count,
                 size=size / 2**30,
             )
-        wanted = {
-            "version": VERSION,
-            "key": self.spec.key,
-            "spec": json.loads(json.dumps(dataclasses.asdict(self.spec))),
-        }
         manifest = self.folder / MANIFEST
+        spec = json.loads(json.dumps(dataclasses.asdict(self.spec)))
+        wanted = {"version": VERSION, "key": self.spec.key, "spec": spec}
         if manifest.exists():
             _check_manifest(manifest, wanted)
         check_folder(self.folder)
@@ -308,8 +268,7 @@ class TrajectoryCache:
 
     def _hold(self):
         """Mark the folder as in use for as long as this object or its process lives."""
-        if self._held:
-            self._held.close()
+        self.close()
         folders.tidy(self.folder)
         self._held = folders.lock(self.folder)
 

@@ -1,7 +1,7 @@
 """Folders of one kind below a common one, within a limit of bytes: which are ours, which are in use, which
 have to go.
 
-A folder is ours when its name is the hash of what its `manifest.json` says. In use is one that a run has
+A folder is ours when its name is the hash of what its `manifest.json` says. It is in use while a run has it
 locked; the lock ends with the process, however that ends.
 """
 
@@ -10,6 +10,9 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -18,17 +21,16 @@ except ImportError:  # Windows, where a file that somebody has open can't be rem
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHARD = re.compile(r"\d{5,}\.safetensors")
-LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}")  # by a write that was killed
+LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}")  # behind by a write that was killed
 
 
-def key(version, spec):
+def key(version: int, spec: Mapping[str, Any]) -> str:
     """The name of the folder of that spec, 24 hex digits."""
-    return hashlib.sha256(
-        json.dumps({"version": version, "spec": spec}, sort_keys=True).encode()
-    ).hexdigest()[:24]
+    text = json.dumps({"version": version, "spec": spec}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def is_ours(folder):
+def is_ours(folder: Path) -> bool:
     """Whether a folder is no link, and named by the hash of its manifest."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -37,11 +39,11 @@ def is_ours(folder):
         return False
 
 
-def lock(folder, alone=False):
+def lock(folder: Path, alone: bool = False) -> BinaryIO | None:
     """An open file that marks a folder as in use until it is closed, at the latest by the end of the process.
 
-    alone: None when another has it open. None too where the folder can't be written, or its file system has
-    no locks.
+    None where the folder can't be written, or its file system has no locks; alone: also when another process
+    has it open.
     """
     try:
         if alone and fcntl is None:
@@ -58,7 +60,7 @@ def lock(folder, alone=False):
         return None
 
 
-def tidy(folder):
+def tidy(folder: Path) -> None:
     """Remove what killed writes left, unless another run is writing there."""
     if alone := lock(folder, alone=True):
         with alone:
@@ -66,11 +68,11 @@ def tidy(folder):
                 file.unlink(missing_ok=True)
 
 
-def make_room(root, limit, folder, wanted):
+def make_room(root: Path, limit: int, folder: Path, wanted: int) -> None:
     """Remove those unused for longest until `wanted` bytes of `folder` and all others below `root` fit into
     the limit.
 
-    None that a run has open is removed, and nothing that is not ours.
+    No folder that a run has open is removed, and nothing that is not ours.
     """
     others = [f for f in root.iterdir() if f != folder and is_ours(f)]
     sizes = {f: size(f) for f in sorted(others, key=_used)}
@@ -85,7 +87,7 @@ def make_room(root, limit, folder, wanted):
         )
 
 
-def remove(folder):
+def remove(folder: Path) -> bool:
     """Delete a folder unless a run has it open; returns whether it is gone.
 
     The manifest goes last: what is cut short by the end of the process is still ours. Files that are not ours
@@ -108,8 +110,8 @@ def remove(folder):
     return True
 
 
-def size(folder):
-    """Bytes of the files in a folder; one that goes meanwhile counts nothing."""
+def size(folder: Path) -> int:
+    """Bytes of the files in a folder; one that goes meanwhile does not count."""
     total = 0
     with contextlib.suppress(OSError):
         for file in folder.iterdir():

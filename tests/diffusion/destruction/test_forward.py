@@ -17,11 +17,12 @@ from fewstep.diffusion.destruction.degradations import (
     hot_blur,
     hot_pixelate,
 )
-from fewstep.diffusion.destruction.forward import Chain, ForwardProcess, gaussian, on_path, time_of
-from fewstep.diffusion.destruction.noise_schedules import PROCESSES
+from fewstep.diffusion.destruction.forward import Chain, ForwardProcess, gaussian, time_of
+from fewstep.diffusion.destruction.noise_schedules import SCHEDULES
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from fewstep.diffusion.samplers import batch_noise, sample, solve
 from fewstep.diffusion.schedules.grids import discrete_sigma, flow_sigma
+from oracles.processes import on_path
 
 F64 = torch.float64
 SHAPE = (2, 3, 6, 5)
@@ -116,9 +117,9 @@ def test_noise_raised_first_is_the_kernels_too(name, generator):
         solve(model, x, TIMES, on_path(path, sigma_of), noise=batch_noise(1), **options)
 
 
-@pytest.mark.parametrize("schedule", PROCESSES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_is_a_gaussian_process(schedule, generator):
-    process, table = gaussian(schedule), PROCESSES[schedule]()
+    process, table = gaussian(schedule), SCHEDULES[schedule]()
     t = torch.linspace(0, 1, 11, dtype=F64)
     assert torch.equal(process.noise(t), table.sigma(t * table.t_max))
     assert torch.equal(process.alpha(t), table.alpha(t * table.t_max))

@@ -17,7 +17,7 @@ from fewstep.training.formats.recipe import Recipe
 
 pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
 pytest.importorskip("peft", reason="needs peft: pip install peft")
-from tiny_diffusers import conditionings, module, pipeline, raw  # noqa: E402
+from tiny_diffusers import conditionings, module, pipeline, raw
 
 RECIPE = Recipe(method="consistency", path="flow", sigmas=(1.0, 0.5, 0.0), base="abc")
 LEVELS = {"sd1": 4, "sd2": 4, "sdxl": 3}
@@ -107,7 +107,7 @@ def test_a_pipeline_loads_the_file_and_nothing_is_left_over(family, tmp_path, ca
 
 
 def loaded_by(pipe, folder, caplog):
-    """What `pipe.load_lora_weights` puts on the network of x.safetensors in that folder, without a warning."""
+    """What `pipe.load_lora_weights` puts on the network from x.safetensors there, without a warning."""
     from diffusers.utils import logging
 
     part = getattr(pipe, "transformer", None) or pipe.unet

@@ -8,6 +8,7 @@ import random
 import re
 import struct
 import time
+import tracemalloc
 import zlib
 
 import pytest
@@ -63,11 +64,12 @@ def picture(path, graph=None, size=(64, 48), age=0, zip=False, **texts):
 
 
 def webp(path, graph):
-    """A WebP as ComfyUI's helper for animations writes it."""
+    """A WebP as ComfyUI's helper for animations writes it, with a chunk that nobody knows."""
     exif = Image.Exif()
     exif[0x0110], exif[0x010F] = f"prompt:{json.dumps(graph)}", "workflow:{}"
     Image.new("RGB", (40, 24)).save(path, exif=exif)
-    path.write_bytes(path.read_bytes().replace(b"EXIF", b"ODD \3\0\0\0odd\0EXIF", 1))
+    data = path.read_bytes().replace(b"EXIF", b"ODD \3\0\0\0odd\0EXIF", 1)
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
 
 
 def chunk(kind, data, length=None):
@@ -322,7 +324,10 @@ def test_a_long_chain_and_a_doubling_text_end_soon():
     assert time.process_time() - start < 5
 
 
-A1111 = "a fox, (snow:1.2)\nsecond line\nNegative prompt: blurry,\nugly\nSteps: 20, Sampler: Euler a, CFG scale: 7, Size: 512x768"
+A1111 = (
+    "a fox, (snow:1.2)\nsecond line\nNegative prompt: blurry,\nugly\n"
+    "Steps: 20, Sampler: Euler a, CFG scale: 7, Size: 512x768"
+)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +420,7 @@ HOSTILE = {
     "deep": raw_png(prompt="[" * 1_000_000),
     "no json": raw_png(prompt="{'a'"),
     "long number": raw_png(prompt="1" * 10_000),
-    "not utf-8": raw_png(chunk(b"iTXt", b"parameters\0\0\0\0\0\xff")),
+    "many chunks": raw_png(*[chunk(b"odDd", b"")] * 5000, prompt=json.dumps(classic("many"))),
     "tiff": b"RIFF\x40\0\0\0WEBP" + b"EXIF\x0a\0\0\0II*\0\xff\xff\xff\xff..",
 }
 
@@ -426,6 +431,44 @@ def test_a_broken_file_is_skipped_and_counted(name, tmp_path):
     picture(tmp_path / "good.png", classic())
     found = prompts.harvest(tmp_path)
     assert list(found.prompts) == ["a red fox"] and (found.pictures, found.skipped) == (2, 1)
+
+
+def test_a_text_that_is_not_utf8_is_none(tmp_path):
+    (tmp_path / "a.png").write_bytes(raw_png(chunk(b"iTXt", b"parameters\0\0\0\0\0\xff")))
+    assert prompts.harvest(tmp_path).prompts == {}
+
+
+def exif_webp(path, data):
+    Image.new("RGB", (40, 24)).save(path, "WEBP", exif=data)
+    return prompts.read(str(path))
+
+
+def tiff(*fields, tail=b""):
+    """An EXIF with fields (tag, length, place) of text, and what they lie in."""
+    entries = b"".join(struct.pack("<HHII", tag, 2, length, place) for tag, length, place in fields)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + entries + bytes(4) + tail
+
+
+def test_the_fields_of_an_exif_are_utf8_and_lie_beside_each_other(tmp_path):
+    text = b"parameters:f\xc3\xbcchse \xe2\x98\x83\0\0"
+    assert exif_webp(tmp_path / "a", tiff((0x010E, len(text), 26), tail=text))[0] == ("füchse ☃",)
+    assert exif_webp(tmp_path / "b", tiff((0x010E, 12, 26), tail=b"parameters:\xff")) is None
+    assert exif_webp(tmp_path / "c", tiff((0x010E, 10, 26), tail=b"parameters")) == ((), (), ())
+    fields = [(0xC000 + number, 1 << 20, 8) for number in range(50)]  # 50 MiB, if they were read
+    tracemalloc.start()
+    try:
+        assert exif_webp(tmp_path / "d", tiff(*fields, tail=b"x" * (1 << 20))) in (None, ((), (), ()))
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("make, name", [(picture, "a.png"), (webp, "a.webp")])
+def test_no_more_of_a_file_is_read_than_a_bound(make, name, tmp_path, monkeypatch):
+    make(tmp_path / name, classic())
+    assert prompts.read(str(tmp_path / name), 1)[0] == ("a red fox",)
+    monkeypatch.setattr(prompts, "READ", 100)
+    assert prompts.read(str(tmp_path / name), 2) is None
 
 
 def test_no_damage_raises(tmp_path):

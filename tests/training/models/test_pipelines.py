@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
 pytest.importorskip("transformers", reason="needs transformers: pip install fewstep[diffusers]")
-from fewstep.training.models.diffusers_model import DiffusersDenoiser  # noqa: E402
-from fewstep.training.models.pipelines import variant_of  # noqa: E402
-from tiny_diffusers import pipeline  # noqa: E402
+from fewstep.training.models.diffusers_model import DiffusersDenoiser
+from fewstep.training.models.pipelines import variant_of
+from tiny_diffusers import pipeline
 
 
 @pytest.fixture(scope="module")

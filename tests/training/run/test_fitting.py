@@ -1,4 +1,6 @@
-"""Fitting through the backend: any Python denoiser, guided teachers, time and effort, and what is handed on."""
+"""Fitting through the backend: any Python denoiser, guided teachers, time and effort, and what is handed
+on.
+"""
 
 import dataclasses
 import math

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from caches import build, files, no_teacher, spec
 from fewstep.training.trajectories import cache as module
+from fewstep.training.trajectories import shards
 from fewstep.training.trajectories.cache import TrajectoryCache
 from fewstep.training.trajectories.folders import is_ours
 
@@ -40,7 +41,8 @@ def test_the_longest_unused_cache_gives_way_and_no_other_folder(tmp_path):
         (tmp_path / name / "00000.safetensors").write_bytes(bytes(20 * each))
     (tmp_path / "file").write_bytes(bytes(20 * each))
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
-    older.rename(elsewhere / older.name if elsewhere.mkdir() else elsewhere / older.name)
+    elsewhere.mkdir()
+    older.rename(elsewhere / older.name)
     (tmp_path / older.name).symlink_to(elsewhere / older.name)
     kept = {n: v for n, v in files(tmp_path).items() if not n.startswith((old.name, mid.name))}
     build(tmp_path, spec(), 8, limit=int(2.1 * each))
@@ -93,7 +95,7 @@ def test_a_full_disk_is_said_beforehand_or_keeps_what_is_whole(tmp_path, monkeyp
     ):
         build(tmp_path, spec(), 80, no_teacher)
     monkeypatch.undo()
-    write, written = module.write_tensors, []
+    write, written = shards.write_tensors, []
 
     def full(file, *contents):
         if len(written) == 2:
@@ -101,7 +103,7 @@ def test_a_full_disk_is_said_beforehand_or_keeps_what_is_whole(tmp_path, monkeyp
         written.append(file)
         return write(file, *contents)
 
-    monkeypatch.setattr(module, "write_tensors", full)
+    monkeypatch.setattr(shards, "write_tensors", full)
     with pytest.raises(
         OSError, match='00002.safetensors must be written, which gave "No space left on device". Free some'
     ):

@@ -1,8 +1,8 @@
 """The demo's pictures: Noto emoji at 32x32, packaged as one sheet, each with a label.
 
 `emoji.png` is a grid of 32x32 tiles in the order of `emoji.json` (`{"labels": [...], "emoji": [[name, label,
-core], ...]}`). The teachers' first training sees all of them; the rest of it only the core, emoji that look
-alike within a label. Of the labels with a core those are offered to users that the teachers draw well.
+core], ...]}`). The teachers' training begins with all of them and goes on with the core alone, emoji that
+look alike within a label. Of the labels with a core those are offered to users that the teachers draw well.
 `python -m fewstep.training.models.demo.data FONT EMOJI_TEST_TXT` makes both files from the font and Unicode's
 list. Every HELD_OUT-th emoji of a label is kept out of training.
 """
@@ -76,7 +76,6 @@ LABELS = {
     "shape": ["geometric"],
 }
 
-
 # label: which of its emoji are the core, as a regular expression on the name
 CORE = {
     "smiling face": "",
@@ -94,11 +93,12 @@ CORE = {
     "clock": "o’clock|thirty",
     "moon": "moon|sun",
     "ball": "ball|football",
-    "person": "^(baby|child|boy|girl|person|man|woman|older person|old man|old woman|police officer|detective|guard|ninja|"
-    "construction worker|person with crown|prince|princess|person wearing turban|person with skullcap|"
-    "woman with headscarf|person in tuxedo|person with veil|Santa Claus|Mrs. Claus)$|^person: ",
-    "animal face": "monkey|dog face|wolf|fox|raccoon|cat face|lion|tiger face|horse face|unicorn|cow face|pig face|mouse face|"
-    "hamster|rabbit face|bear|koala|panda|frog|boar",
+    "person": "^(baby|child|boy|girl|person|man|woman|older person|old man|old woman|police officer|"
+    "detective|guard|ninja|construction worker|person with crown|prince|princess|person wearing turban|"
+    "person with skullcap|woman with headscarf|person in tuxedo|person with veil|Santa Claus|Mrs. Claus)$|"
+    "^person: ",
+    "animal face": "monkey|dog face|wolf|fox|raccoon|cat face|lion|tiger face|horse face|unicorn|cow face|"
+    "pig face|mouse face|hamster|rabbit face|bear|koala|panda|frog|boar",
     "car": "automobile|taxi|bus|ambulance|police car|truck|vehicle|lorry|fire engine",
 }
 
@@ -106,7 +106,7 @@ CORE = {
 WEAK = ("hand", "sweet", "drink", "ball")
 
 
-def read_unicode_list(path):
+def read_unicode_list(path: str | Path) -> list[tuple[str, str, str]]:
     """[(character, name, subgroup)] of the fully qualified single-code-point emoji in Unicode's
     emoji-test.txt.
     """
@@ -122,7 +122,7 @@ def read_unicode_list(path):
     return rows
 
 
-def render(character, font):
+def render(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     """The emoji on white, centred, 32x32 RGB; None where the font has no glyph for it."""
     picture = Image.new("RGBA", (136, 136), "white")
     ImageDraw.Draw(picture).text((68, 68), character, font=font, embedded_color=True, anchor="mm")
@@ -132,8 +132,8 @@ def render(character, font):
     return picture.resize((TILE, TILE), Image.Resampling.BOX)
 
 
-def make(font_path, list_path, folder=HERE):
-    """Write emoji.png and emoji.json."""
+def make(font_path: str | Path, list_path: str | Path, folder: str | Path = HERE) -> int:
+    """Write emoji.png and emoji.json; returns how many emoji they hold."""
     font = ImageFont.truetype(str(font_path), 109)  # the only size of this bitmap font
     label_of = {s: label for label, subgroups in LABELS.items() for s in subgroups}
     tiles, rows = [], []
@@ -157,19 +157,19 @@ def _index():
     return json.loads((HERE / "emoji.json").read_text(encoding="utf-8"))
 
 
-def label_width():
+def label_width() -> int:
     """How many labels the network's conditioning has, the ones without a core included."""
     return len(_index()["labels"])
 
 
-def label_numbers():
+def label_numbers() -> dict[str, int]:
     """{label: its place in the conditioning} of the labels that are offered."""
     index = _index()
     offered = {label for _, label, core in index["emoji"] if core} - set(WEAK)
     return {label: i for i, label in enumerate(index["labels"]) if label in offered}
 
 
-def load(split="train", core=True):
+def load(split: str = "train", core: bool = True) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """(images (N, 3, 32, 32) in model space, places of their labels (N,), names) of `split`: train, held-out
     or all.
     """
@@ -193,12 +193,12 @@ def load(split="train", core=True):
     return images, labels, [index["emoji"][i][0] for i in keep]
 
 
-def from_pixels(pixels):
+def from_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels in [-1, 1] to model space."""
     return (pixels - MEAN) / STD
 
 
-def to_pixels(x):
+def to_pixels(x: torch.Tensor) -> torch.Tensor:
     """Model space to pixels in [-1, 1], not clamped."""
     return x * STD + MEAN
 

@@ -1,4 +1,4 @@
-"""Features in which sets of emoji are compared: the last layer but one of a small label classifier, packaged.
+"""Features by which sets of emoji are compared: the last layer but one of a small label classifier, packaged.
 
 `python -m fewstep.training.models.demo.features` trains it on the training emoji (shifts, noise, brightness)
 from a seed.
@@ -20,7 +20,7 @@ WIDTH = 48  # features
 class Classifier(nn.Module):
     """32x32 RGB in [-1, 1] -> label logits; `features` gives (B, WIDTH)."""
 
-    def __init__(self, labels):
+    def __init__(self, labels: int):
         super().__init__()
         self.convs = nn.ModuleList(
             [
@@ -32,16 +32,18 @@ class Classifier(nn.Module):
         )
         self.head = nn.Linear(WIDTH, labels)
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, WIDTH) of pixels (B, 3, 32, 32)."""
         for conv in self.convs:
             x = F.silu(conv(x))
         return x.mean((2, 3))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Label logits (B, labels)."""
         return self.head(self.features(x))
 
 
-def packaged():
+def packaged() -> Classifier:
     """The packaged classifier."""
     net = Classifier(data.label_width())
     net.load_state_dict({k: v.float() for k, v in load_file(HERE / "features.safetensors").items()})
@@ -49,21 +51,21 @@ def packaged():
 
 
 @torch.no_grad()
-def features(pixels):
+def features(pixels: torch.Tensor) -> torch.Tensor:
     """(N, WIDTH) features of pixels (N, 3, 32, 32) in [-1, 1]."""
     net = packaged()
     return torch.cat([net.features(p.cpu().float().clamp(-1, 1)) for p in pixels.split(128)])
 
 
 @torch.no_grad()
-def classify(pixels):
+def classify(pixels: torch.Tensor) -> torch.Tensor:
     """The place of the label that the classifier sees in each picture, (N,)."""
     net = packaged()
     return torch.cat([net(p.cpu().float().clamp(-1, 1)).argmax(1) for p in pixels.split(128)])
 
 
-def train(steps=1200, batch=64, seed=0):
-    """-> the trained classifier and its accuracy on the held-out emoji."""
+def train(steps: int = 1200, batch: int = 64, seed: int = 0) -> tuple[Classifier, float]:
+    """(the trained classifier, its accuracy on the held-out emoji)."""
     torch.manual_seed(seed)  # a script of its own: nothing else draws from the global generator here
     g = torch.Generator().manual_seed(seed)
     x, y, _ = data.load("train")
@@ -78,9 +80,8 @@ def train(steps=1200, batch=64, seed=0):
         images = images.roll((dx, dy), (2, 3))
         images = torch.where(torch.rand(batch, 1, 1, 1, generator=g) < 0.5, images.flip(3), images)
         images = images * (0.8 + 0.4 * torch.rand(batch, 3, 1, 1, generator=g))
-        images = images + 0.2 * torch.rand(batch, 1, 1, 1, generator=g) * torch.randn(
-            images.shape, generator=g
-        )
+        level = 0.2 * torch.rand(batch, 1, 1, 1, generator=g)
+        images = images + level * torch.randn(images.shape, generator=g)
         F.cross_entropy(net(images), y[pick]).backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -90,7 +91,8 @@ def train(steps=1200, batch=64, seed=0):
         return net, float((net(data.to_pixels(x)).argmax(1) == y).float().mean())
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train the classifier and write it here, in half precision."""
     net, accuracy = train()
     save_file(
         {k: v.half().contiguous() for k, v in net.state_dict().items()},
@@ -98,3 +100,7 @@ if __name__ == "__main__":
         metadata={"held_out_accuracy": f"{accuracy:.3f}"},
     )
     print(f"held-out accuracy {accuracy:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ label dropped in 15 %. Everything is drawn from one seed. Resumes from `<kind>.p
 import argparse
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -21,9 +22,11 @@ from . import data
 from .net import EmojiNet, initialise
 
 HERE = Path(__file__).parent
+MUON = 20  # times the rate of AdamW
+DROPPED = 0.15  # share of the pictures that are shown without their label
 
 
-def draw_angles(count, g, device):
+def draw_angles(count: int, g: torch.Generator, device: str | torch.device) -> torch.Tensor:
     """theta of random training times, for both kinds: logit-normal t (Esser et al. 2024, arXiv:2403.03206), a
     fifth uniform.
     """
@@ -39,11 +42,12 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon does the same in bfloat16, which is many times slower on CPUs without such units.
     """
 
-    def __init__(self, params, lr, momentum=0.95):
+    def __init__(self, params: Iterable[torch.Tensor], lr: float, momentum: float = 0.95):
         super().__init__(params, dict(lr=lr, momentum=momentum))
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
+        """One update, of all matrices of a shape at once."""
         group = self.param_groups[0]
         shapes = {}
         for p in group["params"]:
@@ -56,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                 p.add_(u, alpha=-group["lr"])
 
 
-def newton_schulz(m):
+def newton_schulz(m: torch.Tensor) -> torch.Tensor:
     """Nearest semi-orthogonal matrices of m (K, rows, columns), singular values about 0.7 to 1.2."""
     tall = m.shape[1] > m.shape[2]
     m = m.mT if tall else m
@@ -67,115 +71,150 @@ def newton_schulz(m):
     return m.mT if tall else m
 
 
-def optimisers(net, lr):
+def optimisers(net: EmojiNet, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest; both follow one schedule."""
     inner = [p for p in net.blocks.parameters() if p.ndim == 2 and p.shape[0] > 6]
     ids = {id(p) for p in inner}
     rest = [p for p in net.parameters() if id(p) not in ids]
-    return [Muon(inner, 20 * lr), torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
+    return [Muon(inner, MUON * lr), torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
-def factor(step, steps):
+def factor(step: int, steps: int) -> float:
     """Learning-rate factor: warm-up over 100 steps, constant, linear to 0 over the last 40 %."""
     return min(1.0, (step + 1) / 100, max(0.0, (steps - step) / (0.4 * steps)))
 
 
+class _Training:
+    """The state of a training, which `<kind>.part` holds.
+
+    order, cursor: of the pictures in this epoch, and how many of them were shown; loss: a running mean
+    """
+
+    def __init__(self, net, lr, seed, count):
+        self.net, self.lr = net, lr
+        self.optimisers = optimisers(net, lr)
+        self.ema = {k: v.detach().clone() for k, v in net.named_parameters()}
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.order = torch.randperm(count, generator=self.generator)
+        self.cursor, self.step, self.seconds, self.loss = 0, 0, 0.0, None
+
+    def pick(self, batch, count):
+        """The places of the next pictures, of so many."""
+        if self.cursor + batch > len(self.order):
+            self.order, self.cursor = torch.randperm(count, generator=self.generator), 0
+        picked = self.order[self.cursor : self.cursor + batch]
+        self.cursor += batch
+        return picked
+
+    def update(self, loss, steps):
+        """Follow the gradient of a loss in the step that is under way, of so many."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        for optimiser, base in zip(self.optimisers, (MUON * self.lr, self.lr)):
+            optimiser.param_groups[0]["lr"] = base * factor(self.step, steps)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        decay = min(0.998, (self.step + 1) / (self.step + 20))
+        with torch.no_grad():
+            for k, p in self.net.named_parameters():
+                self.ema[k].lerp_(p, 1 - decay)
+        value = float(loss.detach())
+        self.loss = value if self.loss is None else 0.99 * self.loss + 0.01 * value
+        self.step += 1
+
+    def save(self, file, seconds):
+        state = {
+            "net": self.net.state_dict(),
+            "optims": [o.state_dict() for o in self.optimisers],
+            "ema": self.ema,
+            "order": self.order,
+            "cursor": self.cursor,
+            "step": self.step,
+            "seconds": seconds,
+            "generator": self.generator.get_state(),
+        }
+        torch.save(state, f"{file}.tmp")
+        os.replace(f"{file}.tmp", file)
+
+    def restore(self, file):
+        state = torch.load(file, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        for optimiser, held in zip(self.optimisers, state["optims"]):
+            optimiser.load_state_dict(held)
+        self.ema, self.order, self.cursor = state["ema"], state["order"], state["cursor"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.generator.set_state(state["generator"])
+
+
 def train(
-    kind,
+    kind: str,
     *,
-    steps,
-    core_after=0,
-    batch=64,
-    lr=1e-3,
-    seed=0,
-    init=None,
-    device="cpu",
-    part=None,
-    compiled=False,
-    report=print,
-    **size,
-):
-    """-> the EMA weights, float32 on the CPU, and a dict of figures."""
+    steps: int,
+    core_after: int = 0,
+    batch: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    init: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    part: str | Path | None = None,
+    compiled: bool = False,
+    report: Callable[[str], None] = print,
+    width: int = 192,
+    depth: int = 6,
+    heads: int = 6,
+    stem: int = 16,
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """(the EMA weights, float32 on the CPU, and a dict of figures).
+
+    core_after: from this step on only the core emoji are seen. part: where the state is kept every 100 steps,
+    and found again. width, depth, heads, stem: of the network.
+    """
     images, labels, _ = data.load("train", core=core_after == 0)
-    net = initialise(EmojiNet(kind, data.label_width(), **size), seed)
+    net = EmojiNet(kind, data.label_width(), width=width, depth=depth, heads=heads, stem=stem)
+    initialise(net, seed)
     if init:
         net.load_state_dict({k: v.float() for k, v in load_file(init).items()})
     net.to(device)
-    optims = optimisers(net, lr)
-    ema = {k: v.detach().clone() for k, v in net.named_parameters()}
-    g = torch.Generator().manual_seed(seed + 1)
-    order, start, seconds = torch.randperm(len(images), generator=g), 0, 0.0
-    cursor = 0
+    run = _Training(net, lr, seed, len(images))
     if part and Path(part).exists():
-        state = torch.load(part, weights_only=True)
-        net.load_state_dict(state["net"])
-        for o, s in zip(optims, state["optims"]):
-            o.load_state_dict(s)
-        ema, order, cursor, start, seconds = (state[k] for k in ("ema", "order", "cursor", "step", "seconds"))
-        g.set_state(state["generator"])
-        if start > core_after:
+        run.restore(part)
+        if run.step > core_after:
             images, labels, _ = data.load("train")
-    eye = torch.eye(data.label_width())
+    eye, g = torch.eye(data.label_width()), run.generator
     trunk = torch.compile(net.trunk) if compiled else net.trunk  # a fifth faster on CPU
-    running, begun = None, time.perf_counter()
-    for step in range(start, steps):
-        if step == core_after and step > 0:
+    first, begun = run.step, time.perf_counter()
+    while run.step < steps:
+        if run.step == core_after and run.step > 0:
             images, labels, _ = data.load("train")
-            cursor = len(order)
-        if cursor + batch > len(order):
-            order, cursor = torch.randperm(len(images), generator=g), 0
-        pick = order[cursor : cursor + batch]
-        cursor += batch
-        context = eye[labels[pick]] * (torch.rand(batch, 1, generator=g) > 0.15)
+            run.cursor = len(run.order)
+        pick = run.pick(batch, len(images))
+        context = eye[labels[pick]] * (torch.rand(batch, 1, generator=g) > DROPPED)
         theta = draw_angles(batch, g, device)
         eps = torch.randn(images[pick].shape, generator=g).to(device)
         x0 = images[pick].to(device)
         cos, sin = theta.cos().view(-1, 1, 1, 1), theta.sin().view(-1, 1, 1, 1)
         v = trunk(cos * x0 + sin * eps, theta, context[:, None].to(device))
-        loss = (v - (cos * eps - sin * x0)).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for o, base in zip(optims, (20 * lr, lr)):
-            o.param_groups[0]["lr"] = base * factor(step, steps)
-            o.step()
-            o.zero_grad(set_to_none=True)
-        decay = min(0.998, (step + 1) / (step + 20))
-        with torch.no_grad():
-            for k, p in net.named_parameters():
-                ema[k].lerp_(p, 1 - decay)
-        running = float(loss.detach()) if running is None else 0.99 * running + 0.01 * float(loss.detach())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            total = seconds + time.perf_counter() - begun
+        run.update((v - (cos * eps - sin * x0)).square().mean(), steps)
+        if run.step % 100 == 0 or run.step == steps:
+            took = time.perf_counter() - begun
             report(
-                f"{kind} step {step + 1}/{steps}  loss {running:.4f}  {total:.0f} s  "
-                f"{(step + 1 - start) * batch / (total - seconds):.0f} images/s"
+                f"{kind} step {run.step}/{steps}  loss {run.loss:.4f}  {run.seconds + took:.0f} s  "
+                f"{(run.step - first) * batch / took:.0f} images/s"
             )
             if part:
-                torch.save(
-                    {
-                        "net": net.state_dict(),
-                        "optims": [o.state_dict() for o in optims],
-                        "ema": ema,
-                        "order": order,
-                        "cursor": cursor,
-                        "step": step + 1,
-                        "seconds": total,
-                        "generator": g.get_state(),
-                    },
-                    f"{part}.tmp",
-                )
-                os.replace(f"{part}.tmp", part)
+                run.save(part, run.seconds + took)
     figures = {
         "steps": steps,
         "images_seen": steps * batch,
-        "seconds": seconds + time.perf_counter() - begun,
-        "loss": running,
+        "seconds": run.seconds + time.perf_counter() - begun,
+        "loss": run.loss,
         "seed": seed,
     }
-    return {k: v.cpu() for k, v in ema.items()}, figures
+    return {k: v.cpu() for k, v in run.ema.items()}, figures
 
 
-def main():
+def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -14,6 +14,7 @@ patches).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ KINDS = ("flow", "epsilon")
 TIMESTEPS, SIGMA_MAX = 1000, 40.0
 
 
-def discrete_sigmas():
+def discrete_sigmas() -> torch.Tensor:
     """sigma / alpha of the epsilon teacher at its 1000 indices, ascending, float64: the cosine schedule
     between 1/40 and 40.
 
@@ -41,21 +42,31 @@ def discrete_sigmas():
 class Block(nn.Module):
     """Pre-norm attention and MLP, each scaled, shifted and gated by the condition (adaLN-single)."""
 
-    def __init__(self, width, heads, operations, **kw):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ):
         super().__init__()
+        made = {"dtype": dtype, "device": device}
         self.heads = heads
-        self.qkv = operations.Linear(width, 3 * width, **kw)
-        self.proj = operations.Linear(width, width, **kw)
-        self.up = operations.Linear(width, 3 * width, **kw)
-        self.down = operations.Linear(3 * width, width, **kw)
-        self.table = nn.Parameter(torch.zeros(6, width, **kw))
+        self.qkv = operations.Linear(width, 3 * width, **made)
+        self.proj = operations.Linear(width, width, **made)
+        self.up = operations.Linear(width, 3 * width, **made)
+        self.down = operations.Linear(3 * width, width, **made)
+        self.table = nn.Parameter(torch.zeros(6, width, **made))
 
-    def attention(self, h):
+    def attention(self, h: torch.Tensor) -> torch.Tensor:
+        """Of tokens (B, N, width)."""
         b, n, w = h.shape
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, w))
 
-    def forward(self, h, modulation):
+    def forward(self, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, width); modulation (B, 6, width)."""
         table = self.table.to(h)
         scale1, shift1, gate1, scale2, shift2, gate2 = (modulation + table).chunk(6, 1)
         h = h + gate1 * self.attention(_norm(h) * (1 + scale1) + shift1)
@@ -75,38 +86,38 @@ class EmojiNet(nn.Module):
 
     def __init__(
         self,
-        kind="flow",
-        labels=1,
-        width=192,
-        depth=6,
-        heads=6,
-        stem=16,
-        dtype=None,
-        device=None,
-        operations=nn,
-        **_,
+        kind: str = "flow",
+        labels: int = 1,
+        width: int = 192,
+        depth: int = 6,
+        heads: int = 6,
+        stem: int = 16,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        operations: Any = nn,
+        **_: Any,  # what a host gives to all networks alike
     ):
         super().__init__()
         if kind not in KINDS:
             raise BadValue("kind must be one of {kinds}, got {got!r}.", kinds=list(KINDS), got=kind)
-        kw = dict(dtype=dtype, device=device)
+        made = {"dtype": dtype, "device": device}
         self.dtype, self.kind, self.labels, self.stem_width = dtype, kind, labels, stem
-        self.stem = operations.Conv2d(CHANNELS, stem, 3, padding=1, **kw)
-        self.patch = operations.Linear(stem * PATCH**2, width, **kw)
-        self.position = nn.Parameter(torch.zeros(1, (SIZE // PATCH) ** 2, width, **kw))
+        self.stem = operations.Conv2d(CHANNELS, stem, 3, padding=1, **made)
+        self.patch = operations.Linear(stem * PATCH**2, width, **made)
+        self.position = nn.Parameter(torch.zeros(1, (SIZE // PATCH) ** 2, width, **made))
         self.frequencies = 16
-        self.time = operations.Linear(2 * self.frequencies + 1, width, **kw)
-        self.label = operations.Linear(labels, width, **kw)
-        self.condition = operations.Linear(width, width, **kw)
-        self.modulation = operations.Linear(width, 6 * width, **kw)
-        self.blocks = nn.ModuleList(Block(width, heads, operations, **kw) for _ in range(depth))
-        self.unpatch = operations.Linear(width, stem * PATCH**2, **kw)
-        self.refine = operations.Conv2d(2 * stem, stem, 3, padding=1, **kw)
-        self.out = operations.Conv2d(stem, CHANNELS, 3, padding=1, **kw)
+        self.time = operations.Linear(2 * self.frequencies + 1, width, **made)
+        self.label = operations.Linear(labels, width, **made)
+        self.condition = operations.Linear(width, width, **made)
+        self.modulation = operations.Linear(width, 6 * width, **made)
+        self.blocks = nn.ModuleList(Block(width, heads, operations, **made) for _ in range(depth))
+        self.unpatch = operations.Linear(width, stem * PATCH**2, **made)
+        self.refine = operations.Conv2d(2 * stem, stem, 3, padding=1, **made)
+        self.out = operations.Conv2d(stem, CHANNELS, 3, padding=1, **made)
         if kind == "epsilon":
             self.register_buffer("sigmas", discrete_sigmas().float(), persistent=False)
 
-    def angle(self, timesteps):
+    def angle(self, timesteps: torch.Tensor) -> torch.Tensor:
         """theta = atan2(sigma, alpha) in [0, pi/2] of ComfyUI's timestep, shape (B,)."""
         if self.kind == "flow":
             t = timesteps.float() / 1000
@@ -117,7 +128,7 @@ class EmojiNet(nn.Module):
         high = i.ceil().long()
         return torch.lerp(table[low], table[high], i - low).exp().atan()
 
-    def trunk(self, x, theta, context):
+    def trunk(self, x: torch.Tensor, theta: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """v of the variance-preserving state x at angle theta."""
         dtype, b = x.dtype, x.shape[0]
         unit = theta * (2 / math.pi)
@@ -128,9 +139,8 @@ class EmojiNet(nn.Module):
         modulation = self.modulation(c).view(b, 6, -1)
         stem = self.stem(x)
         n = SIZE // PATCH
-        tokens = (
-            stem.view(b, self.stem_width, n, PATCH, n, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(b, n * n, -1)
-        )
+        patches = stem.view(b, self.stem_width, n, PATCH, n, PATCH).permute(0, 2, 4, 1, 3, 5)
+        tokens = patches.reshape(b, n * n, -1)
         h = self.patch(tokens) + self.position.to(x)
         for block in self.blocks:
             h = block(h, modulation)
@@ -138,7 +148,15 @@ class EmojiNet(nn.Module):
         h = h.permute(0, 3, 1, 4, 2, 5).reshape(b, self.stem_width, SIZE, SIZE)
         return self.out(F.silu(self.refine(F.silu(torch.cat([h, stem], 1)))))
 
-    def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **kwargs):
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None = None,
+        control: Any = None,
+        transformer_options: Any = None,
+        **_: Any,  # what a host gives to all networks alike
+    ) -> torch.Tensor:
         if tuple(x.shape[1:]) != (CHANNELS, SIZE, SIZE):
             raise BadValue(
                 "The demo teacher works on {size}x{size} RGB (latent {channels}x{size}x{size}), got {got}. "
@@ -164,17 +182,13 @@ class EmojiNet(nn.Module):
         return (sin - cos) * x + (sin + cos) * self.trunk(x, theta, context)
 
 
-def initialise(net, seed=0):
-    """Seeded initial weights: 1/sqrt(fan-in) normals, gates and output zero."""
+def initialise(net: EmojiNet, seed: int = 0) -> EmojiNet:
+    """Seeded initial weights, in place: 1/sqrt(fan-in) normals, gates and output zero."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in net.named_parameters():
-            if (
-                name.endswith("table")
-                or name == "modulation.weight"
-                or name.startswith("out.")
-                or name.endswith("bias")
-            ):
+            gate = name.endswith("table") or name == "modulation.weight"
+            if gate or name.startswith("out.") or name.endswith("bias"):
                 p.zero_()
             elif name == "position":
                 p.copy_(0.02 * torch.randn(p.shape, generator=g))

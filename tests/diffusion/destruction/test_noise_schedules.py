@@ -1,16 +1,17 @@
-"""Forward processes, held to their SDEs, to diffusers' tables and to the paths and grids of the samplers."""
+"""Noise schedules, held to their SDEs, to diffusers' tables and to the paths and grids of the samplers."""
 
 import math
 
 import pytest
 import torch
 from fewstep.diffusion.destruction import noise_schedules
-from fewstep.diffusion.destruction.noise_schedules import PROCESSES, to_diffusion_view, to_flow_view
+from fewstep.diffusion.destruction.noise_schedules import SCHEDULES
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from fewstep.diffusion.schedules import grids
+from oracles.sde import sde, to_diffusion_view, to_flow_view
 
 ALL = [
-    *((name, {}) for name in PROCESSES),
+    *((name, {}) for name in SCHEDULES),
     ("flow", {"shift": 3.0}),
     ("flow", {"shift": 0.4}),
     ("VP linear", {"beta_min": 2.0, "beta_max": 2.0}),
@@ -30,15 +31,16 @@ def inner_times(process, count=41):
 @every
 def test_f_is_the_slope_of_log_alpha_and_g2_of_lambda(name, options):
     """Against automatic differentiation of alpha and lambda themselves."""
-    process = PROCESSES[name](**options)
+    equation = sde(name, **options)
+    process = equation.schedule
     t = inner_times(process).requires_grad_()
     slopes = [
         torch.autograd.grad(value(t).sum(), t, allow_unused=True)[0]
         for value in (lambda t: process.alpha(t).log() + 0 * t, process.log_snr)
     ]
     t = t.detach()
-    assert torch.allclose(process.f(t), slopes[0], rtol=1e-9, atol=1e-12)
-    assert torch.allclose(process.g2(t), -2 * process.sigma(t).square() * slopes[1], rtol=1e-9, atol=1e-12)
+    assert torch.allclose(equation.f(t), slopes[0], rtol=1e-9, atol=1e-12)
+    assert torch.allclose(equation.g2(t), -2 * process.sigma(t).square() * slopes[1], rtol=1e-9, atol=1e-12)
 
 
 @every
@@ -47,21 +49,22 @@ def test_sde_has_the_marginals(name, options, variance):
     """The variance of dx = f x dt + g dw obeys dV/dt = 2 f V + g^2; V = alpha^2 v + sigma^2 by central
     differences.
     """
-    process = PROCESSES[name](**options)
+    equation = sde(name, **options)
+    process = equation.schedule
     t, step = inner_times(process), 1e-5 * process.t_max
 
     def total(t):
         return process.alpha(t).square() * variance + process.sigma(t).square()
 
     slope = (total(t + step) - total(t - step)) / (2 * step)
-    wanted = 2 * process.f(t) * total(t) + process.g2(t)
-    scale = (2 * process.f(t) * total(t)).abs() + process.g2(t)
+    wanted = 2 * equation.f(t) * total(t) + equation.g2(t)
+    scale = (2 * equation.f(t) * total(t)).abs() + equation.g2(t)
     assert ((slope - wanted) / scale).abs().max() < 1e-5
 
 
 @every
 def test_time_inverts_log_snr(name, options):
-    process = PROCESSES[name](**options)
+    process = SCHEDULES[name](**options)
     t = process.t_max * torch.cat(
         [torch.logspace(-6, -1, 11, dtype=torch.float64), torch.linspace(0.1, 0.999, 50).double()]
     )
@@ -73,7 +76,8 @@ def test_time_inverts_log_snr(name, options):
 
 @every
 def test_ends(name, options):
-    process = PROCESSES[name](**options)
+    equation = sde(name, **options)
+    process = equation.schedule
     assert process.alpha(0.0) == 1
     assert math.isclose(
         process.sigma(0.0), options.get("sigma_min", 0.01) if name == "VE" else 0, rel_tol=1e-12
@@ -82,7 +86,7 @@ def test_ends(name, options):
     assert (process.log_snr(t).diff() < 0).all()
     for end in (0.0, process.t_max):
         assert math.isclose(process.time(process.log_snr(end)), end, abs_tol=1e-12)
-    assert torch.isfinite(process.f(t[:-1])).all() and torch.isfinite(process.g2(t[:-1])).all()
+    assert torch.isfinite(equation.f(t[:-1])).all() and torch.isfinite(equation.g2(t[:-1])).all()
     if name in ("flow", "VP cosine"):
         assert process.alpha(1.0) == 0 and process.sigma(1.0) == 1 and process.log_snr(1.0) == -math.inf
 
@@ -93,7 +97,7 @@ def test_tables_are_those_of_diffusers(name):
 
     ends = {"beta_start": 0.00085, "beta_end": 0.012} if name == "VP scaled linear" else {}
     theirs = DDPMScheduler(beta_schedule=TABLES[name], **ends).alphas_cumprod.double()
-    process = PROCESSES[name]()
+    process = SCHEDULES[name]()
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert (
         process.alpha(t).square() / theirs - 1
@@ -131,16 +135,16 @@ def test_vp_sde_is_the_limit_of_the_tables():
 def test_coefficients_are_the_textbook_ones():
     t = torch.linspace(0, 1, 21, dtype=torch.float64)
     beta = 0.1 + 19.9 * t
-    vp, sub, ve = noise_schedules.vp_linear(), noise_schedules.sub_vp(), noise_schedules.ve()
+    vp, sub, ve, flow = sde("VP linear"), sde("sub-VP"), sde("VE"), sde("flow")
     assert torch.allclose(vp.f(t), -beta / 2) and torch.allclose(vp.g2(t), beta, rtol=1e-14)
     assert torch.allclose(sub.g2(t), beta * (1 - torch.exp(-2 * (0.1 * t + 9.95 * t**2))), rtol=1e-12)
     assert torch.allclose(ve.g2(t).sqrt(), 0.01 * 5000**t * math.sqrt(2 * math.log(5000)), rtol=1e-12)
-    assert torch.equal(noise_schedules.edm().g2(t), 2 * t)
+    assert torch.equal(sde("EDM").g2(t), 2 * t)
     abar = (torch.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)).square()
     assert torch.allclose(noise_schedules.vp_cosine().alpha(t).square(), abar, rtol=1e-12, atol=1e-15)
     inner = t[:-1]
-    assert torch.allclose(noise_schedules.flow().g2(inner), 2 * inner / (1 - inner), rtol=1e-14)
-    assert torch.allclose(noise_schedules.flow().f(inner), -1 / (1 - inner), rtol=1e-14)
+    assert torch.allclose(flow.g2(inner), 2 * inner / (1 - inner), rtol=1e-14)
+    assert torch.allclose(flow.f(inner), -1 / (1 - inner), rtol=1e-14)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
@@ -164,7 +168,7 @@ def test_flow_is_the_flow_path_under_the_grids_shift(shift):
     ],
 )
 def test_processes_stay_on_their_path(name, path):
-    process = PROCESSES[name]()
+    process = SCHEDULES[name]()
     t = inner_times(process)
     assert torch.allclose(path.alpha(process.sigma(t)), process.alpha(t), rtol=1e-8)
     assert torch.allclose(path.sigma(process.log_snr(t)), process.sigma(t), rtol=1e-12)
@@ -175,12 +179,13 @@ def test_quadrature_of_f_and_g2_is_alpha_and_sigma(name, options):
     """With the factor alpha in sigma; the error falls with the spacing's square, with the spacing for tables'
     slopes that jump.
     """
-    process = PROCESSES[name](**options)
+    equation = sde(name, **options)
+    process = equation.schedule
     errors = []
     for count in (2000, 4000):
         t = torch.linspace(0, 0.9 * process.t_max, count * 9 // 10 + 1, dtype=torch.float64)
         alpha, sigma, eps = to_flow_view(
-            process.f(t), process.g2(t), 0.7, t, sigma_0=float(process.sigma(0.0))
+            equation.f(t), equation.g2(t), 0.7, t, sigma_0=float(process.sigma(0.0))
         )
         late = slice(count // 10, None)  # sigma is compared as a ratio, which is 0/0 at 0
         errors.append(
@@ -189,22 +194,23 @@ def test_quadrature_of_f_and_g2_is_alpha_and_sigma(name, options):
                 float((sigma / process.sigma(t) - 1)[late].abs().max()),
             )
         )
-        assert torch.equal(eps, 0.7 * process.g2(t).sqrt())
+        assert torch.equal(eps, 0.7 * equation.g2(t).sqrt())
     assert errors[1] < (5e-3 if name in TABLES else 1e-5)
     assert errors[1] < 1e-12 or abs(math.log2(errors[0] / errors[1]) - (1 if name in TABLES else 2)) < 0.1
 
 
-@pytest.mark.parametrize("name", [n for n in PROCESSES if n not in TABLES])
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n not in TABLES])
 @pytest.mark.parametrize("eta", [0.0, 0.7, 2.0])
 def test_views_convert_there_and_back(name, eta):
-    process = PROCESSES[name]()
+    equation = sde(name)
+    process = equation.schedule
     errors = []
     for count in (1000, 2000):
         t = torch.linspace(0, 0.9 * process.t_max, count + 1, dtype=torch.float64)
-        f, g2, back = to_diffusion_view(process.alpha(t), process.sigma(t), eta * process.g2(t).sqrt(), t)
+        f, g2, back = to_diffusion_view(process.alpha(t), process.sigma(t), eta * equation.g2(t).sqrt(), t)
         late = slice(count // 10, None)
         errors.append(
-            [float(e[late].abs().max()) for e in (f - process.f(t), g2 / process.g2(t) - 1, back - eta)]
+            [float(e[late].abs().max()) for e in (f - equation.f(t), g2 / equation.g2(t) - 1, back - eta)]
         )
     for coarse, fine in zip(*errors):
         assert fine < 1e-11 or (fine < 1e-3 and abs(math.log2(coarse / fine) - 2) < 0.2)
@@ -215,12 +221,13 @@ def test_reverse_sde_and_interpolant_sde_are_one():
     """f z - (1 + eta^2)/2 g^2 score against u - eps^2/2 score, u = alpha' x_0 + sigma' eps the path's own
     velocity.
     """
-    process = noise_schedules.flow()
+    equation = sde("flow")
+    process = equation.schedule
     t, x0, noise = torch.tensor(0.3), torch.tensor(1.3).double(), torch.tensor(-0.4).double()
     z, score = process.alpha(t) * x0 + process.sigma(t) * noise, -noise / process.sigma(t)
     eta = 0.6
-    eps = eta * process.g2(t).sqrt()
-    reverse = process.f(t) * z - (1 + eta**2) / 2 * process.g2(t) * score
+    eps = eta * equation.g2(t).sqrt()
+    reverse = equation.f(t) * z - (1 + eta**2) / 2 * equation.g2(t) * score
     assert torch.allclose(reverse, noise - x0 - eps.square() / 2 * score, rtol=1e-12)
 
 

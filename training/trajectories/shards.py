@@ -1,0 +1,51 @@
+"""The files of a trajectory cache: written whole or not at all, and found out when they are damaged."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ...diffusion.faults import BadFile
+from ..formats.files import read_tensors, write_tensors
+
+
+def write_shard(file: Path, tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """Write a shard with its mark; place: its cache and number, so that no other file is taken for it.
+
+    Raises OSError, naming the file, where the disk can't take it.
+    """
+    try:
+        write_tensors(file, tensors, {"shard": _mark(place, tensors)})
+    except OSError as error:
+        raise BadFile(
+            '{file} must be written, which gave "{error}". Free some space and run again: what was '
+            "written before is kept.",
+            file=file,
+            error=error.strerror or error,
+        ) from error
+
+
+def read_shard(file: Path, place: str) -> dict[str, torch.Tensor] | None:
+    """The tensors of a shard, or None when it is missing or damaged, which is logged."""
+    if not file.exists():
+        return None
+    try:
+        tensors, metadata = read_tensors(file)
+        found, wanted = metadata["shard"], _mark(place, tensors)
+        why = "" if found == wanted else f"its mark is {found} and not {wanted}"
+    except Exception as error:
+        why = str(error) or type(error).__name__
+    if why:
+        logging.warning("Fewstep: trajectory shard %s is damaged (%s).", file, why)
+    return None if why else tensors
+
+
+def _mark(place, tensors):
+    """Place and checksum. One entry of metadata, as safetensors writes several in an order of chance."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return f"{place} {digest.hexdigest()}"
