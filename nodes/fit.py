@@ -39,45 +39,7 @@ class Fit(io.ComfyNode):
             "draw. No weight is changed. Wire a model and prompts, or a guider.",
             search_aliases=["solver", "recipe", "bns", "gits", "few steps", "fewstep"],
             is_output_node=True,
-            inputs=[
-                io.Latent.Input("latent", tooltip="Its size is fitted for, as an empty latent's."),
-                io.Guider.Input(
-                    "guider",
-                    optional=True,
-                    tooltip="What will sample: any guider with its own model and prompts, "
-                    "ControlNets and regions included. In the place of model.",
-                ),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that will be sampled, with all that is patched into it.",
-                ),
-                io.Conditioning.Input(
-                    "positive",
-                    optional=True,
-                    tooltip="Prompts to fit on; each conditioning entry is one prompt "
-                    "(join more with Conditioning Combine).",
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."
-                ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Shows pictures in the report; without it there is only the curve.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    optional=True,
-                    tooltip="The guidance that you use with this model. A guider has its own.",
-                ),
-                *_settings(),
-            ],
+            inputs=_inputs(),
             outputs=[
                 recipes.RECIPE.Output(display_name="RECIPE"),
                 io.Sampler.Output(display_name="SAMPLER"),
@@ -138,9 +100,44 @@ class Fit(io.ComfyNode):
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
 
 
-def _settings() -> list:
-    """What a fit may cost, and what it is for."""
+def _inputs() -> list:
     return [
+        io.Latent.Input("latent", tooltip="Its size is fitted for, as an empty latent's."),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip="What will sample: any guider with its own model and prompts, "
+            "ControlNets and regions included. In the place of model.",
+        ),
+        io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="The model that will be sampled, with all that is patched into it.",
+        ),
+        io.Conditioning.Input(
+            "positive",
+            optional=True,
+            tooltip="Prompts to fit on; each conditioning entry is one prompt "
+            "(join more with Conditioning Combine).",
+        ),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Shows pictures in the report; without it there is only the curve.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=4.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            optional=True,
+            tooltip="The guidance that you use with this model. A guider has its own.",
+        ),
         io.String.Input(
             "steps",
             default="1, 2, 3, 4, 6, 8",

@@ -88,11 +88,11 @@ class Prompts(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(
         cls,
-        text: str = "",
-        source: str = MINE,
-        count: int = 32,
-        negative: str = "",
-        folder: str = "",
+        text: str | None = "",
+        source: str | None = MINE,
+        count: int | None = 32,
+        negative: str | None = "",
+        folder: str | None = "",
         **others: Any,
     ) -> str:
         """Changes with the choice of prompts, not with each new picture: a run that trains on them would
@@ -111,7 +111,13 @@ class Prompts(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: Any, text: str, source: str, count: int, negative: str = "", folder: str = ""
+        cls,
+        clip: io.Clip.Type | None,
+        text: str,
+        source: str,
+        count: int,
+        negative: str = "",
+        folder: str = "",
     ) -> io.NodeOutput:
         if clip is None:
             raise Failed(

@@ -35,7 +35,7 @@ def outputs(recipe: Recipe) -> tuple[comfy.samplers.Sampler, torch.Tensor, float
     return recipe_sampler(recipe), torch.tensor(recipe.sigmas), recipe.cfg
 
 
-def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> str | None:
+def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> Message | None:
     """A warning where a recipe was made from another base model, None otherwise; logged too.
 
     name: of the input that the recipe came from, label: what it is called. Raises ValueError where it can't
@@ -65,7 +65,7 @@ def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> 
 
 def check_base(
     recipe: Recipe, model: io.Model.Type, name: str, label: str, any_base: bool = False
-) -> str | None:
+) -> Message | None:
     """`check_model`, which refuses another base model too unless `any_base`."""
     warning = check_model(recipe, model, name, label)
     if warning and not any_base:

@@ -44,10 +44,11 @@ TIPS = {
 def _options(kind: str) -> list:
     """The inputs of a kind of process."""
     inputs = []
-    for name, (default, low, high) in processes.KINDS[kind][1].items():
-        make = io.Int.Input if isinstance(default, int) else io.Float.Input
-        step = {} if isinstance(default, int) else {"step": 0.05, "round": False}
-        inputs.append(make(name, default=default, min=low, max=high, tooltip=TIPS[name], **step))
+    for name, option in processes.KINDS[kind].options.items():
+        make = io.Int.Input if option.whole else io.Float.Input
+        more = {} if option.whole else {"step": 0.05, "round": False}
+        bounds = {"default": option.default, "min": option.least, "max": option.most}
+        inputs.append(make(name, **bounds, tooltip=TIPS[name], **more))
     return inputs
 
 

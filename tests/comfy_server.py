@@ -18,7 +18,9 @@ WORKFLOWS = Path(__file__).parent / "nodes" / "workflows"
 def link_pack(base):
     """A ComfyUI base directory whose custom_nodes holds this pack alone."""
     (base / "custom_nodes").mkdir(parents=True)
-    ignore = shutil.ignore_patterns(".git", ".venv", "node_modules", "__pycache__", "tests", "demo-out", "fit-out", "*.part")
+    ignore = shutil.ignore_patterns(
+        ".git", ".venv", "node_modules", "__pycache__", "tests", "demo-out", "fit-out", "*.part"
+    )
     shutil.copytree(ROOT, base / "custom_nodes" / "fewstep", ignore=ignore)
     return base / "custom_nodes" / "fewstep"
 

@@ -10,7 +10,6 @@ Its `identity` is what a trajectory cache is found by: hashes of `fingerprints`.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -35,15 +34,15 @@ class Prompts(CFGGuider):
         noise: torch.Tensor,
         latent_image: torch.Tensor,
         device: torch.device,
-        sampler: Any,
+        sampler: comfy.samplers.Sampler,
         sigmas: torch.Tensor,
         denoise_mask: torch.Tensor | None,
         callback: Callable | None,
         disable_pbar: bool,
-        seed: int | None,
+        seed: int,
         latent_shapes: list | None = None,
     ) -> torch.Tensor:
-        """As the host's, with every prompt made ready."""
+        """The host's, with `prompts` worked out as it works out the conditioning."""
         every, self.prompts = self.conds, []
         for entry in every["positive"]:
             self.conds = {**every, "positive": [entry]}
@@ -86,9 +85,16 @@ class _Inside(comfy.samplers.Sampler):
         self.work = work
 
     def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
-        disable_pbar=False,
-    ):  # fmt: skip
+        self,
+        model_wrap: CFGGuider,
+        sigmas: torch.Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
         self.work(lambda x, sigma: model_wrap(x, sigma, **extra_args))
         return noise
 
@@ -132,17 +138,15 @@ class Teacher:
         finally:
             self._ask = None
 
-    def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """x0 (B, *shape) at one noise level: sigma is a number, or (B,) of equal ones."""
-        level = float(sigma.flatten()[0]) if isinstance(sigma, torch.Tensor) else float(sigma)
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """x0 (B, *shape) from x (B, *shape), sigma (B,) and condition (B,)."""
         out = torch.empty(x.shape, dtype=torch.float32)
         for number in condition.unique().tolist():
             if isinstance(self.guider, Prompts):
                 self.guider.choose(number)
             for which in (condition == number).nonzero()[:, 0].split(self.rows):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                rows = x[which].to(self.device, torch.float32)
-                levels = torch.full((len(rows),), level, device=self.device)
+                rows, levels = (part[which].to(self.device, torch.float32) for part in (x, sigma))
                 out[which] = self._ask(rows, levels).to(out)
         return out
 

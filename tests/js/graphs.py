@@ -2,7 +2,8 @@
 
     {id: [type, {input: [slot type, id, slot] or [slot type]}, [output types], {more} or nothing]}
 
-`more` are properties of the node (mode, isVirtualNode), `widgets` {name: value}, and `subgraph`, the name of one in
+`more` are properties of the node (mode, isVirtualNode), `widgets` {name: value}, and `subgraph`, the name of
+one in
 
     {name: {"inputs": [input names], "outputs": [[id, slot], ...], "nodes": the same}}
 

@@ -1,4 +1,6 @@
-"""Runs the pack's scripts in Node: `node(tmp_path, script, data)`; skips with one line where there is no Node."""
+"""Runs the pack's scripts in Node: `node(tmp_path, script, data)`; skips with one line where there is no
+Node.
+"""
 
 import json
 import shutil
@@ -16,11 +18,17 @@ def node(folder, script, data):
     if shutil.which("node") is None:
         pytest.skip("needs Node.js: node is not on the PATH")
     shutil.copytree(JS, folder / "js", ignore=shutil.ignore_patterns("docs"), dirs_exist_ok=True)
-    (folder / "package.json").write_text('{"type": "module"}')      # the browser needs none: it is told by the script tag
+    (folder / "package.json").write_text(
+        '{"type": "module"}'
+    )  # the browser needs none: it is told by the script tag
     # numbers that JSON lacks are told as text
-    tail = "\nfunction answer(value) {\n  process.stdout.write(JSON.stringify(value, (_, v) => typeof v === 'number' && " \
-           "!Number.isFinite(v) ? String(v) : v));\n}\n"
+    tail = (
+        "\nfunction answer(value) {\n  process.stdout.write(JSON.stringify(value, (_, v) => typeof v === 'number' && "
+        "!Number.isFinite(v) ? String(v) : v));\n}\n"
+    )
     (folder / "script.js").write_text(HEAD.format() + script + tail)
-    done = subprocess.run(["node", "script.js"], cwd=folder, input=json.dumps(data), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["node", "script.js"], cwd=folder, input=json.dumps(data), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,4 +1,6 @@
-"""The editor's curve and grid are Python's, it reads what Python reads, and its moves keep a curve that Python takes."""
+"""The editor's curve and grid are Python's, it reads what Python reads, and its moves keep a curve that
+Python takes.
+"""
 
 import json
 import random
@@ -9,10 +11,29 @@ from fewstep.diffusion.schedules import drawn, grids
 from fewstep.tests.js.plots import node
 
 F64 = torch.float64
-TEXTS = ["[]", "[[0.5, 0.5]]", "[[0, 1], [0.3, 0.6], [1, 0]]", "[[0.1, 0.9], [0.1001, 0.8999]]", "[[0.1, 0.9], [0.1, 0.8]]",
-         "[[0.5, 0.5], [0.6, 0.5]]", "[[0.5, 1]]", "[[1, 0.5]]", "[[0.5, 0]]", "[[-0.1, 0.5]]", '[["0.5", 0.5]]', "[[0.5]]",
-         "[0.5, 0.5]", "[[0.5, true]]", "{}", "null", "", "[[0.5, 0.5]", "[[5e-1, 0.25e0]]",
-         json.dumps([[i / 65, 1 - i / 65] for i in range(1, 65)]), json.dumps([[i / 67, 1 - i / 67] for i in range(1, 67)])]
+TEXTS = [
+    "[]",
+    "[[0.5, 0.5]]",
+    "[[0, 1], [0.3, 0.6], [1, 0]]",
+    "[[0.1, 0.9], [0.1001, 0.8999]]",
+    "[[0.1, 0.9], [0.1, 0.8]]",
+    "[[0.5, 0.5], [0.6, 0.5]]",
+    "[[0.5, 1]]",
+    "[[1, 0.5]]",
+    "[[0.5, 0]]",
+    "[[-0.1, 0.5]]",
+    '[["0.5", 0.5]]',
+    "[[0.5]]",
+    "[0.5, 0.5]",
+    "[[0.5, true]]",
+    "{}",
+    "null",
+    "",
+    "[[0.5, 0.5]",
+    "[[5e-1, 0.25e0]]",
+    json.dumps([[i / 65, 1 - i / 65] for i in range(1, 65)]),
+    json.dumps([[i / 67, 1 - i / 67] for i in range(1, 67)]),
+]
 SCRIPT = """
 import { curve, drawnGrid, readPoints } from "./js/maths/drawn.js";
 import { flowSigma } from "./js/maths/models.js";
@@ -32,17 +53,34 @@ answer({ read: data.texts.map(readPoints), edited,
 
 
 def some_points(r, count):
-    shares, times = sorted(r.random() for _ in range(count)), sorted((r.random() for _ in range(count)), reverse=True)
+    shares, times = (
+        sorted(r.random() for _ in range(count)),
+        sorted((r.random() for _ in range(count)), reverse=True),
+    )
     return [list(p) for p in zip(shares, times)]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     r = random.Random(0)
-    moves = [(r.choice(("add", "add", "move", "move", "move", "remove")), r.random(), r.uniform(-0.2, 1.2), r.uniform(-0.2, 1.2))
-             for _ in range(600)]
-    asked = {"start": "[[0.25, 0.75], [0.5, 0.5]]", "shift": 3.0, "texts": TEXTS, "moves": moves, "steps": [1, 2, 7, 30],
-             "curves": [some_points(r, n) for n in (0, 1, 2, 5, 20)], "shares": [i / 97 for i in range(98)]}
+    moves = [
+        (
+            r.choice(("add", "add", "move", "move", "move", "remove")),
+            r.random(),
+            r.uniform(-0.2, 1.2),
+            r.uniform(-0.2, 1.2),
+        )
+        for _ in range(600)
+    ]
+    asked = {
+        "start": "[[0.25, 0.75], [0.5, 0.5]]",
+        "shift": 3.0,
+        "texts": TEXTS,
+        "moves": moves,
+        "steps": [1, 2, 7, 30],
+        "curves": [some_points(r, n) for n in (0, 1, 2, 5, 20)],
+        "shares": [i / 97 for i in range(98)],
+    }
     return asked, node(tmp_path_factory.mktemp("node"), SCRIPT, asked)
 
 
@@ -50,9 +88,13 @@ def test_curve_and_grid_are_pythons(found):
     asked, told = found
     for points, curve, own in zip(asked["curves"], told["curves"], told["grids"]):
         whole = [(0.0, 1.0), *map(tuple, points), (1.0, 0.0)]
-        assert curve == pytest.approx(drawn.curve(whole, torch.tensor(asked["shares"], dtype=F64)).tolist(), abs=1e-12)
+        assert curve == pytest.approx(
+            drawn.curve(whole, torch.tensor(asked["shares"], dtype=F64)).tolist(), abs=1e-12
+        )
         for steps, sigmas in zip(asked["steps"], own):
-            assert sigmas == pytest.approx(drawn.grid(points, steps, grids.flow_sigma(3.0), 0.8).tolist(), rel=1e-5)
+            assert sigmas == pytest.approx(
+                drawn.grid(points, steps, grids.flow_sigma(3.0), 0.8).tolist(), rel=1e-5
+            )
 
 
 @pytest.mark.parametrize("i", range(len(TEXTS)))

@@ -1,4 +1,6 @@
-"""The kernel in js/maths weighs predictions as `diffusion.probe` finds them in Python's sampler, in every mode."""
+"""The kernel in js/maths weighs predictions as `diffusion.probe` finds them in Python's sampler, in every
+mode.
+"""
 
 import itertools
 import math
@@ -12,13 +14,20 @@ from fewstep.diffusion.step import share_of
 from fewstep.tests.js.plots import node
 
 F64 = torch.float64
-MODELS = {"flow": (grids.flow_sigma(3.0), FLOW), "exploding": (lambda t: (10 ** (1 / 7) * t + (1 - t) * 0.03 ** (1 / 7)) ** 7,
-                                                               VARIANCE_EXPLODING),
-          "preserving": (lambda t: (t * math.pi / 2).sin(), VARIANCE_PRESERVING)}
+MODELS = {
+    "flow": (grids.flow_sigma(3.0), FLOW),
+    "exploding": (lambda t: (10 ** (1 / 7) * t + (1 - t) * 0.03 ** (1 / 7)) ** 7, VARIANCE_EXPLODING),
+    "preserving": (lambda t: (t * math.pi / 2).sin(), VARIANCE_PRESERVING),
+}
 OPTIONS = [{"churn": c} for c in (0.0, 0.2, 1.0, 7.0, math.inf)] + [
-    {"kappa": 0.5}, {"kappa": 1.0}, {"churn": 1.0, "start": 0.3, "end": 0.8}, {"churn": 0.7, "mode": "raise first"},
-    {"churn": 30.0, "mode": "raise first", "start": 0.2}, {"churn": 2.0, "mode": "restart", "end": 0.7},
-    {"churn": 1.0, "mode": "restart"}]
+    {"kappa": 0.5},
+    {"kappa": 1.0},
+    {"churn": 1.0, "start": 0.3, "end": 0.8},
+    {"churn": 0.7, "mode": "raise first"},
+    {"churn": 30.0, "mode": "raise first", "start": 0.2},
+    {"churn": 2.0, "mode": "restart", "end": 0.7},
+    {"churn": 1.0, "mode": "restart"},
+]
 SCRIPT = """
 import { flowSigma } from "./js/maths/models.js";
 import { noising, weights } from "./js/maths/probe.js";
@@ -36,8 +45,14 @@ answer({
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    cases = [(sigmas(model, steps), model, options) for steps, model, options in itertools.product((2, 3, 6, 20), MODELS, OPTIONS)]
-    told = [(s.tolist(), MODELS[m][1].name, {k: "inf" if v == math.inf else v for k, v in o.items()}) for s, m, o in cases]
+    cases = [
+        (sigmas(model, steps), model, options)
+        for steps, model, options in itertools.product((2, 3, 6, 20), MODELS, OPTIONS)
+    ]
+    told = [
+        (s.tolist(), MODELS[m][1].name, {k: "inf" if v == math.inf else v for k, v in o.items()})
+        for s, m, o in cases
+    ]
     found = node(tmp_path_factory.mktemp("node"), SCRIPT, {"cases": told, "gammas": [0.0, 0.3, 1.0]})
     return [(*case, run) for case, run in zip(cases, found["runs"])], found["tcd"]
 
@@ -59,7 +74,9 @@ def test_weights_and_survival_are_what_the_probe_finds(runs):
 
         assert len(found["moves"]) == len(moves)
         for ours, theirs in zip(moves, found["moves"]):
-            assert tuple(theirs.values()) == pytest.approx((ours.sigma_from, ours.sigma, ours.sigma_next, ours.kappa), abs=1e-12)
+            assert tuple(theirs.values()) == pytest.approx(
+                (ours.sigma_from, ours.sigma, ours.sigma_next, ours.kappa), abs=1e-12
+            )
         known = probe.prediction_weights(run, path, (1, 4, 8, 8))
         assert found["weights"] == pytest.approx(known.predictions, abs=1e-9), (model, options)
         assert found["survival"] == pytest.approx(known.survival, abs=1e-9), (model, options)
@@ -70,9 +87,11 @@ def test_fresh_shares_are_the_ones_of_the_plan_and_churn_is_read_back(runs):
         path, fresh = MODELS[model][1], [row["fresh"] for row in found["noising"]]
         if options.get("mode", "each step") == "each step":
             assert fresh == pytest.approx([m["kappa"] for m in found["moves"]], abs=1e-9)
-        else:       # added before the step: as much as noising from one level to the other takes
+        else:  # added before the step: as much as noising from one level to the other takes
             levels = torch.tensor([[m["from"], m["sigma"]] for m in found["moves"]], dtype=F64)
-            assert fresh == pytest.approx([share_of(path, a, b) if a < b else 0.0 for a, b in levels], abs=1e-7)
+            assert fresh == pytest.approx(
+                [share_of(path, a, b) if a < b else 0.0 for a, b in levels], abs=1e-7
+            )
         left = torch.tensor([1 - f * f for f in fresh], dtype=F64).cumprod(0).sqrt()
         assert [row["left"] for row in found["noising"]] == pytest.approx(left.tolist(), abs=1e-7)
 

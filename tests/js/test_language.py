@@ -25,11 +25,21 @@ answer({ asked, definition: data.definition, known: t("panel.buttons.stop"), fil
 
 def schedule(tooltip):
     """The definition of FewstepSchedule, as far as the frontend's own has it."""
-    options = [{"key": "uniform", "inputs": {"required": {}}},
-               {"key": "karras", "inputs": {"required": {"rho": ["FLOAT", {"default": 7, "tooltip": tooltip}]}}}]
-    return {"name": "FewstepSchedule", "input": {"required": {"model": ["MODEL", {"tooltip": "m"}], "steps": ["INT"],
-                                                              "schedule": ["COMFY_DYNAMICCOMBO_V3", {"options": options}],
-                                                              "kind": ["COMBO", {"options": ["a", "b"]}]}}}
+    options = [
+        {"key": "uniform", "inputs": {"required": {}}},
+        {"key": "karras", "inputs": {"required": {"rho": ["FLOAT", {"default": 7, "tooltip": tooltip}]}}},
+    ]
+    return {
+        "name": "FewstepSchedule",
+        "input": {
+            "required": {
+                "model": ["MODEL", {"tooltip": "m"}],
+                "steps": ["INT"],
+                "schedule": ["COMFY_DYNAMICCOMBO_V3", {"options": options}],
+                "kind": ["COMBO", {"options": ["a", "b"]}],
+            }
+        },
+    }
 
 
 def read(language, file):
@@ -46,7 +56,10 @@ def test_tooltips_of_choices_and_texts_are_in_the_users_language(tmp_path):
         found = shown(tmp_path, locale)
         wanted = schedule(read("zh", "nodeDefs")["FewstepSchedule"]["inputs"]["schedule_rho"]["tooltip"])
         assert found["definition"] == wanted
-        assert found["known"] == read("zh", "main")["fewstep"]["panel"]["buttons"]["stop"] and found["filled"] == "3 步"
+        assert (
+            found["known"] == read("zh", "main")["fewstep"]["panel"]["buttons"]["stop"]
+            and found["filled"] == "3 步"
+        )
         assert found["asked"] == [["/i18n", "GET"], [f"/fewstep/language/{locale}", "POST"]]
 
 

@@ -4,10 +4,13 @@ import re
 
 from .plots import JS, node
 
-ENTRY = "fewstep.js"        # the one that registers the pack
+ENTRY = "fewstep.js"  # the one that registers the pack
 HOST = {"../../scripts/app.js", "../../scripts/api.js"}
-ALLOWED = {     # room: those that it may import
-    "maths": set(), "charts": set(), "graph": {"maths"}, "plots": {"charts", "graph", "maths"},
+ALLOWED = {  # room: those that it may import
+    "maths": set(),
+    "charts": set(),
+    "graph": {"maths"},
+    "plots": {"charts", "graph", "maths"},
     "panel": {"charts", "graph"},
 }
 SHARED = {"dom.js", "names.js", "text.js"}
@@ -18,16 +21,22 @@ def modules():
 
 
 def imports(path):
-    return re.findall(r'^(?:import|export)\b[^"]*?from "([^"]+)";', path.read_text(encoding="utf-8"), re.M)
+    return re.findall(
+        r'^(?:import|export)\b[^"]*?from "([^"]+)";', path.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def test_modules_load_without_a_page(tmp_path):
     names = [path.relative_to(JS).as_posix() for path in modules() if path.name != ENTRY]
-    found = node(tmp_path, """
+    found = node(
+        tmp_path,
+        """
 const told = {};
 for (const name of data) told[name] = Object.keys(await import(`./js/${name}`)).length;
 answer(told);
-""", names)
+""",
+        names,
+    )
     assert len(names) > 30 and list(found) == names and all(found.values())
 
 

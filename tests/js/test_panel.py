@@ -1,4 +1,6 @@
-"""What the panel keeps and says, without a browser: runs and curves from snapshots and events, numbers in words."""
+"""What the panel keeps and says, without a browser: runs and curves from snapshots and events, numbers in
+words.
+"""
 
 import json
 from pathlib import Path
@@ -34,7 +36,9 @@ store.watch(() => {});
 
 
 def texts():
-    return {lang: json.loads((LOCALES / lang / "main.json").read_text(encoding="utf-8")) for lang in ("en", "zh")}
+    return {
+        lang: json.loads((LOCALES / lang / "main.json").read_text(encoding="utf-8")) for lang in ("en", "zh")
+    }
 
 
 def panel(tmp_path, script):
@@ -42,7 +46,9 @@ def panel(tmp_path, script):
 
 
 def test_events_that_overtake_the_snapshot_are_put_on_top_of_it(tmp_path):
-    found = panel(tmp_path, """
+    found = panel(
+        tmp_path,
+        """
       let send;
       answers["/fewstep/runs"] = new Promise((done) => { send = done; });
       const loading = store.load();
@@ -50,12 +56,20 @@ def test_events_that_overtake_the_snapshot_are_put_on_top_of_it(tmp_path):
       event({ ...run("b", 2), state: "stopped" });
       send({ runs: [run("b", 2, "running"), run("a", 1)] });
       await loading;
-      answer({ ids: ids(), states: store.runs.map((run) => run.state), selected: store.selected, loaded: store.loaded });""")
-    assert found == {"ids": ["c", "b", "a"], "states": ["running", "stopped", "finished"], "selected": "c", "loaded": True}
+      answer({ ids: ids(), states: store.runs.map((run) => run.state), selected: store.selected, loaded: store.loaded });""",
+    )
+    assert found == {
+        "ids": ["c", "b", "a"],
+        "states": ["running", "stopped", "finished"],
+        "selected": "c",
+        "loaded": True,
+    }
 
 
 def test_points_that_overtake_the_curves_are_put_on_top_of_them(tmp_path):
-    found = panel(tmp_path, """
+    found = panel(
+        tmp_path,
+        """
       let send;
       answers["/fewstep/runs"] = { runs: [run("a", 1, "running")] };
       answers["/fewstep/runs/a/curves"] = new Promise((done) => { send = done; });
@@ -65,12 +79,15 @@ def test_points_that_overtake_the_curves_are_put_on_top_of_them(tmp_path):
       send({ loss: [[1, 0.1], [2, 0.2], [3, 0.3]], fidelity: [[0, 2]] });
       await rest();
       event(run("a", 1, "running"), [[5, 0.5]]);
-      answer([store.loss, store.fidelity].map((curve) => [...curve.updates.slice(0, curve.length)]));""")
+      answer([store.loss, store.fidelity].map((curve) => [...curve.updates.slice(0, curve.length)]));""",
+    )
     assert found == [[1, 2, 3, 4, 5], [0, 4]]
 
 
 def test_a_chosen_run_stays_until_one_begins_that_was_asked_for(tmp_path):
-    found = panel(tmp_path, """
+    found = panel(
+        tmp_path,
+        """
       const seen = [];
       answers["/fewstep/runs"] = { runs: [run("b", 2), run("a", 1)] };
       await store.load();
@@ -83,54 +100,97 @@ def test_a_chosen_run_stays_until_one_begins_that_was_asked_for(tmp_path):
       store.expect(true);
       event(run("e", 5, "sampling"));
       seen.push(store.selected, store.expected);
-      answer(seen);""")
+      answer(seen);""",
+    )
     assert found == ["b", "c", "a", "e", False]
 
 
 def test_a_deleted_run_gives_way_to_its_neighbour(tmp_path):
-    found = panel(tmp_path, """
+    found = panel(
+        tmp_path,
+        """
       answers["/fewstep/runs"] = { runs: [run("c", 3), run("b", 2), run("a", 1)] };
       await store.load();
       const seen = [];
       store.choose("b");
       for (const id of ["b", "c", "a", "unknown"]) { store.drop(id); seen.push(store.selected); }
-      answer(seen);""")
+      answer(seen);""",
+    )
     assert found == ["a", "a", None, None]
 
 
 def test_errors_are_said_in_words(tmp_path):
-    found = panel(tmp_path, """
+    found = panel(
+        tmp_path,
+        """
       const said = async (value) => {
         answers["/fewstep/x"] = value;
         return ask(api, "x").catch((error) => error.message);
       };
       await store.load();
       answer([await said({ error: { code: "not-running", message: "?" } }),
-        await said({ error: { code: "new", message: "Said so." } }), await said(undefined), store.problem]);""")
-    assert found == ["This run is not running.", "Said so.", "The server does not answer.", "The server does not answer."]
+        await said({ error: { code: "new", message: "Said so." } }), await said(undefined), store.problem]);""",
+    )
+    assert found == [
+        "This run is not running.",
+        "Said so.",
+        "The server does not answer.",
+        "The server does not answer.",
+    ]
 
 
-@pytest.mark.parametrize("language, wanted", [
-    ("en", ["", "less than a minute left", "1 min left", "12 min left", "1 h 0 min left", "3 h 20 min left", "1 d 2 h left"]),
-    ("zh", ["", "剩余不到 1 分钟", "剩余 1 分钟", "剩余 12 分钟", "剩余 1 小时 0 分钟", "剩余 3 小时 20 分钟",
-            "剩余 1 天 2 小时"])])
+@pytest.mark.parametrize(
+    "language, wanted",
+    [
+        (
+            "en",
+            [
+                "",
+                "less than a minute left",
+                "1 min left",
+                "12 min left",
+                "1 h 0 min left",
+                "3 h 20 min left",
+                "1 d 2 h left",
+            ],
+        ),
+        (
+            "zh",
+            [
+                "",
+                "剩余不到 1 分钟",
+                "剩余 1 分钟",
+                "剩余 12 分钟",
+                "剩余 1 小时 0 分钟",
+                "剩余 3 小时 20 分钟",
+                "剩余 1 天 2 小时",
+            ],
+        ),
+    ],
+)
 def test_time_left(tmp_path, language, wanted):
-    found = panel(tmp_path, f"""
+    found = panel(
+        tmp_path,
+        f"""
       const {{ timeLeft }} = await import("./js/panel/format.js");
       await loadText(api, "{language}");
-      answer([null, 42, 61, 743, 3599, 12000, 93600].map(timeLeft));""")
+      answer([null, 42, 61, 743, 3599, 12000, 93600].map(timeLeft));""",
+    )
     assert found == wanted
 
 
 def test_numbers_and_names(tmp_path):
-    found = panel(tmp_path, """
+    found = panel(
+        tmp_path,
+        """
       const { about, memory, short, whole } = await import("./js/panel/format.js");
       answer({
         memory: [null, 2 ** 28, 8.24 * 2 ** 30, 141 * 2 ** 30].map(memory),
         short: [null, 0, 0.031249, 7.1, 239.6, 0.0000251, -0.5, 3e7].map(short),
         whole: [null, 0, 120000].map(whole),
         about: [{ method: "phased", steps: 4, model: "a.b.safetensors" }, { method: "new one", steps: 1, model: null }].map(about),
-      });""")
+      });""",
+    )
     assert found == {
         "memory": ["–", "0.25 GiB", "8.2 GiB", "141 GiB"],
         "short": ["–", "0", "0.0312", "7.1", "240", "2.5e-5", "-0.5", "3e7"],

@@ -41,43 +41,58 @@ def queue(tmp_path, script):
 
 
 def test_seeds_that_the_host_draws_are_put_back(tmp_path):
-    found = queue(tmp_path, """
+    found = queue(
+        tmp_path,
+        """
       const hook = control.afterQueued;
       await queueNodes(app, [inner]);
-      answer([sent, values(), control.afterQueued === hook]);""")
+      answer([sent, values(), control.afterQueued === hook]);""",
+    )
     assert found == [[["1:2"]], [1, 5, "a cat"], True]
 
 
 def test_what_the_user_types_meanwhile_stays(tmp_path):
-    found = queue(tmp_path, """
+    found = queue(
+        tmp_path,
+        """
       app.meanwhile = () => { text.value = "a dog"; };
       app.later = () => { seed.value = 77; };
       await queueNodes(app, [inner]);
-      answer(values());""")
+      answer(values());""",
+    )
     assert found == [77, 5, "a dog"]
 
 
 def test_what_the_user_types_before_the_host_draws_stays(tmp_path):
-    found = queue(tmp_path, """
+    found = queue(
+        tmp_path,
+        """
       app.meanwhile = () => { seed.value = 40; };
       await queueNodes(app, [inner]);
-      answer(values());""")
+      answer(values());""",
+    )
     assert found == [40, 5, "a cat"]
 
 
 def test_it_waits_for_what_the_host_is_queueing_just_now(tmp_path):
-    found = queue(tmp_path, """
+    found = queue(
+        tmp_path,
+        """
       const first = app.queuePrompt(0, 1);
       await queueNodes(app, [graph.nodes[1]]);
       await first;
-      answer([sent, values()]);""")
+      answer([sent, values()]);""",
+    )
     assert found == [[None, ["3"]], [2, 6, "a cat"]]
 
 
 def test_a_refusal_is_told_and_seeds_are_put_back(tmp_path):
-    found = queue(tmp_path, """
+    found = queue(
+        tmp_path,
+        """
       const plain = app.queuePrompt;
       app.queuePrompt = async (...all) => { await plain(...all); return false; };
       const error = await queueNodes(app, [inner]).catch((one) => one.message);
-      answer([error, values()]);""")
+      answer([error, values()]);""",
+    )
     assert found == ["graph.notQueued", [1, 5, "a cat"]]

@@ -48,8 +48,8 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
     import folder_paths
 
     name = f"kept {request.node.callspec.id}"
-    module = pack(host, "training.run.distil")
-    update, begun = module.Distillation.update, []
+    kind = pack(host, "training.run.run").Run
+    update, begun = kind.update, []
 
     def failing(self):
         begun.append(self.done)
@@ -59,14 +59,14 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
 
     whole = distil(host, teacher, name="straight")
     shutil.rmtree(pack(host, "nodes.comfy.folders").of_user("runs"))
-    monkeypatch.setattr(module.Distillation, "update", failing)
+    monkeypatch.setattr(kind, "update", failing)
     with pytest.raises(RuntimeError, match="the power went"):
         distil(host, teacher, name=name)
     kept = [
         n for n in folder_paths.get_filename_list("loras") if n.startswith(f"kept {request.node.callspec.id}")
     ]
     assert len(kept) == 1 and begun == [0, 1, 2, 3]
-    monkeypatch.setattr(module.Distillation, "update", lambda self: begun.append(self.done) or update(self))
+    monkeypatch.setattr(kind, "update", lambda self: begun.append(self.done) or update(self))
     again = distil(host, teacher, name=name)
     assert begun[4] == 3 and again[4] == kept[0]  # it goes on, and writes over its own file
     assert again[1] == whole[1] and all(torch.equal(again[0][k], whole[0][k]) for k in whole[0])
@@ -78,24 +78,21 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
     """No unmatched key, and the loaded LoRA samples what the student sampled in training, within 1e-3."""
     import folder_paths
 
-    module, in_chunks = (
-        pack(host, "training.run.distil"),
+    kind, in_chunks = (
+        pack(host, "training.run.run").Run,
         pack(host, "training.trajectories.sampling").in_chunks,
     )
-    seen = {}
-    close = module.Distillation.close
+    seen, close = {}, kind.close
 
     def watch(self):
-        if self.probe is None:  # the trial before the run
-            return close(self)
-        noise, condition, _ = self.probe
-        seen["noise"], seen["sigmas"] = noise, self.sigmas_for(4)
-        seen["student"] = self.student_samples(noise, condition, seen["sigmas"])
-        with self.lora.off():
+        noise, condition = self.probe.held.noise, self.probe.held.condition
+        seen["noise"], seen["sigmas"] = noise, self.task.sigmas_for(4)
+        seen["student"] = self.student.sample(noise, condition, seen["sigmas"], adapter=self.adapter)
+        with self.student.lora.off():
             seen["base"] = in_chunks(self.denoiser, noise, condition, 1.0, seen["sigmas"])
         close(self)
 
-    monkeypatch.setattr(module.Distillation, "close", watch)
+    monkeypatch.setattr(kind, "close", watch)
     tensors, losses, preview, sigmas, name = distil(host, teacher)
     assert len(losses["loss"]) == 12 and preview.ndim == 4 and preview.shape[-1] == 3
     newest = Path(folder_paths.get_full_path("loras", name))

@@ -67,7 +67,7 @@ def test_the_sampler_is_as_near_as_the_recipe_says(host, folders, teacher):
 
     recipe, sampler, sigmas, *_ = fit(host, teacher)
     truth = load_file(next((folders / "user").rglob("00000.safetensors")))["states"][:, -1]
-    noise = pack(host, "training.trajectories.cache").noises(0, (6, 7), (3, 32, 32))
+    noise = pack(host, "training.trajectories.noises").noises(0, (6, 7), (3, 32, 32))
     drawn = sampled(cfg_guider(teacher[0], teacher[2], teacher[3]), noise, sampler, sigmas)
     assert off(drawn, truth[6:]) / float(truth.std()) == pytest.approx(recipe.errors["held_out"], rel=1e-2)
 

@@ -163,7 +163,7 @@ def test_a_weaker_destruction_is_undone_from_where_it_stands(host, emoji, monkey
             lambda x, sigma: whole.to(x), seen, x, times, kappa, noise
         ),
     )
-    original = pack(host, "training.run.restoration").restore
+    original = pack(host, "training.methods.restoration").restore
     error = lambda amount: float(
         (
             vae.decode(

@@ -9,16 +9,13 @@ pytestmark = pytest.mark.comfy
 
 def ends(host, folder, guider, steps):
     """(noise, ends of the trajectories, their sigmas) of one shard that the fit's teacher draws."""
-    fitting, guiding, cache = (
-        pack(host, n)
-        for n in ("training.run.fitting", "nodes.comfy.guider_teacher", "training.trajectories.cache")
-    )
+    fitting, noises = pack(host, "training.run.fitting"), pack(host, "training.trajectories.noises").noises
     with torch.inference_mode():
-        teacher = guiding.Teacher(guider, (3, 32, 32))
+        teacher = pack(host, "nodes.comfy.guider_teacher").Teacher(guider, (3, 32, 32))
         job = fitting.SolverFit(teacher, fitting.FitConfig(trajectories=8, reference_steps=steps), folder)
         grid = job.grid("auto", steps)
         teacher.run(lambda: list(job.cache.build(teacher, 8)), grid)
-        return cache.noises(0, range(8), (3, 32, 32)), job.cache.read(8)[0][:, -1], grid
+        return noises(0, range(8), (3, 32, 32)), job.cache.read(8)[0][:, -1], grid
 
 
 def test_60_steps_of_the_teacher_are_what_stock_sampling_draws_each_prompt_for_itself(

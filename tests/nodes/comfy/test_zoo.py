@@ -25,7 +25,7 @@ SMALL = {
 def few(host, monkeypatch):
     """Few trajectories, so that the test is about training."""
     monkeypatch.setitem(pack(host, "nodes.distil").QUALITY, "quick", (3, 2))
-    monkeypatch.setattr(pack(host, "training.run.distil"), "PROBES", 1)
+    monkeypatch.setattr(pack(host, "training.run.source"), "PROBES", 1)
 
 
 def distil(host, family, model, **changes):
