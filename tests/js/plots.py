@@ -23,8 +23,8 @@ def node(folder, script, data):
     )  # the browser needs none: it is told by the script tag
     # numbers that JSON lacks are told as text
     tail = (
-        "\nfunction answer(value) {\n  process.stdout.write(JSON.stringify(value, (_, v) => typeof v === 'number' && "
-        "!Number.isFinite(v) ? String(v) : v));\n}\n"
+        "\nfunction answer(value) {\n"
+        "  process.stdout.write(JSON.stringify(value, (_, v) => typeof v === 'number' && !Number.isFinite(v) ? String(v) : v));\n}\n"
     )
     (folder / "script.js").write_text(HEAD.format() + script + tail)
     done = subprocess.run(

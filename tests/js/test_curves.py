@@ -99,8 +99,10 @@ def test_pointing_reads_the_nearest_values(tmp_path):
     script = (
         CURVE
         + """
-      const [loss, fidelity] = [filled([[1, 4], [2, 6], [90, 8]], 100, 10), filled([[0, 1], [50, 2], [100, 3]], 100, 10)];
-      answer([lookUp({ loss, fidelity }, 0), lookUp({ loss, fidelity }, 8), lookUp({ loss: filled([], 100, 10), fidelity }, 5)]);"""
+      const loss = filled([[1, 4], [2, 6], [90, 8]], 100, 10);
+      const fidelity = filled([[0, 1], [50, 2], [100, 3]], 100, 10);
+      const empty = filled([], 100, 10);
+      answer([lookUp({ loss, fidelity }, 0), lookUp({ loss, fidelity }, 8), lookUp({ loss: empty, fidelity }, 5)]);"""
     )
     first, second, third = node(tmp_path, script, None)
     assert first["loss"] == {"mean": 5, "low": 4, "high": 6, "count": 2} and first["fidelity"] == {
@@ -152,10 +154,12 @@ def test_100_000_points_draw_at_30_frames_a_second_while_they_come(tmp_path):
         calls = 0;
         loss.append(data.slice(i, i + 500));
         fidelity.append([[i, 1 / (1 + i)]]);
-        drawCurves(context, area, { loss, fidelity, to: reach(loss.last, data.length, false), colours, at: 5, shown: i });
+        const to = reach(loss.last, data.length, false);
+        drawCurves(context, area, { loss, fidelity, to, colours, at: 5, shown: i });
         most = Math.max(most, calls);
       }
-      answer({ each: (performance.now() - began) / frames, most, columns: area.columns, length: loss.length });"""
+      const each = (performance.now() - began) / frames;
+      answer({ each, most, columns: area.columns, length: loss.length });"""
     )
     found = node(tmp_path, script, walk(100_000))
     assert found["length"] == 100_000

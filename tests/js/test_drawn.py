@@ -43,7 +43,9 @@ let points = readPoints(data.start);
 const edited = data.moves.map(([kind, place, share, time]) => {
   const index = Math.floor(place * points.length);
   if (kind === "add") points = addPoint(points, share, time)?.points ?? points;
-  else if (points.length) points = kind === "move" ? movePoint(points, index, share, time) : removePoint(points, index);
+  else if (!points.length) return points;
+  else if (kind === "move") points = movePoint(points, index, share, time);
+  else points = removePoint(points, index);
   return points;
 });
 answer({ read: data.texts.map(readPoints), edited,

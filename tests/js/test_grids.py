@@ -1,4 +1,4 @@
-"""The port of the grid formulas in js/maths is equal to Python's to 1e-5, for every name, model and option."""
+"""The grid formulas' port in js/maths is equal to Python's to 1e-5, for every name, model and option."""
 
 import itertools
 import math
@@ -98,7 +98,9 @@ def test_models_that_are_formulas(tmp_path):
     found = node(
         tmp_path,
         """
-import { continuous, demoTeacher, flowSigma, modelFrom, stableDiffusion, tableSigma, timeOf } from "./js/maths/models.js";
+import {
+  continuous, demoTeacher, flowSigma, modelFrom, stableDiffusion, tableSigma, timeOf,
+} from "./js/maths/models.js";
 const table = tableSigma(data.times, data.sigmas);
 answer({ sd: stableDiffusion(), zero: stableDiffusion(true), demo: demoTeacher(), edm: continuous(0.002, 80),
   table: data.asked.map(table), time: data.asked.map((t) => timeOf(flowSigma(3), flowSigma(3)(t))),

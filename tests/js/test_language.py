@@ -18,7 +18,8 @@ const api = { fetchApi };
 const words = await loadText(api, data.locale);
 await tellServer(api, data.locale);
 translateChoices(data.definition, words);
-answer({ asked, definition: data.definition, known: t("panel.buttons.stop"), filled: t("panel.steps.many", { count: 3 }),
+answer({ asked, definition: data.definition, known: t("panel.buttons.stop"),
+         filled: t("panel.steps.many", { count: 3 }),
          missing: t("panel.nothing.there") });
 """
 

@@ -1,4 +1,4 @@
-"""The scripts do nothing when they are loaded, which ComfyUI does with each, and import nothing of the host."""
+"""The scripts do nothing when they are loaded, as ComfyUI does with each, and import nothing of the host."""
 
 import re
 

@@ -25,7 +25,8 @@ const api = {
     return { ok: !value.error, json: async () => value };
   },
 };
-const event = (run, loss = [], fidelity = []) => listeners["fewstep.run"]({ detail: { run, loss, fidelity } });
+const event = (run, loss = [], fidelity = []) =>
+  listeners["fewstep.run"]({ detail: { run, loss, fidelity } });
 const run = (id, started_at, state = "finished") => ({ id, started_at, state });
 const rest = () => new Promise((done) => setTimeout(done, 5));
 const ids = () => store.runs.map((run) => run.id);
@@ -56,7 +57,8 @@ def test_events_that_overtake_the_snapshot_are_put_on_top_of_it(tmp_path):
       event({ ...run("b", 2), state: "stopped" });
       send({ runs: [run("b", 2, "running"), run("a", 1)] });
       await loading;
-      answer({ ids: ids(), states: store.runs.map((run) => run.state), selected: store.selected, loaded: store.loaded });""",
+      const states = store.runs.map((run) => run.state);
+      answer({ ids: ids(), states, selected: store.selected, loaded: store.loaded });""",
     )
     assert found == {
         "ids": ["c", "b", "a"],
@@ -129,7 +131,8 @@ def test_errors_are_said_in_words(tmp_path):
       };
       await store.load();
       answer([await said({ error: { code: "not-running", message: "?" } }),
-        await said({ error: { code: "new", message: "Said so." } }), await said(undefined), store.problem]);""",
+        await said({ error: { code: "new", message: "Said so." } }), await said(undefined),
+        store.problem]);""",
     )
     assert found == [
         "This run is not running.",
@@ -188,7 +191,8 @@ def test_numbers_and_names(tmp_path):
         memory: [null, 2 ** 28, 8.24 * 2 ** 30, 141 * 2 ** 30].map(memory),
         short: [null, 0, 0.031249, 7.1, 239.6, 0.0000251, -0.5, 3e7].map(short),
         whole: [null, 0, 120000].map(whole),
-        about: [{ method: "phased", steps: 4, model: "a.b.safetensors" }, { method: "new one", steps: 1, model: null }].map(about),
+        about: [{ method: "phased", steps: 4, model: "a.b.safetensors" },
+          { method: "new one", steps: 1, model: null }].map(about),
       });""",
     )
     assert found == {

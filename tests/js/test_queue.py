@@ -5,13 +5,15 @@ from fewstep.tests.js.plots import node
 HOST = """
 import { queueNodes } from "./js/graph/queue.js";
 
-// a seed that the host draws anew at the widget's hook, one of a subgraph's node that it sets by itself right after, and a text
+// a seed that the host draws anew at the widget's hook, one of a subgraph's node that it sets by itself
+// right after, and a text
 const control = { value: "randomize", afterQueued() { seed.value += 1; } };
 const seed = { value: 1 };
 const promoted = { value: 5 };
 const text = { value: "a cat" };
 const inner = { id: 2, widgets: [seed, control] };
-const graph = { nodes: [{ id: 1, widgets: [promoted], subgraph: { nodes: [inner] } }, { id: 3, widgets: [text] }] };
+const outer = { id: 1, widgets: [promoted], subgraph: { nodes: [inner] } };
+const graph = { nodes: [outer, { id: 3, widgets: [text] }] };
 graph.nodes[0].subgraph.nodes.forEach((one) => { one.graph = graph.nodes[0].subgraph; });
 graph.nodes.forEach((one) => { one.graph = graph; });
 const rest = () => new Promise((done) => setTimeout(done, 5));

@@ -70,7 +70,8 @@ def _replace(temporary, path):
     """Rename over `path`; Windows refuses that while somebody reads the file, which is soon over."""
     for left in reversed(range(RETRIES)):
         try:
-            return os.replace(temporary, path)
+            os.replace(temporary, path)
+            return
         except PermissionError:
             if os.name == "posix" or not left:
                 raise

@@ -310,9 +310,9 @@ class _Upstream:
         """{(node id, input): text}, an encoder with several texts giving its longest."""
         waiting = []
         for name, inputs in reversed(self.nodes.items()):
-            for key in SIDES[self.side]:
-                if key in inputs:  # a loader may hold its texts itself
-                    waiting.append(name if isinstance(inputs[key], str) else _link(inputs[key]))
+            given = [inputs[key] for key in SIDES[self.side] if key in inputs]
+            # a loader may hold its texts itself
+            waiting += [name if isinstance(value, str) else _link(value) for value in given]
         found, seen = {}, set()
         while waiting:
             name = waiting.pop()

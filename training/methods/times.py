@@ -60,11 +60,11 @@ class Times:
             return
         u, loss = u[u >= 0], loss[u >= 0]
         which = (u * BINS).long().clamp_max(BINS - 1)
-        for bin in which.unique().tolist():
-            found = loss[which == bin].double().square().mean().float()
+        for number in which.unique().tolist():
+            found = loss[which == number].double().square().mean().float()
             if found.isfinite():
-                old = self.moments[bin]
-                self.moments[bin] = found if old == 0 else MEMORY * old + (1 - MEMORY) * found
+                old = self.moments[number]
+                self.moments[number] = found if old == 0 else MEMORY * old + (1 - MEMORY) * found
 
     def density(self, u: torch.Tensor) -> torch.Tensor:
         """p(u), of the draws as far as they are not weighted back to uniform."""

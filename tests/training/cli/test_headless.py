@@ -238,7 +238,10 @@ def test_memory_that_runs_out_is_told_and_other_faults_are_not_hidden(tmp_path, 
         raise RuntimeError(words)
 
     monkeypatch.setattr(headless, "distil", fail)
-    words = "[enforce fail at alloc_cpu.cpp:117]\nDefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    words = (
+        "[enforce fail at alloc_cpu.cpp:117]\nDefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 9 bytes"
+    )
     assert main(["distil", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert (
@@ -250,7 +253,10 @@ def test_memory_that_runs_out_is_told_and_other_faults_are_not_hidden(tmp_path, 
 
 
 def test_without_torch_it_says_how_to_install_it():
-    code = "import sys, runpy; sys.modules['torch'] = None; runpy.run_module('fewstep.training', run_name='__main__')"
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; "
+        "runpy.run_module('fewstep.training', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
         done.returncode == 2

@@ -49,7 +49,7 @@ def classic(positive="a red fox", negative="blurry", **others):
     }
 
 
-def picture(path, graph=None, size=(64, 48), age=0, zip=False, **texts):
+def picture(path, graph=None, size=(64, 48), age=0, compressed=False, **texts):
     """A PNG as ComfyUI's SaveImage writes it, `age` seconds old; Pillow makes texts beyond Latin-1 iTXt
     chunks.
     """
@@ -57,7 +57,7 @@ def picture(path, graph=None, size=(64, 48), age=0, zip=False, **texts):
     for key, text in (
         {"prompt": json.dumps(graph), "workflow": "[" + "0, " * 9000} if graph else {}
     ).items() | texts.items():
-        info.add_text(key, text, zip=zip)
+        info.add_text(key, text, zip=compressed)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(path, pnginfo=info, compress_level=4)
     os.utime(path, (1_700_000_000 - age,) * 2)
@@ -393,8 +393,8 @@ def test_texts_of_every_kind_of_file(tmp_path):
     webp(tmp_path / "a.webp", classic("webp fox", "bad"))
     Image.new("RGB", (40, 24)).save(tmp_path / "plain.webp")
     picture(tmp_path / "b.PNG", parameters="füchse ☃\nNegative prompt: schlecht\nSteps: 20")
-    picture(tmp_path / "c.png", parameters="packed ☃\nSteps: 20", zip=True, size=(8, 8))
-    picture(tmp_path / "d.png", classic("zipped"), zip=True, size=(8, 8))
+    picture(tmp_path / "c.png", parameters="packed ☃\nSteps: 20", compressed=True, size=(8, 8))
+    picture(tmp_path / "d.png", classic("zipped"), compressed=True, size=(8, 8))
     picture(tmp_path / "e.png", {"1": node("Other")}, parameters="both\nSteps: 20")
     picture(tmp_path / "no.png")
     (tmp_path / "f.jpg").write_bytes(b"not looked at")
@@ -473,7 +473,7 @@ def test_no_more_of_a_file_is_read_than_a_bound(make, name, tmp_path, monkeypatc
 
 def test_no_damage_raises(tmp_path):
     webp(tmp_path / "a.webp", classic())
-    picture(tmp_path / "b.png", parameters=A1111 + "☃", zip=True)
+    picture(tmp_path / "b.png", parameters=A1111 + "☃", compressed=True)
     whole = [
         (tmp_path / "a.webp").read_bytes(),
         (tmp_path / "b.png").read_bytes(),

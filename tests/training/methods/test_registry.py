@@ -1,4 +1,4 @@
-"""Adding a method is one file and one line: config, command line and a run know it then, without another edit."""
+"""Adding a method is one file and one line: config, command line and a run know it without another edit."""
 
 import pytest
 import toy_method
