@@ -18,13 +18,13 @@ def node(folder, script, data):
     if shutil.which("node") is None:
         pytest.skip("needs Node.js: node is not on the PATH")
     shutil.copytree(JS, folder / "js", ignore=shutil.ignore_patterns("docs"), dirs_exist_ok=True)
-    (folder / "package.json").write_text(
-        '{"type": "module"}'
-    )  # the browser needs none: it is told by the script tag
+    # the browser needs none: the script tag says it
+    (folder / "package.json").write_text('{"type": "module"}')
     # numbers that JSON lacks are told as text
     tail = (
         "\nfunction answer(value) {\n"
-        "  process.stdout.write(JSON.stringify(value, (_, v) => typeof v === 'number' && !Number.isFinite(v) ? String(v) : v));\n}\n"
+        "  const plain = (_, v) => typeof v === 'number' && !Number.isFinite(v) ? String(v) : v;\n"
+        "  process.stdout.write(JSON.stringify(value, plain));\n}\n"
     )
     (folder / "script.js").write_text(HEAD.format() + script + tail)
     done = subprocess.run(

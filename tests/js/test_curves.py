@@ -102,7 +102,8 @@ def test_pointing_reads_the_nearest_values(tmp_path):
       const loss = filled([[1, 4], [2, 6], [90, 8]], 100, 10);
       const fidelity = filled([[0, 1], [50, 2], [100, 3]], 100, 10);
       const empty = filled([], 100, 10);
-      answer([lookUp({ loss, fidelity }, 0), lookUp({ loss, fidelity }, 8), lookUp({ loss: empty, fidelity }, 5)]);"""
+      const both = { loss, fidelity };
+      answer([lookUp(both, 0), lookUp(both, 8), lookUp({ loss: empty, fidelity }, 5)]);"""
     )
     first, second, third = node(tmp_path, script, None)
     assert first["loss"] == {"mean": 5, "low": 4, "high": 6, "count": 2} and first["fidelity"] == {
