@@ -19,7 +19,8 @@ from an explicit `torch.Generator`.
 Where things are:
 
     step, paths, predictions            the one step; alpha of sigma; conversions between predictions
-    multistep, samplers, probe          higher orders; the one loop; what a sampler makes of its predictions
+    moves, multistep, samplers          the plan of a run; higher orders; the one loop
+    probe                               what any sampler makes of its predictions
     weightings                          loss weightings as functions of lambda
     faults, frozen                      errors as values; fields of frozen dataclasses
     schedules/                          step grids: by name, automatic, published, drawn, edited

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from fewstep.diffusion.destruction.noise_schedules import vp_scaled_linear
+from fewstep.diffusion.moves import raised
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING
-from fewstep.diffusion.samplers import raised
 from fewstep.diffusion.step import fresh_share, step, weights
 from oracles import churn as c
 from oracles.sde import sde

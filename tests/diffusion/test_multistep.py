@@ -1,4 +1,4 @@
-"""Multistep targets and their correction, against quadrature and a solver that corrects its state outright."""
+"""Multistep targets and their correction, against quadrature and a solver that corrects its own state."""
 
 import math
 

@@ -166,10 +166,9 @@ def test_kappa_1_is_the_consistency_sampler_and_churn_0_draws_no_noise(generator
     calls = iter(predictions)
     zs = batch_noise(5)
     out = solve(lambda x, s: next(calls), x, sigmas, FLOW, kappa=1.0, noise=batch_noise(5))
-    states = []
     calls = iter(predictions)
-    for state in sample(lambda x, s: next(calls), x, sigmas, FLOW, churn=math.inf, noise=batch_noise(5)):
-        states.append(state)
+    run = sample(lambda x, s: next(calls), x, sigmas, FLOW, churn=math.inf, noise=batch_noise(5))
+    states = list(run)
     assert torch.equal(out, states[-1].x) and torch.equal(out, predictions[2])
     assert torch.allclose(states[0].x, (1 / 3) * predictions[0] + (2 / 3) * zs(x), atol=1e-6)
 

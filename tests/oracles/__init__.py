@@ -1,1 +1,3 @@
-"""Exact answers that tests compare with: Gaussian mixtures, churn conversions, categorical data, marginals."""
+"""Exact answers that tests compare with: Gaussian mixtures, conversions of churn, noise schedules as SDEs,
+paths as processes, categorical data, marginals.
+"""

@@ -3,14 +3,12 @@ like any other.
 
 Tokens x in 0 .. K-1, written as one-hot rows; the chance a_t that a token is still its own falls from 1 to 0.
 
-    Qbar_t = a_t I + (1 - a_t) 1 pi'          pi = 1/K ("uniform") or the last token K-1, which data has not
-                                              ("mask")
-    Q_t|s  = Qbar_s^{-1} Qbar_t, of the same form with a_t/a_s        q(x_t | x0) = Cat(x0 Qbar_t), eq. 3 with
-           eq. 2
-    q(x_s | x_t, x0) = Cat( x_t Q_t|s' * x0 Qbar_s / x0 Qbar_t x_t' )                                     `posterior`,
-                                                                                                          eq.
-                                                                                                          3
-    q(x_s | x_t, x0) = Cat( r x_t + (a_s - r a_t) x0 + (1 - a_s - r (1 - a_t)) pi )                       `reuse`
+    Qbar_t = a_t I + (1 - a_t) 1 pi'        pi = 1/K ("uniform") or the last token K-1, which data has not
+                                            ("mask"); q(x_t | x0) = Cat(x0 Qbar_t), eq. 3 with eq. 2
+    Q_t|s  = Qbar_s^{-1} Qbar_t, of the same form with a_t/a_s
+
+    q(x_s | x_t, x0) = Cat( x_t Q_t|s' * x0 Qbar_s / x0 Qbar_t x_t' )                     `posterior`, eq. 3
+    q(x_s | x_t, x0) = Cat( r x_t + (a_s - r a_t) x0 + (1 - a_s - r (1 - a_t)) pi )       `reuse`
                        r = (1 - kappa^2) (1 - a_s)/(1 - a_t)
 
 Both have the marginals q(x_s | x0), which is all that the unified diffusion model asks (`forward.py`).
@@ -88,9 +86,8 @@ class Categorical(ForwardProcess):
         p = torch.where(seen > 0, p / seen, 0.0)
         out = (p @ before) * forward.T[x]
         total = out.sum(-1, keepdim=True)
-        return torch.where(
-            total > 0, out / total, one_hot(x, self.classes).double()
-        )  # what is not masked at t = 1 stays
+        own = one_hot(x, self.classes).double()  # what is not masked at t = 1 stays
+        return torch.where(total > 0, out / total, own)
 
     def reuse(self, x, x0, t, s, kappa=0.0):
         """q(x_s | x_t, x0) that keeps the noise of x_t with the chance 1 - kappa^2; averaged like
@@ -98,13 +95,11 @@ class Categorical(ForwardProcess):
         """
         kappa, before, after = float(check_kappa(kappa)), self.kept(s), self.kept(t)
         r = (1 - kappa**2) * (1 - before) / (1 - after) if after < 1 else 0.0
-        same = one_hot(x, self.classes).double()
-        return (
-            r * same + (before - r * after) * self._seen(x, x0) + (1 - before - r * (1 - after)) * self.rest()
-        )
+        same, seen = one_hot(x, self.classes).double(), self._seen(x, x0)
+        return r * same + (before - r * after) * seen + (1 - before - r * (1 - after)) * self.rest()
 
     def corrupt(self, x0, eps, t):
-        """Tokens x_t (B, ...) from unit Gaussian eps (B, ...), by the inverse of the cumulative distribution."""
+        """Tokens x_t (B, ...) from unit Gaussian eps (B, ...), by the inverse cumulative distribution."""
         return draw(self.chances(x0, t), eps)
 
     def solve_noise(self, x0, x, t, fresh=None):
@@ -115,7 +110,8 @@ class Categorical(ForwardProcess):
     def transition(self, x, x0, t, s, kappa=0.0, fresh=None):
         if fresh is None:
             raise ValueError(
-                "fresh must be given on the process categorical, got None. Pass a function that draws unit noise."
+                "fresh must be given on the process categorical, got None. Pass a function that draws unit "
+                "noise."
             )
         chances = self.posterior(x, x0, t, s) if self.ancestral else self.reuse(x, x0, t, s, kappa)
         return draw(chances, fresh(torch.empty(x.shape, dtype=torch.float64)))
@@ -134,6 +130,5 @@ class Categorical(ForwardProcess):
 def draw(chances, eps):
     """Tokens (B, ...) with `chances` (B, ..., K), float64, from unit Gaussian eps (B, ...)."""
     place = torch.special.ndtr(eps.double())[..., None]
-    return (
-        (chances.cumsum(-1) / chances.sum(-1, keepdim=True) <= place).sum(-1).clamp(max=chances.shape[-1] - 1)
-    )
+    below = chances.cumsum(-1) / chances.sum(-1, keepdim=True) <= place
+    return below.sum(-1).clamp(max=chances.shape[-1] - 1)

@@ -4,7 +4,7 @@ With h = lambda_s - lambda_t of the step sigma_t -> sigma_s (`lambda_step`) and 
 
 knob                                        churn c
 DPM-Solver++ SDE eta                        c = eta
-the blog's continuous eta (`processes.py`)  c = eta^2, as h -> 0
+the reverse SDE's eta (`sde.py`)            c = eta^2, as h -> 0
 DDIM eta; ancestral eta on VP and VE        -log(1 - eta^2 (1 - e^(-2h))) / 2h
 ancestral eta on a flow                     (lambda(sigma_d) - lambda_s) / h, sigma_d = sigma_s (1 +
                                             (sigma_s/sigma_t - 1) eta)
@@ -75,8 +75,8 @@ def overshoot_to_churn(path, sigma_t, sigma_s, sigma_d):
     t, s, d = (_float64(v) for v in (sigma_t, sigma_s, sigma_d))
     if not ((d >= 0) & (d <= s * (1 + ROUNDING))).all():
         raise ValueError(
-            f"sigma_d must be between 0 and sigma_s = {_text(s)}, got {_text(d)}. It is the level that the step "
-            "over-shoots to."
+            f"sigma_d must be between 0 and sigma_s = {_text(s)}, got {_text(d)}. It is the level that the "
+            "step over-shoots to."
         )
     return (path.log_snr(d) - path.log_snr(s)).clamp_min(0) / lambda_step(path, t, s)
 
@@ -91,8 +91,7 @@ def tcd_gamma_to_churn(path, sigma_t, sigma_s, gamma, time_of, sigma_of):
     arXiv:2402.19159).
 
     time_of, sigma_of   the model's time of a sigma and sigma of a time, which TCD's knob depends on; an
-                        implementation that
-                        rounds times to a table's entries puts its rounding here
+                        implementation that rounds times to a table's entries puts its rounding here
     Raises ValueError for gamma outside [0, 1].
     """
     gamma = _ranged("gamma", gamma, 1.0, "0 adds no noise.")
@@ -100,7 +99,7 @@ def tcd_gamma_to_churn(path, sigma_t, sigma_s, gamma, time_of, sigma_of):
 
 
 def churn_to_tcd_gamma(path, sigma_t, sigma_s, churn, time_of):
-    """gamma = 1 - time(sigma_d) / time(sigma_s): inverse of `tcd_gamma_to_churn` where times are not rounded."""
+    """gamma = 1 - time(sigma_d) / time(sigma_s): inverse of `tcd_gamma_to_churn` for times not rounded."""
     return 1 - time_of(churn_to_overshoot(path, sigma_t, sigma_s, churn)) / time_of(_float64(sigma_s))
 
 
@@ -126,7 +125,7 @@ def churn_to_flow_eta(churn, sigma_t, sigma_s):
 
 def edm_gamma_to_churn(gamma, h):
     """c = log(1 + gamma) / h: sigma/alpha is raised by 1 + gamma before the step (Karras et al. 2022,
-    arXiv:2206.00364, algorithm 2, gamma = S_churn/N), mode "raise first" of `samplers.plan`. Raises
+    arXiv:2206.00364, algorithm 2, gamma = S_churn/N), mode "raise first" of `moves.plan`. Raises
     ValueError for a negative gamma.
     """
     return torch.log1p(_ranged("gamma", gamma, torch.inf, "0 adds no noise.")) / _checked_step(h)
@@ -161,7 +160,7 @@ def _checked_step(h):
     h = _float64(h)
     if not ((h > 0) & torch.isfinite(h)).all():
         raise ValueError(
-            f"h must be above 0 and finite, got {_text(h)}. Leave out the step from pure noise and the one into data; "
-            "give kappa for those."
+            f"h must be above 0 and finite, got {_text(h)}. Leave out the step from pure noise and the one "
+            "into data; give kappa for those."
         )
     return h

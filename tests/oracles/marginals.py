@@ -1,8 +1,7 @@
 """Whether a kernel p(x_s | x_t, x0) respects the marginals: for x_t = F_t(x0, eps) it must give x_s with the
 law of F_s(x0, eps).
 
-    x_t = F_t(x0, eps),  x_s = kernel(x_t, x0, t, s)      against      F_s(x0, eps'),   for one and the same
-                         known x0
+    x_t = F_t(x0, eps),  x_s = kernel(x_t, x0, t, s)    against    F_s(x0, eps'),    for one known x0
 
 That is all that the unified diffusion model asks of the kernel (Su 2022, kexue.fm/archives/9262). Laws are
 compared by the energy distance, 2 E|a - b| - E|a - a'| - E|b - b'|, which is 0 for equal laws alone (Szekely
@@ -20,7 +19,7 @@ ROUNDING = 1e-6  # share of the samples' size by which laws that are single poin
 
 @dataclasses.dataclass(frozen=True)
 class Marginals:
-    """`distance` of what the kernel gives, the mean `floor` and the `limit` that 1 in 200 equal laws exceed."""
+    """`distance` of what the kernel gives, the mean `floor`, the `limit` that 1 in 200 equal laws exceed."""
 
     distance: float
     floor: float
@@ -62,16 +61,12 @@ def compare(a, b, generator):
     pooled = torch.cat([a, b]).flatten(1).double()
     apart = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
     side = torch.cat([apart.new_full((len(a),), 1 / len(a)), apart.new_full((len(b),), -1 / len(b))])
-    dealt = torch.stack(
-        [
-            side,
-            *(
-                side[torch.randperm(len(side), generator=generator, device=generator.device).to(side.device)]
-                for _ in range(DEALS)
-            ),
-        ],
-        1,
-    )
+
+    def dealt_anew():
+        order = torch.randperm(len(side), generator=generator, device=generator.device)
+        return side[order.to(side.device)]
+
+    dealt = torch.stack([side, *(dealt_anew() for _ in range(DEALS))], 1)
     found, *floor = (-(dealt * (apart @ dealt)).sum(0)).tolist()
     slack = ROUNDING * float(pooled.square().sum(1).mean().sqrt())
     return Marginals(found, sum(floor) / DEALS, max(floor) + slack)

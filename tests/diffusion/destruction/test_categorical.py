@@ -1,4 +1,4 @@
-"""The categorical process on a small alphabet, by enumeration: every probability is written out and compared."""
+"""The categorical process on a small alphabet: every probability is enumerated and compared."""
 
 import itertools
 import math

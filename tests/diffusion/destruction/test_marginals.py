@@ -100,7 +100,7 @@ def pairs():
 
 @pytest.mark.parametrize("name, kappa", pairs())
 def test_step_of_a_mixture_with_x0_from_the_posterior_has_the_marginal(name, kappa, generator):
-    """p(x_s) of the mixture, at the floor of two exact samples, for every process and share of fresh noise."""
+    """p(x_s) of the mixture at the floor of two exact samples, for every process and share of fresh noise."""
     process, noise = EVERY[name], noise_of(name, generator)
     x = process.corrupt(first := data(COUNT, generator), noise(first), T)
     reached = process.transition(x, drawn(posterior(name, process, x, T), generator), T, S, kappa, noise)
