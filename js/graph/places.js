@@ -12,7 +12,7 @@ const OPEN = ".graph-canvas-panel";
 const NARROW = 200;
 
 /** Of a node with its title, or of a group. */
-export function boxOf(node) {
+function boxOf(node) {
   if (node instanceof LGraphGroup) {
     return [...node.pos, ...node.size];
   }

@@ -249,7 +249,7 @@ export function valueOf(node, name, within = []) {
 /** A graph and all the subgraphs that are defined in it, whether they are used or not. */
 export const graphsOf = (graph) => [graph, ...(graph?.subgraphs?.values() ?? [])];
 
-export const rootOf = (graph) => graph?.rootGraph ?? graph;
+const rootOf = (graph) => graph?.rootGraph ?? graph;
 
 /**
  * The node that a walk went into this subgraph by, else the first that stands for it in a graph around it.
