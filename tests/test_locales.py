@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fewstep.training.run.config import METHODS
+from fewstep.training import methods
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("fewstep_locales", ROOT / ".ci" / "locales.py")
@@ -26,7 +26,7 @@ ROUTES = ROOT / "nodes" / "server" / "routes.py"
 FILE_NAME = re.compile(r"\.(js|css)$")
 # words that scripts look up by what the server says; the first three are the server's
 DYNAMIC = {
-    "panel.methods.": METHODS,
+    "panel.methods.": methods.names(task=None),
     "panel.errors.": sorted(
         {*re.findall(r'code="([\w-]+)"', ROUTES.read_text(encoding="utf-8")), "unknown-run"}
     ),

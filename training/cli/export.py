@@ -6,7 +6,7 @@ import torch
 
 from ...diffusion.faults import BadValue
 from ..adapter.lora import target_layers
-from ..formats.files import load_lora, save_lora
+from ..formats.files import cause, load_lora, save_lora
 from ..formats.lora_keys import FAMILIES, from_diffusers, listed, read, to_diffusers
 from ..models.demo.data import label_width
 from ..models.demo.net import KINDS, EmojiNet
@@ -47,8 +47,10 @@ def export(lora: str | Path, out: str | Path, to: str = "diffusers", family: str
     try:
         save_lora(out, converted, recipe)
     except OSError as error:
-        raise OSError(
-            f"{out} can't be written ({error.strerror or error}). Free some space, or choose another folder."
+        raise BadFile(
+            "{out} can't be written ({cause}). Free some space, or choose another folder.",
+            out=out,
+            cause=cause(error),
         ) from error
     return len({key.rsplit(".", 2)[0] for key in converted if not key.endswith(".alpha")})
 
