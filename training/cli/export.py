@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ...diffusion.faults import BadValue
+from ...diffusion.faults import BadFile, BadValue
 from ..adapter.lora import target_layers
 from ..formats.files import cause, load_lora, save_lora
 from ..formats.lora_keys import FAMILIES, from_diffusers, listed, read, to_diffusers
