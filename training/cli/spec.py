@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ...diffusion.faults import BadValue
-from ..formats.checks import check_choice, is_texts, normalise
+from ...diffusion.frozen import normalise
+from ..formats.checks import check_choice, is_texts
 from ..models.demo.net import KINDS
 from ..models.denoiser import Denoiser
 

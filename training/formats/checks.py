@@ -74,9 +74,3 @@ def check_texts(name: str, value: Any, example: str) -> tuple[str, ...]:
             got=value,
         )
     return tuple(value)
-
-
-def normalise(frozen: Any, **fields: Any) -> None:
-    """Set fields of a frozen dataclass from its own `__post_init__`, the one place where it may change."""
-    for name, value in fields.items():
-        object.__setattr__(frozen, name, value)

@@ -9,10 +9,11 @@ import math
 from typing import Any
 
 from ...diffusion.faults import BadValue
+from ...diffusion.frozen import normalise
 from ...diffusion.paths import check_sigmas, path
 from ...diffusion.solvers.linear import LinearSolver
 from ...diffusion.step import check_churn
-from .checks import is_number, is_whole, normalise
+from .checks import is_number, is_whole
 
 METADATA_KEY = "fewstep.recipe"
 VERSION = 2

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...diffusion.faults import BadValue
+from ...diffusion.frozen import normalise
 from ...diffusion.weightings import WEIGHTINGS
 from .. import methods
 from ..formats.checks import (
@@ -16,7 +17,6 @@ from ..formats.checks import (
     check_texts,
     check_whole,
     is_number,
-    normalise,
 )
 from ..formats.processes import checked, process_of
 from ..methods.distances import METRICS

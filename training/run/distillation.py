@@ -17,8 +17,7 @@ class Distillation:
     """How the student is sampled and compared, as its recipe will say.
 
     churn          of sampling in the recipe's steps. One phase ends at the data: what is sampled in several
-                   steps
-                   is then a consistency function, which wants fresh noise
+                   steps is then a consistency function, which wants fresh noise
     noise_scale    of the noise that training adds to pictures
     """
 

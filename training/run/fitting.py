@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from ...diffusion.faults import BadValue
+from ...diffusion.frozen import normalise
 from ...diffusion.schedules import grids
 from ...diffusion.solvers.fit import REAL, Fitted, fit
 from ...diffusion.solvers.linear import lengthened
 from ...diffusion.solvers.trajectories import Trajectories
-from ..formats.checks import check_choice, check_whole, normalise
+from ..formats.checks import check_choice, check_whole
 from ..formats.recipe import Recipe
 from ..models.denoiser import Teacher, for_sampler
 from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache

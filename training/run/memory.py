@@ -4,11 +4,9 @@ counting.
     peak = weights + adapter + extra + micro x (bytes of one sample)
 
 adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the average, the best, and one copy
-          in
-          an exchange
+          in an exchange
 sample    what autograd holds for the backward pass, kept whole or recomputed block by block; MARGIN above it
-          for
-          what is in passing
+          for what is in passing
 
 The plan follows from a description of the run (model, config, data, LoRA to begin with); no run is built for
 it.

@@ -40,9 +40,8 @@ class Source:
 
     given    data of the user's, in place of the teacher's trajectories
     cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped
-             and
-             for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else of it
-             is not this run's (`seed`)
+             and for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else
+             of it is not this run's (`seed`)
     data, held   what `gather` brought
     pairs_of     the adapter whose samples the data are, after the first round; None: the base model
     """

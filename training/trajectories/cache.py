@@ -26,8 +26,8 @@ import torch
 
 from ...diffusion import samplers
 from ...diffusion.faults import BadFile, BadValue
+from ...diffusion.frozen import normalise
 from ...diffusion.paths import check_sigmas, path
-from ..formats.checks import normalise
 from ..formats.files import check_folder, write_json
 from ..models.denoiser import Teacher, for_sampler
 from . import folders
