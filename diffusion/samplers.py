@@ -14,7 +14,6 @@ extrapolation of x0. The entries of the grid are then times in [0, 1], and so th
 given as a process.
 """
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -198,8 +197,7 @@ def solve(
 # ---- steps that are linear with numbers ------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Combination:
+class Combination(NamedTuple):
     """Weights of  state x + sum_j predictions_j x0_j + noise z,  x0_0 the prediction made last."""
 
     state: float
@@ -207,8 +205,7 @@ class Combination:
     noise: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Coefficients:
+class Coefficients(NamedTuple):
     """The numbers of one move.
 
     rise    noises x up before the prediction; None where no noise is added first
@@ -221,8 +218,7 @@ class Coefficients:
     ahead: Combination | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _LinearStep:
+class _LinearStep(NamedTuple):
     """One move by its `Coefficients`, with fresh noise of standard deviation `s_noise`."""
 
     coefficients: Coefficients
@@ -236,19 +232,18 @@ class _LinearStep:
 
     def rise(self, x: torch.Tensor) -> torch.Tensor:
         """x noised up to where the model is called."""
-        return self._combined(self.coefficients.rise, x, [])
+        scale, _, fresh = self.coefficients.rise
+        return combine(x, scale, [], fresh * self.s_noise, self.noise)
 
     def ahead(self, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         """Where the second stage predicts."""
-        return self._combined(self.coefficients.ahead, x, [x0])
+        a, (b,), _ = self.coefficients.ahead
+        return combine(x, a, [(b, x0)], 0.0, None)
 
     def advance(self, x: torch.Tensor, held: Sequence[torch.Tensor]) -> torch.Tensor:
         """The next state; `held` has the predictions so far, the last one first."""
-        return self._combined(self.coefficients.step, x, held)
-
-    def _combined(self, weights, x, held):
-        terms = list(zip(weights.predictions, held))
-        return combine(x, weights.state, terms, weights.noise * self.s_noise, self.noise)
+        a, b, k = self.coefficients.step
+        return combine(x, a, list(zip(b, held)), k * self.s_noise, self.noise)
 
 
 def coefficients(
@@ -258,8 +253,9 @@ def coefficients(
     rows = [[m.sigma_from, m.sigma, m.sigma_next, m.kappa] for m in moves]
     sigma_from, sigma, sigma_next, kappa = torch.tensor(rows, dtype=torch.float64).unbind(1)
     a, b, k = (v.tolist() for v in weights(path, sigma, sigma_next, kappa))
-    straight_a, straight_b, _ = (v.tolist() for v in weights(path, sigma, sigma_next))
-    rises = _rises(path, sigma_from, sigma)
+    scale, fresh = _noising(path, sigma_from, sigma)
+    if order == HEUN:
+        straight_a, straight_b, _ = (v.tolist() for v in weights(path, sigma, sigma_next))
     u = (-path.tau(sigma).log()).tolist()
     u_next = (-path.tau(sigma_next).log()).tolist()
     past, found = [], []
@@ -276,7 +272,7 @@ def coefficients(
             terms = [x + y for x, y in zip_longest(terms, late, fillvalue=0.0)]
         found.append(
             Coefficients(
-                rise=rises[i] if move.rises else None,
+                rise=Combination(scale[i], (), fresh[i]) if move.rises else None,
                 step=Combination(a[i], terms, k[i]),
                 ahead=Combination(straight_a[i], [straight_b[i]]) if two_stage else None,
             )
@@ -292,11 +288,11 @@ def rows(
     return [[step.state, *step.predictions[: i + 1]] for i, step in enumerate(steps)]
 
 
-def _rises(path, sigma, raised):
-    """The `Combination`s that noise x from levels `sigma` up to `raised` >= sigma."""
+def _noising(path, sigma, raised):
+    """Lists (scale, fresh): noising from `sigma` up to `raised` >= sigma is scale x + fresh z."""
     scale = torch.where(raised > sigma, path.alpha(raised) / path.alpha(sigma), 1.0)
     fresh = (path.noise(raised).square() - (scale * path.noise(sigma)).square()).clamp_min(0).sqrt()
-    return [Combination(a, (), k) for a, k in zip(scale.tolist(), fresh.tolist())]
+    return scale.tolist(), fresh.tolist()
 
 
 def combine(
@@ -318,8 +314,7 @@ def combine(
 # ---- steps of other forward processes --------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _TransitionStep:
+class _TransitionStep(NamedTuple):
     """One move along a forward process, by its `transition`; `sample` has refused the options that need
     numbers.
 

@@ -98,6 +98,10 @@ def wrong_churn(respond, noise, latent):
 def test_the_oracle_finds_wrong_churn():
     verdict = probe.marginals(wrong_churn, FLOW, CROWD)
     assert not verdict.right and "signal" in verdict.text and "too strong at call" in verdict.text
+    (message,) = [m for m in verdict.messages if m.fields.get("what") == "signal"]
+    worst = max(range(8), key=lambda i: abs(verdict.signal[i] - 1))
+    assert message.fields["call"] == worst + 1
+    assert message.fields["percent"] == pytest.approx(100 * abs(verdict.signal[worst] - 1))
 
 
 def test_a_sampler_that_fails_is_not_right():

@@ -149,6 +149,8 @@ def test_bad_arguments_are_named(arguments, why):
     [
         ("karras", {"rho": 0.0}, "rho of schedule karras must be above 0"),
         ("uniform", {"rho": 7.0}, "schedule uniform has no option rho"),
+        ("uniform", {"dimension": 8}, "schedule uniform has no option dimension; it has none"),
+        ("beta", {"rho": 7.0}, "schedule beta has no option rho; it has alpha, beta"),
         ("phase edges", {"phases": 2.5}, "phases .* must be above 0 and whole, got 2.5"),
     ],
 )
