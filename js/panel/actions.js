@@ -60,8 +60,8 @@ export function makeActions(app, api, store, onLost) {
         inform(error.message, true);
       }
       if (name !== "use") {
-        store.load();
-      }      // it may be another run by now, or none: of another page, or of a server anew
+        store.load();      // it may be another run by now, or none: of another page, or of a server anew
+      }
     } finally {
       store.act(false);
       showActing();

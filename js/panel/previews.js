@@ -81,8 +81,8 @@ function makeColumn(names) {
         return;
       }
       if (run.id !== id) {
-        image.removeAttribute("src");
-      }      // else the picture before stays until the new one is there
+        image.removeAttribute("src");      // else the picture before stays until the new one is there
+      }
       [id, source] = [run.id, address];
       image.src = link.href = address;
     },

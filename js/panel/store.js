@@ -107,8 +107,8 @@ export function makeStore(api) {
     const id = store.selected;
     ahead = null;
     if (id === null || !watchers.size) {
-      return;
-    }       // a closed tab asks when it opens
+      return;      // a closed tab asks when it opens
+    }
     ahead = [];
     const found = await ask(api, `runs/${id}/curves`).catch(() => null);      // a run may have none
     if (asked !== tracing) {
@@ -159,8 +159,8 @@ export function makeStore(api) {
 
   function onStatus({ detail }) {
     if (store.expected && detail?.exec_info?.queue_remaining === 0) {
-      store.expect(false);
-    }     // it was cancelled, or refused
+      store.expect(false);      // it was cancelled, or refused
+    }
   }
 
   api.addEventListener(RUN_EVENT, onRun);

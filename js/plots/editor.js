@@ -80,8 +80,8 @@ export function editorPlot(api, node, noted) {
     let held = null;
     button.addEventListener("pointerdown", (event) => {
       if (event.button === 2) {
-        event.stopPropagation();
-      }      // it removes the point, see below
+        event.stopPropagation();      // it removes the point, see below
+      }
       if (event.button !== 0) {
         return;
       }

@@ -24,8 +24,8 @@ export function watch(element, read, draw, { exists, onGone }) {
       draw(value);
     } catch (error) {
       if (item.failed !== error.message) {
-        console.error("Fewstep plot:", error);
-      }      // once, and the other plots go on
+        console.error("Fewstep plot:", error);      // once, and the other plots go on
+      }
       item.failed = error.message;
     }
   };
