@@ -178,7 +178,7 @@ def two_sources(host, folder):
 def line_of_training(host, folder):
     message = pack(host, "diffusion.faults").Message
     left = message("{minutes:.1f} min", minutes=3.4)
-    return message("{stage}: loss {loss:.4f}, {time} left", stage="training", loss=0.1234, time=left)
+    return message("{stage}: loss {loss:.4f}, {left} left", stage="training", loss=0.1234, left=left)
 
 
 def failed_sampler(host, folder):
