@@ -22,7 +22,8 @@ ROOMS = (
     ("nodes", "what ComfyUI loads, and the only room that knows it"),
 )
 # Inside a room: its floors from the ground up, each with the folders on it and what lives there. A floor may
-# import those before it. HERE stands for the files that lie in the room itself.
+# import those before it; folders on one floor know nothing of one another. HERE stands for the files that lie
+# in the room itself.
 HERE = "."
 FLOORS = {
     "diffusion": (
@@ -161,7 +162,7 @@ def floor_of(room: str, folder: str) -> int | None:
 
 
 def upward(root: Path, arrows: Iterable[Arrow]) -> Iterator[Breach]:
-    """Arrows to a higher room, to a higher floor of the same one, or to a place that is not known."""
+    """Arrows out of the rooms, to a higher room, or to another folder of a floor that is not lower."""
     heights = {room: height for height, (room, _) in enumerate(ROOMS)}
     for arrow in arrows:
         room, folder = part_of(root, arrow.source)
@@ -173,9 +174,11 @@ def upward(root: Path, arrows: Iterable[Arrow]) -> Iterator[Breach]:
             yield Breach(where, f"{what} runs upward: {room} lies below {target_room}")
         elif target_room == room:
             here, there = floor_of(room, folder), floor_of(room, target_folder)
-            if here is not None and there is not None and there > here:
-                low, high = _called(room, folder), _called(room, target_folder)
-                yield Breach(where, f"{what} runs upward: {low} lies below {high}")
+            if here is None or there is None or folder == target_folder or there < here:
+                continue
+            own, other = _called(room, folder), _called(room, target_folder)
+            how = "runs upward" if there > here else "runs sideways"
+            yield Breach(where, f"{what} {how}: {own} lies {'below' if there > here else 'beside'} {other}")
 
 
 def _called(room: str, folder: str) -> str:
@@ -190,8 +193,8 @@ def homeless(root: Path) -> Iterator[Breach]:
                 yield Breach(folder.relative_to(root).as_posix(), "has no floor in .ci/house.py")
 
 
-def rounds(edges: dict[tuple[str, str], str], kind: str) -> Iterator[Breach]:
-    """Groups of names that reach one another along edges {(from, to): where}, each named once."""
+def rounds(edges: dict[tuple[str, str], str]) -> Iterator[Breach]:
+    """Groups of modules that reach one another along edges {(from, to): where}, each named once."""
     nexts: dict[str, set[str]] = {}
     for source, target in edges:
         if source != target:
@@ -204,7 +207,7 @@ def rounds(edges: dict[tuple[str, str], str], kind: str) -> Iterator[Breach]:
         group = sorted(other for other in reach[name] if name in reach.get(other, ()))
         seen |= set(group)
         where = min(place for (source, target), place in edges.items() if {source, target} <= set(group))
-        yield Breach(where, f"{kind} import one another: {', '.join(group)}")
+        yield Breach(where, f"modules import one another: {', '.join(group)}")
 
 
 def _reached(name: str, nexts: dict[str, set[str]]) -> set[str]:
@@ -222,18 +225,7 @@ def arrows(root: Path) -> Figure:
     """Imports that run upward or round."""
     found = [arrow for path, _, tree in room_files(root) for arrow in arrows_of(root, path, tree)]
     modules = {(a.source, a.target): f"{a.file}:{a.line}" for a in found}
-    folders = {}
-    for arrow in found:
-        source, target = part_of(root, arrow.source), part_of(root, arrow.target)
-        same_floor = source[0] == target[0] and floor_of(*source) == floor_of(*target)
-        if same_floor:  # between floors such an arrow runs upward, and is named as that
-            folders[_called(*source), _called(*target)] = f"{arrow.file}:{arrow.line}"
-    breaches = [
-        *homeless(root),
-        *upward(root, found),
-        *rounds(folders, "folders"),
-        *rounds(modules, "modules"),
-    ]
+    breaches = [*homeless(root), *upward(root, found), *rounds(modules)]
     return Figure("import arrows that run upward or round", len(breaches), 0, breaches)
 
 
