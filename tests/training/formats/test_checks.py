@@ -1,7 +1,5 @@
 """Checks of single values: what is out of bounds is refused by name, in the words of configs and recipes."""
 
-import dataclasses
-
 import pytest
 from fewstep.diffusion.faults import BadValue
 from fewstep.training.formats import checks
@@ -66,14 +64,3 @@ def test_each_check_takes_what_it_should_and_names_the_rest(check, good, bad, te
 
 def test_texts_come_back_as_a_tuple():
     assert checks.check_texts("include", ["a", "b"], "x") == ("a", "b")
-
-
-def test_a_frozen_dataclass_is_normalised_while_it_is_made():
-    @dataclasses.dataclass(frozen=True)
-    class Frozen:
-        parts: tuple
-
-        def __post_init__(self):
-            checks.normalise(self, parts=tuple(self.parts))
-
-    assert Frozen([1, 2]).parts == (1, 2)
