@@ -55,7 +55,8 @@ ENTRIES = 12  # files and folders directly in training/
 CLASS_LINES = 160
 CLASS_METHODS = 14
 COLUMNS = 110
-SKIPPED = {"__pycache__", "build", "node_modules"}
+SKIPPED = {"__pycache__", "node_modules"}
+PACKAGE = "fewstep"
 CHECKED_DUNDERS = {"__call__", "__init__"}
 
 
@@ -98,7 +99,8 @@ def python_files(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*.py")):
         above = path.relative_to(folder).parts[:-1]
         hidden = any(part.startswith(".") and part != ".ci" for part in above)
-        if not hidden and not SKIPPED & set(above):
+        built = above[:1] == ("build",) and folder.joinpath("pyproject.toml").is_file()
+        if not hidden and not built and not SKIPPED & set(above):
             found.append(path)
     return found
 
@@ -123,14 +125,33 @@ def is_module(root: Path, name: str) -> bool:
 
 
 def arrows_of(root: Path, path: Path, tree: ast.Module) -> Iterator[Arrow]:
-    """The relative imports of a file at any depth of its code, one arrow for each module that they reach.
+    """The imports of the package's own in a file, at any depth of its code: one arrow for each module that
+    they reach.
 
-    What climbs out of the package has the target "..".
+    What climbs out of the package, and what is imported by a name made at run time, has the target "..".
     """
     file, source = path.relative_to(root).as_posix(), module_of(root, path)
     folder = path.relative_to(root).parts[:-1]
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == PACKAGE:
+                    yield Arrow(file, node.lineno, source, alias.name.removeprefix(PACKAGE).strip("."))
+                elif alias.name.split(".")[0] == "importlib":
+                    yield Arrow(file, node.lineno, source, "..")
+        elif isinstance(node, ast.Name) and node.id == "__import__":
+            yield Arrow(file, node.lineno, source, "..")
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        module = node.module or ""
+        if not node.level:
+            if module.split(".")[0] == "importlib":
+                yield Arrow(file, node.lineno, source, "..")
+            if module.split(".")[0] != PACKAGE:
+                continue
+            base = module.removeprefix(PACKAGE).strip(".")
+            for target in sorted(_targets(root, base, node.names)):
+                yield Arrow(file, node.lineno, source, target)
             continue
         climbed = node.level - 1
         if climbed > len(folder):
@@ -138,9 +159,14 @@ def arrows_of(root: Path, path: Path, tree: ast.Module) -> Iterator[Arrow]:
             continue
         base = [*folder[: len(folder) - climbed], *(node.module or "").split(".")]
         base = ".".join(part for part in base if part)
-        targets = {".".join(filter(None, (base, alias.name))) for alias in node.names}
-        for target in sorted({name if is_module(root, name) else base for name in targets}):
+        for target in sorted(_targets(root, base, node.names)):
             yield Arrow(file, node.lineno, source, target)
+
+
+def _targets(root, base, aliases):
+    """The modules that `from base import ...` reaches: those that are named, else `base` itself."""
+    named = {".".join(filter(None, (base, alias.name))) for alias in aliases}
+    return {name if is_module(root, name) else base for name in named}
 
 
 # ---- arrows ------------------------------------------------------------------------------------

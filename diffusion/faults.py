@@ -12,6 +12,7 @@ exception type of this project. Its sub-kinds are Python's own kinds as well, so
 of it can still tell a bad value from a full disk.
 """
 
+import functools
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -77,8 +78,12 @@ class Language:
         return value
 
     def joined(self, pieces: list[str]) -> str:
-        """Texts and values, one after another."""
-        return "".join(pieces)
+        """Texts and values, one after another; a sentence in brackets loses its full stop."""
+        return functools.reduce(_in_brackets, pieces, "")
+
+
+def _in_brackets(before, after):
+    return before[:-1] + after if before.endswith(".") and after.startswith(").") else before + after
 
 
 ENGLISH = Language()

@@ -143,26 +143,26 @@ def check_sigmas(
     for i, level in enumerate(levels):
         if not math.isfinite(level):
             raise BadValue(
-                "{name} must be finite, got {got} at position {i}. Check the node that made it.",
+                "{name} must be finite, got {got} at position {position}. Check the node that made it.",
                 name=name,
                 got=level,
-                i=i,
+                position=i,
             )
         if level < 0:
             raise BadValue(
-                "{name} must not be negative, got {got:g} at position {i}.",
+                "{name} must not be negative, got {got:g} at position {position}.",
                 name=name,
                 got=level,
-                i=i,
+                position=i,
             )
         if i and level >= levels[i - 1]:
             raise BadValue(
-                "{name} must descend, got {got:g} then {after:g} at position {i}. Flip it or remove "
+                "{name} must descend, got {got:g} then {after:g} at position {position}. Flip it or remove "
                 "repeated entries.",
                 name=name,
                 got=levels[i - 1],
                 after=level,
-                i=i,
+                position=i,
             )
     if path is not None and levels[0] > path.sigma_max * (1 + 1e-6):
         raise BadValue(

@@ -19,7 +19,9 @@ from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
-LEAST_CHUNK = 4  # samples of a call where nothing is trained; memory takes its part of them (`memory.cut`)
+LEAST_CHUNK = (
+    4  # samples of a call where nothing is trained; memory takes its part of them (`memory.Plan.applied`)
+)
 # quality: (updates, teacher samples)
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
 

@@ -248,11 +248,13 @@ def _and(some: str | Message, other: str) -> Message:
 def _progress(run: SolverFit, node: str | None) -> None:
     """Run to the end with the bar and a line of text on the node."""
     bar, told = None, None
-    fitting = {f"fitting {n} steps": Message("fitting {steps} steps", steps=n) for n in run.config.steps}
     for progress in run.progress():
         bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
         bar.update_absolute(progress.step, progress.total)
-        text = fitting.get(progress.stage) or Message(progress.stage)
+        if progress.fitting:
+            text = Message("fitting {steps} steps", steps=progress.fitting)
+        else:
+            text = Message("{stage}", stage=progress.stage)
         if progress.fidelity is not None:
             text = Message(
                 "{stage}: {error:.4f} from the converged picture", stage=text, error=progress.fidelity

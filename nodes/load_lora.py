@@ -7,6 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue
+from ..training import methods
 from ..training.formats.files import load_lora
 from . import recipes
 
@@ -65,7 +66,7 @@ class LoadFewStepLora(io.ComfyNode):
                 "LoraLoaderModelOnly and choose sampler and schedule yourself.",
                 lora_name=lora_name,
             )
-        if recipe.method == "restoration":
+        if methods.restores(recipe.method):
             raise BadValue(
                 "lora_name must be a LoRA to draw pictures with, {lora_name} was trained to restore them. "
                 "Wire it to Restore (Few-Step).",

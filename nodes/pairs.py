@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules.grids import grid, shifted
+from ..training import methods
 from ..training.formats.files import check_folder, free_name
 from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
@@ -23,7 +24,7 @@ from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workfl
 from .training import FIXED, MEMORY, Order, check, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
-TRAINED_ON = ("rectified-diffusion", "reflow")
+USUAL = "rectified-diffusion"
 SUFFIX = ".pairs.safetensors"
 FOLDER = "fewstep_pairs"  # in the output directory
 USUAL_UPDATES = 600
@@ -216,8 +217,8 @@ class TrainOnPairs(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the preview."),
                 io.Combo.Input(
                     "method",
-                    options=list(TRAINED_ON),
-                    default=TRAINED_ON[0],
+                    options=methods_on_pairs(),
+                    default=USUAL,
                     tooltip="rectified-diffusion keeps the model's own prediction type, reflow learns "
                     "velocities.",
                 ),
@@ -311,6 +312,11 @@ class TrainOnPairs(io.ComfyNode):
             warm=lora_files.tensors(start_from, model),
         )
         return finish(train(order))
+
+
+def methods_on_pairs() -> list[str]:
+    """The methods that learn from pairs, the usual one first."""
+    return sorted(methods.names(needs="pairs"), key=lambda name: name != USUAL)
 
 
 def check_origin(about: dict[str, Any], denoiser: ComfyDenoiser, positive: io.Conditioning.Type) -> None:

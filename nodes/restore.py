@@ -16,6 +16,7 @@ from ..diffusion import samplers
 from ..diffusion.destruction.forward import ForwardProcess
 from ..diffusion.faults import BadValue
 from ..diffusion.schedules import grids
+from ..training import methods
 from ..training.formats import processes
 from ..training.formats.files import load_lora
 from ..training.formats.recipe import Recipe
@@ -336,7 +337,7 @@ def _filled(process: ForwardProcess, x: torch.Tensor, mask: torch.Tensor | None)
 def _with_lora(model: io.Model.Type, name: str, any_base: bool) -> tuple[io.Model.Type, Recipe]:
     """The model with a LoRA that was trained to restore, and its recipe; raises ValueError for another."""
     tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", name))
-    if recipe is None or recipe.method != "restoration":
+    if recipe is None or not methods.restores(recipe.method):
         raise BadValue(
             "lora_name must be a LoRA that was trained to restore, {name} was not. Train one with Distil "
             "Few-Step LoRA and a process, or load this one with Load Few-Step LoRA.",

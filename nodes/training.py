@@ -31,9 +31,8 @@ from .comfy.latents import latent_of
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
-FIXED = (
-    io.ControlAfterGenerate.fixed
-)  # the frontend would draw another seed after every queue, for another run
+# the frontend would draw another seed after every queue, and so begin another run
+FIXED = io.ControlAfterGenerate.fixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

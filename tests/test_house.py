@@ -112,6 +112,16 @@ def test_the_clean_house_has_every_import_that_the_files_name(tree):
         ("nodes/comfy/host.py", "from ..sample import Sample", "nodes/comfy lies below the files of nodes/"),
         ("nodes/comfy/host.py", "from .... import other", "leaves the rooms"),
         ("nodes/comfy/host.py", "from ... import other", "leaves the rooms"),
+        ("training/formats/files.py", "import fewstep.nodes.sample", "training lies below nodes"),
+        ("training/formats/files.py", "from fewstep.nodes import sample", "training lies below nodes"),
+        ("training/formats/files.py", "import importlib", "leaves the rooms"),
+        ("training/formats/files.py", "from importlib import import_module", "leaves the rooms"),
+        ("training/formats/files.py", "__import__('fewstep.nodes.sample')", "leaves the rooms"),
+        (
+            "training/run/build/loop.py",
+            "from ...cli.main import main",
+            "training/run lies below training/cli",
+        ),
     ],
 )
 @pytest.mark.parametrize("late", [False, True])

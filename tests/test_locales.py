@@ -140,6 +140,11 @@ def test_names_have_no_sign_that_the_frontend_reads_as_code(language):
     ] == []
 
 
+def test_methods_are_called_by_their_titles():
+    called = {name: panel("en")[f"panel.methods.{name}"] for name in methods.names(task=None)}
+    assert called == {name: methods.get(name).title for name in called}
+
+
 def test_every_key_of_the_scripts_is_there():
     known = panel("en")
     whole, beginnings = used()

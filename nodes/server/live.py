@@ -32,7 +32,7 @@ LIVE: "dict[str, Live]" = {}  # by id
 
 
 class Live:
-    """A `training.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
+    """A `training.run.job.Job` that runs: from the `with` block on until `ended`, when its state is on disk.
 
     order: what the node was asked for (`nodes.training.Order`). What the panel asks for (`pause`, `stop`)
     happens at the next call of the model or update.
@@ -49,7 +49,6 @@ class Live:
 
     def __enter__(self) -> "Live":
         notes = self.job.notes
-        notes.setdefault("started_at", round(time.time()))
         notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
         self._store()
         LIVE[self.id] = self
@@ -184,11 +183,9 @@ def rough(latent_format: Any, latents: torch.Tensor) -> torch.Tensor:
     if factors is None:
         raise BadValue("this family's latents have no colours without a VAE; wire one")
     x = latents[:, :, 0] if latents.ndim == 5 else latents
-    if (
-        hasattr(latent_format, "latent_rgb_factors_reshape")
-        and latent_format.latent_rgb_factors_reshape is not None
-    ):
-        x = latent_format.latent_rgb_factors_reshape(x)
+    reshape = getattr(latent_format, "latent_rgb_factors_reshape", None)
+    if reshape is not None:
+        x = reshape(x)
     bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
     return torch.einsum("nchw,cr->nrhw", x.float(), torch.tensor(factors)) + bias[:, None, None]
 

@@ -14,8 +14,10 @@ from aiohttp import web
 from server import PromptServer
 
 from ...diffusion.faults import Fault, Message, NotFound, message_of
+from ...training.formats.files import cause
 from ...training.run import runs
 from ...training.run.job import delete
+from ...training.run.status import PROMPT
 from ..comfy import folders
 from . import messages
 from .live import LIVE
@@ -65,8 +67,7 @@ def _answered(handler: Callable[[web.Request], web.StreamResponse]) -> Callable:
         except Refusal as refusal:
             return _refused(refusal.message, refusal.code, refusal.status)
         except OSError as error:
-            reason = error if isinstance(error, Fault) else error.strerror
-            message = Message("The run's files can't be used ({reason}).", reason=reason)
+            message = Message("The run's files can't be used ({cause}).", cause=cause(error))
             return _refused(message, "bad-request", 409)
         except LookupError as error:
             return _refused(message_of(error), "unknown-run", 404)
@@ -114,7 +115,9 @@ def curves(request: web.Request) -> web.Response:
     """GET /fewstep/runs/{id}/curves."""
     folder = _folder(request)
     live = LIVE.get(folder.name)
-    return _json(runs.shown(list(live.run.loss), list(live.run.fidelity)) if live else runs.curves(folder))
+    if live:
+        return _json(runs.shown(list(live.run.loss), list(live.run.probe.fidelity)))
+    return _json(runs.curves(folder))
 
 
 def preview(request: web.Request) -> web.FileResponse:
@@ -127,7 +130,7 @@ def preview(request: web.Request) -> web.FileResponse:
 
 def prompt(request: web.Request) -> web.FileResponse:
     """GET /fewstep/runs/{id}/prompt."""
-    file = _folder(request) / runs.PROMPT
+    file = _folder(request) / PROMPT
     if not file.exists():
         raise NotFound("This run has no stored graph. Queue its workflow again.")
     return web.FileResponse(file, headers={"Cache-Control": "no-store", "Content-Type": "application/json"})

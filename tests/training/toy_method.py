@@ -1,6 +1,6 @@
 """A method as somebody would add one: the student learns the teacher's answer at one noise level."""
 
-from fewstep.training.methods.consistency import noised
+from fewstep.training.methods.consistency_loss import noised
 from fewstep.training.methods.method import Method, draw_samples
 from fewstep.training.methods.phases import shifted_level
 

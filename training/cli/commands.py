@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ...diffusion.faults import BadValue
+from .. import methods
 
 
 def _out(folder):
@@ -69,7 +70,7 @@ def distil(args: Namespace) -> int:
         settings |= read_config(args.config)
     settings |= dict(_setting(text) for text in args.set)
     settings |= _given(args, "method", "seed")
-    if settings["method"] == "restoration" and not settings.get("process"):
+    if methods.restores(settings["method"]) and not settings.get("process"):
         raise BadValue(
             "process must be given for the method restoration, got none. Write process = [{{kind = "
             '"blur"}}] into the --config file, or --set \'process=[{{"kind": "blur"}}]\'.',

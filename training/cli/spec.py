@@ -55,8 +55,8 @@ class Spec:
             raise BadValue("negative must be text, got {got!r}.", got=self.negative)
         if {type(self.width), type(self.height)} not in ({int}, {type(None)}):
             raise BadValue(
-                "width and height must be whole numbers of pixels, got {got!r} and {height!r}.",
-                got=self.width,
+                "width and height must be whole numbers of pixels, got {width!r} and {height!r}.",
+                width=self.width,
                 height=self.height,
             )
         check_choice("device", self.device, DEVICES)

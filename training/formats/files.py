@@ -129,7 +129,7 @@ def load_lora(path: Name) -> tuple[dict[str, torch.Tensor], Recipe | None]:
         return tensors, Recipe.from_json(text) if text else None
     except Exception as error:
         raise BadValue(
-            "{name} must be a LoRA in safetensors, can't be read ({error}). Take another.",
+            "{name} must be a LoRA in safetensors, and can't be read ({error}). Take another.",
             name=Path(path).name,
             error=error,
         ) from error

@@ -8,10 +8,12 @@ distillation. For pictures of another origin than the teacher.
 import torch
 
 from ...diffusion.paths import Path
-from .consistency import consistency, draw_neighbours, noised
+from .consistency import draw_neighbours
+from .consistency_loss import consistency, noised
 from .distances import squared_error
 from .method import Answer, Batch, Context, Method, Metric
 from .phases import shifted_level
+from .registry import register
 
 
 def consistency_training(
@@ -48,11 +50,13 @@ def loss(context: Context, batch: Batch) -> torch.Tensor:
     )
 
 
-METHOD = Method(
-    name="consistency-training",
-    title="consistency training",
-    needs="images",
-    draw=draw_neighbours,
-    loss=loss,
-    level=shifted_level,
+METHOD = register(
+    Method(
+        name="consistency-training",
+        title="consistency training",
+        needs="images",
+        draw=draw_neighbours,
+        loss=loss,
+        level=shifted_level,
+    )
 )

@@ -8,9 +8,10 @@ pure noise to the picture (Luhman & Luhman 2021, arXiv:2101.02388).
 
 import torch
 
-from .consistency import consistency
+from .consistency_loss import consistency
 from .method import Batch, Context, Method, draw_samples
 from .phases import kept_level
+from .registry import register
 
 
 def draw(context: Context) -> Batch:
@@ -43,12 +44,14 @@ def loss(context: Context, batch: Batch) -> torch.Tensor:
     )
 
 
-METHOD = Method(
-    name="phased",
-    title="phased",
-    needs="trajectories",
-    draw=draw,
-    loss=loss,
-    level=kept_level,
-    on_the_grid=True,
+METHOD = register(
+    Method(
+        name="phased",
+        title="phased",
+        needs="trajectories",
+        draw=draw,
+        loss=loss,
+        level=kept_level,
+        on_the_grid=True,
+    )
 )

@@ -5,6 +5,7 @@ prediction kind and in its own time.
 from .method import Batch, Context, Method, draw_samples
 from .phases import own_level
 from .reflow import loss
+from .registry import register
 
 
 def draw(context: Context) -> Batch:
@@ -13,13 +14,15 @@ def draw(context: Context) -> Batch:
     return {**batch, "sigma": own_level(context.phases, batch["u"]).float()}
 
 
-METHOD = Method(
-    name="rectified-diffusion",
-    title="rectified diffusion",
-    needs="pairs",
-    draw=draw,
-    loss=loss,
-    level=own_level,
-    kind="own",
-    in_rounds=True,
+METHOD = register(
+    Method(
+        name="rectified-diffusion",
+        title="rectified diffusion",
+        needs="pairs",
+        draw=draw,
+        loss=loss,
+        level=own_level,
+        kind="own",
+        in_rounds=True,
+    )
 )

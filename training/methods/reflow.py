@@ -14,10 +14,11 @@ import torch
 
 from ...diffusion.paths import Path
 from ...diffusion.predictions import expand, from_x0
-from .consistency import noised
+from .consistency_loss import noised
 from .distances import squared_error
 from .method import Answer, Batch, Context, Method, Metric, draw_samples
 from .phases import flow_level
+from .registry import register
 
 
 def pairs(
@@ -67,13 +68,15 @@ def draw(context: Context) -> Batch:
     return {**batch, "sigma": flow_level(context.phases, batch["u"]).float()}
 
 
-METHOD = Method(
-    name="reflow",
-    title="reflow",
-    needs="pairs",
-    draw=draw,
-    loss=loss,
-    level=flow_level,
-    kind="velocity",
-    in_rounds=True,
+METHOD = register(
+    Method(
+        name="reflow",
+        title="reflow",
+        needs="pairs",
+        draw=draw,
+        loss=loss,
+        level=flow_level,
+        kind="velocity",
+        in_rounds=True,
+    )
 )

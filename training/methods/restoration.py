@@ -23,6 +23,7 @@ from ...diffusion.samplers import State, sample
 from .distances import squared_error
 from .method import Batch, Context, Method, Metric, draw_samples
 from .phases import shifted_level
+from .registry import register
 
 
 def times_for(steps: int) -> torch.Tensor:
@@ -117,12 +118,14 @@ def loss(context: Context, batch: Batch) -> torch.Tensor:
     )
 
 
-METHOD = Method(
-    name="restoration",
-    title="restoration",
-    needs="images",
-    draw=draw,
-    loss=loss,
-    level=shifted_level,
-    task="restoration",
+METHOD = register(
+    Method(
+        name="restoration",
+        title="restoration",
+        needs="images",
+        draw=draw,
+        loss=loss,
+        level=shifted_level,
+        task="restoration",
+    )
 )

@@ -12,6 +12,7 @@ from ...diffusion.predictions import expand
 from .distances import squared_error
 from .method import Answer, Batch, Context, Method, Metric, draw_samples
 from .phases import NEAREST, kept_level
+from .registry import register
 
 
 def windows(
@@ -60,12 +61,14 @@ def loss(context: Context, batch: Batch) -> torch.Tensor:
     )
 
 
-METHOD = Method(
-    name="windowed-reflow",
-    title="windowed reflow",
-    needs="trajectories",
-    draw=draw_samples,
-    loss=loss,
-    level=kept_level,
-    kind="velocity",
+METHOD = register(
+    Method(
+        name="windowed-reflow",
+        title="windowed reflow",
+        needs="trajectories",
+        draw=draw_samples,
+        loss=loss,
+        level=kept_level,
+        kind="velocity",
+    )
 )

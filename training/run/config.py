@@ -145,16 +145,17 @@ class DistilConfig:
         normalise(self, image_steps=_image_steps_of(self))
         if self.rounds > 1 and not methods.get(self.method).in_rounds:
             raise BadValue(
-                "rounds must be 1 for the method {method}, got {got}. Only reflow and rectified-diffusion "
-                "go on from their own pairs.",
+                "rounds must be 1 for the method {method}, got {got}. Those that go on from their own pairs: "
+                "{methods}.",
                 method=self.method,
                 got=self.rounds,
+                methods=[name for name in methods.names() if methods.get(name).in_rounds],
             )
 
     @property
     def restores(self) -> bool:
         """Whether the run learns to undo a process, another task than the teacher's."""
-        return methods.get(self.method).task == "restoration"
+        return methods.restores(self.method)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DistilConfig":

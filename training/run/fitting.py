@@ -139,12 +139,17 @@ class SolverFit:
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
                 yield Progress(
                     stage=f"fitting {steps} steps",
+                    fitting=steps,
                     step=done + 1 + int(98 * share),
                     total=total,
                     fidelity=fitted.error,
                 )
             yield Progress(
-                stage=f"fitting {steps} steps", step=done + 100, total=total, fidelity=self.found[steps].error
+                stage=f"fitting {steps} steps",
+                fitting=steps,
+                step=done + 100,
+                total=total,
+                fidelity=self.found[steps].error,
             )
 
     def _fit(self, steps, evaluations, deadline):

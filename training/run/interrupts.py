@@ -11,9 +11,8 @@ def held_back() -> Iterator[None]:
     """Let a Ctrl-C that comes meanwhile take effect at the block's end. Signals reach the main thread alone;
     elsewhere nothing is done.
     """
-    if threading.current_thread() is not threading.main_thread() or not callable(
-        usual := signal.getsignal(signal.SIGINT)
-    ):
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
         yield
         return
     asked = []

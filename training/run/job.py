@@ -28,7 +28,7 @@ import torch
 from safetensors import safe_open
 
 from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
-from ..formats.files import check_folder, read_tensors, write_json, write_tensors
+from ..formats.files import cause, check_folder, read_tensors, write_json, write_tensors
 from ..trajectories import folders
 from .config import DistilConfig
 from .progress import Progress
@@ -84,6 +84,7 @@ class Job:
         try:
             _claim(self.folder, self._wanted)
             self.notes = notes_in(self.folder)
+            self.notes.setdefault("started_at", round(self.now()))
             if (self.folder / STATE).exists():
                 self._restore()
                 self.resumed = self.run.done
@@ -108,7 +109,7 @@ class Job:
         tensors, numbers = load_state(self.folder / STATE)
         try:
             self.run.restore(tensors, numbers)
-        except (LookupError, TypeError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise BadValue(
                 "{file} must be the state of this run, is of another version or damaged ({error}). "
                 "Delete it to start again.",
@@ -150,9 +151,9 @@ class Job:
             self.unsaved = None
         except OSError as error:
             self.unsaved = Message(
-                "{folder} can't be written ({error}). Free space; the state before is whole.",
+                "{folder} can't be written ({cause}). Free space; the state before is whole.",
                 folder=self.folder,
-                error=error.strerror or error,
+                cause=cause(error),
             )
             if required:
                 raise BadFile(self.unsaved) from error

@@ -15,4 +15,5 @@ class Progress:
     loss: float | None = None
     fidelity: float | None = None  # RMSE to the reference, model space, when it was just measured
     samples_per_second: float | None = None
+    fitting: int | None = None  # of a fit: the step count under way
     seconds_left: float | None = None

@@ -46,7 +46,6 @@ class Run:
     data    to learn from instead of the teacher's trajectories
     metric  a distance (B, ...), (B, ...) -> (B,) in place of the config's, a perceptual one for instance
     warm    tensors of a LoRA file to begin with
-    label   of the run, for the recipe
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Run:
             raise
         self.probe = Probe(config.updates)
         self.loss: list[tuple[int, float]] = []
-        self.stopped, self.label = False, ""
+        self.stopped, self.label = False, ""  # label: what the recipe calls the run
 
     @property
     def done(self) -> int:

@@ -93,7 +93,7 @@ class Status:
             "saved_at": round(now),
             "started_at": round(now),
         }
-        known = {name: value for name, value in notes.items() if name in NOTES}
+        known = {name: notes[name] for name in NOTES if name in notes}  # others may add to them meanwhile
         return cls(**{**own, **known, **_of_folder(folder)})
 
     @classmethod

@@ -73,11 +73,11 @@ class Data:
             )
         if int(self.condition.min()) < 0 or int(self.condition.max()) >= denoiser.conditions:
             raise BadValue(
-                "the data's conditions must be 0 to {conditions}, got {got} to {condition}. Wire the "
+                "the data's conditions must be 0 to {last}, got {least} to {most}. Wire the "
                 "prompts that it was made with.",
-                conditions=denoiser.conditions - 1,
-                got=int(self.condition.min()),
-                condition=int(self.condition.max()),
+                last=denoiser.conditions - 1,
+                least=int(self.condition.min()),
+                most=int(self.condition.max()),
             )
         if needs not in self.holds:
             raise BadValue(

@@ -91,6 +91,8 @@ def test_pause_resume_stop_and_delete(server, workflow):
     run = watch(server, prompt, lambda run: run["done"] >= 3)[-1]["run"]
     place = f"/fewstep/runs/{run['id']}"
     assert server.get(place)["state"] == "running"
+    curves = server.get(f"{place}/curves")  # as it lives: a panel that is opened meanwhile has its history
+    assert len(curves["loss"]) >= 3 and curves["fidelity"][0][0] == 0
     assert request(server, "POST", f"{place}/delete")[0] == 409
     assert request(server, "POST", f"{place}/pause")[0] == 200
     server.wait(lambda: server.get(place)["state"] == "paused", 30)

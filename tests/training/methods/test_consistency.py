@@ -9,7 +9,7 @@ import torch
 from analytic import MIXTURE, MODELS, as_model, levels, numbers
 from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.predictions import expand
-from fewstep.training.methods.consistency import consistency
+from fewstep.training.methods.consistency_loss import consistency
 from fewstep.training.methods.distances import METRICS, pseudo_huber, squared_error
 from fewstep.training.methods.teacher_step import solver_step
 

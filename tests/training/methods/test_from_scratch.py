@@ -17,7 +17,7 @@ from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVIN
 from fewstep.diffusion.predictions import expand, from_x0, to_x0
 from fewstep.diffusion.samplers import sample
 from fewstep.diffusion.schedules.grids import grid
-from fewstep.training.methods.consistency import consistency, noised
+from fewstep.training.methods.consistency_loss import consistency, noised
 from fewstep.training.methods.reflow import pairs
 from fewstep.training.methods.teacher_step import solver_step
 from fewstep.training.trajectories.noises import start

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fewstep.diffusion.paths import VARIANCE_EXPLODING
 from fewstep.diffusion.predictions import expand
-from fewstep.training.methods.consistency import noised
+from fewstep.training.methods.consistency_loss import noised
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run

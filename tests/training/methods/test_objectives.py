@@ -10,7 +10,7 @@ from analytic import MIXTURE, MODELS, as_model, levels, numbers
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_PRESERVING
 from fewstep.diffusion.predictions import expand
 from fewstep.diffusion.weightings import mse_factor, weighting
-from fewstep.training.methods.consistency import consistency, noised
+from fewstep.training.methods.consistency_loss import consistency, noised
 from fewstep.training.methods.consistency_training import consistency_training
 from fewstep.training.methods.distances import squared_error
 from fewstep.training.methods.reflow import pairs

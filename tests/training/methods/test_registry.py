@@ -4,6 +4,7 @@ import pytest
 import toy_method
 from fewstep.training import methods
 from fewstep.training.cli.arguments import parser
+from fewstep.training.methods import registry
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run
 from tiny import Tiny
@@ -13,9 +14,8 @@ SMALL = dict(updates=6, images=6, batch=4, chunk=8, image_steps=4, steps=2, phas
 
 @pytest.fixture
 def registered():
-    methods.register(toy_method.METHOD)
-    yield toy_method.METHOD
-    methods.unregister("toy")
+    yield methods.register(toy_method.METHOD)
+    del registry.METHODS["toy"]
 
 
 def test_a_registered_method_is_in_config_command_line_and_runs(registered, capsys):
