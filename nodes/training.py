@@ -1,5 +1,6 @@
-"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same
-is queued again.
+"""How a queued job trains: from a MODEL and prompts to a LoRA file.
+
+It is saved as it goes, and resumed when the same is queued again.
 """
 
 import dataclasses
@@ -31,9 +32,8 @@ from .comfy.latents import latent_of
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
-FIXED = (
-    io.ControlAfterGenerate.fixed
-)  # the frontend would draw another seed after every queue, for another run
+# the frontend would draw another seed after every queue, for another run
+FIXED = io.ControlAfterGenerate.fixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,8 +148,9 @@ def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order:
 
 
 def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
-    """Run to the end, or until the user cancels or something fails: either way what has been learnt is saved
-    as a LoRA too.
+    """Run to the end, or until the user cancels or something fails.
+
+    Either way what has been learnt is saved as a LoRA too.
     """
     run, node, bar = job.run, order.node, None
     if job.resumed:
@@ -234,9 +235,7 @@ def _time(seconds: float) -> Message:
 
 
 def _preview(run, vae):
-    """IMAGE: teacher / before / now from the same held-out noise, beside the curves; the curves alone without
-    a VAE.
-    """
+    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE curves alone."""
     history = run.loss, run.probe.fidelity
     if vae is None:
         return show.image(pictures.run_curves(*history))
