@@ -20,8 +20,7 @@ Kappa = float | Callable[[float, float], float]  # a number, or a function of (s
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One step of a plan: noise x from `sigma_from` up to `sigma` where that is higher, predict, go to
-    `sigma_next`.
+    """One step: noise x from `sigma_from` up to `sigma` if that is higher, predict, go to `sigma_next`.
 
     kappa is the share of fresh noise at the end. Where noise is added first, earlier predictions are dropped.
     """
@@ -74,8 +73,9 @@ def plan(
 
 
 def check_noising(churn: float, mode: str = "each step", start: float = 0.0, end: float = 1.0) -> float:
-    """`churn` as a float; raises ValueError naming which of these `plan` can't take, before there is a
-    grid.
+    """`churn` as a float.
+
+    Raises ValueError naming the argument that `plan` can't take, before there is a grid.
     """
     churn = check_churn(churn)
     if mode not in MODES:
@@ -113,9 +113,7 @@ def _shares(grid, path, churn, kappa):
 
 
 def raised(path: Levels, sigma: float, sigma_next: float, churn: float, highest: float) -> float:
-    """The noise level whose lambda is below that of `sigma` by churn times the step's lambda-length, at most
-    `highest`.
-    """
+    """The level, at most `highest`, with the lambda of `sigma` less churn times the step's lambda-length."""
     t, s = torch.tensor([sigma, sigma_next], dtype=torch.float64)
     if s == 0 or path.alpha(t) == 0 or churn == 0:
         return sigma

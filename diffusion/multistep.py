@@ -1,5 +1,4 @@
-"""Multistep extrapolation: what stands in for the predicted x_0 over a whole step, from this prediction and
-others.
+"""Multistep extrapolation: what stands for the predicted x_0 over a step, from this prediction and others.
 
 On every path  x_s / sigma_s = x_t / sigma_t + integral from u_t to u_s of x0(u) e^u du,  u = -log tau
 (`paths.Path.tau`), the exponential integrator of Lu et al. 2022 (arXiv:2206.00927, eq. 3.4) in log sigma.
@@ -46,11 +45,10 @@ def target_weights(order: int, u_next: float, u: Sequence[float]) -> list[float]
 
 
 def correction_weights(order: int, u: Sequence[float]) -> list[float]:
-    """By how much more the step from u[1] to u[0] should have weighted each prediction made at u (the one at
-    its end first).
+    """How much more the step u[1] to u[0] should have weighted each prediction, the one at its end first.
 
-    Sums to 0; [] where there is nothing to correct. u must hold one level more than `order` for the step's
-    own weights.
+    The predictions were made at u. The weights sum to 0; [] where there is nothing to correct. u must hold
+    one level more than `order` for the step's own weights.
     """
     if len(u) < 2 or u[0] <= u[1]:
         return []
@@ -72,9 +70,7 @@ def heun_weights(u_next: float, u: float) -> list[float]:
 
 
 def _usable(steps, most):
-    """How many predictions can be used together, given the lengths of steps: the coming one, the one before,
-    and so on.
-    """
+    """How many predictions can be used together; `steps`: lengths of the coming step, the one before, ..."""
     for i in range(1, min(most, len(steps))):
         if steps[i] <= 0 or max(steps[:i]) > FARTHEST * steps[i]:
             return i
@@ -82,8 +78,9 @@ def _usable(steps, most):
 
 
 def _mean_weights(h, places):
-    """Weights of values at two or three `places` in the mean over (0, h), weighted by e^u, of the polynomial
-    through them.
+    """Weights of values at two or three `places` in the mean of the polynomial through them.
+
+    The mean is over (0, h), weighted by e^u.
     """
     m1, m2 = _moments(h)
     if len(places) == 2:

@@ -17,8 +17,9 @@ from .faults import BadValue
 
 
 class Levels(Protocol):
-    """What steps and solvers ask about the entries of a step grid: of a `Path` these are sigmas, of a
-    `destruction.forward.ForwardProcess` times.
+    """What steps and solvers ask about the entries of a step grid.
+
+    Of a `Path` these are sigmas, of a `destruction.forward.ForwardProcess` times.
 
     sigma_max   the largest entry
     linear      whether a step is a x_t + b x_0 + k z with numbers a, b, k
@@ -65,8 +66,9 @@ class Path:
         return torch.ones_like(sigma)
 
     def noise(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The standard deviation of the noise at a level of a grid: the level itself, here
-        (`forward.Gaussian`'s are times).
+        """The standard deviation of the noise at a level of a grid: here, the level itself.
+
+        Of a `forward.Gaussian` the levels are times.
         """
         return sigma
 
@@ -80,9 +82,7 @@ class Path:
         return self.flow_time(sigma) if self.name == "variance preserving" else sigma
 
     def flow_time(self, sigma: torch.Tensor) -> torch.Tensor:
-        """sigma / (alpha + sigma), the time of the flow path (shift 1) at the same lambda: 1 at pure noise,
-        0 at data.
-        """
+        """sigma / (alpha + sigma), the flow path's time (shift 1) at that lambda: 1 pure noise, 0 data."""
         return sigma / (self.alpha(sigma) + sigma)
 
     def at_flow_time(self, time: torch.Tensor) -> torch.Tensor:

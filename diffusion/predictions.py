@@ -18,8 +18,7 @@ preserved F is -v.
 
 Sources: Salimans & Ho 2022 (arXiv:2202.00512) for v, Lipman et al. 2022 (arXiv:2210.02747) and Liu et al.
 2022 (arXiv:2209.03003) for the velocity, Song et al. 2021 (arXiv:2011.13456) for the score, Karras et al.
-2022 (arXiv:2206.00364, table 1) for F. `alpha` and `sigma` must broadcast against `x`; `expand` makes them
-so.
+2022 (arXiv:2206.00364, table 1) for F. `alpha` and `sigma` must broadcast against `x` (see `expand`).
 """
 
 import torch
@@ -43,10 +42,9 @@ def to_x0(
     *,
     sigma_data: float = 0.5,
 ) -> torch.Tensor:
-    """x_0 from a network output of the given kind; shapes (B, ...). `sigma_data` > 0 matters to kind edm
-    alone.
+    """x_0 from a network output of the given kind; shapes (B, ...).
 
-    Raises ValueError for a kind that is not one of `KINDS`.
+    `sigma_data` > 0 matters to kind edm alone. Raises ValueError for a kind that is not one of `KINDS`.
     """
     if kind == "x0":
         return prediction

@@ -1,5 +1,6 @@
-"""What a sampler does, found without a model: it is linear in its predictions, so one-hot predictions read
-its weights.
+"""What a sampler does, found without a model.
+
+It is linear in its predictions, so one-hot predictions read its weights.
 
 `run(respond, noise, latent)` stands for a whole sampling run: it begins from `latent` under unit `noise`,
 asks `respond(x, sigma) -> x0` where the model would be called, and returns the result. Its own noise must be
@@ -163,8 +164,7 @@ def marginals(
 
 
 def churn_between_calls(run: Run, path: Path, shape: Sequence[int]) -> list[float | None]:
-    """The churn of the step after each call, in the sense of `step.py`, as the run has it; None where there
-    is no telling.
+    """The churn (as in `step.py`) that the run has in the step after each call; None where it can't be told.
 
     With x0 = 0 everywhere a step keeps sqrt(1 - kappa^2) of the noise that was there, which the starting
     noise's share of x shows from call to call; churn = -log(1 - kappa^2) / (2 (lambda_s - lambda_t)). None

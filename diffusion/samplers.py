@@ -1,5 +1,4 @@
-"""The kernel: every sampler here is one loop over a plan of moves (`moves.py`), steps that are linear in the
-predictions.
+"""The kernel: every sampler is one loop over a plan of moves (`moves.py`), steps linear in the predictions.
 
     for state in sample(denoiser, x, sigmas, path): ...     # a generator: the caller reports and cancels
     image = state.x
@@ -56,9 +55,7 @@ Noise = Callable[[torch.Tensor], torch.Tensor]  # x -> fresh unit noise of its s
 
 
 class State(NamedTuple):
-    """What a sampler knows after step `index`: the state x at `sigma_next`, and the prediction x0 made at
-    `sigma`.
-    """
+    """What a sampler knows after step `index`: x at `sigma_next` and the prediction x0 made at `sigma`."""
 
     index: int
     sigma: float
@@ -298,8 +295,9 @@ def _noising(path, sigma, raised):
 def combine(
     x: torch.Tensor, a: float, terms: Sequence[tuple[float, torch.Tensor]], k: float, noise: Noise | None
 ) -> torch.Tensor:
-    """a x + sum of b x0 over `terms` [(b, x0)] + k z; noise(x) -> z is called only where k > 0. a = 0 leaves
-    x out.
+    """a x + sum of b x0 over `terms` [(b, x0)] + k z; a = 0 leaves x out.
+
+    noise(x) -> z is called only where k > 0.
     """
     (b, x0), *more = terms or [(0.0, x)]
     if abs(a + b - 1) < 1e-14:  # a step of order 1 without noise on most paths: one pass over x
@@ -315,8 +313,9 @@ def combine(
 
 
 class _TransitionStep(NamedTuple):
-    """One move along a forward process, by its `transition`; `sample` has refused the options that need
-    numbers.
+    """One move along a forward process, by its `transition`.
+
+    `sample` has already refused the options that need numbers.
 
     shares      weights of the predictions in the step's target, the last one first
     two_stage   whether the model predicts at the step's end too
@@ -367,8 +366,7 @@ def _transitions(moves, process, order, noise, s_noise):
 
 
 def batch_noise(seed: int, begin: float = 0.0) -> Noise:
-    """`noise(x)` from generators of its own, seeded from `seed`; the batch can be split without changing a
-    sample.
+    """`noise(x)` from its own generators, seeded from `seed`; splitting the batch changes no sample.
 
     Sample b draws from a generator whose seed is a hash of (seed, b, begin), on the CPU: results do not
     depend on device or batch size, and repeat neither the starting noise that a host draws from `seed` nor,

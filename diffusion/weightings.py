@@ -10,8 +10,7 @@ of eps:
     loss = integral of w(lambda) E |eps - eps^|^2 dlambda
     w    = mse_factor(kind) x density over lambda x the loss's own weight
 
-w is invariant; how the noise is drawn only changes its variance (Kingma & Gao 2023, arXiv:2303.00848, sec.
-3).
+w is invariant; how noise is drawn only changes its variance (Kingma & Gao 2023, arXiv:2303.00848, sec. 3).
 
 weighting          prediction kind   density over lambda      w(lambda) up to a constant
 eps-MSE            epsilon           cosine                   sech(lambda)
@@ -23,8 +22,8 @@ SD3 logit-normal   velocity          logit-normal flow time   N(lambda; -m - log
 min-SNR            x0, clipped       cosine                   min(1, gamma e^(-2 lambda)) sech(lambda)
 sigmoid            epsilon           none: w itself           sigmoid(b - 2 lambda)
 
-`shift` multiplies sigma/alpha, the flow models' time shift: it moves a density by -log(shift). float64
-throughout.
+`shift` multiplies sigma/alpha, the flow models' time shift: it moves a density by -log(shift).
+Everything is float64.
 """
 
 import math
@@ -110,8 +109,9 @@ def x0_mse(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
 
 
 def v_mse_cosine(lam: float | torch.Tensor, shift: float = 1.0) -> torch.Tensor:
-    """v-MSE under cosine noise, variance preserved (Salimans & Ho 2022, arXiv:2202.00512): 2/pi e^-lambda at
-    shift 1.
+    """v-MSE under cosine noise, variance preserved: 2/pi e^-lambda at shift 1.
+
+    Source: Salimans & Ho 2022 (arXiv:2202.00512).
     """
     return mse_factor("v", lam) * cosine_density(lam, shift)
 
@@ -140,19 +140,18 @@ def sd3_logit_normal(
 
 
 def sigmoid(lam: float | torch.Tensor, bias: float = 0.0) -> torch.Tensor:
-    """sigmoid(bias - 2 lambda), whatever noise is drawn (Kingma & Gao 2023; Hoogeboom et al. 2024,
-    arXiv:2410.19324).
+    """sigmoid(bias - 2 lambda), whatever noise is drawn.
 
-    `bias` is in units of l = 2 lambda, as in the papers: the weight is one half at l = bias.
+    Source: Kingma & Gao 2023; Hoogeboom et al. 2024 (arXiv:2410.19324). `bias` is in units of l = 2 lambda,
+    as in the papers: the weight is one half at l = bias.
     """
     return torch.sigmoid(bias - 2 * _float64(lam))
 
 
 def min_snr(lam: float | torch.Tensor, gamma: float = 5.0, shift: float = 1.0) -> torch.Tensor:
-    """min(SNR, gamma) on the x0-MSE under cosine noise, SNR = e^(2 lambda) (Hang et al. 2023,
-    arXiv:2303.09556).
+    """min(SNR, gamma) on the x0-MSE under cosine noise, with SNR = e^(2 lambda).
 
-    Raises ValueError unless gamma > 0.
+    Source: Hang et al. 2023 (arXiv:2303.09556). Raises ValueError unless gamma > 0.
     """
     if not gamma > 0:
         raise BadValue(

@@ -1,5 +1,6 @@
-"""How many steps does this model need? Samplers and step counts from the same noise, measured against a
-converged reference.
+"""How many steps does this model need? Samplers and step counts against a converged reference.
+
+All of them start from the same noise.
 """
 
 import dataclasses
@@ -41,9 +42,7 @@ TILE = 128  # pixels of a picture in the grid, at least where the picture itself
 
 @dataclasses.dataclass
 class Result:
-    """One setting that was run: its name, steps, model calls, seconds, distance to the reference, and
-    latents.
-    """
+    """One setting that was run: name, steps, model calls, seconds, distance to the reference, latents."""
 
     name: str
     steps: int
@@ -260,9 +259,7 @@ class _Runner:
         return result
 
     def distance(self, a: Result, b: Result) -> float:
-        """RMSE between two results' latents as a share of the second's spread, where the mask lets anything
-        change.
-        """
+        """RMSE of two results' latents as a share of the second's spread, where the mask allows change."""
         a, b, weight = a.latents.float(), b.latents.float(), self.weight.expand(a.latents.shape)
         total = weight.sum().clamp_min(1e-6)
         mean = (weight * b).sum() / total

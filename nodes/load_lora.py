@@ -1,6 +1,4 @@
-"""Load Few-Step LoRA: the file's recipe configures sampler, schedule and CFG, so that no one has to remember
-them.
-"""
+"""Load Few-Step LoRA: the file's recipe sets sampler, schedule and CFG, so nobody has to remember them."""
 
 import comfy.sd
 import folder_paths

@@ -1,6 +1,4 @@
-"""Prompts for Distilling: typed ones, those of the user's own pictures and the bundled list, each encoded as
-its own entry.
-"""
+"""Prompts for Distilling: typed, of the user's own pictures, or bundled; each encoded as its own entry."""
 
 import hashlib
 import json
@@ -95,8 +93,7 @@ class Prompts(io.ComfyNode):
         folder: str | None = "",
         **others: Any,
     ) -> str:
-        """Changes with the choice of prompts, not with each new picture: a run that trains on them would
-        start again.
+        """Changes with the choice of prompts, not with each new picture: a run on them would start again.
 
         Inputs that are wired are None here: then it changes with the names and times of all pictures.
         """
@@ -166,9 +163,7 @@ def choice(
 
 
 def output_folder(folder: str) -> Path:
-    """The path of a folder in ComfyUI's output folder; raises ValueError for one that is not there or lies
-    outside.
-    """
+    """The path of a folder in ComfyUI's output folder; raises ValueError for one missing or outside."""
     root = Path(folder_paths.get_output_directory()).resolve()
     try:
         path = Path(root, folder).resolve()
@@ -191,9 +186,7 @@ def output_folder(folder: str) -> Path:
 
 
 def encode(clip: comfy.sd.CLIP, text: str) -> list:
-    """The conditioning entry of a prompt, as CLIP Text Encode makes it; raises ValueError where the encoder
-    makes several.
-    """
+    """A prompt's conditioning entry, as CLIP Text Encode makes it; raises ValueError if it makes several."""
     entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(entries) != 1:
         raise BadValue(

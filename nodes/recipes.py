@@ -1,6 +1,4 @@
-"""Recipes in the graph: saved to files, loaded as SAMPLER, SIGMAS and cfg, and checked against the model that
-they are wired to.
-"""
+"""Recipes in the graph: saved to files, loaded as SAMPLER, SIGMAS and cfg, checked against their model."""
 
 import logging
 import os

@@ -319,9 +319,7 @@ def _levels(process: ForwardProcess, model: io.Model.Type, times: torch.Tensor) 
 
 
 def _filled(process: ForwardProcess, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The latent with the masked pixels as a mask process leaves them; raises ValueError where none is
-    missing.
-    """
+    """The latent, masked pixels as a mask process leaves them; raises ValueError where none is missing."""
     if not process.sudden:
         return x
     if mask is not None:

@@ -119,8 +119,7 @@ def sample_recipe(
 ) -> torch.Tensor:
     """`diffusion.solvers.linear.run` of a recipe's own solver, in ComfyUI's signature of sampler functions.
 
-    Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no
-    others.
+    Raises ValueError for another path or other sigmas than the recipe's: its weights are right for no others.
     """
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
@@ -178,8 +177,9 @@ def _check_mask(mask: torch.Tensor | None, x: torch.Tensor) -> None:
 def tcd_share(
     gamma: float, path: Path, sigma_of: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[float, float], float]:
-    """The share of fresh noise (sigma, sigma_next) -> kappa of TCD: it steps to (1 - gamma) of the next time
-    and noises back.
+    """TCD's share of fresh noise, (sigma, sigma_next) -> kappa.
+
+    TCD steps to (1 - gamma) of the next time and noises back.
     """
 
     def share(sigma: float, sigma_next: float) -> float:

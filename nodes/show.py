@@ -19,9 +19,7 @@ def image(picture: Image.Image) -> torch.Tensor:
 
 
 def output(node: type, picture: Image.Image, data: dict, *others: Any) -> io.NodeOutput:
-    """An IMAGE output that the node shows by itself, followed by `others`; `data` goes to the panel under
-    "fewstep".
-    """
+    """An IMAGE output that the node itself shows, then `others`; `data` goes to the panel under "fewstep"."""
     shown = image(picture)
     return io.NodeOutput(shown, *others, ui={**ui.PreviewImage(shown, cls=node).as_dict(), "fewstep": [data]})
 

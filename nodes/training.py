@@ -1,5 +1,6 @@
-"""How a queued job trains: from a MODEL and prompts to a LoRA file, saved as it goes, resumed when the same
-is queued again.
+"""How a queued job trains: from a MODEL and prompts to a LoRA file.
+
+It is saved as it goes, and resumed when the same is queued again.
 """
 
 import dataclasses
@@ -147,8 +148,9 @@ def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order:
 
 
 def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
-    """Run to the end, or until the user cancels or something fails: either way what has been learnt is saved
-    as a LoRA too.
+    """Run to the end, or until the user cancels or something fails.
+
+    Either way what has been learnt is saved as a LoRA too.
     """
     run, node, bar = job.run, order.node, None
     if job.resumed:
@@ -233,9 +235,7 @@ def _time(seconds: float) -> Message:
 
 
 def _preview(run, vae):
-    """IMAGE: teacher / before / now from the same held-out noise, beside the curves; the curves alone without
-    a VAE.
-    """
+    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE curves alone."""
     history = run.loss, run.probe.fidelity
     if vae is None:
         return show.image(pictures.run_curves(*history))

@@ -1,5 +1,4 @@
-"""Destruction without noise, D_t, alone ("cold") or as the front of a `forward.Chain` that ends in noise
-("hot").
+"""Destruction without noise, D_t: alone ("cold") or before the noise of a `forward.Chain` ("hot").
 
 Blur        heat run for tau = w^2/2: the cosine modes i, j of an H x W image fall by
             exp(-tau pi^2 (i^2/H^2 + j^2/W^2)), with w = width sin^2(pi t/2) the blur's standard deviation in
@@ -52,8 +51,9 @@ class Degradation(ForwardProcess):
         )
 
     def weighted(self, x0: torch.Tensor, terms: Sequence[tuple[float, Time]]) -> torch.Tensor:
-        """The sum of w D_t(x0) over `terms` [(w, t)], numbers, as a new tensor; a process may share work
-        between them.
+        """The sum of w D_t(x0) over `terms` [(w, t)], numbers, as a new tensor.
+
+        A process may share work between the terms.
         """
         return functools.reduce(torch.add, (w * self.corrupt(x0, None, t) for w, t in terms))
 
@@ -100,8 +100,9 @@ class Blur(Degradation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pixelate(Degradation):
-    """Squares of largest^t pixels, sizes between powers of two being faded. Raises ValueError for a `largest`
-    that is none.
+    """Squares of largest^t pixels; sizes between powers of two are faded.
+
+    Raises ValueError for a `largest` that is not a power of two, 2 or more.
     """
 
     largest: int = 16
@@ -124,10 +125,10 @@ class Pixelate(Degradation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Mask(Degradation):
-    """Pixels with order < t become `fill`. order (H, W), (B, 1, H, W) or as x0, values in [0, 1), or inf for
-    pixels that stay.
+    """Pixels with order < t become `fill`.
 
-    0 is masked at once. Raises ValueError for an order of another size than the image.
+    order: (H, W), (B, 1, H, W) or the shape of x0; values in [0, 1), or inf for pixels that stay. 0 is masked
+    at once. Raises ValueError for an order of another size than the image.
     """
 
     order: torch.Tensor
@@ -153,8 +154,7 @@ class Fade(Degradation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnMask(ForwardProcess):
-    """Pixels become `fill`, in all channels, in an order that is drawn: at t where eps < Phi^{-1}(t), a share
-    t of them.
+    """Pixels become `fill`, in all channels, in a drawn order: at t a share t, where eps < Phi^{-1}(t).
 
     What x_t leaves open of eps is its place below or above Phi^{-1}(t), from which `solve_noise` draws.
     Pixels that are not masked show x0, so a step takes them from x_t. kappa = 0 unmasks and never masks
@@ -195,8 +195,9 @@ class DrawnMask(ForwardProcess):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnFade(ForwardProcess):
-    """(1 - t) x0 + t eps, eps an image of another set: `fresh` must draw such images. kappa is 0 or 1, as
-    images do not mix.
+    """(1 - t) x0 + t eps, where eps is an image of another set.
+
+    `fresh` must draw such images. kappa is 0 or 1, as images do not mix.
     """
 
     name = "drawn fade"
@@ -230,8 +231,9 @@ class DrawnFade(ForwardProcess):
 
 
 def hot_blur(width: float = 20.0, schedule: str = "flow", **options: float) -> Chain:
-    """Blur + noise: alpha_t D_t(x0) + sigma_t eps, on a schedule of `forward.gaussian`; "EDM", sigma_max=0.1
-    adds but a little.
+    """Blur + noise: alpha_t D_t(x0) + sigma_t eps, on a schedule of `forward.gaussian`.
+
+    "EDM" with sigma_max=0.1 adds only a little noise.
     """
     return Chain(Blur(width=width), gaussian(schedule, **options), name="hot blur")
 
@@ -264,8 +266,9 @@ def cosines(size: int) -> torch.Tensor:
 
 
 def fall(size: int, std: torch.Tensor) -> torch.Tensor:
-    """exp(-(std pi k / size)^2 / 2), what a blur of that standard deviation leaves of mode k; (size,) or (B,
-    size), float64.
+    """exp(-(std pi k / size)^2 / 2): what a blur of that standard deviation leaves of mode k.
+
+    float64, (size,) or (B, size).
     """
     modes = torch.arange(size, dtype=torch.float64, device=std.device) * (math.pi / size)
     return torch.exp(-0.5 * (std[..., None] * modes).square())

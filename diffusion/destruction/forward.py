@@ -113,8 +113,7 @@ class ForwardProcess:
         kappa: float | torch.Tensor = 0.0,
         fresh: Noise | None = None,
     ) -> torch.Tensor:
-        """x_s from x_t and x0, the module's formula; fresh(x) -> z draws unit noise, and only where it is
-        needed.
+        """x_s from x_t and x0, by the module's formula; fresh(x) -> z draws unit noise, only where needed.
 
         Raises ValueError for times or a kappa outside [0, 1], and for noise that is needed and not given.
         """
@@ -137,8 +136,9 @@ class ForwardProcess:
         return self.corrupt(x0, self.mix(eps, fresh(x), kappa) if kappa.any() else eps, s)
 
     def alpha(self, t: Time) -> torch.Tensor:
-        """The scale of the signal beside the noise, float64; like the next four only where one schedule rules
-        the noise.
+        """The scale of the signal beside the noise, float64.
+
+        Like the next four, only where one schedule rules the noise.
         """
         raise self._no_lambda()
 
@@ -190,8 +190,7 @@ class ForwardProcess:
 class Gaussian(ForwardProcess):
     """F_t = alpha_t x0 + sigma_t eps on a noise schedule, over its whole range of times.
 
-    Given to `samplers.sample` for the path it is the kernel itself, in times: the same coefficients, bit for
-    bit.
+    As the path of `samplers.sample` it is the kernel itself, in times: the same coefficients, bit for bit.
     """
 
     schedule: NoiseSchedule
@@ -257,8 +256,7 @@ class Gaussian(ForwardProcess):
 
 
 def gaussian(schedule: str = "flow", **options: float) -> Gaussian:
-    """The `Gaussian` of a noise schedule of `noise_schedules.SCHEDULES`; options are those of the schedule's
-    function there.
+    """The `Gaussian` of a schedule in `noise_schedules.SCHEDULES`, with the options of its function there.
 
     Raises ValueError for a name that is not there.
     """

@@ -2,8 +2,7 @@
 
     x_t = alpha(t) x_0 + sigma(t) eps,    lambda = log(alpha / sigma)
 
-`forward.gaussian` makes them forward processes of images, and the noise of those that blur or pixelate as
-well.
+`forward.gaussian` makes them forward processes of images, and the noise of those that blur or pixelate too.
 
 name                 alpha                           sigma
 VP linear            exp(-B/2), B = int beta         sqrt(1 - alpha^2)
@@ -111,8 +110,9 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
 
 
 def vp_cosine(offset: float = 0.008) -> NoiseSchedule:
-    """alpha = cos(pi/2 (t + offset)/(1 + offset)), scaled to alpha(0) = 1 (Nichol & Dhariwal 2021, eq. 17);
-    offset > 0.
+    """alpha = cos(pi/2 (t + offset)/(1 + offset)), scaled to alpha(0) = 1; offset > 0.
+
+    Source: Nichol & Dhariwal 2021, eq. 17.
 
     With x = h t, 1 - alpha = 2 cos(h - x/2) sin(x/2) / sin(h) and
     tan(x/2) = (1 - alpha) / (cot h + sqrt(cot^2 h + sigma^2)).
@@ -169,16 +169,18 @@ def vp_discrete(betas: torch.Tensor | Sequence[float], name: str = "VP discrete"
 
 
 def vp_linear_discrete(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
-    """DDPM's table: betas from beta_min/steps to beta_max/steps, equally spaced (Ho et al. 2020,
-    arXiv:2006.11239).
+    """DDPM's table: betas from beta_min/steps to beta_max/steps, equally spaced.
+
+    Source: Ho et al. 2020 (arXiv:2006.11239).
     """
     betas = torch.linspace(beta_min / steps, beta_max / steps, steps, dtype=torch.float64)
     return vp_discrete(betas, "VP linear discrete")
 
 
 def vp_scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> NoiseSchedule:
-    """Stable Diffusion's table: the square roots of the betas are equally spaced (Rombach et al. 2022,
-    arXiv:2112.10752).
+    """Stable Diffusion's table: the square roots of the betas are equally spaced.
+
+    Source: Rombach et al. 2022 (arXiv:2112.10752).
     """
     roots = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64)
     return vp_discrete(roots.square(), "VP scaled linear")
@@ -235,9 +237,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> NoiseSchedule:
-    """sigma geometric in t from sigma_min, which is above 0, to sigma_max (Song et al. 2021, eq. 9,
-    appendix C).
-    """
+    """sigma geometric in t from sigma_min > 0 to sigma_max (Song et al. 2021, eq. 9, appendix C)."""
     if not 0 < sigma_min < sigma_max:
         raise BadValue(
             "sigma_min must be above 0 and below sigma_max = {sigma_max:g}, got {got}. Swap or raise it.",
@@ -275,9 +275,7 @@ def edm(sigma_max: float = 80.0) -> NoiseSchedule:
 
 
 def flow(shift: float = 1.0) -> NoiseSchedule:
-    """Rectified flow, alpha = 1 - sigma, its sigma/alpha multiplied by `shift` > 0 (Esser et al. 2024,
-    eq. 23).
-    """
+    """Rectified flow, alpha = 1 - sigma, with sigma/alpha times `shift` > 0 (Esser et al. 2024, eq. 23)."""
     if not shift > 0:
         raise BadValue("shift must be above 0, got {got}. 1 leaves time as it is.", got=shift)
 

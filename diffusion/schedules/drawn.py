@@ -23,8 +23,7 @@ Points = Sequence[Sequence[float]]  # (share of the steps, time) pairs
 def grid(points: Points, steps: int, sigma_of: SigmaOf, denoise: float = 1.0) -> torch.Tensor:
     """`sigmas`, float64 (steps + 1,), descending from sigma_of(denoise) to 0, at the times of the curve.
 
-    points: see `control_points`; steps >= 1; `denoise` in (0, 1] as in `grids.grid`. Raises ValueError for
-    others.
+    points: see `control_points`; steps >= 1; `denoise` in (0, 1] as in `grids.grid`. ValueError for others.
     """
     check_steps(steps)
     if not 0 < denoise <= 1:
@@ -81,9 +80,7 @@ def _is_pair(point):
 
 
 def curve(points: Sequence[tuple[float, float]], shares: torch.Tensor) -> torch.Tensor:
-    """Times at `shares`, float64 of their shape, of the curve through `points` as `control_points` gives
-    them.
-    """
+    """The times of the curve through `points` (of `control_points`) at `shares`, float64 of their shape."""
     x, y = zip(*points)
     slopes = _slopes(x, y)
     x, y, m = (torch.tensor(v, dtype=torch.float64) for v in (x, y, slopes))
@@ -98,8 +95,9 @@ def curve(points: Sequence[tuple[float, float]], shares: torch.Tensor) -> torch.
 
 
 def _slopes(x, y):
-    """The curve's slope at every point: weighted harmonic means of the neighbouring secants, three-point
-    formulas at the ends.
+    """The curve's slope at every point.
+
+    Weighted harmonic means of the neighbouring secants; at the ends, three-point formulas.
     """
     h = [b - a for a, b in zip(x, x[1:])]
     d = [(b - a) / w for a, b, w in zip(y, y[1:], h)]

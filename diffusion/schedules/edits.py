@@ -26,8 +26,9 @@ def _positive(name, value, neutral):
 
 
 def shift(sigmas: torch.Tensor, sigma_of: SigmaOf, amount: float) -> torch.Tensor:
-    """Time moved towards the noise, t -> amount t / (1 + (amount - 1) t) for the share t of the model's time
-    between both ends.
+    """Time moved towards the noise: t -> amount t / (1 + (amount - 1) t).
+
+    t is the share of the model's time between both ends.
     """
     _positive("shift", amount, 1)
     if amount == 1:
@@ -44,9 +45,7 @@ def shift(sigmas: torch.Tensor, sigma_of: SigmaOf, amount: float) -> torch.Tenso
 
 
 def scale(sigmas: torch.Tensor, path: Path, amount: float, highest: float) -> torch.Tensor:
-    """sigma/alpha of every entry times `amount` (lambda minus log amount), never above `highest`, the model's
-    largest.
-    """
+    """sigma/alpha of every entry times `amount` (lambda - log amount), at most the model's `highest`."""
     _positive("scale", amount, 1)
     if amount == 1:
         return sigmas
@@ -55,8 +54,9 @@ def scale(sigmas: torch.Tensor, path: Path, amount: float, highest: float) -> to
 
 
 def _below(sigmas, path, highest):
-    """`sigmas` with those above `highest` spread evenly in flow time sigma/(alpha + sigma) from there to the
-    first below it.
+    """`sigmas`, those above `highest` spread evenly from there to the first one below it.
+
+    Evenly in flow time, sigma/(alpha + sigma).
     """
     above = int((sigmas >= highest).sum())
     if above < 2:
@@ -68,8 +68,9 @@ def _below(sigmas, path, highest):
 
 
 def blend(sigmas: torch.Tensor, other: torch.Tensor, sigma_of: SigmaOf, share: float) -> torch.Tensor:
-    """Between two grids: the mean of the model's times with weight `share` on `other`, which is resampled to
-    as many steps.
+    """Between two grids: the mean of the model's times, with weight `share` on `other`.
+
+    `other` is resampled to as many steps.
     """
     if not 0 <= share <= 1:
         raise BadValue(
@@ -85,10 +86,9 @@ def blend(sigmas: torch.Tensor, other: torch.Tensor, sigma_of: SigmaOf, share: f
 
 
 def snap(sigmas: torch.Tensor, sigma_of: SigmaOf, anchors: int) -> torch.Tensor:
-    """Every entry at the nearest of `anchors` equal times that no earlier entry took; for models distilled on
-    such times.
+    """Every entry at the nearest of `anchors` equal times that no earlier entry took.
 
-    Raises ValueError when there are fewer anchors than steps.
+    For models distilled on such times. Raises ValueError when there are fewer anchors than steps.
     """
     places = time_of(sigma_of, sigmas) * anchors
     ends_at_data = bool(sigmas[-1] == 0)
@@ -125,8 +125,7 @@ def split(sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def translate(
     sigmas: torch.Tensor | Sequence[float], path: Path, sigma_max: float, other: Path, other_max: float
 ) -> torch.Tensor:
-    """A grid for another model with the same signal-to-noise ratios: sigma' with lambda'(sigma') =
-    lambda(sigma).
+    """A grid with the same signal-to-noise ratios for another model: lambda'(sigma') = lambda(sigma).
 
     An entry at the first model's largest level goes to the other's largest; entries beyond that are spread
     below it.

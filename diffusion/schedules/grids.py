@@ -171,8 +171,9 @@ def _phase_edges(share, phases):
 
 
 def _anchored(share, count):
-    """Times among count/count, (count-1)/count, ..., evenly chosen; with more steps than anchors each
-    interval is divided.
+    """Times evenly chosen among count/count, (count-1)/count, ...
+
+    With more steps than anchors each interval is divided.
     """
     steps = len(share)
     if steps <= count:
@@ -304,9 +305,7 @@ LEVELS = {
 
 
 def descending(sigmas: torch.Tensor) -> torch.Tensor:
-    """`sigmas` with equal or rising neighbours pulled apart by a relative 1e-4; the first and the last entry
-    stay.
-    """
+    """`sigmas` with equal or rising neighbours pulled apart by a relative 1e-4; both ends stay."""
     out = sigmas.tolist()
     for i in range(1, len(out) - 1):
         out[i] = min(out[i], out[i - 1] * (1 - 1e-4))
@@ -317,9 +316,7 @@ def descending(sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def flow_sigma(shift: float = 1.0) -> SigmaOf:
-    """sigma_of for a flow model: sigma(t) = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206,
-    eq. 23).
-    """
+    """A flow model's sigma_of: s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
 
     def sigma_of(t):
         return shift * t / (1 + (shift - 1) * t)
@@ -328,8 +325,7 @@ def flow_sigma(shift: float = 1.0) -> SigmaOf:
 
 
 def discrete_sigma(sigmas: torch.Tensor | Sequence[float]) -> SigmaOf:
-    """sigma_of for a discrete model: t = (index + 1) / N into its ascending table (N,), interpolated in log
-    sigma.
+    """A discrete model's sigma_of: t = (index + 1) / N in its ascending table (N,), linear in log sigma.
 
     Below the table's first entry sigma falls to 0 with t, so that a grid of many steps there still descends.
     """
@@ -345,16 +341,15 @@ def discrete_sigma(sigmas: torch.Tensor | Sequence[float]) -> SigmaOf:
 
 
 def nearest_index(sigma: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Indices (B,) of a discrete model's ascending table (N,) that lie nearest to levels (B,) in log sigma;
-    int64.
-    """
+    """Indices (B,), int64, of a discrete model's ascending table (N,) nearest in log sigma to levels (B,)."""
     log = table.log().to(sigma)
     return (sigma.log()[:, None] - log).abs().argmin(1)
 
 
 def shifted(sigma_of: SigmaOf, shift: float, top: float = 1.0) -> SigmaOf:
-    """`sigma_of` with more of its time near the start `top`: t -> shift t / (1 + (shift - 1) t/top), as in
-    `flow_sigma`.
+    """`sigma_of` with more time near its start `top`: t -> shift t / (1 + (shift - 1) t/top).
+
+    As in `flow_sigma`, where `top` is 1.
     """
     if shift == 1:
         return sigma_of
@@ -366,9 +361,7 @@ def shifted(sigma_of: SigmaOf, shift: float, top: float = 1.0) -> SigmaOf:
 
 
 def time_of(sigma_of: SigmaOf, sigmas: torch.Tensor | Sequence[float]) -> torch.Tensor:
-    """The times whose noise levels are `sigmas`, by bisection; float64 in [0, 1], 1 for levels above the
-    largest.
-    """
+    """The times of the levels `sigmas`, by bisection; float64 in [0, 1], 1 for levels above the largest."""
     wanted = torch.as_tensor(sigmas, dtype=torch.float64)
     low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
     for _ in range(50):

@@ -319,8 +319,9 @@ def _linearised(bench, solver, which):
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """One Gauss-Newton step: the pseudo-Huber loss of `distances` (B,), quadratic below `soft`, as reweighted
-    least squares.
+    """One Gauss-Newton step on the pseudo-Huber loss of `distances` (B,), as reweighted least squares.
+
+    The loss is quadratic below `soft`.
     """
 
     distances: torch.Tensor
@@ -332,9 +333,8 @@ class _Problem:
         end, target = point.end, bench.data.states[point.which, -1]
         distances = bench.distances(end, point.which)
         soft = float(distances.quantile(SOFT)) + 1e-9
-        weight = (1 + (distances / soft).square()).pow(
-            -0.25
-        )  # its square is the loss's slope over the square
+        # its square is the loss's slope over the square
+        weight = (1 + (distances / soft).square()).pow(-0.25)
         weight = weight.to(end).reshape(-1, *[1] * (end.ndim - 1))
         missing = ((target - end) * weight).flatten(1)
         return cls(distances, soft, NormalEquations.of(point.columns * weight, missing))

@@ -1,5 +1,4 @@
-"""Solvers written out: as every sampler here is linear in its predictions, a run without noise is one row of
-weights a step.
+"""Solvers written out: a run without noise, linear in its predictions, is one row of weights for each step.
 
     x_{i+1} = r_0 x_i + r_1 x0_i + r_2 x0_{i-1} + ... + r_{i+1} x0_0        row i
 
@@ -70,8 +69,9 @@ class LinearSolver:
 def classical(
     sigmas: torch.Tensor | Sequence[float], path: Path, order: int = 2, corrector: bool = True
 ) -> LinearSolver:
-    """The kernel's solver of that order along `sigmas` as a `LinearSolver`: the same run to rounding, without
-    churn.
+    """The kernel's solver of that order along `sigmas` as a `LinearSolver`.
+
+    The same run up to rounding, without churn.
     """
     return LinearSolver(tuple(torch.as_tensor(sigmas).tolist()), tuple(rows(sigmas, path, order, corrector)))
 

@@ -31,8 +31,9 @@ class Parameter(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Change:
-    """How fast the state after a step changes with a parameter (B, ...), and the prediction made in that step
-    if it does.
+    """How fast a step's outcome changes with a parameter (B, ...).
+
+    state: the state after the step; prediction: the one made in it, None where it does not change.
     """
 
     state: torch.Tensor
@@ -110,8 +111,7 @@ def parameters(solver: LinearSolver, names: Sequence[Parameter], path: Path) -> 
 def moved(
     solver: LinearSolver, names: Sequence[Parameter], change: torch.Tensor, path: Path
 ) -> LinearSolver | None:
-    """The solver with those parameters changed, or None where its levels would no longer descend or a number
-    is not finite.
+    """The solver with those parameters changed; None if levels stop descending or a number is not finite.
 
     A level moves by at most a share of the way to its neighbours; rows are given all the places that they can
     have.

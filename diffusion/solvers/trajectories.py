@@ -1,6 +1,4 @@
-"""What a fit learns from: a model's accurate trajectories, and what can be read off them without calling the
-model again.
-"""
+"""What a fit learns from: a model's accurate trajectories, and what they tell without another model call."""
 
 import dataclasses
 import math
@@ -42,10 +40,10 @@ class Trajectories:
         return float(self.states[:, -1].float().std())
 
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(training, held-out) indices: every fourth prompt is held out, the last quarter where there are
-        fewer than four.
+        """(training, held-out) indices: every fourth prompt is held out.
 
-        Raises ValueError for fewer than 4 trajectories.
+        Of fewer than four prompts it is the last quarter of the trajectories. Raises ValueError for fewer
+        than 4 trajectories.
         """
         every = torch.arange(len(self.states))
         if len(every) < 4:
@@ -138,8 +136,9 @@ def _distinct(grids):
 
 
 def at_levels(data: Trajectories, sigmas: Sequence[float], which: torch.Tensor) -> list[torch.Tensor]:
-    """The trajectories' states at sigmas[1:]: those kept, or between two of them a first-order step and a
-    share of its error.
+    """The trajectories' states at sigmas[1:].
+
+    Those kept; between two of them, a first-order step and a share of its error.
     """
     levels = data.sigmas.tolist()
     states = []

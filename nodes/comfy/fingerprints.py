@@ -59,9 +59,7 @@ def base_of(patcher: ModelPatcher) -> str:
 
 
 class _Unpatched:
-    """A patcher's diffusion model as far as `fingerprint` looks at it, with the weights that patching has set
-    aside.
-    """
+    """A patcher's diffusion model as `fingerprint` looks at it, with the weights that patching set aside."""
 
     def __init__(self, patcher: ModelPatcher):
         self.module = patcher.object_patches_backup.get("diffusion_model", patcher.model.diffusion_model)

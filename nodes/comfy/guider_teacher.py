@@ -25,9 +25,7 @@ SHARE = 0.9  # of the memory beside the weights that a call may take
 
 
 class Prompts(CFGGuider):
-    """The host's guider with each positive entry a prompt of its own; within `sample`, `choose` says which is
-    asked for.
-    """
+    """The host's guider, each positive entry its own prompt; within `sample`, `choose` says which is used."""
 
     def inner_sample(
         self,
@@ -152,8 +150,9 @@ class Teacher:
 
 
 def rows_at_once(patcher: ModelPatcher, shape: tuple[int, ...]) -> int:
-    """How many samples of that shape a call may have: with guidance they must fit beside the weights, or into
-    half the memory.
+    """How many samples of that shape a call may have.
+
+    With guidance they must fit beside the weights, or into half the memory.
     """
     total = comfy.model_management.get_total_memory(patcher.load_device)
     room = SHARE * max(total - patcher.model_size(), total / 2)

@@ -105,9 +105,7 @@ def sampling_of(
 
 
 class Header(MutableMapping):
-    """A file's tensors as a state dict: small ones are read when they are asked for, large ones have shape
-    and dtype only.
-    """
+    """A file's tensors as a state dict: small ones read on demand, large ones with shape and dtype only."""
 
     def __init__(self, file: Any, names: dict[str, str] | None = None):
         self.file = file

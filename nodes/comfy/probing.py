@@ -1,5 +1,6 @@
-"""Running a SAMPLER on a given denoiser instead of the model: for inspection and comparison. No weights are
-loaded.
+"""Running a SAMPLER on a given denoiser instead of the model, for inspection and comparison.
+
+No weights are loaded.
 """
 
 import contextlib
@@ -14,9 +15,7 @@ DenoiserAt = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 class DenoiserGuider(comfy.samplers.CFGGuider):
-    """The host's guider with `denoiser(x, sigma) -> x0` in the place of the model; sigma a number, x in model
-    space.
-    """
+    """The host's guider with `denoiser(x, sigma) -> x0` as the model; sigma a number, x in model space."""
 
     def __init__(self, patcher: ModelPatcher, denoiser: DenoiserAt):
         super().__init__(patcher)
@@ -29,9 +28,7 @@ class DenoiserGuider(comfy.samplers.CFGGuider):
         model_options: dict | None = None,
         seed: int | None = None,
     ) -> torch.Tensor:
-        """x0, which is what the host's guiders return under this name; guided and unguided prediction are the
-        same.
-        """
+        """x0, as the host's guiders return under this name; guided and unguided prediction are the same."""
         x0 = self.denoiser(x, float(timestep.flatten()[0]))
         # how cfg_pp samplers ask for the unguided one
         for function in (model_options or {}).get("sampler_post_cfg_function", []):
@@ -61,8 +58,9 @@ def run(
     latent: torch.Tensor,
     seed: int = 0,
 ) -> torch.Tensor:
-    """The result of a SAMPLER on that denoiser, on the CPU; its draws depend on `seed` alone, the global
-    generator's too.
+    """The result of a SAMPLER on that denoiser, on the CPU.
+
+    Its draws depend on `seed` alone, the global generator's too.
     """
     guider = DenoiserGuider(patcher, denoiser)
     options = comfy.model_patcher.create_model_options_clone(patcher.model_options)

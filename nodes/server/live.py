@@ -65,8 +65,9 @@ class Live:
         self.send()
 
     def _store(self):
-        """Keep what the run can be queued again from: its node and all that feeds it. A graph that JSON can't
-        hold is not kept.
+        """Keep what the run can be queued again from: its node and all that feeds it.
+
+        A graph that JSON can't hold is not kept.
         """
         graph = above(self.order.prompt or {}, self.order.node)
         try:
@@ -80,16 +81,12 @@ class Live:
     # ---- asked by the panel, from the server's thread ------------------------------------------
 
     def pause(self) -> bool:
-        """End the job as if its user had cancelled it: state and LoRA are saved. False where it is at its end
-        already.
-        """
+        """End the job as if its user had cancelled it: state and LoRA are saved. False once it is over."""
         self.paused = not self.over
         return self.paused
 
     def stop(self) -> bool:
-        """End the run after this update; False where there is nothing to keep yet, or it is at its end
-        already.
-        """
+        """End the run after this update; False while there is nothing to keep, or once it is over."""
         if self.run.done and not self.over:
             self.run.stop()
         return bool(self.run.done) and not self.over
@@ -103,9 +100,7 @@ class Live:
     # ---- told to the panel ---------------------------------------------------------------------
 
     def tell(self, progress: Progress) -> None:
-        """Take a step of the run down, keep pictures of a new measurement, and send an event unless one just
-        went.
-        """
+        """Note a step of the run, keep pictures of a new measurement, send an event unless one just went."""
         self.progress, notes = progress, self.job.notes
         notes["memory"] = used(self.run.denoiser.device)
         if progress.samples_per_second:
@@ -176,8 +171,9 @@ def _send(summary: dict[str, Any], loss: Sequence = (), fidelity: Sequence = ())
 
 
 def rough(latent_format: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as small pictures (N, 3, H, W) in [-1, 1] by the family's own colours, without a VAE; the first
-    frame of a video.
+    """Latents as small pictures (N, 3, H, W) in [-1, 1], by the family's own colours, without a VAE.
+
+    Of a video, the first frame.
     """
     factors = latent_format.latent_rgb_factors
     if factors is None:
@@ -191,9 +187,7 @@ def rough(latent_format: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _fits(vae, latents, device):
-    """Whether the VAE can decode without the model in training having to make room: by what the host asks for
-    at most.
-    """
+    """Whether the VAE can decode while the model in training stays, by what the host asks for at most."""
     management = comfy.model_management
     if management.is_device_cpu(vae.device):
         return management.is_device_cpu(device)  # else it would hold up the GPU
@@ -205,8 +199,9 @@ def _fits(vae, latents, device):
 
 
 def above(prompt: dict, node: str | None) -> dict:
-    """The part of an API-format graph that a node needs, itself included; {} where it is not in it, as one
-    that was expanded.
+    """The part of an API-format graph that a node needs, itself included.
+
+    {} where the node is not in it, as with one that was expanded.
     """
     found, nodes = {}, [node] if node in prompt else []
     while nodes:
@@ -221,8 +216,9 @@ def above(prompt: dict, node: str | None) -> dict:
 
 
 def model_name(prompt: dict | None, node: str | None) -> str:
-    """What the user calls the model wired to a node of an API-format graph: the nearest loader's file or
-    choice; "" if none.
+    """What the user calls the model wired to a node of an API-format graph.
+
+    The nearest loader's file or choice; "" if none.
     """
     names, seen, nodes = ("ckpt_name", "unet_name", "model_name", "teacher"), set(), [node]
     while nodes and prompt:

@@ -29,8 +29,9 @@ HEARD = {}  # the language that the frontend shows, where its user has chosen no
 
 
 def language() -> str:
-    """The user's language, one that there are words for: of ComfyUI's settings, else of the frontend, else
-    English.
+    """The user's language: of ComfyUI's settings, else of the frontend, else English.
+
+    Always one that there are words for.
     """
     try:
         file = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
@@ -123,25 +124,22 @@ def _read(file):
 
 
 def told(message: Message | Fault | str, node: str = "") -> str:
-    """The message in the user's language, a plain text as it is; node: the id of the one whose inputs it
-    names.
-    """
+    """The message in the user's language, plain text as it is; node: id of the one whose inputs it names."""
     if isinstance(message, Fault):
         message = message.message
     return message.worded(spoken(node)) if isinstance(message, Message) else message
 
 
 def of_run(run: dict | None) -> dict | None:
-    """A run's summary with its error in the user's language: a message as JSON holds it, of older runs a
-    text. None for None.
+    """A run's summary with its error in the user's language; None for None.
+
+    The error is a message as JSON holds it, in older runs a text.
     """
     return {**run, "error": told(Message.from_dict(run["error"]))} if run and run["error"] else run
 
 
 def speaking(node: type) -> type:
-    """The node class with all that it says in the user's language: exceptions, refused inputs, lines of
-    text.
-    """
+    """The node class, speaking the user's language: in exceptions, refused inputs and lines of text."""
     name = node.define_schema().node_id
     for method in ("execute", "validate_inputs"):
         if method in vars(node):

@@ -1,5 +1,4 @@
-"""Checkpointing that is exact: a block keeps nothing but its inputs, and is computed again in the backward
-pass.
+"""Exact checkpointing: a block keeps nothing but its inputs and is computed again in the backward pass.
 
 The block gets copies of its tensors both times, wherever they lie in its arguments (dicts, lists, tuples,
 dataclasses), so that it may write over them; what it puts into such a container the caller doesn't see.
@@ -107,8 +106,9 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _autocast(kind):
-    """A context of the present autocast. Its cache is off: PyTorch has handed out weights that were cast
-    without a graph.
+    """A context of the present autocast, with its cache off.
+
+    From that cache PyTorch has handed out weights that were cast without a graph.
     """
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)

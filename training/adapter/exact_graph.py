@@ -52,14 +52,11 @@ class _Saved:
 
 
 class _CopyOnWrite(TorchDispatchMode):
-    """Looks at every operation; before one writes to a storage, what autograd saved of that storage is
-    copied.
-    """
+    """Looks at every operation; copies what autograd saved of a storage before one writes to it."""
 
     def __init__(self):
         super().__init__()
-        # storage -> its _Saved that are no copies yet. While one lives, so does its storage: the address is
-        # its own.
+        # storage -> its _Saved that are no copies yet; they keep it alive, so no other takes its address
         self.saved = defaultdict(weakref.WeakSet)
 
     def pack(self, tensor):

@@ -46,8 +46,9 @@ def check_gradient(
     dtype: torch.dtype = torch.float32,
     backward: Backward | None = None,
 ) -> float:
-    """`slope`, which must be 1 within the tolerance of `PRECISION`. Raises ArithmeticError where the gradient
-    is proved wrong.
+    """`slope`, which must be 1 within the tolerance of `PRECISION`.
+
+    Raises ArithmeticError where the gradient is proved wrong.
 
     dtype: in which the model computes. A first slope that is off is taken again with a larger and a smaller
     step, and both pairs of neighbours are extrapolated to step 0. Where both are off, but the slopes of each

@@ -1,5 +1,6 @@
-"""What each command does with its arguments; returns the exit status. Heavy parts are imported when they are
-asked for.
+"""What each command does with its arguments; returns the exit status.
+
+Heavy parts are imported when they are asked for.
 """
 
 import functools

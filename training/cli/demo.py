@@ -80,8 +80,9 @@ def _bar(previous, stage, total):
 
 
 def _peak_memory():
-    """Largest resident size of this process so far, MiB (Linux counts KiB, macOS bytes); 0 where the system
-    tells none.
+    """Largest resident size of this process so far, MiB; 0 where the system tells none.
+
+    Linux counts it in KiB, macOS in bytes.
     """
     try:
         import resource
@@ -130,8 +131,9 @@ def _evaluate(run, seed, bar):
 
 
 def _measure(images):
-    """RMSE to the teacher's 50 steps (pixels in 0..1; c = 0 columns only) and Frechet distance to the data's
-    features.
+    """RMSE to the teacher's 50 steps, and Frechet distance to the data's features.
+
+    The RMSE is of pixels in 0..1, for columns with c = 0 only.
     """
     real = features(data.to_pixels(data.load("all")[0]))
     out = {}

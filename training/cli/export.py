@@ -13,8 +13,7 @@ from ..models.demo.net import KINDS, EmojiNet
 
 
 def export(lora: str | Path, out: str | Path, to: str = "diffusers", family: str | None = None) -> int:
-    """Write a LoRA in another program's keys, "diffusers" (peft) or "comfyui"; returns how many layers it
-    has.
+    """Write a LoRA in keys of another program, "diffusers" (peft) or "comfyui"; returns its number of layers.
 
     family: one of `lora_keys.FAMILIES`, None for what the file tells. Raises ValueError for a file that there
     is already, for weights that are not finite, and for layers that the format has no name for: nothing is

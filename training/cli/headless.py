@@ -31,9 +31,7 @@ Show = Callable[[Run, Progress], None]
 
 
 def suited(denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings over those that suit the model's family; a packaged teacher is suited by `DistilConfig`'s
-    own.
-    """
+    """The settings over those that suit the model's family; for a packaged teacher, `DistilConfig`'s own."""
     family = getattr(denoiser, "family", None)
     return {**LARGE, **dataclasses.asdict(usual(family)), **settings} if family else settings
 
@@ -91,9 +89,7 @@ def distil(
 
 
 def _save(run, out):
-    """The LoRA: of a packaged teacher in its own keys, which are ComfyUI's; of a diffusers model in both
-    programs'.
-    """
+    """Save a packaged teacher's LoRA in its own keys (ComfyUI's), a diffusers model's in both programs'."""
     family = getattr(run.denoiser, "family", None)
     if family is None:
         run.save(out / LORA)

@@ -89,9 +89,7 @@ def check_device(device: str) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings of a JSON or TOML file as a dict; raises ValueError naming the file and what is wrong with
-    it.
-    """
+    """A JSON or TOML file's settings as a dict; raises ValueError naming the file and what is wrong."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -110,11 +110,9 @@ def _all_parts(names):
 
 
 def read(tensors: Tensors) -> dict[str, Pair]:
-    """{layer: (up (out, r), down (r, in...) flattened)} of a LoRA in any of the formats, alpha / rank folded
-    into up.
+    """{layer: (up (out, r), down (r, in...) flattened)} of a LoRA in any format, alpha / rank folded into up.
 
-    Raises ValueError naming keys that are not understood, and layers of which a half is missing or does not
-    fit.
+    Raises ValueError naming keys that are not understood, and layers with a half missing or not fitting.
     """
     found, odd = {}, []
     for key, tensor in tensors.items():
@@ -183,9 +181,7 @@ def split(layer: str, up: torch.Tensor, down: torch.Tensor, parts: Sequence[str]
 
 
 def fuse(layer: str, pairs: Sequence[Pair | None]) -> Pair:
-    """(up, down) of a native layer from those of its parts, None where a part has no LoRA; the inverse of
-    `split`.
-    """
+    """(up, down) of a native layer from its parts', None where a part has no LoRA; the inverse of `split`."""
     shares = SHARES[len(pairs)]
     first_up, first_down = next(pair for pair in pairs if pair)
     if len(pairs) == 1:
@@ -210,9 +206,7 @@ def fuse(layer: str, pairs: Sequence[Pair | None]) -> Pair:
 
 
 def needs_swap(layer: str, up: torch.Tensor, down: torch.Tensor) -> bool:
-    """Whether shift and scale change places: in layers with these two alone diffusers has them the other way
-    round.
-    """
+    """Whether shift and scale change places: diffusers swaps them in layers that hold these two alone."""
     return bool(SWAPPED.fullmatch(layer)) and up.shape[0] == 2 * down.shape[1]
 
 

@@ -1,5 +1,6 @@
-"""Forward processes by name, as configs, recipes and nodes describe them: [{"kind": "blur", "width": 3.0},
-{"kind": "noise"}].
+"""Forward processes by name, as configs, recipes and nodes describe them.
+
+For example [{"kind": "blur", "width": 3.0}, {"kind": "noise"}].
 """
 
 from collections.abc import Callable, Mapping, Sequence

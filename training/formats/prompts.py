@@ -1,5 +1,4 @@
-"""Prompts to train on: typed, from a file, from the metadata of the user's own pictures, or from the bundled
-list.
+"""Prompts to train on: typed, or from a file, the metadata of the user's own pictures or the bundled list.
 
 A prompt is a stripped, non-empty str. ComfyUI's pictures hold their graph in API format under "prompt": {node
 id: {"class_type": ..., "inputs": {name: value, or a link [node id, output]}}}; A1111's hold text under
@@ -257,8 +256,9 @@ class _Bounded:
 
 
 def of_parameters(text: str) -> Sides:
-    """(positives, negatives) of A1111's text: the prompt, "Negative prompt: ", and settings from the last
-    "Steps: ".
+    """(positives, negatives) of A1111's text.
+
+    That text is the prompt, "Negative prompt: ", and settings from the last "Steps: ".
     """
     before, found, after = ("\n" + text).rpartition("\nSteps: ")
     positive, _, negative = (before if found else after).partition("\nNegative prompt:")
@@ -275,8 +275,7 @@ def _plain(text):
 
 
 def of_graph(graph: Any) -> Sides:
-    """(positives, negatives) of a graph in API format: the texts upstream of inputs named positive, negative
-    and guider.
+    """(positives, negatives) of an API-format graph: texts upstream of its positive, negative, guider inputs.
 
     A text that is upstream of both, as where a negative is the positive zeroed out, is a positive alone.
     """
@@ -298,8 +297,9 @@ def _link(value):
 
 
 class _Upstream:
-    """One side's texts in a graph of {node id: inputs}. Each node is looked at once, so cycles end and the
-    work is linear.
+    """One side's texts in a graph of {node id: inputs}.
+
+    Each node is looked at once, so cycles end and the work is linear.
     """
 
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]], side: str):

@@ -32,8 +32,9 @@ def times_for(steps: int) -> torch.Tensor:
 
 
 class Seen:
-    """How a network that knows noise levels sees a process: (sigma, scale) of times t, float64 of their
-    shape.
+    """How a network that knows noise levels sees a process.
+
+    A call gives (sigma, scale) of times t, float64 of their shape.
     """
 
     def __init__(self, process: ForwardProcess, path: Path, sigma_of: Callable[[torch.Tensor], torch.Tensor]):
@@ -75,8 +76,9 @@ def restore(
     kappa: float = 0.0,
     noise: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[State]:
-    """Yield the sampler's states from x at times[0] to the last: `samplers.sample` along the process; call as
-    in `Seen.ask`.
+    """Yield the states of `samplers.sample` along the process.
+
+    From x at times[0] to the last; call as in `Seen.ask`.
     """
     return sample(lambda x, t: seen.ask(call, x, t), x, times, seen.process, kappa=kappa, noise=noise)
 
@@ -89,9 +91,7 @@ def restoration(
     t: torch.Tensor | float,
     metric: Metric = squared_error,
 ) -> torch.Tensor:
-    """Losses (B,) of student(x_t, t) -> x0 on pictures x0 (B, C, H, W) destroyed to the times t (B,) in
-    [0, 1].
-    """
+    """Losses (B,) of student(x_t, t) -> x0 on pictures x0 (B, C, H, W) destroyed to t (B,) in [0, 1]."""
     return metric(student(process.corrupt(x0, eps, t), t), x0)
 
 

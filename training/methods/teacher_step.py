@@ -1,5 +1,4 @@
-"""The teacher's ODE over one interval, from a level of each sample's own: what consistency distillation asks
-of it online.
+"""The teacher's ODE over one interval from each sample's own level, for consistency distillation online.
 
 Euler (= DDIM), Heun, and DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2). Heun works in the
 coordinates of the flow path, where both ends are finite: any path becomes it by w = x/(alpha + sigma), tau =
@@ -28,9 +27,9 @@ def solver_step(
     solver: str = "heun",
     substeps: int = 1,
 ) -> torch.Tensor:
-    """x (B, ...) carried along the teacher's ODE from sigma_t to sigma_s, both (B,), in `substeps` steps of
-    equal flow time.
+    """x (B, ...) carried along the teacher's ODE from sigma_t to sigma_s, both (B,).
 
+    substeps: how many steps, of equal flow time.
     teacher: (x, sigma, condition) -> x0; condition (B,).
     Raises ValueError for a solver that is not one of `SOLVERS`.
     """
@@ -51,9 +50,7 @@ def solver_step(
 
 
 def _extrapolated(x0, x0_before, sigma_before, path, sigma_t, sigma_s):
-    """2M's prediction: x0 + h/(2 h_before) (x0 - x0_before), h the steps in lambda; x0 where one of them is
-    infinite.
-    """
+    """2M's prediction: x0 + h/(2 h_before) (x0 - x0_before), h the lambda steps; x0 where one is infinite."""
     before, here, after = (path.log_snr(v) for v in (sigma_before, sigma_t, sigma_s))
     share = (after - here) / (2 * (here - before))
     share = torch.where(torch.isfinite(after) & torch.isfinite(before), share, 0.0)

@@ -1,5 +1,4 @@
-"""Where in time a batch looks: levels of a grid or times in (0, 1], with the weight that keeps their
-expectation right.
+"""Where in time a batch looks: levels of a grid or times in (0, 1], weighted to keep the expectation right.
 
 distribution   density over u in (0, 1)
 uniform        1
@@ -28,9 +27,7 @@ MEMORY = 0.9  # of the running second moment
 
 
 class Times:
-    """Draws of u; `moments` (BINS,) is its state, the running mean of the squared loss in each bin (0: not
-    seen yet).
-    """
+    """Draws of u; its state `moments` (BINS,) is each bin's running mean squared loss (0: not seen yet)."""
 
     def __init__(self, distribution: str = "uniform"):
         if distribution not in DISTRIBUTIONS:
@@ -75,9 +72,9 @@ class Times:
 
 
 def levels_at(done: int, updates: int, most: int, least: int = 10) -> int:
-    """How many intervals the grid of neighbouring points has after `done` of `updates`: doubling from `least`
-    to `most`.
+    """How many intervals the grid of neighbouring points has after `done` of `updates`.
 
+    They double from `least` to `most`:
     N(k) = min(s0 2^floor(k / K'), s1), K' = floor(K / (log2 floor(s1/s0) + 1)) (Song & Dhariwal 2023,
     arXiv:2310.14189, eq. 14).
     """
@@ -88,8 +85,7 @@ def levels_at(done: int, updates: int, most: int, least: int = 10) -> int:
 
 
 class Weighting:
-    """The weight of a loss on predictions of `kind` that makes the whole run follow a weighting of
-    `diffusion.weightings`.
+    """The weight of a loss on `kind` predictions that makes the run follow one of `diffusion.weightings`.
 
         weight(u) = w(lambda) |dlambda/du| / (mse_factor(kind) p(u)),   its mean over the draws 1
 

@@ -1,8 +1,8 @@
-"""Windowed reflow (PeRFlow, Yan et al. 2024, arXiv:2405.07510, algorithm 1): the pieces of cached
-trajectories made straight.
+"""Windowed reflow: the pieces of cached trajectories made straight.
 
-Between a trajectory's points at the ends a and b of a window, w = x/(alpha + sigma) is interpolated linearly
-in tau = sigma/(alpha + sigma), and the velocity to learn is the chord's.
+This is PeRFlow (Yan et al. 2024, arXiv:2405.07510, algorithm 1). Between a trajectory's points at the ends a
+and b of a window, w = x/(alpha + sigma) is interpolated linearly in tau = sigma/(alpha + sigma), and the
+velocity to learn is the chord's.
 """
 
 import torch

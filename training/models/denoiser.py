@@ -37,11 +37,9 @@ class Denoiser(Protocol):
     def sigma_of(self, t: torch.Tensor) -> torch.Tensor: ...
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """x_0 (B, *shape) from x (B, *shape), sigma (B,) float32 and condition (B,) int64, float32
-        in and out.
+        """x_0 from x, both (B, *shape) float32, with sigma (B,) float32 and condition (B,) int64.
 
-        The result is where x is, whatever device the module runs on: the backend's own tensors stay on the
-        CPU.
+        The result is on x's device, wherever the module runs: the backend's own tensors stay on the CPU.
         """
         ...
 
@@ -103,8 +101,9 @@ def for_sampler(
 
 
 class InParts:
-    """A `Denoiser` asked for at most `most` samples at a time where nothing is trained, and for fewer once
-    memory ran out.
+    """A `Denoiser` asked for at most `most` samples a call where nothing is trained.
+
+    Once memory ran out it is asked for fewer.
     """
 
     def __init__(self, denoiser: Denoiser, most: int):

@@ -1,5 +1,6 @@
-"""A diffusers model as a `Denoiser`: a pipeline folder on disk, or a loaded UNet or transformer with
-ready-made conditionings.
+"""A diffusers model as a `Denoiser`.
+
+It is a pipeline folder on disk, or a loaded UNet or transformer with ready-made conditionings.
 
 pipeline                        network                 scheduler      path                timestep
 StableDiffusionPipeline (1, 2)  UNet2DConditionModel    beta schedule  variance exploding  nearest index

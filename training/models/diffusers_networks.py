@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from ...diffusion.faults import BadValue
 from .pipelines import PIPELINES
 
-UNUSED = (  # UNet inputs that we don't give
+# UNet inputs that we don't give
+UNUSED = (
     "class_embed_type",
     "num_class_embeds",
     "encoder_hid_dim",
@@ -37,8 +38,9 @@ class Network:
 
 
 def network_of(module: torch.nn.Module) -> Network:
-    """What this network is. Raises ValueError for another class, and for inputs that a plain text-to-image
-    model has not.
+    """What this network is.
+
+    Raises ValueError for another class, and for inputs that a plain text-to-image model does not have.
     """
     name, config = type(module).__name__, getattr(module, "config", {})
     if name not in PIPELINES.values():
@@ -136,8 +138,9 @@ def ask_flux(
     pooled: torch.Tensor,
     extra: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Flux, where 2x2 latents are one token; t: 1000 sigma; extra: the guidance that a dev model is told,
-    None for schnell.
+    """Flux, where 2x2 latents are one token.
+
+    t: 1000 sigma; extra: the guidance that a dev model is told, None for schnell.
     """
     h, w = x.shape[-2] // 2, x.shape[-1] // 2
     rows, columns = torch.arange(h).float(), torch.arange(w).float()

@@ -1,5 +1,6 @@
-"""Usual settings by model family: the only place that knows families by name. A family that is not listed
-trains with general ones.
+"""Usual settings by model family: the only place that knows families by name.
+
+A family that is not listed trains with general settings.
 """
 
 import dataclasses

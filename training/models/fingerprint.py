@@ -8,8 +8,9 @@ SAMPLED = 64  # values of each tensor
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """16 hex digits that tell base models apart: names, shapes and 64 values of every tensor. Cheap at any
-    size.
+    """16 hex digits that tell base models apart: names, shapes and 64 values of every tensor.
+
+    Cheap at any size.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -23,8 +23,7 @@ PIPELINES = {
     "StableDiffusion3Pipeline": "SD3Transformer2DModel",
     "FluxPipeline": "FluxTransformer2DModel",
 }
-# of one file or many, the variant before or after the number: model.safetensors,
-# model.fp16-00001-of-00002.safetensors
+# of one file or many, the variant before or after the number, as in model.fp16-00001-of-00002.safetensors
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 NO_VAE = 8  # pixels per latent where the folder has no VAE to ask
 LONGEST = 300  # characters of another library's message
@@ -212,8 +211,9 @@ def encode(
     dtype: torch.dtype,
     variant: str | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """[(embeds (T, D), pooled (P,) or None)] of every prompt and, last, the negative, by the pipeline's own
-    `encode_prompt`; on the CPU.
+    """[(embeds (T, D), pooled (P,) or None)] of every prompt and, last, the negative; on the CPU.
+
+    Encoded by the pipeline's own `encode_prompt`.
     """
     pipe, name = _encoders(folder, dtype, variant)
     for key, component in pipe.components.items():

@@ -263,8 +263,9 @@ def run_report(tiles: Image.Image, loss: Line, fidelity: Line) -> Image.Image:
 
 
 def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """A fit's error against step count, logarithmic: `rows` as `SolverFit.rows`; what no logarithm can show
-    is left out.
+    """A fit's error against step count, on a logarithmic scale; `rows` as `SolverFit.rows`.
+
+    What no logarithm can show is left out.
     """
 
     def line(key, rows):
@@ -296,8 +297,9 @@ def schedules(data: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Image
 
 
 def sampler(data: Mapping[str, Any]) -> Image.Image:
-    """A sampler's weights as bars, and its lambda, churn and sigma over the calls; `data` as
-    `nodes.inspect_sampler` makes it.
+    """A sampler's weights as bars, and its lambda, churn and sigma over the calls.
+
+    `data` as `nodes.inspect_sampler` makes it.
     """
 
     def line(key):

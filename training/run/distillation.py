@@ -1,6 +1,4 @@
-"""The task of a few-step student: to draw from noise, in few steps and without guidance, what its teacher
-draws.
-"""
+"""A few-step student's task: to draw from noise, in few steps without guidance, what its teacher draws."""
 
 import math
 

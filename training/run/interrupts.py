@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Let a Ctrl-C that comes meanwhile take effect at the block's end. Signals reach the main thread alone;
-    elsewhere nothing is done.
+    """Let a Ctrl-C that comes meanwhile take effect at the block's end.
+
+    Signals reach the main thread alone; elsewhere nothing is done.
     """
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(usual):

@@ -7,15 +7,17 @@ from pathlib import Path
 import torch
 
 ROOT = Path("/")
-CGROUPS = (  # version 2, version 1: folder, limit, taken, what of it the system gives back
+# version 2, version 1: folder, limit, taken, what of it the system gives back
+CGROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 def available(device: torch.device | str) -> float:
-    """Bytes that a run may take on that device: what is free there, and what this process can give back; inf
-    where unknown.
+    """Bytes that a run may take on that device; inf where unknown.
+
+    That is what is free there, and what this process can give back.
     """
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -29,8 +31,9 @@ def available(device: torch.device | str) -> float:
 
 
 def _granted(folder, limit, taken, cache):
-    """Bytes that a container's limit leaves, with what the system gives back of its caches; inf without a
-    limit.
+    """Bytes that a container's limit leaves; inf without a limit.
+
+    They include what the system gives back of its caches.
     """
     try:
         most, now = (int((ROOT / folder / name).read_text()) for name in (limit, taken))
@@ -42,8 +45,9 @@ def _granted(folder, limit, taken, cache):
 
 
 def used(device: torch.device | str) -> int | None:
-    """Bytes that this process holds on that device, on CUDA the most of its tensors since the run began; None
-    where unknown.
+    """Bytes that this process holds on that device; None where unknown.
+
+    On CUDA, the most that its tensors took since the run began.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)

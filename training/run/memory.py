@@ -1,5 +1,4 @@
-"""What a run will take of memory, said before anything long begins: from one sample's forward pass and
-counting.
+"""What memory a run will take, said before anything long begins: from one sample's forward pass and counting.
 
     peak = weights + adapter + extra + micro x (bytes of one sample)
 
@@ -8,8 +7,7 @@ adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the av
 sample    what autograd holds for the backward pass, kept whole or recomputed block by block; MARGIN above it
           for what is in passing
 
-The plan follows from a description of the run (model, config, data, LoRA to begin with); no run is built for
-it.
+The plan follows from a description of the run (model, config, data, LoRA to begin with); no run is built.
 """
 
 import dataclasses
@@ -41,9 +39,7 @@ BUDGETS = (8, 12, 16, 24, 48)  # GB, of the presets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes: of the weights, of the adapter with all its copies, and of one sample in training, kept whole
-    and recomputed.
-    """
+    """Bytes of the weights, the adapter with all copies, and one training sample, whole and recomputed."""
 
     weights: int
     adapter: int
@@ -58,8 +54,7 @@ class Memory:
         return MARGIN * (min(self.recomputed, self.whole) if checkpointing else self.whole)
 
     def choose(self, budget: float, batch: int) -> tuple[int, bool]:
-        """(micro, checkpointing) that fit into `budget` bytes: whole samples if one fits, else recomputed; as
-        many as fit.
+        """(micro, checkpointing): as many samples as fit `budget` bytes, recomputed if no whole one fits.
 
         Raises MemoryError that says what is missing and which setting to lower.
         """

@@ -56,9 +56,7 @@ class Restoration:
         kappa: float = 0.0,
         seed: int = 0,
     ) -> torch.Tensor:
-        """Pictures (B, ...) restored from x at time 1 by those adapter weights, None for none, in that many
-        steps.
-        """
+        """Pictures (B, ...) restored in `steps` steps from x at time 1; adapter: its weights or None."""
         lora, parts = self.student.lora, []
         with lora.off() if adapter is None else lora.using(adapter):
             for i in range(0, len(x), CHUNK):

@@ -21,8 +21,9 @@ MOST_POINTS = 4000
 
 
 def find(root: Path, name: str) -> Path:
-    """The folder of the run of that id; raises LookupError for anything else: ids are compared with what is
-    there, never joined.
+    """The folder of the run of that id; raises LookupError for anything else.
+
+    Ids are compared with what is there, never joined to a path.
     """
     there = root.iterdir() if ID.fullmatch(name) and root.is_dir() else ()
     folder = next((f for f in there if f.name == name), None)
@@ -66,9 +67,7 @@ def shown(loss: list, fidelity: list) -> dict[str, Any]:
 
 
 def thin(points: list, most: int = MOST_POINTS) -> list:
-    """At most that many of the points [(x, y)]: of equal stretches the lowest and the highest, in their
-    order.
-    """
+    """At most `most` of the points [(x, y)], in order: the lowest and the highest of equal stretches."""
     if len(points) <= most:
         return points
     out, parts = [], most // 2

@@ -1,5 +1,6 @@
-"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point, shared by
-runs that ask alike.
+"""The teacher's accurate trajectories on disk: worked out once, resumed after a kill at any point.
+
+Runs that ask alike share them.
 
     cache = TrajectoryCache(folder, spec)
     for share in cache.build(teacher, count): ...       # of the work; what is there already is not redone
@@ -10,8 +11,7 @@ A cache is a folder named by a hash of its spec: `manifest.json` with the spec, 
 (seed, number). Shards do not depend on each other, are written whole or not at all and carry a checksum, so
 that what was begun, damaged or asked for in larger number is completed and nothing else. Two runs at once
 write the same bytes, and neither removes what the other has open to make room (`folders`). The ends of a
-trajectory are a reflow pair; its states in between are what consistency distillation and solver fitting learn
-from.
+trajectory are a reflow pair; consistency distillation and solver fitting learn from the states in between.
 """
 
 import dataclasses
@@ -111,9 +111,7 @@ class CacheSpec:
 
     @property
     def bytes_each(self) -> int:
-        """Size of one trajectory: its kept states but the starting noise, and the predictions made at all but
-        the last.
-        """
+        """Size of a trajectory: its kept states but the starting noise, predictions at all but the last."""
         stored = (1 + self.predictions) * (len(self.kept) - 1)
         return stored * math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
@@ -123,8 +121,9 @@ class CacheSpec:
 
 
 class TrajectoryCache:
-    """The cache of a spec below `folder`; `limit` bounds the bytes of all caches there, of which the longest
-    unused give way.
+    """The cache of a spec below `folder`.
+
+    `limit` bounds the bytes of all caches there; the longest unused give way.
     """
 
     def __init__(self, folder: str | Path, spec: CacheSpec, limit: int = LIMIT):
@@ -154,10 +153,10 @@ class TrajectoryCache:
             yield (number + 1) / shards
 
     def read(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(states (count, kept, *shape), predictions (count, kept - 1, *shape) or None where not stored),
-        float32.
+        """float32 (states (count, kept, *shape), predictions (count, kept - 1, *shape)).
 
-        Raises ValueError naming the shard that is missing or damaged.
+        The predictions are None where they are not stored. Raises ValueError naming the shard that is missing
+        or damaged.
         """
         states, predictions = [], []
         self._held = self._held or folders.lock(self.folder)

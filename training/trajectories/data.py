@@ -1,5 +1,4 @@
-"""What a run learns from: pictures of the teacher with their noise and what lies between, or data that the
-user brings.
+"""What a run learns from: the teacher's pictures, their noise and what lies between, or the user's own data.
 
     Data.condition (N,)     which conditioning each sample belongs to
     Data.images (N, ...)    model space
@@ -7,8 +6,7 @@ user brings.
                             images of another origin
     Data.anchors (N, kept, ...)     its trajectory at the run's levels, from noise to image; None too
 
-Pairs on disk are one safetensors file: noise, images, condition, and in the metadata what they were made
-with.
+Pairs on disk are one safetensors file: noise, images, condition; the metadata says what they were made with.
 """
 
 import dataclasses
@@ -121,9 +119,7 @@ def save_pairs(file: str | pathlib.Path, data: Data, about: dict) -> pathlib.Pat
 
 
 def load_pairs(file: str | pathlib.Path) -> tuple[Data, dict]:
-    """(Data, about) of a file that `save_pairs` wrote; raises ValueError naming the file and what is wrong
-    with it.
-    """
+    """(Data, about) of a file of `save_pairs`; raises ValueError naming the file and what is wrong."""
     try:
         tensors, metadata = read_tensors(file)
         about = json.loads(metadata[METADATA_KEY])

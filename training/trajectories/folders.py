@@ -1,5 +1,4 @@
-"""Folders of one kind below a common one, within a limit of bytes: which are ours, which are in use, which
-have to go.
+"""Folders of one kind below a common one, within a limit of bytes: which are ours, in use, or have to go.
 
 A folder is ours when its name is the hash of what its `manifest.json` says. It is in use while a run has it
 locked; the lock ends with the process, however that ends.
@@ -69,8 +68,7 @@ def tidy(folder: Path) -> None:
 
 
 def make_room(root: Path, limit: int, folder: Path, wanted: int) -> None:
-    """Remove those unused for longest until `wanted` bytes of `folder` and all others below `root` fit into
-    the limit.
+    """Remove the longest unused until `wanted` bytes of `folder` and all others below `root` fit the limit.
 
     No folder that a run has open is removed, and nothing that is not ours.
     """
@@ -90,8 +88,7 @@ def make_room(root: Path, limit: int, folder: Path, wanted: int) -> None:
 def remove(folder: Path) -> bool:
     """Delete a folder unless a run has it open; returns whether it is gone.
 
-    The manifest goes last: what is cut short by the end of the process is still ours. Files that are not ours
-    stay.
+    The manifest goes last: what the end of the process cuts short is still ours. Files of others stay.
     """
     alone = lock(folder, alone=True)
     if alone is None:

@@ -21,9 +21,7 @@ def _noise(seed, number, shape):
 def start(
     noise: torch.Tensor, sigmas: Sequence[float] | torch.Tensor, path: Path, noise_scale: float = 1.0
 ) -> torch.Tensor:
-    """The first state of sampling from unit noise: x = sigma_max eps, or sqrt(1 + sigma_max^2) eps where
-    alpha is 1.
-    """
+    """Sampling's first state from unit noise: sigma_max eps; sqrt(1 + sigma_max^2) eps where alpha is 1."""
     first = torch.as_tensor(sigmas[0], dtype=torch.float64)
     level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
     return noise * (float(level) * noise_scale)

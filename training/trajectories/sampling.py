@@ -32,11 +32,11 @@ def trajectories(
     seed: int = 0,
     chunk: int = CHUNK,
 ) -> Iterator[torch.Tensor]:
-    """Sample from unit noise (B, ...) along `sigmas`; yield `chunk` samples at a time (b, len(kept), ...),
-    model space.
+    """Sample from unit noise (B, ...) along `sigmas`; yield (b, len(kept), ...), `chunk` samples at a time.
 
-    kept: which of the len(sigmas) states of each trajectory, rising; 0 is the first, of noise, -1 the image
-    alone. order, corrector, churn: as in `samplers.sample`; seed: of the fresh noise that churn asks for.
+    The samples are in model space. kept: which of the len(sigmas) states of each trajectory, rising; 0 is the
+    first, of noise, -1 the image alone. order, corrector, churn: as in `samplers.sample`; seed: of the fresh
+    noise that churn asks for.
     """
     kept = [k % len(sigmas) for k in kept]
     for i in range(0, len(noise), chunk):

@@ -20,8 +20,7 @@ from ....diffusion.faults import BadValue
 
 HERE = Path(__file__).parent
 TILE, COLUMNS, HELD_OUT = 32, 32, 20
-# pixel value in [-1, 1] = MEAN + STD * model space, so that the model sees data of zero mean and unit
-# variance
+# pixel value in [-1, 1] = MEAN + STD * model space: the model sees data of zero mean and unit variance
 MEAN, STD = 0.64, 0.555
 
 LABELS = {
@@ -107,9 +106,7 @@ WEAK = ("hand", "sweet", "drink", "ball")
 
 
 def read_unicode_list(path: str | Path) -> list[tuple[str, str, str]]:
-    """[(character, name, subgroup)] of the fully qualified single-code-point emoji in Unicode's
-    emoji-test.txt.
-    """
+    """[(character, name, subgroup)] of fully qualified one-code-point emoji in Unicode's emoji-test.txt."""
     rows, subgroup = [], None
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if line.startswith("# subgroup:"):
@@ -170,9 +167,7 @@ def label_numbers() -> dict[str, int]:
 
 
 def load(split: str = "train", core: bool = True) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """(images (N, 3, 32, 32) in model space, places of their labels (N,), names) of `split`: train, held-out
-    or all.
-    """
+    """(images (N, 3, 32, 32) in model space, label places (N,), names) of `split`: train, held-out or all."""
     if split not in ("train", "held-out", "all"):
         raise BadValue("split must be train, held-out or all, got {got!r}.", got=split)
     index = _index()

@@ -27,8 +27,9 @@ DROPPED = 0.15  # share of the pictures that are shown without their label
 
 
 def draw_angles(count: int, g: torch.Generator, device: str | torch.device) -> torch.Tensor:
-    """theta of random training times, for both kinds: logit-normal t (Esser et al. 2024, arXiv:2403.03206), a
-    fifth uniform.
+    """theta of random training times, for both kinds: logit-normal t, a fifth of them uniform.
+
+    Logit-normal times: Esser et al. 2024 (arXiv:2403.03206).
     """
     t = torch.sigmoid(torch.randn(count, generator=g))
     uniform = torch.rand(count, generator=g)

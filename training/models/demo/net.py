@@ -9,8 +9,7 @@ kind        input                              timestep                 output
 flow        (1-t) x_0 + t eps                  1000 t                   velocity eps - x_0
 epsilon     (x_0 + s eps) / sqrt(s^2 + 1)      index 0..999 of s        eps
 
-Every layer is made by `operations`, so that a host can hand in its own Linear and Conv2d (offloading,
-patches).
+Every layer is made by `operations`, so a host can hand in its own Linear and Conv2d (offloading, patches).
 """
 
 import math
@@ -80,8 +79,7 @@ def _norm(h):
 class EmojiNet(nn.Module):
     """`(x, timesteps, context) -> prediction`.
 
-    x (B, 3, 32, 32); timesteps (B,); context (B, tokens, labels), weights of the labels, all zero for "no
-    label".
+    x (B, 3, 32, 32); timesteps (B,); context (B, tokens, labels): weights of labels, all zero for "no label".
     """
 
     def __init__(

@@ -25,9 +25,7 @@ def weights(kind: str) -> dict[str, torch.Tensor]:
 
 
 def label_vector(label: str | None = None) -> torch.Tensor:
-    """The conditioning (labels,) of a label, all zero without one; raises ValueError that lists the known
-    ones.
-    """
+    """A label's conditioning (labels,), all zero without one; raises ValueError that lists the known ones."""
     numbers = data.label_numbers()
     vector = torch.zeros(data.label_width())
     if label is not None:
