@@ -265,9 +265,7 @@ def _progress(run: SolverFit, node: str | None) -> None:
 
 
 def held_out(run: SolverFit, steps: int) -> dict[str, torch.Tensor]:
-    """{heading: latents} of some trajectories that were not fitted to: their ends, and the classical and the
-    fitted solver's.
-    """
+    """{heading: latents} of some held-out trajectories: their ends, and the classical and fitted solver's."""
     which = run.data.split()[1][:SHOWN]
     solvers = {"best classical": run.found[steps].base}
     if run.gained(steps):

@@ -1,5 +1,4 @@
-"""The panel's routes: GET for what there is to know of runs, POST to control them and to say which language
-is shown.
+"""The panel's routes: GET for what is known of runs, POST to control them and to say which language is shown.
 
 Events come from `live`.
 

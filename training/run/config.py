@@ -159,9 +159,7 @@ class DistilConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DistilConfig":
-        """The config of a JSON or TOML document; raises ValueError for a setting that there is not, and as
-        above.
-        """
+        """The config of a JSON or TOML document; raises ValueError for an unknown setting, and as above."""
         known = [field.name for field in dataclasses.fields(cls)]
         odd = sorted(set(values) - set(known))
         if odd:

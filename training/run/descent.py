@@ -36,9 +36,9 @@ class Descent:
         self.done = self.skipped = self.in_a_row = 0
 
     def gradient(self, batch: Batch, loss_of: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
-        """Leave the gradient, times `scale`, of a batch (dict of (B, ...)) in the adapter; returns the losses
-        (B,), not weighted.
+        """Leave a batch's gradient, times `scale`, in the adapter; returns its losses (B,), not weighted.
 
+        batch: a dict of (B, ...).
         loss_of(part of it) -> (b,). Cut off it leaves none. Raises MemoryError when one sample is too much.
         """
         while True:
@@ -55,9 +55,7 @@ class Descent:
                 torch.cuda.empty_cache()
 
     def step(self, losses: torch.Tensor) -> None:
-        """Step along the gradient of a batch with those losses. Raises ArithmeticError when too many in a row
-        were not finite.
-        """
+        """Step along the gradient of those losses; raises ArithmeticError when too many weren't finite."""
         self._descend(float(losses.mean()))
         self.done += 1
 
@@ -128,9 +126,7 @@ class Descent:
     # ---- its state -----------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """({name: tensor}, {name: number}) from which `restore` goes on as if nothing had happened: adapter,
-        average and optimiser.
-        """
+        """({name: tensor}, {name: number}) of adapter, average and optimiser, for `restore`."""
         tensors = {f"adapter.{i}": p.detach() for i, p in enumerate(self.lora.parameters())}
         tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
         for i, p in enumerate(self.lora.parameters()):

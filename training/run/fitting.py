@@ -122,9 +122,7 @@ class SolverFit:
 
     @torch.no_grad()
     def progress(self) -> Iterator[Progress]:
-        """Yield `Progress`: "sampling the teacher" in hundredths, then "fitting N steps", each a hundred
-        more.
-        """
+        """Yield `Progress`: "sampling the teacher" in hundredths, then a hundred for each step count."""
         config, begun = self.config, time.monotonic()
         total = 100 * (1 + len(config.steps))
         for share in self.cache.build(self.teacher, config.trajectories):
@@ -178,9 +176,7 @@ class SolverFit:
     # ---- results -------------------------------------------------------------------------------
 
     def gained(self, steps: int) -> bool:
-        """Whether the fitted solver is better than the classical one to fall back on, on what was held out
-        and beyond chance.
-        """
+        """Whether the fitted solver beats the classical one on what was held out, beyond chance."""
         fitted = self.found[steps]
         return fitted.gain > REAL and fitted.error < fitted.classical
 
@@ -207,9 +203,7 @@ class SolverFit:
 
     @property
     def rows(self) -> list[dict]:
-        """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in units of the pictures'
-        deviation.
-        """
+        """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in deviations of pictures."""
         return [
             {
                 "steps": n,

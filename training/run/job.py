@@ -1,5 +1,4 @@
-"""A run on disk: saved as it goes, so that it can't be lost, and continued bit for bit by whoever asks for
-the same again.
+"""A run on disk: saved as it goes, and continued, bit for bit, by whoever asks for the same again.
 
     with Job(folder, run, about) as job:        # goes on where the folder's state ends
         for progress in job.progress(): ...     # cancel at any time: the state is saved on the way out
@@ -138,9 +137,7 @@ class Job:
             yield progress
 
     def save(self, state: str, required: bool = True) -> None:
-        """Write the state of the run. Where the disk refuses: raises OSError when `required`, else says so in
-        the log.
-        """
+        """Write the run's state. Where the disk refuses: raises OSError when `required`, else logs it."""
         try:
             if self.run.done:
                 tensors, numbers = self.run.state()
@@ -239,9 +236,7 @@ def load_state(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def history(path: str | Path) -> tuple[list, list]:
-    """The loss and fidelity [(update, value)] of a saved state, without reading its tensors; empty where it
-    can't be read.
-    """
+    """The loss and fidelity [(update, value)] of a saved state, its tensors unread; else empty."""
     try:
         with safe_open(str(path), framework="pt") as file:
             numbers = json.loads(file.metadata()[METADATA_KEY])
@@ -251,9 +246,7 @@ def history(path: str | Path) -> tuple[list, list]:
 
 
 def delete(folder: Path) -> bool:
-    """Delete a run's folder unless a process is at it; returns whether it is gone. Only folders named as ours
-    are touched.
-    """
+    """Delete a run's folder, one named as ours, unless a process is at it; returns whether it is gone."""
     if not folders.is_ours(folder):
         return False
     alone = folders.lock(folder, alone=True)

@@ -17,9 +17,7 @@ PARTS = ("probe.noise", "probe.condition", "probe.reference")  # of a saved stat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """noise (P, ...), condition (P,), and the reference (P, ...) that it should become; nothing is learnt on
-    them.
-    """
+    """noise (P, ...), condition (P,), and the reference (P, ...) that it should become; never learnt from."""
 
     noise: torch.Tensor
     condition: torch.Tensor

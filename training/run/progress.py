@@ -5,9 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One step of a run: `stage` ("sampling the teacher", "training", ...), and step of total in the whole
-    run.
-    """
+    """One step of a run: `stage` ("sampling the teacher", "training", ...), and step of total in all."""
 
     stage: str
     step: int

@@ -130,9 +130,7 @@ class Run:
         return _context_of(self)
 
     def update(self) -> float:
-        """One optimiser update; returns the loss. Cut off in the middle it leaves the state as it was before,
-        or after.
-        """
+        """One optimiser update; returns the loss. Cut off, it leaves the state of before or of after."""
         before, context = self.generator.get_state(), self.context()
         try:
             batch = self.method.draw(context)
@@ -176,9 +174,7 @@ class Run:
     # ---- its state -----------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """({name: tensor}, JSON-able dict) from which `restore` goes on, bit for bit, as if nothing had
-        happened.
-        """
+        """({name: tensor}, JSON-able dict) from which `restore` goes on, bit for bit."""
         tensors, numbers = self.descent.state()
         tensors |= {"generator": self.generator.get_state(), "moments": self.times.moments}
         tensors |= {f"pairs_of.{i}": v for i, v in enumerate(self.source.pairs_of or ())}

@@ -145,9 +145,7 @@ def previews(folder: Path) -> list[int]:
 
 
 def last(points: list[tuple[int, float]]) -> float | None:
-    """The last value of a history [(update, value)]; None where there is none, or no number, which JSON has
-    no word for.
-    """
+    """The last value of a history [(update, value)]; None where there is none, or no finite number."""
     return points[-1][1] if points and math.isfinite(points[-1][1]) else None
 
 
