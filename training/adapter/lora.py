@@ -48,7 +48,7 @@ class Lora:
 
     def _attach(self, layers, g):
         for name, layer in layers.items():
-            shape = (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
+            shape = _shape(layer)
             fan_in, device = math.prod(shape[1:]), layer.weight.device
             down = torch.randn(self.rank, *shape[1:], generator=g) / fan_in**0.5
             self.weights[name] = {
@@ -143,6 +143,19 @@ class Lora:
                     )
                 values.append(tensor.reshape(like.shape))
         self.load(values)
+
+
+def lora_bytes(
+    module: nn.Module, rank: int, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> int:
+    """Of the trainable tensors that an adapter would have. Raises ValueError where no layer matches."""
+    shapes = [_shape(layer) for layer in target_layers(module, include, exclude).values()]
+    return sum(4 * rank * (shape[0] + math.prod(shape[1:])) for shape in shapes)
+
+
+def _shape(layer):
+    """(out, in...) of a layer's weight, however it is stored."""
+    return (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
 
 
 def _up_of_down(layer, x, down, up):

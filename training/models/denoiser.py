@@ -24,6 +24,9 @@ class Denoiser(Protocol):
     prediction  what its network predicts, one of `diffusion.predictions.KINDS`
     noise_scale what the model multiplies noise by before it mixes it in; 1 for nearly all
     base        fingerprint of the weights (`fingerprint`)
+
+    One that runs on another device than the CPU also has `device`; one whose weights don't all stay there has
+    `streamed()`, which gives the layers of its module that fetch theirs for each call.
     """
 
     path: Path

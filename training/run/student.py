@@ -5,10 +5,11 @@ learn from), with the adapter off and guidance it is the teacher. No weights are
 one model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..adapter.backward import Backward
 from ..adapter.lora import Lora
 from ..adapter.warm_start import warm_start
 from ..models.denoiser import Denoiser, InParts, guided
@@ -32,6 +33,12 @@ def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = No
         lora.remove()
         raise
     return lora
+
+
+def backward_of(denoiser: Denoiser, parameters: Iterable[torch.Tensor], checkpointing: bool) -> Backward:
+    """Loss and gradient through that model, wherever its weights live."""
+    streamed = getattr(denoiser, "streamed", list)
+    return Backward(denoiser.module, parameters, checkpointing, streamed)
 
 
 class Student:
