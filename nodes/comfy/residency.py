@@ -62,7 +62,9 @@ def patcher_for(model: ModelPatcher, residency: str) -> ModelPatcher:
     elsewhere they are shared with the graph.
     """
     if model.is_dynamic() and residency == RESIDENT:
-        return model.clone(disable_dynamic=True)
+        patcher = model.clone(disable_dynamic=True)
+        _cast(patcher.model)
+        return patcher
     return model.clone(force_deepcopy=True) if model.cached_patcher_init is not None else model.clone()
 
 
@@ -95,8 +97,9 @@ def weight_bytes(module: torch.nn.Module) -> int:
     total = 0
     for part in module.modules():
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            dtype = _declared(part, name, tensor)
             if tensor is not None:
-                total += max(tensor.nbytes, _as_declared(part, name, tensor))
+                total += tensor.nbytes if dtype is None else tensor.numel() * dtype.itemsize
     return total
 
 
@@ -139,12 +142,22 @@ def too_large(model: ModelPatcher, residency: str) -> NoMemory:
     )
 
 
-def _as_declared(part, name, tensor):
-    """Bytes in the dtype that the model declares for that tensor, which its file may not have."""
-    dtype = getattr(part, f"{name}_comfy_model_dtype", None)
-    if dtype is None or isinstance(tensor, QuantizedTensor):
-        return 0
-    return tensor.numel() * dtype.itemsize
+def _cast(module):
+    """Cast weights to the dtype that the model declares. While dynamic VRAM is on, the host loads them as the
+    file has them, and casts when a layer fetches them, which those of a resident model never do.
+    """
+    for part in module.modules():
+        for name, tensor in part._parameters.items():
+            dtype = _declared(part, name, tensor)
+            if dtype is not None and dtype != tensor.dtype:
+                part._parameters[name] = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
+
+
+def _declared(part, name, tensor):
+    """The dtype that a model declares for a tensor; None where there is none, or a layout of its own."""
+    if tensor is None or isinstance(tensor, QuantizedTensor):
+        return None
+    return getattr(part, f"{name}_comfy_model_dtype", None)
 
 
 def _can_be_resident(model):
