@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ...diffusion.paths import Path
-from .memory_errors import is_out_of_memory
+from .memory_errors import is_out_of_memory, recover
 
 
 class Denoiser(Protocol):
@@ -124,6 +124,7 @@ class InParts:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.most == 1:
                     raise
+            recover()
             self.most = (self.most + 1) // 2
 
 

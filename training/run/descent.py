@@ -13,7 +13,7 @@ import torch
 
 from ...diffusion.faults import Message, NoMemory, NotFinite
 from ..methods.method import Batch
-from ..models.memory_errors import is_out_of_memory
+from ..models.memory_errors import is_out_of_memory, recover
 from .config import DistilConfig
 from .student import Student, backward_of
 
@@ -50,8 +50,7 @@ class Descent:
                 if self.micro == 1:
                     raise self._too_large() from error
             self.micro = math.ceil(self.micro / 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            recover()
 
     def step(self, losses: torch.Tensor) -> None:
         """Step along the gradient of a batch with those losses. Raises ArithmeticError when too many in a row

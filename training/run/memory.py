@@ -25,7 +25,7 @@ from ..adapter.proof import check_gradient
 from ..methods.distances import squared_error
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser
-from ..models.memory_errors import is_out_of_memory
+from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories.data import Data
 from .config import DistilConfig
 from .machine import available, gib
@@ -138,6 +138,7 @@ def plan(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+            recover()
     finally:
         lora.remove()
     raise NoMemory(
