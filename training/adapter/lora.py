@@ -23,6 +23,7 @@ class Lora:
     """An adapter attached to `module`; `remove()` takes it off again.
 
     weights: {layer name: {"down": (rank, in...), "up": (out, rank)}}, float32, trainable
+    device: where the layers compute, which is not always where their weights are; None for the latter
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Lora:
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         seed: int = 0,
+        device: torch.device | str | None = None,
     ):
         layers = target_layers(module, include, exclude)
         if rank < 1:
@@ -41,15 +43,15 @@ class Lora:
         g = torch.Generator().manual_seed(seed)
         self.weights, self._hooks = {}, []
         try:
-            self._attach(layers, g)
+            self._attach(layers, g, device)
         except BaseException:
             self.remove()
             raise
 
-    def _attach(self, layers, g):
+    def _attach(self, layers, g, wanted):
         for name, layer in layers.items():
             shape = _shape(layer)
-            fan_in, device = math.prod(shape[1:]), layer.weight.device
+            fan_in, device = math.prod(shape[1:]), wanted or layer.weight.device
             down = torch.randn(self.rank, *shape[1:], generator=g) / fan_in**0.5
             self.weights[name] = {
                 "down": down.to(device).requires_grad_(),

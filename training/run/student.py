@@ -20,12 +20,20 @@ Adapter = Sequence[torch.Tensor]  # weights as `Lora.parameters` gives them
 
 
 def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = None) -> Lora:
-    """The adapter that a config asks for, attached to the model.
+    """The adapter that a config asks for, attached to the model, on the device where it computes.
 
     warm: tensors of a LoRA file to begin with. Raises ValueError when they do not fit, and then leaves
     nothing attached.
     """
-    lora = Lora(denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed)
+    lora = Lora(
+        denoiser.module,
+        config.rank,
+        config.alpha,
+        config.include,
+        config.exclude,
+        seed=config.seed,
+        device=getattr(denoiser, "device", None),
+    )
     try:
         if warm is not None:
             warm_start(lora, warm)
