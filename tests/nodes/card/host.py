@@ -17,7 +17,8 @@ management = importlib.import_module("comfy.model_management")
 sd = importlib.import_module("comfy.sd")
 
 VRAM = 24 << 30
-free = [VRAM]  # bytes that the card says are free
+free = [VRAM]  # bytes that the host says are free on the card
+left = [VRAM]  # that PyTorch says are free, beside what was loaded
 
 
 def pack(name):
@@ -31,6 +32,15 @@ def pack(name):
         nodes.__path__ = [str(ROOT / "nodes")]
         sys.modules["fewstep.nodes"] = nodes
     return importlib.import_module(f"fewstep.{name}")
+
+
+def folders_in(base):
+    """Let the host keep its files in that folder."""
+    folder_paths = importlib.import_module("folder_paths")
+    loras = base / "loras"
+    loras.mkdir()
+    folder_paths.set_user_directory(str(base / "user"))
+    folder_paths.folder_names_and_paths["loras"] = ([str(loras)], {".safetensors"})
 
 
 def answer_as_a_card(bfloat16):
@@ -59,7 +69,8 @@ def answer_as_a_card(bfloat16):
     torch.cuda.synchronize = torch.cuda.reset_peak_memory_stats = lambda device=None: None
     torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.set_rng_state = lambda state, device=None: None
-    torch.cuda.mem_get_info = lambda device=None: (free[0], VRAM)
-    torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
+    torch.cuda.mem_get_info = lambda device=None: (left[0], VRAM)
+    for name in ("memory_reserved", "memory_allocated", "max_memory_allocated"):
+        setattr(torch.cuda, name, lambda device=None: 0)
     fork = torch.random.fork_rng
     torch.random.fork_rng = lambda devices=(), *args, **kwargs: fork([], *args, **kwargs)

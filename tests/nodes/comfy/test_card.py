@@ -102,3 +102,16 @@ def test_where_a_session_lets_weights_live(script):
     assert not found["afterwards"]["in_training"]
     assert found["afterwards"]["file"] > 1.9 * found["afterwards"]["size"]  # reckoned in the model's dtype
     assert (found["crossings"], found["crossings with one planted"]) == (0, 1)
+
+
+def test_a_run_learns_the_same_wherever_weights_live(script):
+    """By the nodes' own code, which tells where they live."""
+    (found,) = script("runs.py")
+    assert found.pop("crossings") == []
+    resident = found["resident"]
+    assert len(resident["losses"]) == 2 and resident["norm"] > 0
+    for name, run in found.items():
+        assert run["losses"] == pytest.approx(resident["losses"], rel=1e-5), name
+        assert run["norm"] == pytest.approx(resident["norm"], rel=1e-4), name
+        assert run["said"].endswith("weights resident" if name == "resident" else "weights streamed"), name
+    assert set(found) == {"resident", "streamed", "preset", "no room beside"}
