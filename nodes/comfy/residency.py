@@ -92,12 +92,21 @@ def streamed_layers(patcher: ModelPatcher) -> list[torch.nn.Module]:
     ]
 
 
+def declared_dtype(part: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> torch.dtype | None:
+    """In which a model takes one of its tensors, which dynamic VRAM may store as the file has it; None where
+    there is no tensor, or one in a layout of its own.
+    """
+    if tensor is None or isinstance(tensor, QuantizedTensor):
+        return None
+    return getattr(part, f"{name}_comfy_model_dtype", None)
+
+
 def weight_bytes(module: torch.nn.Module) -> int:
     """Bytes of a model's weights as they are kept on the card."""
     total = 0
     for part in module.modules():
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            dtype = _declared(part, name, tensor)
+            dtype = declared_dtype(part, name, tensor)
             if tensor is not None:
                 total += tensor.nbytes if dtype is None else tensor.numel() * dtype.itemsize
     return total
@@ -148,16 +157,9 @@ def _cast(module):
     """
     for part in module.modules():
         for name, tensor in part._parameters.items():
-            dtype = _declared(part, name, tensor)
+            dtype = declared_dtype(part, name, tensor)
             if dtype is not None and dtype != tensor.dtype:
                 part._parameters[name] = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
-
-
-def _declared(part, name, tensor):
-    """The dtype that a model declares for a tensor; None where there is none, or a layout of its own."""
-    if tensor is None or isinstance(tensor, QuantizedTensor):
-        return None
-    return getattr(part, f"{name}_comfy_model_dtype", None)
 
 
 def _can_be_resident(model):

@@ -112,6 +112,17 @@ def _numpy(tensor, **options):
     return torch._C.TensorBase.numpy(tensor, **options)
 
 
+def _from_data(real):
+    """`torch.tensor` or `torch.as_tensor` that knows the card: PyTorch makes these where no mode sees it."""
+
+    def make(data, *, device=None, **options):
+        if isinstance(data, torch.Tensor):
+            return _to(data, *(x for x in (device, options.get("dtype")) if x is not None))
+        return put(real(data, **options)) if is_card(device) else real(data, device=device, **options)
+
+    return make
+
+
 class PretendedCard(TorchDispatchMode):
     """Within: `cuda` is a device that tensors can lie on."""
 
@@ -132,6 +143,7 @@ class PretendedCard(TorchDispatchMode):
         }
         for name, value in replaced.items():
             setattr(torch.Tensor, name, value)
+        torch.tensor, torch.as_tensor = _from_data(torch.tensor), _from_data(torch.as_tensor)
         torch.cuda._lazy_init = lambda: None  # asked for whenever a device is named
         return super().__enter__()
 

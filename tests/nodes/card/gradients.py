@@ -23,6 +23,7 @@ FAMILY, STORED, DTYPE, *WANTED = sys.argv[1:]
 
 session, residency = host.pack("nodes.comfy.session"), host.pack("nodes.comfy.residency")
 denoisers, proof = host.pack("nodes.comfy.denoiser"), host.pack("training.adapter.proof")
+fingerprints = host.pack("nodes.comfy.fingerprints")
 backwards, loras = host.pack("training.adapter.backward"), host.pack("training.adapter.lora")
 
 # how much of the weights finds room in pages, 2 for all and to spare; the rest goes through buffers
@@ -100,7 +101,7 @@ def cases(file):
     for kind in WANTED or SHARES:
         pages.ROOM.empty()
         model = loaded(file, kind)
-        size = residency.weight_bytes(model.model)
+        size, base = residency.weight_bytes(model.model), fingerprints.base_of(model)
         pages.ROOM.room, pages.ROOM.fleeting = round(SHARES[kind] * size), kind == "fleeting"
         where = {"resident": residency.RESIDENT, "sampled": residency.AUTO}.get(kind, residency.STREAMED)
         if kind == "partial":
@@ -118,6 +119,7 @@ def cases(file):
                     "slope": slope,
                     "cosine": float(torch.cosine_similarity(gradient, exact, dim=0)),
                     "ratio": float(gradient.norm() / exact.norm()),
+                    "bases": sorted({base, case.denoiser.base}),
                     "dynamic": patcher.is_dynamic(),
                     "streamed": len(case.denoiser.streamed()),
                     "adapter": sorted({str(p.device) for p in case.parameters}),

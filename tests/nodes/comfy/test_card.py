@@ -74,6 +74,7 @@ def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
     mended = [case for case in cases if case["kind"] != "unmended"]
     assert len(mended) == 16
     assert all(case["crossings"] == [] and case["adapter"] == ["cuda:0"] for case in cases)
+    assert len({base for case in cases for base in case["bases"]}) == 1  # of the graph's model too
     assert [case["kind"] for case in cases if not case["streamed"]] == ["resident", "resident"]
     assert {case["kind"] for case in cases if not case["dynamic"]} == {"resident", "partial"}
     assert all(is_right(case, dtype) for case in mended)
