@@ -28,15 +28,18 @@ def training_session(
     failure or a cancel too. Raises NoMemory where the weights don't fit.
     """
     with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
-        *others, last = residency.choices(model, where, beside, budget)
-        patcher = None
-        for choice in others:
-            with contextlib.suppress(NoMemory):
-                patcher = stack.enter_context(_opened(model, choice, beside))
-                break
-        patcher = patcher or stack.enter_context(_opened(model, last, beside))
+        patcher = _first(stack, model, residency.choices(model, where, beside, budget), beside)
         with torch.enable_grad():
             yield patcher
+
+
+def _first(stack, model, choices, beside):
+    """The patcher of the first choice whose weights find memory."""
+    *others, last = choices
+    for choice in others:
+        with contextlib.suppress(NoMemory):
+            return stack.enter_context(_opened(model, choice, beside))
+    return stack.enter_context(_opened(model, last, beside))
 
 
 @contextlib.contextmanager
