@@ -112,7 +112,8 @@ class ReflowPairs(io.ComfyNode):
         empty = latent_of(model, latent)
         folder = check_folder(folders.of_output(FOLDER), 8 * count * empty[:1].numel() + (1 << 20))
         patches, prompts = patches_of(model, model.model_options), digest([positive, negative[0]])
-        with session.training_session(model) as patcher, torch.no_grad():
+        beside = model.model.memory_required([2 * chunk, *empty.shape[1:]])
+        with session.training_session(model, beside=beside) as patcher, torch.no_grad():
             denoiser = ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
             sigmas = grid("uniform", steps, shifted(denoiser.sigma_of, families.shift(model)), denoiser.path)
             spec = CacheSpec(

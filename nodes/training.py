@@ -14,17 +14,17 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue, Message
+from ..diffusion.faults import BadValue, Message, NoMemory
 from ..training.formats.files import check_folder, free_name, load_lora
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
-from ..training.run.memory import BUDGETS, Plan, plan
+from ..training.run.memory import BUDGETS, Plan, beside_weights, plan
 from ..training.run.run import Run
 from ..training.trajectories.data import Data
 from . import show
-from .comfy import folders, levels, session
+from .comfy import folders, levels, residency, session
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser, check_supported
 from .comfy.fingerprints import digest, patches_of
@@ -40,6 +40,7 @@ FIXED = io.ControlAfterGenerate.fixed
 class Order:
     """What a node was asked for.
 
+    residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
     prompt, workflow   the graph that it is part of, as the host runs it and as the frontend keeps it
@@ -56,6 +57,7 @@ class Order:
     prompt: dict | None = None
     workflow: dict | None = None
     vae: Any = None
+    residency: str = residency.AUTO
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
 
@@ -95,7 +97,10 @@ def train(order: Order) -> Trained:
     latent = latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
     prompts = digest([order.positive, order.negative[0]])
-    with session.training_session(order.model) as patcher:
+    beside = _beside(order, latent)
+    with session.training_session(
+        order.model, order.residency, beside=beside, budget=order.budget
+    ) as patcher:
         denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
         data = order.data(denoiser) if order.data else None
         about = {
@@ -106,34 +111,70 @@ def train(order: Order) -> Trained:
             "data": digest([data.images, data.condition, data.noise]) if data else "",
             "warm": digest(order.warm) if order.warm else "",
         }
-        planned = plan(denoiser, order.config, order.budget, data=data, warm=order.warm)
-        config = planned.applied(order.config)
-        show.say(order.node, _told(planned, config))
-        # caches are the same for all seeds
-        identity = {"patches": patches, "conditioning": prompts, "seed": 0}
-        cache = None if data else (folders.of_user("trajectories"), identity)
-        run = Run(denoiser, config, cache=cache, data=data, warm=order.warm)
-        try:
-            check_folder(folder, 2 * run.student.lora.bytes + (1 << 20))
-            file = _run_as_job(
-                run, folders.of_user("runs") / folder_name(order.config, about), about, folder, order
-            )
-            return Trained(
-                lora=run.lora_tensors(),
-                losses={"loss": [value for _, value in run.loss]},
-                preview=_preview(run, order.vae),
-                sigmas=run.task.sigmas_for(config.steps).float(),
-                file=file,
-            )
-        finally:
-            run.close()
+        planned = _plan(order, patcher, denoiser, data)
+        if planned is not None:
+            # caches are the same for all seeds
+            identity = {"patches": patches, "conditioning": prompts, "seed": 0}
+            cache = None if data else (folders.of_user("trajectories"), identity)
+            run = Run(denoiser, planned.applied(order.config), cache=cache, data=data, warm=order.warm)
+            return _trained(run, about, folder, order)
+    return train(dataclasses.replace(order, residency=residency.STREAMED))
 
 
-def _told(planned: Plan, config: DistilConfig) -> Message:
-    """The plan in words."""
-    fields = {"peak": gib(planned.peak), "micro": planned.micro, "batch": config.batch}
+def _beside(order: Order, latent: torch.Tensor) -> float:
+    """Bytes that the run needs on a card beside the weights, at least: the LoRA, and one sample's activations
+    by the host's own estimate.
+    """
+    if not residency.on_card(order.model):
+        return 0
+    module = order.model.get_model_object("diffusion_model")
+    one = [1, *latent.shape[1:]]
+    return beside_weights(module, order.config) + order.model.model.memory_required(one)
+
+
+def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None) -> Plan | None:
+    """The plan, told on the node. None where one sample finds no room beside a model that stays on the card
+    whole, and may be streamed.
+    """
+    budget, away = order.budget, residency.bytes_away(patcher)
+    if away:
+        budget = residency.budget_with_weights(patcher, order.budget)
+    try:
+        planned = plan(denoiser, order.config, budget, data=data, warm=order.warm)
+    except NoMemory:
+        if away or order.residency != residency.AUTO or not residency.on_card(order.model):
+            raise
+        return None
+    weights = [residency.told(patcher)] if residency.on_card(patcher) else []
+    show.say(order.node, _told(planned, order.config, planned.peak - away, weights))
+    return planned
+
+
+def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
+    """Train to the end, and close the run."""
+    try:
+        check_folder(folder, 2 * run.student.lora.bytes + (1 << 20))
+        file = _run_as_job(
+            run, folders.of_user("runs") / folder_name(order.config, about), about, folder, order
+        )
+        return Trained(
+            lora=run.lora_tensors(),
+            losses={"loss": [value for _, value in run.loss]},
+            preview=_preview(run, order.vae),
+            sigmas=run.task.sigmas_for(run.config.steps).float(),
+            file=file,
+        )
+    finally:
+        run.close()
+
+
+def _told(planned: Plan, config: DistilConfig, peak: float, how: list[Message]) -> Message:
+    """The plan in words; how: what else there is to say of it."""
+    fields = {"peak": gib(peak), "micro": planned.micro, "batch": config.batch}
     if planned.checkpointing:
-        return Message("about {peak}: {micro} of {batch} samples at once, blocks recomputed", **fields)
+        how = [*how, Message("blocks recomputed")]
+    if how:
+        return Message("about {peak}: {micro} of {batch} samples at once, {how}", **fields, how=how)
     return Message("about {peak}: {micro} of {batch} samples at once", **fields)
 
 

@@ -8,7 +8,8 @@ families        the usual settings of a MODEL
 model_info      the description of a model for a plot, also from a file's header
 lora_files      the user's LoRA files
 fingerprints    hashes that tell weights, patches and settings apart
-session         a MODEL loaded for training: where its weights live while gradients run through it
+session         a MODEL loaded for training, and put back
+residency       where its weights live while gradients run through it: on the card, or fetched for each call
 denoiser        a loaded MODEL as `training` asks it: one prediction, differentiable
 guider_teacher  a guider as `training` asks it: what the host's own sampling predicts
 probing         a SAMPLER on a function in the place of the model

@@ -4,6 +4,7 @@ It calls the model as the host's sampling does, but for what has no gradient. Wh
 (`LEFT_OUT`, `GUIDANCE`) is refused beforehand by `check_supported`.
 """
 
+import functools
 import uuid
 from typing import Any
 
@@ -18,6 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from ...diffusion.faults import BadValue
 from .fingerprints import base_of
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
+from .residency import streamed_layers
 
 # of a conditioning entry
 LEFT_OUT = ("control", "area", "mask", "hooks", "gligen", "start_percent", "end_percent")
@@ -66,6 +68,7 @@ class ComfyDenoiser:
         self.prediction, self.noise_scale = prediction_of(sampling), noise_scale_of(sampling)
         self.model, self.module = patcher.model, patcher.model.diffusion_model
         self.device, self.base = patcher.load_device, base_of(patcher)
+        self.streamed = functools.partial(streamed_layers, patcher)
         self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)
         self.options = {
             **patcher.model_options.get("transformer_options", {}),

@@ -19,6 +19,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...training.models.fingerprint import fingerprint
+from .residency import declared_dtype
 
 # of a ModelPatcher
 PATCHED = ("patches", "object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections")
@@ -54,8 +55,11 @@ CHANGING = (uuid.UUID, torch.device, torch.Generator, types.ModuleType)  # from 
 
 
 def base_of(patcher: ModelPatcher) -> str:
-    """Fingerprint of a model's own weights, whether or not LoRAs are patched into them at the moment."""
-    return fingerprint(_Unpatched(patcher))
+    """Fingerprint of a model's own weights, whether or not LoRAs are patched into them at the moment, and
+    whether they are cast already or stored as their file has them.
+    """
+    unpatched = _Unpatched(patcher)
+    return fingerprint(unpatched, unpatched.dtypes())
 
 
 class _Unpatched:
@@ -64,6 +68,14 @@ class _Unpatched:
     def __init__(self, patcher: ModelPatcher):
         self.module = patcher.object_patches_backup.get("diffusion_model", patcher.model.diffusion_model)
         self.aside = patcher.backup
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """{name: dtype that the model declares for it}"""
+        found = {}
+        for prefix, part in self.module.named_modules():
+            for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+                found[f"{prefix}.{name}" if prefix else name] = declared_dtype(part, name, tensor)
+        return {name: dtype for name, dtype in found.items() if dtype is not None}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         tensors = dict(self.module.state_dict())

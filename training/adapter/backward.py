@@ -1,8 +1,9 @@
 """Exact gradients on any architecture.
 
 A model that never writes over what autograd has saved gets a plain graph, at no cost; one that does, an
-`exact_graph`. With checkpointing a block is recomputed on copies of its inputs (`checkpointing`). `proof`
-shows that a gradient is right, `saved_bytes` what its graph holds.
+`exact_graph`. With checkpointing a block is recomputed on copies of its inputs (`checkpointing`); a layer
+whose weights don't stay where it computes is called again with its weights fetched anew (`streaming`).
+`proof` shows that a gradient is right, `saved_bytes` what its graph holds.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import torch
 from .checkpointing import blocks, recomputed, replaced
 from .exact_graph import exact_graph
 from .saved_bytes import saved_bytes
+from .streaming import fetched_again
 
 
 class Backward:
@@ -20,12 +22,18 @@ class Backward:
 
     parameters: the leaves that want gradients; they may lie outside the module (a LoRA's). checkpointing:
     keep only the inputs of the module's `blocks`, and compute each block again in the backward pass.
+    streamed: gives the layers of the module whose weights are fetched for each call; asked every time, since
+    they may be others by then.
     """
 
     def __init__(
-        self, module: torch.nn.Module, parameters: Iterable[torch.Tensor], checkpointing: bool = False
+        self,
+        module: torch.nn.Module,
+        parameters: Iterable[torch.Tensor],
+        checkpointing: bool = False,
+        streamed: Callable[[], list[torch.nn.Module]] = list,
     ):
-        self.module, self.parameters = module, list(parameters)
+        self.module, self.parameters, self.streamed = module, list(parameters), streamed
         self.blocks = blocks(module) if checkpointing else []
         self.overwrites = False  # the model was seen to write over saved activations
 
@@ -61,12 +69,16 @@ class Backward:
     def _run(self, compute, graph):
         for p in self.parameters:
             p.grad = None
-        with graph(), replaced(self.blocks, lambda forward: recomputed(forward, graph)):
+        with (
+            graph(),
+            replaced(self.streamed(), fetched_again),
+            replaced(self.blocks, lambda forward: recomputed(forward, graph)),
+        ):
             loss = compute()
             loss.backward()
         return loss.detach()
 
     def saved_bytes(self, compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
-        """(loss, bytes) of `saved_bytes` for this module, its parameters and its checkpointing."""
+        """(loss, bytes) of `saved_bytes` for this module, its parameters, its checkpointing and streaming."""
         weights = [*self.module.parameters(), *self.module.buffers(), *self.parameters]
-        return saved_bytes(compute, weights, self.blocks)
+        return saved_bytes(compute, weights, self.blocks, self.streamed())

@@ -57,9 +57,12 @@ def replaced(modules: Sequence[nn.Module], wrap: Callable[[Callable], Callable])
                 m.forward = forward
 
 
-def recomputed(forward: Callable, graph: Callable[[], contextlib.AbstractContextManager]) -> Callable:
-    """`forward`, of which autograd keeps the inputs alone; graph: the context in which it is computed again.
-    Gradients of tensors inside it go straight to their .grad.
+def recomputed(
+    forward: Callable, graph: Callable[[], contextlib.AbstractContextManager], draws: bool = True
+) -> Callable:
+    """`forward`, of which autograd keeps the inputs alone; graph: the context in which it is computed again;
+    draws: whether it draws random numbers, which are then the same both times. Gradients of tensors inside it
+    go straight to their .grad.
     """
 
     def run(*args, **kwargs):
@@ -67,7 +70,8 @@ def recomputed(forward: Callable, graph: Callable[[], contextlib.AbstractContext
             return forward(*args, **kwargs)
         template, tensors = flatten((args, kwargs))
         device = tensors[0].device if tensors else torch.device("cpu")
-        autocast, dice, form = _autocast(device.type), _dice(device), []
+        dice = _dice(device) if draws else contextlib.nullcontext
+        autocast, form = _autocast(device.type), []
 
         def call(tensors):
             with autocast():

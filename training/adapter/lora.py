@@ -23,6 +23,7 @@ class Lora:
     """An adapter attached to `module`; `remove()` takes it off again.
 
     weights: {layer name: {"down": (rank, in...), "up": (out, rank)}}, float32, trainable
+    device: where the layers compute, which is not always where their weights are; None for the latter
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Lora:
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         seed: int = 0,
+        device: torch.device | str | None = None,
     ):
         layers = target_layers(module, include, exclude)
         if rank < 1:
@@ -41,15 +43,15 @@ class Lora:
         g = torch.Generator().manual_seed(seed)
         self.weights, self._hooks = {}, []
         try:
-            self._attach(layers, g)
+            self._attach(layers, g, device)
         except BaseException:
             self.remove()
             raise
 
-    def _attach(self, layers, g):
+    def _attach(self, layers, g, wanted):
         for name, layer in layers.items():
-            shape = (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
-            fan_in, device = math.prod(shape[1:]), layer.weight.device
+            shape = _shape(layer)
+            fan_in, device = math.prod(shape[1:]), wanted or layer.weight.device
             down = torch.randn(self.rank, *shape[1:], generator=g) / fan_in**0.5
             self.weights[name] = {
                 "down": down.to(device).requires_grad_(),
@@ -143,6 +145,19 @@ class Lora:
                     )
                 values.append(tensor.reshape(like.shape))
         self.load(values)
+
+
+def lora_bytes(
+    module: nn.Module, rank: int, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> int:
+    """Of the trainable tensors that an adapter would have. Raises ValueError where no layer matches."""
+    shapes = [_shape(layer) for layer in target_layers(module, include, exclude).values()]
+    return sum(4 * rank * (shape[0] + math.prod(shape[1:])) for shape in shapes)
+
+
+def _shape(layer):
+    """(out, in...) of a layer's weight, however it is stored."""
+    return (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
 
 
 def _up_of_down(layer, x, down, up):

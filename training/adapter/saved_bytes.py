@@ -13,37 +13,62 @@ def saved_bytes(
     compute: Callable[[], torch.Tensor],
     weights: Iterable[torch.Tensor] = (),
     checkpointed: Sequence[torch.nn.Module] = (),
+    streamed: Sequence[torch.nn.Module] = (),
 ) -> tuple[torch.Tensor, int]:
     """(loss, bytes that autograd holds for the backward pass of `compute()`), without holding them.
 
     weights: tensors that are in memory anyway and don't count; nn.Parameters never do. Storages count once,
     however many operations saved them, and once more for every time that they were written over and saved
     again (`exact_graph`). checkpointed: modules that are recomputed; their inputs count, and the largest
-    one's inside, which is the peak.
+    one's inside, which is the peak. streamed: layers that are called again with their weights fetched anew;
+    inside such a layer and inside a recomputed block there may be one at a time.
     """
     weights = {storage_of(w) for w in weights}
-    total, largest = _Count(weights), 0
+    counts, largest, widest = [_Count(weights)], 0, 0
 
     def weighed(forward):
         def run(*args, **kwargs):
             nonlocal largest
             if not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
-            template, tensors = flatten((args, kwargs))
-            for tensor in tensors:
-                total.add(tensor)
-            inside = _Count(weights)
-            with inside.hooks():
-                args, kwargs = unflatten(template, [t.clone() for t in tensors])
-                out = forward(*args, **kwargs)
-            largest = max(largest, inside.bytes)
+            out, inside = _called(forward, args, kwargs, counts, weights)
+            largest = max(largest, inside)
             return out
 
         return run
 
-    with total.hooks(), replaced(checkpointed, weighed):
+    def fetched(forward):
+        def run(*args, **kwargs):
+            nonlocal widest
+            _, tensors = flatten((args, kwargs))
+            if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+                return forward(*args, **kwargs)
+            out, inside = _called(forward, args, kwargs, counts, weights)
+            widest = max(widest, inside)
+            return out
+
+        return run
+
+    with counts[0].hooks(), replaced(streamed, fetched), replaced(checkpointed, weighed):
         loss = compute().detach()
-    return loss, total.bytes + largest
+    return loss, counts[0].bytes + largest + widest
+
+
+def _called(forward, args, kwargs, counts, weights):
+    """(its outcome, bytes saved inside) of a module of which only the inputs count in the innermost of the
+    counts that are open.
+    """
+    template, tensors = flatten((args, kwargs))
+    for tensor in tensors:
+        counts[-1].add(tensor)
+    counts.append(_Count(weights))
+    try:
+        with counts[-1].hooks():
+            args, kwargs = unflatten(template, [t.clone() for t in tensors])
+            out = forward(*args, **kwargs)
+    finally:
+        inside = counts.pop()
+    return out, inside.bytes
 
 
 class _Count:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ...diffusion.paths import Path
-from .memory_errors import is_out_of_memory
+from .memory_errors import is_out_of_memory, recover
 
 
 class Denoiser(Protocol):
@@ -24,6 +24,9 @@ class Denoiser(Protocol):
     prediction  what its network predicts, one of `diffusion.predictions.KINDS`
     noise_scale what the model multiplies noise by before it mixes it in; 1 for nearly all
     base        fingerprint of the weights (`fingerprint`)
+
+    One that runs on another device than the CPU also has `device`; one whose weights don't all stay there has
+    `streamed()`, which gives the layers of its module that fetch theirs for each call.
     """
 
     path: Path
@@ -120,6 +123,7 @@ class InParts:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.most == 1:
                     raise
+            recover()
             self.most = (self.most + 1) // 2
 
 

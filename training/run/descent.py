@@ -12,11 +12,10 @@ from collections.abc import Callable
 import torch
 
 from ...diffusion.faults import Message, NoMemory, NotFinite
-from ..adapter.backward import Backward
 from ..methods.method import Batch
-from ..models.memory_errors import is_out_of_memory
+from ..models.memory_errors import is_out_of_memory, recover
 from .config import DistilConfig
-from .student import Student
+from .student import Student, backward_of
 
 MOST_SKIPPED = 10
 NUMBERS = ("scale", "micro", "done", "skipped", "in_a_row")  # of a saved state
@@ -29,7 +28,7 @@ class Descent:
         self.student, self.lora, self.config = student, student.lora, config
         parameters = self.lora.parameters()
         self.optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
-        self.backward = Backward(student.denoiser.module, parameters, checkpointing=config.checkpointing)
+        self.backward = backward_of(student.denoiser, parameters, config.checkpointing)
         numbers_in_a_batch = config.batch * math.prod(student.denoiser.shape)
         self.scale = 2.0 ** math.floor(math.log2(numbers_in_a_batch))
         self.micro = min(config.micro or config.batch, config.batch)
@@ -51,8 +50,7 @@ class Descent:
                 if self.micro == 1:
                     raise self._too_large() from error
             self.micro = math.ceil(self.micro / 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            recover()
 
     def step(self, losses: torch.Tensor) -> None:
         """Step along the gradient of those losses; raises ArithmeticError when too many weren't finite."""

@@ -18,18 +18,17 @@ import torch
 
 from ...diffusion.faults import BadValue, Message, NoMemory
 from .. import methods
-from ..adapter.backward import Backward
-from ..adapter.lora import Lora, target_layers
+from ..adapter.lora import Lora, lora_bytes, target_layers
 from ..adapter.proof import check_gradient
 from ..methods.distances import squared_error
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser
-from ..models.memory_errors import is_out_of_memory
+from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories.data import Data
 from .config import DistilConfig
 from .machine import available, gib
 from .source import check
-from .student import adapter_for
+from .student import adapter_for, backward_of
 
 COPIES = 7  # of the adapter, see above
 MARGIN = 1.3  # over what autograd holds: tensors in passing, the allocator's rounding
@@ -128,18 +127,25 @@ def plan(
         micro, checkpointing = memory.choose(budget, most)
         for recompute in dict.fromkeys((checkpointing or config.checkpointing, True)):
             try:
-                backward = Backward(denoiser.module, parameters, recompute)
+                backward = backward_of(denoiser, parameters, recompute)
                 check_gradient(compute, parameters, dtype, backward)
                 return Plan(micro=micro, checkpointing=recompute, memory=memory)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+            recover()
     finally:
         lora.remove()
     raise NoMemory(
         "One sample of the model must fit into memory with its gradient, and does not. Choose a smaller "
         "latent or a lower rank."
     )
+
+
+def beside_weights(module: torch.nn.Module, config: DistilConfig) -> int:
+    """Bytes that a run takes beside weights and samples, from the model's layers alone: nothing is loaded."""
+    each = lora_bytes(module, config.rank, config.include, config.exclude)
+    return COPIES * each + EXTRA
 
 
 def _check_trajectories(denoiser, config, kept):
@@ -173,8 +179,8 @@ def _measure(denoiser: Denoiser, lora: Lora, compute: Callable[[], torch.Tensor]
 
     hooks = [layer.register_forward_hook(look) for layer in target_layers(module).values()]
     try:
-        _, whole = Backward(module, parameters, checkpointing=False).saved_bytes(compute)
-        _, recomputed = Backward(module, parameters, checkpointing=True).saved_bytes(compute)
+        _, whole = backward_of(denoiser, parameters, checkpointing=False).saved_bytes(compute)
+        _, recomputed = backward_of(denoiser, parameters, checkpointing=True).saved_bytes(compute)
     except (RuntimeError, TypeError, KeyError) as error:
         if is_out_of_memory(error):
             raise

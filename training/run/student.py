@@ -5,10 +5,11 @@ learn from), with the adapter off and guidance it is the teacher. No weights are
 one model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..adapter.backward import Backward
 from ..adapter.lora import Lora
 from ..adapter.warm_start import warm_start
 from ..models.denoiser import Denoiser, InParts, guided
@@ -19,12 +20,20 @@ Adapter = Sequence[torch.Tensor]  # weights as `Lora.parameters` gives them
 
 
 def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = None) -> Lora:
-    """The adapter that a config asks for, attached to the model.
+    """The adapter that a config asks for, attached to the model, on the device where it computes.
 
     warm: tensors of a LoRA file to begin with. Raises ValueError when they do not fit, and then leaves
     nothing attached.
     """
-    lora = Lora(denoiser.module, config.rank, config.alpha, config.include, config.exclude, seed=config.seed)
+    lora = Lora(
+        denoiser.module,
+        config.rank,
+        config.alpha,
+        config.include,
+        config.exclude,
+        seed=config.seed,
+        device=getattr(denoiser, "device", None),
+    )
     try:
         if warm is not None:
             warm_start(lora, warm)
@@ -32,6 +41,12 @@ def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = No
         lora.remove()
         raise
     return lora
+
+
+def backward_of(denoiser: Denoiser, parameters: Iterable[torch.Tensor], checkpointing: bool) -> Backward:
+    """Loss and gradient through that model, wherever its weights live."""
+    streamed = getattr(denoiser, "streamed", list)
+    return Backward(denoiser.module, parameters, checkpointing, streamed)
 
 
 class Student:

@@ -81,6 +81,14 @@ def test_it_equals_the_merged_weights():
     assert (net(x) - hooked).abs().max() < 1e-4
 
 
+def test_it_lies_where_the_layers_compute():
+    """Which is not where their weights are, when those are fetched for each call."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(4, 2, 3))
+    assert {p.device.type for p in Lora(net, 2).parameters()} == {"cpu"}
+    there = Lora(net, 2, device="meta").parameters()
+    assert {p.device.type for p in there} == {"meta"} and all(p.requires_grad for p in there)
+
+
 def test_include_and_exclude():
     assert list(Lora(Net(), 1, include=("line*", "last"), exclude=("last",)).weights) == ["line.0"]
     with pytest.raises(ValueError, match=r"include must match at least one .* model, got nothing\*\.$"):

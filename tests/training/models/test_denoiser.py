@@ -76,11 +76,23 @@ def test_in_parts_of_any_size_the_answer_is_the_same(x):
         assert max(len(asked[0]) for asked in model.asked) == min(most, 3)
 
 
+def accelerator_error(text, number):
+    """As newer PyTorch raises it for what the driver says."""
+    error = getattr(torch, "AcceleratorError", RuntimeError)(text)
+    error.error_code = number
+    return error
+
+
 @pytest.mark.parametrize(
     "error, answer",
     [
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA"), True),
+        (torch.OutOfMemoryError("Allocation on device "), True),  # all that cudaMallocAsync says
+        (RuntimeError("Allocation on device 0 would exceed allowed memory."), True),
+        (accelerator_error("CUDA error: memory allocation", 2), True),
+        (accelerator_error("CUDA error: out of memory", 46), True),
+        (accelerator_error("CUDA error: an illegal memory access was encountered", 700), False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("HIP out of memory"), True),
         (OSError("Not enough memory resources"), True),

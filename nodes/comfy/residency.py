@@ -1,0 +1,166 @@
+"""Where a model's weights live while gradients run through them, on a card.
+
+    resident   all of them stay on the card for the whole run
+    streamed   they stay in the computer's memory, and a layer fetches its own for each call
+
+What is fetched lies in memory that is used again: in the pages of dynamic VRAM, which the host may take away
+as soon as the layer has answered, or in the one buffer of its offload stream. So a resident model must not be
+a `ModelPatcherDynamic`, whose pages are only ever lent, and a streamed one needs its layers called again in
+the backward pass (`training.adapter.streaming`). On the CPU every model is resident.
+"""
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
+
+from ...diffusion.faults import BadValue, Failed, Message, NoMemory
+from ...training.run.machine import gib
+
+management = comfy.model_management
+ALL = 1e20  # bytes to be made free, so that other models leave
+
+RESIDENT, STREAMED, AUTO = "resident", "streamed", "auto"
+CHOICES = (AUTO, RESIDENT, STREAMED)
+SMALL = 16 << 10  # bytes of a layer that is never streamed; the host's dynamic VRAM has the same limit
+
+
+def on_card(model: ModelPatcher) -> bool:
+    """Whether a model computes on a device that has memory of its own, and so on any but the CPU."""
+    return not management.is_device_cpu(model.load_device)
+
+
+def choices(model: ModelPatcher, wanted: str, beside: float, budget: float | None) -> tuple[str, ...]:
+    """What to try, in that order, of `RESIDENT` and `STREAMED`; nothing of the model is loaded for it.
+
+    wanted: of `CHOICES`. `AUTO` asks other models to leave, and looks whether the weights fit into what is
+    free then, with `beside` bytes for all else; budget: bytes that both may take at most, None for no limit.
+    """
+    if wanted not in CHOICES:
+        raise BadValue("residency must be one of {choices}, got {got!r}.", choices=list(CHOICES), got=wanted)
+    if not on_card(model):
+        return (RESIDENT,)
+    if not _can_be_resident(model):
+        if wanted == RESIDENT:
+            raise Failed(
+                "The model's weights can't stay on the card: its loader left no recipe to load them from a "
+                "file again. Let them be streamed, load the model with a stock loader, or start ComfyUI with "
+                "--disable-dynamic-vram."
+            )
+        return (STREAMED,)
+    if wanted != AUTO:
+        return (wanted,)
+    management.free_memory(ALL, model.load_device)
+    free = management.get_free_memory(model.load_device) - management.extra_reserved_memory()
+    room = free if budget is None else min(free, budget)
+    fits = weight_bytes(model.model) + beside <= room
+    return (RESIDENT, STREAMED) if fits else (STREAMED,)
+
+
+def patcher_for(model: ModelPatcher, residency: str) -> ModelPatcher:
+    """A patcher to train with. It has weights of its own where the loader left a recipe to load them again;
+    elsewhere they are shared with the graph.
+    """
+    if model.is_dynamic() and residency == RESIDENT:
+        patcher = model.clone(disable_dynamic=True)
+        _cast(patcher.model)
+        return patcher
+    return model.clone(force_deepcopy=True) if model.cached_patcher_init is not None else model.clone()
+
+
+def load(patcher: ModelPatcher, residency: str, beside: float) -> None:
+    """Put the weights where they are to live; other models leave. Raises NoMemory where they don't fit."""
+    if residency == RESIDENT:
+        management.load_models_gpu([patcher], memory_required=ALL, force_full_load=True)
+        return
+    management.free_memory(ALL, patcher.load_device)
+    management.load_models_gpu([patcher], memory_required=beside)
+    for layer in streamed_layers(patcher):
+        if not hasattr(layer, "_v") and management.module_size(layer) <= SMALL:
+            layer.to(patcher.load_device)  # some models read the weight of a small norm without calling it
+
+
+def streamed_layers(patcher: ModelPatcher) -> list[torch.nn.Module]:
+    """Modules of the diffusion model with weights of their own that are not where they compute, at this
+    moment: the host may move them when it needs room.
+    """
+    kind = torch.device(patcher.load_device).type
+    return [
+        module
+        for module in patcher.model.diffusion_model.modules()
+        if any(p is not None and p.device.type != kind for p in module._parameters.values())
+    ]
+
+
+def declared_dtype(part: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> torch.dtype | None:
+    """In which a model takes one of its tensors, which dynamic VRAM may store as the file has it; None where
+    there is no tensor, or one in a layout of its own.
+    """
+    if tensor is None or isinstance(tensor, QuantizedTensor):
+        return None
+    return getattr(part, f"{name}_comfy_model_dtype", None)
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a model's weights as they are kept on the card."""
+    total = 0
+    for part in module.modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            dtype = declared_dtype(part, name, tensor)
+            if tensor is not None:
+                total += tensor.nbytes if dtype is None else tensor.numel() * dtype.itemsize
+    return total
+
+
+def bytes_away(patcher: ModelPatcher) -> int:
+    """Bytes of the weights that are streamed, 0 for a resident model."""
+    layers = streamed_layers(patcher)
+    return sum(p.nbytes for layer in layers for p in layer._parameters.values() if p is not None)
+
+
+def budget_with_weights(patcher: ModelPatcher, budget: float | None) -> float:
+    """Bytes for a plan that counts streamed weights as if they took room on the card.
+
+    budget: what the user allows on the card, None for what is free there, with the pages that dynamic VRAM
+    gives back.
+    """
+    if budget is not None:
+        return budget + bytes_away(patcher)
+    module = patcher.model.diffusion_model
+    kept = sum(w.nbytes for w in (*module.parameters(), *module.buffers()))
+    return patcher.get_free_memory(patcher.load_device) + kept
+
+
+def told(patcher: ModelPatcher) -> Message:
+    """Where the weights live, in words."""
+    return Message("weights streamed") if streamed_layers(patcher) else Message("weights resident")
+
+
+def too_large(model: ModelPatcher, residency: str) -> NoMemory:
+    """What to say where memory ran out while the weights were loaded."""
+    if residency == RESIDENT and on_card(model):
+        remedy = Message("Let its weights be streamed")
+    else:
+        remedy = Message("Choose a smaller or quantised model")
+    return NoMemory(
+        "The model must fit into memory to be trained: its weights take {weights}, and {free} are free. "
+        "{remedy}, or more memory.",
+        weights=gib(weight_bytes(model.model)),
+        free=gib(management.get_free_memory(model.load_device)),
+        remedy=remedy,
+    )
+
+
+def _cast(module):
+    """Cast weights to the dtype that the model declares. While dynamic VRAM is on, the host loads them as the
+    file has them, and casts when a layer fetches them, which those of a resident model never do.
+    """
+    for part in module.modules():
+        for name, tensor in part._parameters.items():
+            dtype = declared_dtype(part, name, tensor)
+            if dtype is not None and dtype != tensor.dtype:
+                part._parameters[name] = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
+
+
+def _can_be_resident(model):
+    return not model.is_dynamic() or model.cached_patcher_init is not None

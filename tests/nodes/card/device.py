@@ -1,0 +1,194 @@
+"""A CUDA card that is only pretended: CPU arithmetic, and a memory of which tensors lie on the card.
+
+    with PretendedCard() as card:
+        module.to(CARD)                # tensor.device says cuda:0 from now on
+    card.crossings                     # what CUDA would have refused
+
+A tensor lies where its storage does, so views, parameters and saved tensors follow by themselves. What an
+operation makes lies on the card when one of its arguments does. An operation on tensors of both sides is
+written down, not refused: an exception in the backward pass would be told as something else.
+
+It changes `torch.Tensor` for the whole process, and belongs into one of its own.
+"""
+
+import sys
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+COPYING = {"copy_", "_to_copy"}  # what carries tensors across
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # CUDA takes indices from the CPU
+REAL_DEVICE = torch._C.TensorBase.device
+REAL_TO = torch._C.TensorBase.to
+
+
+class Marks:
+    """A set of storages, by address; a storage that is gone is in it no longer."""
+
+    def __init__(self):
+        self.known = {}
+
+    def add(self, tensor):
+        storage = _storage(tensor)
+        if storage is not None:
+            self.known[storage._cdata] = StorageWeakRef(storage)
+        return tensor
+
+    def discard(self, tensor):
+        storage = _storage(tensor)
+        if storage is not None:
+            self.known.pop(storage._cdata, None)
+        return tensor
+
+    def __contains__(self, tensor):
+        storage = _storage(tensor)
+        reference = self.known.get(storage._cdata) if storage is not None else None
+        return reference is not None and not reference.expired()
+
+
+ON_CARD = Marks()
+
+
+def _storage(tensor):
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # tensors without one
+        return None
+
+
+def put(tensor, on_card=True):
+    """The tensor, said to lie on the card or not."""
+    return ON_CARD.add(tensor) if on_card else ON_CARD.discard(tensor)
+
+
+def is_card(device):
+    """Whether a device, its name or its number means the card."""
+    return device is not None and torch.device(device).type == "cuda"
+
+
+class Moved(torch.autograd.Function):
+    """A copy on the other side, and its gradient back again."""
+
+    @staticmethod
+    def forward(ctx, tensor, on_card, dtype):
+        ctx.side, ctx.dtype = tensor in ON_CARD, tensor.dtype
+        return put(REAL_TO(tensor.detach(), dtype, copy=True), on_card)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return put(REAL_TO(gradient.detach(), ctx.dtype, copy=True), ctx.side), None, None
+
+
+def _to(tensor, *args, **kwargs):
+    """`Tensor.to` that knows the card. It replaces the method, which works in the backward pass too."""
+    if type(tensor) not in PLAIN:
+        return REAL_TO(tensor, *args, **kwargs)
+    device, dtype = kwargs.get("device"), kwargs.get("dtype")
+    for value in (*args, kwargs.get("other")):
+        if isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, torch.Tensor):
+            device, dtype = value.device, value.dtype
+        elif isinstance(value, (str, torch.device)) or type(value) is int:
+            device = value
+    side, dtype = tensor in ON_CARD, dtype or tensor.dtype
+    target = side if device is None else is_card(device)
+    if device is not None and torch.device(device).type == "meta":
+        return REAL_TO(tensor, *args, **kwargs)
+    if target == side:
+        return REAL_TO(tensor, dtype, copy=bool(kwargs.get("copy")))
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return Moved.apply(tensor, target, dtype)
+    return put(REAL_TO(tensor.detach(), dtype, copy=True), target)
+
+
+def _numpy(tensor, **options):
+    if tensor in ON_CARD:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+    return torch._C.TensorBase.numpy(tensor, **options)
+
+
+def _from_data(real):
+    """`torch.tensor` or `torch.as_tensor` that knows the card: PyTorch makes these where no mode sees it."""
+
+    def make(data, *, device=None, **options):
+        if isinstance(data, torch.Tensor):
+            return _to(data, *(x for x in (device, options.get("dtype")) if x is not None))
+        return put(real(data, **options)) if is_card(device) else real(data, device=device, **options)
+
+    return make
+
+
+class PretendedCard(TorchDispatchMode):
+    """Within: `cuda` is a device that tensors can lie on."""
+
+    def __init__(self):
+        super().__init__()
+        self.crossings = {}  # (operation, line) -> how often
+        # what autograd itself makes in the backward pass names no device: it goes with either
+        self.undecided = Marks()
+
+    def __enter__(self):
+        replaced = {
+            "device": property(lambda tensor: CARD if tensor in ON_CARD else REAL_DEVICE.__get__(tensor)),
+            "is_cuda": property(lambda tensor: tensor in ON_CARD),
+            "to": _to,
+            "cpu": lambda tensor: _to(tensor, CPU),
+            "cuda": lambda tensor, device=CARD, **_: _to(tensor, device),
+            "numpy": _numpy,
+        }
+        for name, value in replaced.items():
+            setattr(torch.Tensor, name, value)
+        torch.tensor, torch.as_tensor = _from_data(torch.tensor), _from_data(torch.as_tensor)
+        torch.cuda._lazy_init = lambda: None  # asked for whenever a device is named
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = function._schema.name.removeprefix("aten::")
+        named = kwargs.get("device")
+        if is_card(named):
+            kwargs["device"] = CPU
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        sides = [tensor in ON_CARD for tensor in tensors]
+        if any(sides) and name not in COPYING:
+            self._look(name, tensors, sides)
+        out = function(*args, **kwargs)
+        made = [t for t in tree_leaves(out) if type(t) is torch.Tensor and not any(t is x for x in tensors)]
+        # a cast's own gradient names the CPU, where the numbers really are: it stays on its side
+        on_card = is_card(named) or (sides[:1] == [True] if name in COPYING else any(sides))
+        if on_card:
+            for tensor in made:
+                put(tensor)
+        elif not tensors and torch._C._current_graph_task_id() != -1:  # in the backward pass
+            for tensor in made:
+                self.undecided.add(tensor)
+        return out
+
+    def _look(self, name, tensors, sides):
+        """Write down tensors that CUDA would refuse beside those on the card."""
+        if name in INDEXING and sides[0]:
+            tensors = [t for t in tensors if t.is_floating_point()]
+        for tensor in tensors:
+            if tensor in ON_CARD or tensor.ndim == 0:  # a number is taken from the CPU
+                continue
+            if tensor in self.undecided:
+                put(tensor)
+                continue
+            key = f"{name} of {tuple(tensor.shape)}", _line()
+            self.crossings[key] = self.crossings.get(key, 0) + 1
+
+
+def _line():
+    """The line, of the pack or of the host, that is under way."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if ("/comfy" in file or "/training/" in file or "/nodes/" in file) and "/card/" not in file:
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"

@@ -1,0 +1,118 @@
+"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, and where a
+session lets them live. Each model is a process of its own, for a card can't be taken out of one again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+SCRIPTS = Path(__file__).parent.parent / "card"
+FLOAT, HALF = "float32", "bfloat16"
+QUICK = [("sd15", FLOAT, FLOAT), ("flux_dev", HALF, HALF)]
+SLOW = [
+    ("sd15", HALF, HALF),
+    ("flux_dev", FLOAT, FLOAT),
+    ("flux_dev", FLOAT, HALF),  # a file whose dtype is not the model's
+    *((family, dtype, dtype) for family in ("sdxl", "sd3", "ltxv", "wan21") for dtype in (FLOAT, HALF)),
+]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+COSINE, SLOPE = 0.9999, 2e-3
+
+
+@pytest.fixture
+def script(comfyui_folder):
+    """Runs one of the scripts, and gives the JSON of each line that it prints."""
+
+    def run(name, *arguments):
+        environment = {**os.environ, "COMFYUI_PATH": str(comfyui_folder), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / name), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=1800,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def table(pytestconfig):
+    """Lines that are printed when all cases are done."""
+    heads = f"{'slope':>10}{'1 - cosine':>12}{'norm ratio':>12}{'streamed':>10}"
+    lines = ["", f"{'family, file > model':34}{'weights':>10}{'recomputed':>12}{heads}"]
+    yield lines
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
+
+
+def line_of(name, case):
+    slope = f"{case['slope']:10.4f}" if isinstance(case["slope"], float) else f"{'none':>10}"
+    figures = f"{slope}{1 - case['cosine']:12.1e}{case['ratio']:12.5f}{case['streamed']:10}"
+    return f"{name:34}{case['kind']:>10}{'blocks' if case['checkpointing'] else '':>12}{figures}"
+
+
+def is_right(case, dtype):
+    """Whether the gradient is that of resident weights, and in float32 the loss's own."""
+    if not (case["cosine"] >= COSINE and abs(case["ratio"] - 1) <= 1e-3):
+        return False
+    return dtype != FLOAT or isinstance(case["slope"], float) and abs(case["slope"] - 1) <= SLOPE
+
+
+@pytest.mark.parametrize("family, stored, dtype", CASES)
+def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
+    cases = script("gradients.py", family, stored, dtype)
+    for case in cases:
+        table.append(line_of(f"{family}, {stored} > {dtype}", case))
+    mended = [case for case in cases if case["kind"] != "unmended"]
+    assert len(mended) == 16
+    assert all(case["crossings"] == [] and case["adapter"] == ["cuda:0"] for case in cases)
+    assert len({base for case in cases for base in case["bases"]}) == 1  # of the graph's model too
+    assert [case["kind"] for case in cases if not case["streamed"]] == ["resident", "resident"]
+    assert {case["kind"] for case in cases if not case["dynamic"]} == {"resident", "partial"}
+    assert all(is_right(case, dtype) for case in mended)
+    if stored == dtype:  # else the host casts into memory of its own each time, which nothing takes back
+        assert not any(is_right(case, dtype) for case in cases if case["kind"] == "unmended")
+
+
+def test_where_a_session_lets_weights_live(script):
+    (found,) = script("choices.py")
+    resident = {"patcher": "ModelPatcher", "told": "weights resident", "streamed": 0, "own": True}
+    for name in ("plenty", "just enough"):
+        assert found[name] == {**resident, "dtypes": ["torch.bfloat16"]}  # the file is in float32
+    for name in ("not with the run", "not in the budget", "forced to be streamed", "resident runs out"):
+        case = found[name]
+        assert case["patcher"] == "ModelPatcherDynamic" and case["streamed"] > 0
+        assert case["told"] == "weights streamed" and case["own"]
+    assert found["no recipe"]["streamed"] > 0 and not found["no recipe"]["own"]
+    assert found["no recipe, forced resident"]["refused"] == "Failed"
+    assert "no recipe to load them" in found["no recipe, forced resident"]["why"]
+    for name, remedy in (
+        ("forced resident runs out", "Let its weights be streamed"),
+        ("both run out", "Choose a smaller or quantised model"),
+    ):
+        assert found[name]["refused"] == "NoMemory"
+        assert "its weights take 30 MiB" in found[name]["why"] and remedy in found[name]["why"]
+    assert not found["afterwards"]["in_training"]
+    assert found["afterwards"]["file"] > 1.9 * found["afterwards"]["size"]  # reckoned in the model's dtype
+    assert (found["crossings"], found["crossings with one planted"]) == (0, 1)
+
+
+def test_a_run_learns_the_same_wherever_weights_live(script):
+    """By the nodes' own code, which tells where they live."""
+    (found,) = script("runs.py")
+    assert found.pop("crossings") == []
+    resident = found["resident"]
+    assert len(resident["losses"]) == 2 and resident["norm"] > 0
+    for name, run in found.items():
+        assert run["losses"] == pytest.approx(resident["losses"], rel=1e-5), name
+        assert run["norm"] == pytest.approx(resident["norm"], rel=1e-4), name
+        assert run["said"].endswith("weights resident" if name == "resident" else "weights streamed"), name
+    assert set(found) == {"resident", "streamed", "preset", "no room beside"}
