@@ -164,6 +164,22 @@ def test_same_seed_same_lora(host, teacher):
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
+def test_names_are_those_that_file_systems_take(host, flow, tmp_path, monkeypatch):
+    """76 Chinese characters, which with number and suffix are too many bytes."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    name = "四步蒸馏" * 19
+    *_, lora = distil(host, flow, updates=1, batch=1, name=name, vae=None)
+    shared = dict(model=flow[0], positive=flow[2], negative=flow[3], name=name, seed=1, cfg=1.0)
+    shared["latent"] = host.EmptyLatentImage().generate(32, 32, 1)[0]
+    pairs, file = run(host, "FewstepReflowPairs", **shared, count=2, steps=2)
+    more = dict(pairs=pairs, method="reflow", memory="auto", steps=1, updates=1, batch=1)
+    *_, again = run(host, "FewstepTrainOnPairs", **shared, **more)
+    assert lora.startswith(name[:60]) and file.startswith(name[:60]) and again.startswith(name[:60])
+    assert lora != again and {lora, again} <= set(folder_paths.get_filename_list("loras"))
+
+
 @pytest.mark.parametrize(
     "changes, why",
     [

@@ -56,6 +56,15 @@ def test_saved_and_loaded_it_draws_the_same_picture_to_the_bit(host, folders, fl
     )
 
 
+@pytest.mark.parametrize("name", ["四步" * 38, "é" * 300, "CON", "nul. ", "x" * 99 + " y" * 200])
+def test_any_name_can_be_saved_and_loaded(host, folders, flow, fitted, name):
+    import folder_paths
+
+    run(host, "FewstepSaveRecipe", recipe=fitted, name=name)
+    (file,) = folder_paths.get_filename_list("fewstep_recipes")
+    assert file[:3] == name[:3] and run(host, "FewstepLoadRecipe", model=flow[0], recipe_name=file)[2] == 2.0
+
+
 def test_a_recipes_sampler_refuses_other_sigmas_and_another_path(host, flow, fitted):
     sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     noise, guider = torch.randn(1, 3, 32, 32), cfg_guider(flow[0], flow[2], flow[3])
