@@ -85,6 +85,12 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
                 "{key} must hold at least one conditioning, got none. Wire a text encoder's output.", key=key
             )
     check_supported(model, {"positive": positive, "negative": negative})
+    if len(negative) > 1:
+        raise BadValue(
+            "negative must be a single prompt to distil from, got {count} that are combined. Write them as "
+            "one prompt, or wire one of them.",
+            count=len(negative),
+        )
     levels.path_of(model.get_model_object("model_sampling"))
     file_stem(name)
 

@@ -42,6 +42,27 @@ def test_what_training_would_leave_out_is_refused_by_name(host, teacher):
         distil(host, [patched, *teacher[1:]])
 
 
+@pytest.mark.parametrize("node", ["FewstepDistil", "FewstepReflowPairs", "FewstepTrainOnPairs"])
+def test_combined_negatives_are_refused_before_the_model_is_loaded(host, flow, node, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(pack(host, "nodes.comfy.session"), "training_session", never)
+    with torch.inference_mode():
+        (both,) = host.ConditioningCombine().combine(flow[3], flow[2])
+    shared = dict(model=flow[0], positive=flow[4], negative=both, name="both", seed=0, steps=2, cfg=2.0)
+    shared["latent"] = host.EmptyLatentImage().generate(32, 32, 1)[0]
+    more = {
+        "FewstepDistil": {"quality": "quick"},
+        "FewstepReflowPairs": {"count": 2},
+        "FewstepTrainOnPairs": {"pairs": (None, {}), "method": "reflow", "memory": "auto"},
+    }
+    with pytest.raises(ValueError, match="negative must be a single prompt .*, got 2 that are combined"):
+        run(host, node, **shared, **more[node])
+    with pytest.raises(AssertionError, match="training began"):  # combined positives are prompts
+        run(host, "FewstepDistil", **{**shared, "negative": flow[3]}, **more["FewstepDistil"])
+
+
 def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
     host, teacher, request, monkeypatch
 ):
