@@ -145,8 +145,8 @@ class _Upstream:
     def text(self, value: Any, encoded: bool, links: int = 0) -> str | _Unknown | None:
         """The text of an input: its own, or what the linked nodes make of theirs.
 
-        None where there is none, and `UNKNOWN` where it is not in the graph. encoded: whether the input may be
-        linked to conditioning instead of to a text.
+        None where there is none, and `UNKNOWN` where it is not in the graph. encoded: whether the input may
+        be linked to conditioning instead of to a text.
         """
         name = _link(value)
         if name is None:

@@ -1,5 +1,6 @@
-"""Every schedule, by name, drawn or edited, on every kind of model: finite, never negative and strictly
-descending, in float32 too, which is what nodes hand on.
+"""Every schedule, by name, drawn or edited, on every kind of model is finite and strictly descends to 0.
+
+It does so in float32 too, which is what nodes hand on.
 """
 
 import math
