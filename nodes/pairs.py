@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules.grids import grid, shifted
 from ..training import methods
-from ..training.formats.files import check_folder, free_name
+from ..training.formats.files import check_folder, file_stem, free_name
 from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
@@ -110,7 +110,9 @@ class ReflowPairs(io.ComfyNode):
             raise BadValue("cfg must be 1 or more, or 0 for what is usual, got {got:g}.", got=cfg)
         check(model, positive, negative, name)
         empty = latent_of(model, latent)
-        folder = check_folder(folders.of_output(FOLDER), 8 * count * empty[:1].numel() + (1 << 20))
+        folder, stem = folders.of_output(FOLDER), file_stem(name)
+        size = 8 * count * empty[:1].numel() + (1 << 20)
+        check_folder(folder, size, free_name(folder, stem, SUFFIX).name)
         patches, prompts = patches_of(model, model.model_options), digest([positive, negative[0]])
         beside = model.model.memory_required([2 * chunk, *empty.shape[1:]])
         with session.training_session(model, beside=beside) as patcher, torch.no_grad():
@@ -151,7 +153,7 @@ class ReflowPairs(io.ComfyNode):
             "steps": steps,
             "seed": seed,
         }
-        path = save_pairs(free_name(folder, show.file_stem(name), SUFFIX), data, about)
+        path = save_pairs(free_name(folder, stem, SUFFIX), data, about)
         saved = Message("Saved {file}", file=path.name)
         show.say(node, saved)
         return io.NodeOutput((data, about), path.name, ui={"text": (saved,)})

@@ -10,12 +10,11 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
-from ..training.formats.files import check_folder, free_name, load_recipe, save_recipe
+from ..training.formats.files import check_folder, file_stem, free_name, load_recipe, save_recipe
 from ..training.formats.recipe import Recipe
 from .comfy import levels
 from .comfy.fingerprints import base_of
 from .sampling import recipe_sampler
-from .show import file_stem
 
 FOLDER = "fewstep_recipes"  # the host's name for models/fewstep
 RECIPE = io.Custom("FEWSTEP_RECIPE")
@@ -96,8 +95,10 @@ class SaveRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, recipe: Recipe, name: str) -> io.NodeOutput:
-        folder = check_folder(folder_paths.get_folder_paths(FOLDER)[0])
-        path = save_recipe(free_name(folder, file_stem(name), ".json"), recipe)
+        folder, stem = folder_paths.get_folder_paths(FOLDER)[0], file_stem(name)
+        path = free_name(folder, stem, ".json")
+        check_folder(folder, name=path.name)
+        save_recipe(path, recipe)
         return io.NodeOutput(recipe, ui={"text": (Message("Saved {file}", file=path.name),)})
 
 

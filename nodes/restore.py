@@ -174,8 +174,10 @@ def sample_process(
     amount: float,
 ) -> torch.Tensor:
     """`training.run.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed`
-    (model space) in the place of x.
+    (model space) in the place of x. Sigmas of one level are no step: x is returned.
     """
+    if len(sigmas) < 2:
+        return x
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     seen = Seen(process, levels.path_of(sampling), levels.sigma_of(sampling))

@@ -41,8 +41,11 @@ def sample(
     """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions.
 
     order "auto": what `diffusion.schedules.auto` chooses. gamma: TCD's, in the model's own time. Noise comes
-    from generators of its own, seeded from the host's seed, one for each picture of the batch.
+    from generators of its own, seeded from the host's seed, one for each picture of the batch. Sigmas of one
+    level, what Split Sigmas leaves after the last step, are no step: x is returned, as by the host's own.
     """
+    if len(sigmas) < 2:
+        return x
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     path = levels.path_of(sampling)
@@ -119,8 +122,11 @@ def sample_recipe(
 ) -> torch.Tensor:
     """`diffusion.solvers.linear.run` of a recipe's own solver, in ComfyUI's signature of sampler functions.
 
-    Raises ValueError for another path or other sigmas than the recipe's: its weights are right for no others.
+    Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no
+    others. Sigmas of one level are no step, as in `sample`.
     """
+    if len(sigmas) < 2:
+        return x
     extra_args = extra_args or {}
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     path, solver = levels.path_of(sampling), recipe.solver

@@ -1,6 +1,5 @@
-"""What a node shows: pictures, data, a line of text; and names that a user typed."""
+"""What a node shows: pictures, data, a line of text."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from server import PromptServer
 
-from ..diffusion.faults import BadValue, Message
+from ..diffusion.faults import Message
 from .server import messages
 
 
@@ -22,14 +21,6 @@ def output(node: type, picture: Image.Image, data: dict, *others: Any) -> io.Nod
     """An IMAGE output that the node itself shows, then `others`; `data` goes to the panel under "fewstep"."""
     shown = image(picture)
     return io.NodeOutput(shown, *others, ui={**ui.PreviewImage(shown, cls=node).as_dict(), "fewstep": [data]})
-
-
-def file_stem(name: str) -> str:
-    """A plain file name from what the user typed; raises ValueError where nothing of it can be used."""
-    stem = re.sub(r"[^\w\- ]+", "_", name).strip()
-    if not any(c.isalnum() for c in stem):
-        raise BadValue("name must hold a letter or a digit, got {got!r}.", got=name)
-    return stem[:100]
 
 
 def say(node: str | None, text: Message | str) -> None:

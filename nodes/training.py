@@ -15,7 +15,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message, NoMemory
-from ..training.formats.files import check_folder, free_name, load_lora
+from ..training.formats.files import check_folder, file_stem, free_name, load_lora
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
@@ -32,6 +32,7 @@ from .comfy.latents import latent_of
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
+LORA = ".safetensors"
 # the frontend would draw another seed after every queue, and so begin another run
 FIXED = io.ControlAfterGenerate.fixed
 
@@ -86,14 +87,21 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
                 "{key} must hold at least one conditioning, got none. Wire a text encoder's output.", key=key
             )
     check_supported(model, {"positive": positive, "negative": negative})
+    if len(negative) > 1:
+        raise BadValue(
+            "negative must be a single prompt to distil from, got {count} that are combined. Write them as "
+            "one prompt, or wire one of them.",
+            count=len(negative),
+        )
     levels.path_of(model.get_model_object("model_sampling"))
-    show.file_stem(name)
+    file_stem(name)
 
 
 def train(order: Order) -> Trained:
     """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel."""
     check(order.model, order.positive, order.negative, order.name)
-    folder = check_folder(folder_paths.get_folder_paths("loras")[0])
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
     latent = latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
     prompts = digest([order.positive, order.negative[0]])
@@ -241,10 +249,10 @@ def _saved(run: Run, path: Path) -> Message:
 
 def _save(job: Job, folder: Path, name: str) -> Path:
     """Write the LoRA: over the file that this run wrote before under that name, else under a free one."""
-    stem, known = show.file_stem(name), job.notes.get("lora") or ""
+    stem, known = file_stem(name), job.notes.get("lora") or ""
     path = folder / known
     if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):
-        path = free_name(folder, stem, ".safetensors")
+        path = free_name(folder, stem, LORA)
     job.run.save(path)
     job.notes["lora"] = path.name
     return path

@@ -60,11 +60,18 @@ def _below(sigmas, path, highest):
     """
     above = int((sigmas >= highest).sum())
     if above < 2:
-        return descending(sigmas.clamp_max(highest))
+        return _descending(sigmas.clamp_max(highest))
     below = sigmas[above] if above < len(sigmas) else sigmas.new_zeros(())
     ends = torch.stack([torch.as_tensor(highest, dtype=torch.float64), below])
     spread = torch.lerp(*path.flow_time(ends), torch.arange(above, dtype=torch.float64) / above)
-    return descending(torch.cat([ends[:1], path.at_flow_time(spread)[1:], sigmas[above:]]))
+    return _descending(torch.cat([ends[:1], path.at_flow_time(spread)[1:], sigmas[above:]]))
+
+
+def _descending(sigmas):
+    """`descending` where a last entry above 0 need not stay: it may have come too near to the others."""
+    return (
+        descending(sigmas) if sigmas[-1] == 0 else descending(torch.cat([sigmas, sigmas.new_zeros(1)]))[:-1]
+    )
 
 
 def blend(sigmas: torch.Tensor, other: torch.Tensor, sigma_of: SigmaOf, share: float) -> torch.Tensor:

@@ -42,6 +42,9 @@ from .published import AYS
 
 NEARLY_DATA = 0.02  # the time of the last noise level where a formula needs a smallest one
 LEAST_SIGNAL = -4.6  # lambda of 1 % signal
+APART = 1e-4  # least relative distance of neighbours
+ROUNDING = 1e-6  # relative; nodes hand on float32, which tells levels this far apart from each other
+VANISHED = 1e-30  # of a noise level: float32 still tells a thousandth of it from 0
 ANCHORS, PHASES = 50, 4
 OPTIONS = {
     "karras": {"rho": 7.0},
@@ -107,7 +110,8 @@ def grid(
     else:
         sigmas = LEVELS[name](_Range(sigma_of, path, steps, denoise), **options)
         if shift != 1:
-            sigmas = shifted(sigma_of, shift, denoise)(time_of(sigma_of, sigmas)).to(torch.float64)
+            times = time_of(sigma_of, sigmas).clamp_max(denoise)  # published tables may begin above it
+            sigmas = shifted(sigma_of, shift, denoise)(times).to(torch.float64)
     sigmas[0] = sigma_of(torch.tensor([denoise], dtype=torch.float64)).to(torch.float64)[0]
     return descending(torch.cat([sigmas, sigmas.new_zeros(1)]))
 
@@ -177,7 +181,7 @@ def _anchored(share, count):
     """
     steps = len(share)
     if steps <= count:
-        return 1 - (share * count).floor() / count
+        return 1 - torch.arange(steps) * count // steps / torch.tensor(count, dtype=torch.float64)
     least, more = divmod(steps, count)
     times = []
     for j in range(count):
@@ -254,7 +258,9 @@ def _log_sigma(levels):
 
 def _karras(levels, rho):
     high, low = (-levels.path.log_snr(levels.finite_ends) / rho).exp()
-    return levels.path.sigma(-rho * (high + levels.share * (low - high)).log())
+    root = high + levels.share * (low - high)
+    root = root.clamp_min(low * (1 - ROUNDING))  # with a small rho rounding leaves nothing of low
+    return levels.path.sigma(-rho * root.log())
 
 
 def _polyexponential(levels, rho):
@@ -305,11 +311,32 @@ LEVELS = {
 
 
 def descending(sigmas: torch.Tensor) -> torch.Tensor:
-    """`sigmas` with equal or rising neighbours pulled apart by a relative 1e-4; both ends stay."""
+    """`sigmas` made strictly descending; the first, which is above the last, and the last, 0 or more, stay.
+
+    Equal or rising neighbours are pulled apart by a relative 1e-4. Entries that then are not above the last,
+    or so small that float32 may lose them, or no numbers, are spread evenly down to it.
+    """
     out = sigmas.tolist()
     for i in range(1, len(out) - 1):
-        out[i] = min(out[i], out[i - 1] * (1 - 1e-4))
+        out[i] = min(out[i], out[i - 1] * (1 - APART))
+    least = max(out[-1] * (1 + ROUNDING), VANISHED)
+    lost = [i for i in range(1, len(out) - 1) if not out[i] > least]
+    if lost:
+        out = _spread(out, lost[0] - 1)
     return torch.tensor(out, dtype=torch.float64)
+
+
+def _spread(levels, start):
+    """`levels` with equal steps from entry `start`, or from one before it that leaves room, to the last."""
+    last = len(levels) - 1
+
+    def step(i):
+        return (levels[i] - levels[last]) / (last - i)
+
+    while start and step(start) < ROUNDING * levels[start]:
+        start -= 1
+    spread = [levels[last] + step(start) * (last - i) for i in range(start + 1, last)]
+    return [*levels[: start + 1], *spread, levels[last]]
 
 
 # ---- what a model's times are ----------------------------------------------------------------------

@@ -13,6 +13,9 @@ import { alpha, largest, logSnr, sigmaAt } from "./paths.js";
 
 const NEARLY_DATA = 0.02;
 const SIGNAL = -4.6;         // lambda where levels begin on a path whose scale is infinite at the start
+const APART = 1e-4;          // least relative distance of neighbours
+const ROUNDING = 1e-6;
+const VANISHED = 1e-30;      // of a noise level
 const PUBLISHED = "AYS ";    // how the names of published tables begin
 
 export const OPTIONS = {
@@ -41,7 +44,7 @@ export function grid(name, steps, model, { denoise = 1, shift = 1, ...given } = 
   } else {
     sigmas = spaced(name, steps, path, sigmaOf, denoise, options);
     if (shift !== 1) {
-      sigmas = sigmas.map((sigma) => moved(timeOf(sigmaOf, sigma)));
+      sigmas = sigmas.map((sigma) => moved(Math.min(timeOf(sigmaOf, sigma), denoise)));
     }
   }
   sigmas[0] = start;
@@ -61,7 +64,7 @@ const TIMED = {
 
 function anchored(count, steps) {
   if (steps <= count) {
-    return indices(steps).map((i) => 1 - Math.floor((i / steps) * count) / count);
+    return indices(steps).map((i) => 1 - Math.floor((i * count) / steps) / count);
   }
   return indices(count).flatMap((j) => {
     const parts = Math.floor(steps / count) + (j < steps % count ? 1 : 0);
@@ -132,7 +135,8 @@ function spaced(name, steps, path, sigmaOf, denoise, options) {
   const [first, last] = [top, bottom].map((sigma) => logSnr(path, Math.min(sigma, most)));
   if (name === "karras") {
     const [high, low] = [first, last].map((snr) => Math.exp(-snr / options.rho));
-    return share.map((s) => sigmaAt(path, -options.rho * Math.log(high + s * (low - high))));
+    const root = (s) => Math.max(high + s * (low - high), low * (1 - ROUNDING));
+    return share.map((s) => sigmaAt(path, -options.rho * Math.log(root(s))));
   }
   const rho = options.rho ?? 1;
   return share.map((s) => sigmaAt(path, last + (1 - s) ** rho * (first - last)));
@@ -155,11 +159,27 @@ function published(table, steps, top, path) {
   return snr.map((value) => sigmaAt(path, value));
 }
 
-/** Equal or rising neighbours pulled apart by a relative 1e-4; the first and the last entry stay. */
+/**
+ * Equal or rising neighbours pulled apart by a relative 1e-4, and what vanished spread evenly down to the
+ * last entry; the first and the last stay.
+ */
 export function descending(sigmas) {
   const out = [...sigmas];
-  for (let i = 1; i < out.length - 1; i++) {
-    out[i] = Math.min(out[i], out[i - 1] * (1 - 1e-4));
+  const last = out.length - 1;
+  for (let i = 1; i < last; i++) {
+    out[i] = Math.min(out[i], out[i - 1] * (1 - APART));
   }
-  return out;
+  const least = Math.max(out[last] * (1 + ROUNDING), VANISHED);
+  const lost = out.findIndex((level, i) => i > 0 && i < last && !(level > least));
+  return lost > 0 ? spread(out, lost - 1) : out;
+}
+
+/** Equal steps from entry `start`, or from one before it that leaves room, to the last. */
+function spread(levels, start) {
+  const last = levels.length - 1;
+  const step = (i) => (levels[i] - levels[last]) / (last - i);
+  while (start > 0 && step(start) < ROUNDING * levels[start]) {
+    start -= 1;
+  }
+  return levels.map((level, i) => (i > start && i < last ? levels[last] + step(start) * (last - i) : level));
 }

@@ -13,9 +13,9 @@ from fewstep.training.models.demo import net
 F64 = torch.float64
 STEPS, TAKEN = range(1, 31), 9  # every combination gets each ninth number of steps, from another first one
 OPTIONS = {
-    "karras": [{}, {"rho": 3.0}, {"rho": 20.0}],
+    "karras": [{}, {"rho": 3.0}, {"rho": 20.0}, {"rho": 0.1}],
     "polyexponential": [{}, {"rho": 0.5}, {"rho": 2.0}],
-    "beta": [{}, {"alpha": 0.1, "beta": 3.0}, {"alpha": 2.0, "beta": 1.0}],
+    "beta": [{}, {"alpha": 0.1, "beta": 3.0}, {"alpha": 2.0, "beta": 1.0}, {"alpha": 0.05, "beta": 20.0}],
     "trailing anchors": [{}, {"anchors": 7}, {"anchors": 1}],
     "phase edges": [{}, {"phases": 2}, {"phases": 5}],
     "auto": [{}, {"dimension": 64}],
@@ -29,6 +29,11 @@ def stable_diffusion():
     return ((1 - bar) / bar).sqrt()
 
 
+def between(low, high):
+    """Equal steps of log sigma."""
+    return torch.linspace(math.log(low), math.log(high), 1000, dtype=F64).exp()
+
+
 MODELS = {  # {name: (spec for js/maths/models.js, sigma_of, path)}
     **{f"flow {s}": ({"flow": s}, grids.flow_sigma(s), paths.FLOW) for s in (1.0, 3.0, 6.0)},
     "stable diffusion": (
@@ -36,14 +41,16 @@ MODELS = {  # {name: (spec for js/maths/models.js, sigma_of, path)}
         grids.discrete_sigma(stable_diffusion()),
         paths.VARIANCE_EXPLODING,
     ),
+    "edm": ({"low": 0.002, "high": 80}, grids.discrete_sigma(between(0.002, 80)), paths.VARIANCE_EXPLODING),
     "preserving": ({"angle": True}, lambda t: (t * math.pi / 2).sin(), paths.VARIANCE_PRESERVING),
 }
 SCRIPT = """
 import { grid, NAMES, OPTIONS } from "./js/maths/grids.js";
-import { discreteSigma, flowSigma } from "./js/maths/models.js";
+import { continuous, discreteSigma, flowSigma } from "./js/maths/models.js";
 const models = Object.fromEntries(Object.entries(data.models).map(([name, spec]) => [name, spec.flow ?
   { path: "flow", sigmaOf: flowSigma(spec.flow) } : spec.angle ?
-  { path: "variance preserving", sigmaOf: (t) => Math.sin(t * Math.PI / 2) } :
+  { path: "variance preserving", sigmaOf: (t) => Math.sin(t * Math.PI / 2) } : spec.low ?
+  { path: "variance exploding", sigmaOf: discreteSigma(continuous(spec.low, spec.high)) } :
   { path: "variance exploding", sigmaOf: discreteSigma(data.table) }]));
 answer({ names: NAMES, options: OPTIONS, grids: data.cases.map(([name, steps, model, options]) =>
   grid(name, steps, models[model], options)) });
@@ -55,13 +62,13 @@ def test_every_grid_is_pythons(tmp_path):
         (name, model, {"denoise": denoise, "shift": shift, **options})
         for name, model in itertools.product(grids.NAMES, MODELS)
         for denoise, shift, options in itertools.product(
-            (1.0, 0.6, 0.03), (1.0, 3.0, 0.4), OPTIONS.get(name, [{}])
+            (1.0, 0.6, 0.01), (1.0, 3.0, 0.1), OPTIONS.get(name, [{}])
         )
     ]
     cases = [
         (name, steps, model, options)
         for i, (name, model, options) in enumerate(combinations)
-        for steps in STEPS[i % TAKEN :: TAKEN]
+        for steps in [*STEPS[i % TAKEN :: TAKEN], *([50] if name == "trailing anchors" else [])]
     ]
     found = node(
         tmp_path,
@@ -87,7 +94,27 @@ def test_every_grid_is_pythons(tmp_path):
         error = float(((theirs - ours).abs() / ours.clamp_min(1e-12))[:-1].max())
         assert error < 1e-5, (name, steps, model, options, error)
         worst = max(worst, error)
-    assert len(cases) > 3000 and {steps for _, steps, *_ in cases} == set(STEPS) and worst > 0
+    assert len(cases) > 3000 and {steps for _, steps, *_ in cases} == {*STEPS, 50} and worst > 0
+
+
+def test_what_is_too_near_or_vanished_is_spread_as_pythons_is(tmp_path):
+    asked = [
+        [1.0, 0.5, 0.0, 0.0, 0.0],
+        [1.0, 0.5, -0.1, 0.3, 0.0],
+        [1.0, 1e-40, 1e-50, 0.0],
+        [1.0, 0.99999, 0.99998, 0.9999],
+        [1.0, 0.999999, 0.999998, 0.999997, 0.999996],
+        [1.0, 1.0, 1.0, 0.0],
+        [2.0, 3.0, 1.0, 0.5],
+    ]
+    script = """
+import { descending } from "./js/maths/grids.js";
+answer(data.map(descending));
+"""
+    for theirs, sigmas in zip(node(tmp_path, script, asked), asked):
+        ours = grids.descending(torch.tensor(sigmas, dtype=F64))
+        assert theirs == pytest.approx(ours.tolist(), rel=1e-14) and (ours.diff() < 0).all()
+        assert (ours[0], ours[-1]) == (sigmas[0], sigmas[-1])
 
 
 def test_models_that_are_formulas(tmp_path):

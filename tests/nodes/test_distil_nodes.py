@@ -42,6 +42,27 @@ def test_what_training_would_leave_out_is_refused_by_name(host, teacher):
         distil(host, [patched, *teacher[1:]])
 
 
+@pytest.mark.parametrize("node", ["FewstepDistil", "FewstepReflowPairs", "FewstepTrainOnPairs"])
+def test_combined_negatives_are_refused_before_the_model_is_loaded(host, flow, node, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(pack(host, "nodes.comfy.session"), "training_session", never)
+    with torch.inference_mode():
+        (both,) = host.ConditioningCombine().combine(flow[3], flow[2])
+    shared = dict(model=flow[0], positive=flow[4], negative=both, name="both", seed=0, steps=2, cfg=2.0)
+    shared["latent"] = host.EmptyLatentImage().generate(32, 32, 1)[0]
+    more = {
+        "FewstepDistil": {"quality": "quick"},
+        "FewstepReflowPairs": {"count": 2},
+        "FewstepTrainOnPairs": {"pairs": (None, {}), "method": "reflow", "memory": "auto"},
+    }
+    with pytest.raises(ValueError, match="negative must be a single prompt .*, got 2 that are combined"):
+        run(host, node, **shared, **more[node])
+    with pytest.raises(AssertionError, match="training began"):  # combined positives are prompts
+        run(host, "FewstepDistil", **{**shared, "negative": flow[3]}, **more["FewstepDistil"])
+
+
 def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
     host, teacher, request, monkeypatch
 ):
@@ -162,6 +183,22 @@ def test_same_seed_same_lora(host, teacher):
     second, other = (distil(host, teacher, updates=3, seed=s)[0] for s in (5, 6))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_names_are_those_that_file_systems_take(host, flow, tmp_path, monkeypatch):
+    """76 Chinese characters, which with number and suffix are too many bytes."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    name = "四步蒸馏" * 19
+    *_, lora = distil(host, flow, updates=1, batch=1, name=name, vae=None)
+    shared = dict(model=flow[0], positive=flow[2], negative=flow[3], name=name, seed=1, cfg=1.0)
+    shared["latent"] = host.EmptyLatentImage().generate(32, 32, 1)[0]
+    pairs, file = run(host, "FewstepReflowPairs", **shared, count=2, steps=2)
+    more = dict(pairs=pairs, method="reflow", memory="auto", steps=1, updates=1, batch=1)
+    *_, again = run(host, "FewstepTrainOnPairs", **shared, **more)
+    assert lora.startswith(name[:60]) and file.startswith(name[:60]) and again.startswith(name[:60])
+    assert lora != again and {lora, again} <= set(folder_paths.get_filename_list("loras"))
 
 
 @pytest.mark.parametrize(

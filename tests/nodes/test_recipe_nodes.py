@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from graph import cfg_guider, load, pack, run, sampled
+from graph import cfg_guider, load, pack, run, sample_custom, sampled
 
 pytestmark = pytest.mark.comfy
 
@@ -56,6 +56,15 @@ def test_saved_and_loaded_it_draws_the_same_picture_to_the_bit(host, folders, fl
     )
 
 
+@pytest.mark.parametrize("name", ["四步" * 38, "é" * 300, "CON", "nul. ", "x" * 99 + " y" * 200])
+def test_any_name_can_be_saved_and_loaded(host, folders, flow, fitted, name):
+    import folder_paths
+
+    run(host, "FewstepSaveRecipe", recipe=fitted, name=name)
+    (file,) = folder_paths.get_filename_list("fewstep_recipes")
+    assert file[:3] == name[:3] and run(host, "FewstepLoadRecipe", model=flow[0], recipe_name=file)[2] == 2.0
+
+
 def test_a_recipes_sampler_refuses_other_sigmas_and_another_path(host, flow, fitted):
     sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     noise, guider = torch.randn(1, 3, 32, 32), cfg_guider(flow[0], flow[2], flow[3])
@@ -70,6 +79,13 @@ def test_a_recipes_sampler_refuses_other_sigmas_and_another_path(host, flow, fit
         ValueError, match="model must be on the flow path .* this one is on variance exploding"
     ):
         sampled(cfg_guider(epsilon[0], *epsilon[2:4]), noise, sampler, sigmas)
+
+
+def test_no_step_returns_the_latent(host, flow, fitted):
+    sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
+    latent = {"samples": torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+    out = sample_custom(host, flow[0], 2.0, flow, sampler, sigmas[-1:], latent=latent)
+    assert (out - latent["samples"]).abs().max() < 1e-6
 
 
 def test_inspect_sampler_reads_the_recipes_own_weights(host, flow, fitted):

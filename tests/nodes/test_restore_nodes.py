@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graph import load, pack, run
+from graph import load, pack, run, sample_custom
 
 pytestmark = pytest.mark.comfy
 
@@ -144,6 +144,20 @@ def test_a_lora_that_draws_is_no_restorer(host):
         ValueError, match="must be a LoRA that was trained to restore, drawer_00001.safetensors was not"
     ):
         restore(host, model, name, positive, EMPTY)
+
+
+def test_no_step_returns_the_latent(host):
+    model, _, positive, negative, _ = load(host, "flow")
+    import comfy.samplers
+
+    made = pack(host, "training.formats.processes").process_of([PIXELATE])
+    options = {"process": made, "destroyed": torch.zeros(1, 3, 32, 32), "kappa": 0.0, "amount": 1.0}
+    sampler = comfy.samplers.KSAMPLER(pack(host, "nodes.restore").sample_process, options)
+    latent = {"samples": torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+    out = sample_custom(
+        host, model, 1.0, (model, None, positive, negative), sampler, torch.zeros(1), latent=latent
+    )
+    assert (out - latent["samples"]).abs().max() < 1e-6
 
 
 def test_a_weaker_destruction_is_undone_from_where_it_stands(host, emoji, monkeypatch):

@@ -71,7 +71,6 @@ def test_image_to_image_keeps_the_picture_and_mask_keeps_its_part(host, teacher)
     [
         ([0.2, 0.5, 0.0], "descend"),
         ([1.0, float("nan"), 0.0], "finite"),
-        ([1.0], "at least two"),
         ([1000.0, 1.0, 0.0], "largest noise level|start at 1 or below"),
     ],
 )
@@ -116,6 +115,41 @@ def test_sampler_modes_draw_the_same_cat_and_repeat_from_the_seed(host, teacher,
         other = sample_custom(host, teacher[0], 2.0, teacher, sampler, sigmas, seed=4)
         # the picture of this seed, not any cat
         assert (out - fine).square().mean() < 0.3 * (other - fine).square().mean()
+
+
+def splitting(host, sigmas, step):
+    """The two SIGMAS of the stock node Split Sigmas."""
+    from comfy_extras.nodes_custom_sampler import SplitSigmas
+
+    return SplitSigmas.execute(sigmas, step).result
+
+
+CONSISTENCY = [
+    {"method": "consistency", "fresh_noise": 1.0},
+    {"method": "TCD", "gamma": 0.3},
+    {"method": "deterministic"},
+]
+STEPLESS = [
+    *[("FewstepSampler", {"churn": 0.0, **options}) for options in [{"order": "1"}, *MODES]],
+    *[("FewstepConsistencySampler", {"method": method}) for method in CONSISTENCY],
+]
+
+
+@pytest.mark.parametrize("node, options", STEPLESS, ids=str)
+def test_no_step_returns_the_latent_as_cores_samplers_do(host, teacher, node, options):
+    high, none = splitting(host, uniform(host, teacher, 4), 4)
+    assert none.tolist() == [0.0] and len(high) == 5
+    sampler = run(host, node, **options)[0]
+    latent = {"samples": sample_custom(host, teacher[0], 2.0, teacher, sampler, high)}
+    out = sample_custom(host, teacher[0], 2.0, teacher, sampler, none, latent=latent)
+    theirs = sample_custom(host, teacher[0], 2.0, teacher, core("euler"), none, latent=latent)
+    assert torch.equal(out, theirs) and (out - latent["samples"]).abs().max() < 1e-6
+    start = splitting(host, uniform(host, teacher, 4, 0.5), 0)[0]  # one level above 0
+    ours, theirs = (
+        sample_custom(host, teacher[0], 2.0, teacher, s, start, latent=latent)
+        for s in (sampler, core("euler"))
+    )
+    assert len(start) == 1 and torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("method", [{"method": "TCD", "gamma": 0.3}, {"method": "deterministic"}])

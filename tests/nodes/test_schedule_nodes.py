@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from graph import pack, run, show, uniform
+from graph import load, pack, run, show, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.comfy
 
@@ -51,3 +53,63 @@ def test_edit_translate_and_show(host, teacher):
     out = show(host, "FewstepShowSchedule", model=teacher[0], sigmas=plain, sigmas_3=moved)
     assert out.result[0].shape[-1] == 3 and out.ui["images"]
     assert set(out.ui["fewstep"][0]["schedules"]) == {"sigmas", "sigmas_3"}
+
+
+def sampled_as(model, kind, **parameters):
+    """The model with the host's sampling object of another kind of model, as its own nodes patch it in."""
+    from comfy.model_base import ModelType, model_sampling
+
+    sampling = model_sampling(None, ModelType[kind])
+    if parameters:
+        sampling.set_parameters(**parameters)
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", sampling)
+    return patched
+
+
+@pytest.mark.parametrize(
+    "kind, parameters",
+    [
+        ("FLOW", {"shift": 0.1}),
+        ("FLOW", {"shift": 3.0}),
+        ("FLOW", {"shift": 100.0}),
+        ("FLUX", {"shift": 1.15}),
+        ("EPS", {}),
+        ("V_PREDICTION", {}),
+        ("EDM", {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}),
+        ("V_PREDICTION_EDM", {}),
+        ("V_PREDICTION_CONTINUOUS", {"sigma_min": 0.002, "sigma_max": 700.0, "sigma_data": 1.0}),
+    ],
+)
+def test_schedules_descend_on_every_kind_of_model(host, kind, parameters):
+    """All that the node's widgets allow, and then all that Edit Schedule's do to it."""
+    model = sampled_as(load(host, "flow")[0], kind, **parameters)
+    names = pack(host, "diffusion.schedules.grids").NAMES
+    shifts = st.sampled_from([0.1, 0.5, 1.0, 3.0, 100.0])
+
+    def descends(sigmas, steps):
+        assert sigmas.dtype == torch.float32 and sigmas.shape == (steps + 1,)
+        assert sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        st.sampled_from(names),
+        st.one_of(st.integers(1, 12), st.integers(1, 200)),
+        st.floats(0.01, 1),
+        shifts,
+        shifts,
+        st.floats(0.01, 100),
+        st.floats(0, 1),
+    )
+    def holds(name, steps, denoise, shift, again, scale, blend):
+        made = [
+            run(host, "FewstepSchedule", model=model, schedule={"schedule": name}, steps=steps, **widgets)[0]
+            for widgets in ({"shift": shift, "denoise": denoise}, {"shift": 1.0, "denoise": 1.0})
+        ]
+        for sigmas in made:
+            descends(sigmas, steps)
+        edits = {"shift": again, "scale": scale, "blend": blend, "snap": 0, "split": 0}
+        edited = run(host, "FewstepEditSchedule", model=model, sigmas=made[0], blend_with=made[1], **edits)
+        descends(edited[0], steps)
+
+    holds()

@@ -1,7 +1,9 @@
 """Files that are whole or absent: written beside the target, synced, then renamed over it."""
 
+import errno
 import json
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -17,6 +19,7 @@ from ...diffusion.faults import BadFile, BadValue
 from .recipe import METADATA_KEY, Recipe
 
 RETRIES = 10  # of a renaming that Windows refuses
+STEM = 200  # bytes; file systems take 255, with number, suffix and what marks a temporary file
 
 Name = str | os.PathLike  # of a file or folder
 
@@ -26,19 +29,25 @@ def cause(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def check_folder(folder: Name, size: int = 1 << 20) -> Path:
-    """Make `folder` and prove that `size` bytes can be written there, before any long work.
+def check_folder(folder: Name, size: int = 1 << 20, name: str | None = None) -> Path:
+    """Make `folder` and prove that `size` bytes can be written there, under that name, before any long work.
 
-    Raises OSError that names the folder, the cause and the remedy.
+    Raises OSError that names the folder, the cause and the remedy; ValueError for a name that is too long.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".fewstep-") as probe:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name or 'fewstep'}-") as probe:
             probe.write(b"\0" * size)
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
+        if name and error.errno == errno.ENAMETOOLONG:
+            raise BadValue(
+                "name must be shorter, as {folder} takes no file name as long as {name}.",
+                folder=str(folder),
+                name=name,
+            ) from error
         raise BadFile(
             "The output folder must be writable with {size:.1f} MiB free: {folder} gave "
             '"{cause}". Free some space, or choose another folder.',
@@ -86,6 +95,18 @@ def _sync_folder(folder):
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def file_stem(name: str) -> str:
+    """A plain beginning of file names from what the user typed, of at most `STEM` bytes in UTF-8.
+
+    With the number and suffix of `free_name` it makes none of the names that Windows keeps for itself (CON,
+    NUL), and none that ends in a dot or a space. Raises ValueError where nothing of it can be used.
+    """
+    stem = re.sub(r"[^\w\- ]+", "_", name).strip()
+    if not any(c.isalnum() for c in stem):
+        raise BadValue("name must hold a letter or a digit, got {got!r}.", got=name)
+    return stem.encode()[:STEM].decode(errors="ignore").rstrip()
 
 
 def free_name(folder: Name, stem: str, suffix: str) -> Path:

@@ -1,10 +1,9 @@
 """Prompts to train on: typed, or from a file, the metadata of the user's own pictures or the bundled list.
 
-A prompt is a stripped, non-empty str. ComfyUI's pictures hold their graph in API format under "prompt": {node
-id: {"class_type": ..., "inputs": {name: value, or a link [node id, output]}}}; A1111's hold text under
-"parameters". PNGs have these as text chunks, WebPs as EXIF fields "prompt:...". A node is known by the names
-of its inputs, never by its class. Pillow reads the files. No picture is trusted: what is misshapen is left
-out, and no more is read of a file than the bounds below.
+A prompt is a stripped, non-empty str. ComfyUI's pictures hold their graph in API format under "prompt", see
+`graph_texts`; A1111's hold text under "parameters". PNGs have these as text chunks, WebPs as EXIF fields
+"prompt:...". Pillow reads the files. No picture is trusted: what is misshapen is left out, and no more is
+read of a file than the bounds below.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ...diffusion.faults import BadValue
 from .checks import is_texts, is_whole
+from .graph_texts import Sides, of_graph, plain
 
 SUFFIXES = (".png", ".webp")  # of pictures
 READERS = {b"\x89PNG": PngImageFile, b"RIFF": WebPImageFile}  # by how a file begins
@@ -32,21 +32,7 @@ KEYS = ("prompt", "parameters")  # of the texts in pictures
 READ = 128 << 20  # bytes of a picture that are read: of a PNG up to its pixels, of a WebP all
 READS = 4_000  # portions that these are read in: chunks of a file, fields of its EXIF
 LARGEST = 4 << 20  # bytes of a text in a picture, and of its EXIF
-LONGEST = 8_000  # characters of a prompt
 DEEPEST = 16  # folders below the harvested one
-FARTHEST = 50  # links from a text encoder to its text
-SIDES = {"positive": ("positive", "guider"), "negative": ("negative",)}  # the inputs that either starts from
-TEXT = r"(populated_|user_)?(text|string|prompt|value|t5xxl|mt5xl|bert|llama|clip_[lgh])(_?[a-z0-9])?"
-TEXTS = {side: re.compile(rf"{TEXT}|((text|prompt)_)?{side}(_(text|prompt))?") for side in SIDES}
-# words in names of inputs that no prompt comes through
-ELSEWHERE = set(
-    "model clip vae image images pixels samples latent latents mask masks net control noise sampler sigmas "
-    "style gligen audio video seed hooks lora".split()
-)
-UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # what no text encoder takes
-TAGS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # A1111's, which it does not encode
-
-Sides = tuple[tuple[str, ...], tuple[str, ...]]  # positives, negatives
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,13 +186,21 @@ def read(path: str, changed: int = 0, size: int = 0) -> tuple[tuple, tuple, tupl
             shape, texts = _opened(file)
     except Exception:  # Pillow sets no bounds to what a broken file makes it raise
         return None
-    try:
-        sides = of_graph(json.loads(texts["prompt"])) if "prompt" in texts else ((), ())
-    except (ValueError, RecursionError):
-        return None
+    graph = _json(texts["prompt"]) if "prompt" in texts else {}
+    sides = of_graph(graph)
     if not sides[0] and "parameters" in texts:
         sides = of_parameters(texts["parameters"])
+    if graph is None and not sides[0]:
+        return None
     return *sides, ((shape,) if sides[0] else ())
+
+
+def _json(text):
+    """The value of a JSON text; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _opened(file):
@@ -258,101 +252,14 @@ class _Bounded:
 def of_parameters(text: str) -> Sides:
     """(positives, negatives) of A1111's text.
 
-    That text is the prompt, "Negative prompt: ", and settings from the last "Steps: ".
+    That text is the prompt, "Negative prompt: ", and settings from the last "Steps: ". Other programs put an
+    object in JSON there: of one that is a graph, its texts. A prompt may begin with a brace, too.
     """
+    if isinstance(value := _json(text), dict):
+        return of_graph(value)
     before, found, after = ("\n" + text).rpartition("\nSteps: ")
     positive, _, negative = (before if found else after).partition("\nNegative prompt:")
-    positive, negative = _plain(positive), _plain(negative)
-    if not positive or positive.startswith("{"):  # another program's JSON
+    positive, negative = plain(positive), plain(negative)
+    if not positive:
         return (), ()
     return (positive,), (negative or "",)
-
-
-def _plain(text):
-    """A text as it is encoded; None where it can't be, or is too long."""
-    fit = isinstance(text, str) and len(text) <= LONGEST and not UNFIT.search(text)
-    return TAGS.sub("", text).strip() if fit else None
-
-
-def of_graph(graph: Any) -> Sides:
-    """(positives, negatives) of an API-format graph: texts upstream of its positive, negative, guider inputs.
-
-    A text that is upstream of both, as where a negative is the positive zeroed out, is a positive alone.
-    """
-    nodes = {}
-    for name, node in graph.items() if isinstance(graph, dict) else ():
-        if isinstance(node, dict) and isinstance(node.get("inputs"), dict):
-            nodes[name] = node["inputs"]
-    positive, negative = (_Upstream(nodes, side).texts() for side in SIDES)
-    negative = [text for place, text in negative.items() if place not in positive]
-    return tuple(dict.fromkeys(filter(None, positive.values()))), tuple(dict.fromkeys(negative))
-
-
-def _link(value):
-    """The id of the node that an input is linked to, None where it is no link."""
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    node, output = value
-    return str(node) if isinstance(node, (str, int)) and isinstance(output, int) else None
-
-
-class _Upstream:
-    """One side's texts in a graph of {node id: inputs}.
-
-    Each node is looked at once, so cycles end and the work is linear.
-    """
-
-    def __init__(self, nodes: Mapping[str, Mapping[str, Any]], side: str):
-        self.nodes, self.side, self.strings = nodes, side, {}
-        (self.other,) = set(SIDES) - {side}
-
-    def texts(self) -> dict[tuple[str, str], str]:
-        """{(node id, input): text}, an encoder with several texts giving its longest."""
-        waiting = []
-        for name, inputs in reversed(self.nodes.items()):
-            given = [inputs[key] for key in SIDES[self.side] if key in inputs]
-            # a loader may hold its texts itself
-            waiting += [name if isinstance(value, str) else _link(value) for value in given]
-        found, seen = {}, set()
-        while waiting:
-            name = waiting.pop()
-            if name in seen or name not in self.nodes:
-                continue
-            seen.add(name)
-            inputs = self.nodes[name]
-            own = {key: self.text(value) for key, value in inputs.items() if self.holds_text(key)}
-            own = {key: text for key, text in own.items() if text is not None}
-            if own:
-                key = max(own, key=lambda k: len(own[k]))
-                found[name, key] = own[key]
-            for key, value in reversed(inputs.items()):
-                if key not in own and self.leads_on(key) and (link := _link(value)) is not None:
-                    waiting.append(link)
-        return found
-
-    def holds_text(self, key: str) -> bool:
-        """Whether an input of that name holds this side's text."""
-        return TEXTS[self.side].fullmatch(key) is not None
-
-    def leads_on(self, key: str) -> bool:
-        """Whether this side's conditioning may come through an input of that name."""
-        return self.other not in key and not ELSEWHERE.intersection(re.split(r"[^a-z]+", key.lower()))
-
-    def text(self, value: Any, links: int = 0) -> str | None:
-        """The text of an input: its own, or what the linked nodes make of theirs; None without."""
-        name = _link(value)
-        if name is None:
-            return _plain(value)
-        if name in self.strings or name not in self.nodes or links > FARTHEST:
-            return self.strings.get(name)
-        self.strings[name] = None  # while it is being worked out: a cycle has no text
-        inputs = self.nodes[name]
-        parts = [self.text(v, links + 1) for key, v in inputs.items() if self.holds_text(key)]
-        if set(parts) <= {None}:  # a switch or the like
-            linked = [v for key, v in inputs.items() if _link(v) is not None and self.leads_on(key)]
-            parts = [self.text(v, links + 1) for v in linked]
-            parts = [part for part in parts if part is not None][:1]
-        delimiter = inputs["delimiter"] if isinstance(inputs.get("delimiter"), str) else ", "
-        if parts:
-            self.strings[name] = _plain(delimiter.join(dict.fromkeys(filter(None, parts))))
-        return self.strings[name]

@@ -110,10 +110,20 @@ def test_anchors_are_lcms_and_phases_are_divided():
         grids.time_of(grids.flow_sigma(), grids.grid("trailing anchors", 4, grids.flow_sigma(), FLOW)) * 50
     )
     assert (times - torch.tensor([50.0, 38, 25, 13, 0], dtype=F64)).abs().max() < 1e-9
+    assert torch.equal(
+        grids.grid("trailing anchors", 50, grids.flow_sigma(), FLOW),
+        grids.grid("uniform", 50, grids.flow_sigma(), FLOW),
+    )
     six = grids.grid("phase edges", 6, grids.flow_sigma(), FLOW, phases=4)
     assert torch.allclose(six, torch.tensor([1, 0.875, 0.75, 0.625, 0.5, 0.25, 0], dtype=F64))
     two = grids.grid("phase edges", 2, grids.flow_sigma(), FLOW, phases=4)
     assert torch.allclose(two, torch.tensor([1, 0.5, 0], dtype=F64))
+
+
+def test_karras_ends_at_its_lowest_level_with_a_small_rho():
+    sigma_of, path = MODELS["edm"]
+    lowest = float(sigma_of(torch.tensor(grids.NEARLY_DATA, dtype=F64)))
+    assert float(grids.grid("karras", 6, sigma_of, path, rho=0.1)[5]) == pytest.approx(lowest, rel=1e-6)
 
 
 def test_ays_is_its_table_on_its_model_and_has_equal_lambda_on_another():

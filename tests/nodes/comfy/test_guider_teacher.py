@@ -30,6 +30,18 @@ def test_60_steps_of_the_teacher_are_what_stock_sampling_draws_each_prompt_for_i
         assert off(drawn[number::2], stock) < 1e-3 and off(drawn[1 - number :: 2], stock) > 0.1
 
 
+def test_combined_negatives_guide_together_as_in_stock_sampling(host, tmp_path, flow):
+    both = [*flow[3], *load(host, "flow", "heart")[2]]
+    guider = pack(host, "nodes.fit").guider_of(None, flow[0], flow[2], both, 2.0)
+    noise, drawn, grid = ends(host, tmp_path, guider, 24)
+    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
+    stock, first = (
+        sampled(cfg_guider(flow[0], flow[2], negative), noise, sampler, grid.float())
+        for negative in (both, flow[3])
+    )
+    assert off(drawn, stock) < 1e-3 and off(drawn, first) > 0.01
+
+
 @pytest.mark.parametrize("kind", ["masks", "dual cfg", "no negative", "hook"])
 def test_any_guider_is_asked_as_it_samples(host, tmp_path, flow, kind):
     """Regional prompts in one guider, other guiders, and a LoRA that is hooked to a prompt."""

@@ -12,7 +12,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from fewstep.training.formats import prompts
+from fewstep.training.formats import graph_texts, prompts
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -275,6 +275,87 @@ def test_conditioning_that_is_combined_zeroed_or_given_as_text():
     assert sides(classic("a fox <lora:detail:0.8>, sharp"))[0] == ("a fox , sharp",)
 
 
+TEMPLATE = "You write prompts. Write one about: a fox"
+PRODUCERS = {  # the inputs of nodes that make a text while the graph runs
+    "TextGenerate": {"clip": ["1", 0], "prompt": TEMPLATE, "max_length": 512, "sampling_mode": "off"},
+    "GeminiNode": {"prompt": TEMPLATE, "model": "gemini-2.5-pro", "seed": 42, "system_prompt": ""},
+    "OpenAIChatNode": {"prompt": TEMPLATE, "persist_context": False, "model": "gpt-5"},
+    "ClaudeNode": {"prompt": TEMPLATE, "model": "opus", "model.max_tokens": 4096, "seed": 1},
+    "OllamaGenerate": {"prompt": TEMPLATE, "url": "http://127.0.0.1:11434", "model": "llama3", "debug": "no"},
+    "Florence2Run": {
+        "image": ["1", 0],
+        "florence2_model": ["2", 0],
+        "text_input": TEMPLATE,
+        "task": "caption",
+    },
+    "Vision": {"image": ["1", 0], "text": TEMPLATE},
+    "with a linked template": {"prompt": ["90", 0], "temperature": 0.7, "top_p": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_what_a_model_wrote_is_not_its_template(name, tmp_path):
+    nodes = {"6": encoder(["30", 0]), "30": node(name, **PRODUCERS[name]), "90": node("Text", value=TEMPLATE)}
+    ways = [
+        nodes,
+        {**nodes, "6": encoder(["31", 0]), "31": node("ShowText", text=["30", 0], text_0="of another run")},
+        {**nodes, "6": encoder(["31", 0]), "31": node("Join", string_a=["30", 0], string_b="best quality")},
+        {**nodes, "6": encoder(["31", 0]), "31": node("Switch", on_true=["90", 0], on_false=["30", 0])},
+        {**nodes, "6": encoder(["31", 0]), "31": node("JsonExtractString", json_string=["30", 0], key="a")},
+        {
+            **nodes,
+            "6": node("Odd encoder", clip=["4", 1], words=["31", 0]),
+            "31": node("S", string=["30", 0]),
+        },
+        {
+            **nodes,
+            "3": node("KSampler", positive=["8", 0], negative=["7", 0]),
+            "8": node("ControlNetApplyAdvanced", positive=["6", 0], negative=["7", 0], image=["13", 0]),
+        },
+        {
+            **nodes,
+            "3": node("KSampler", positive=["8", 0], negative=["7", 0]),
+            "8": node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["10", 0]),
+            "10": encoder("a part of it"),
+        },
+    ]
+    for number, more in enumerate(ways):
+        assert sides(classic(**more)) == ((), ("blurry",)), number
+    picture(tmp_path / "a.png", classic(**nodes))
+    picture(tmp_path / "b.png", classic(**nodes), parameters="a fox at dawn\nSteps: 20")
+    found = prompts.harvest(tmp_path)
+    assert found.prompts == {"a fox at dawn": 1} and found.sizes == {(64, 48): 1} and not found.skipped
+
+
+def test_a_negative_that_a_model_wrote_leaves_the_positive():
+    graph = classic(**{"7": encoder(["30", 0]), "30": node("G", **PRODUCERS["GeminiNode"])})
+    assert sides(graph) == (("a red fox",), ())
+
+
+def test_encoders_and_what_hands_texts_on_are_no_producers():
+    controlled = {
+        "3": node("KSampler", positive=["8", 0], negative=["8", 1]),
+        "8": node("ControlNetApplyAdvanced", positive=["9", 0], negative=["7", 0], image=["13", 0]),
+        "9": node("ControlNetApplyAdvanced", positive=["6", 0], negative=["7", 0], image=["14", 0]),
+    }
+    for inputs in (
+        {"clip": ["4", 1], "text": "a fox"},
+        {
+            "clip": ["4", 1],
+            "prompt": "a fox",
+            "image1": ["13", 0],
+            "vae": ["4", 2],
+        },  # TextEncodeQwenImageEdit
+        {"clip": ["4", 1], "user_prompt": "a fox", "system_prompt": "superior"},  # CLIPTextEncodeLumina2
+        {"t5": ["4", 0], "prompt": "a fox", "model_to_offload": ["4", 1]},
+        {"clip": ["4", 1], "text": ["20", 2], "model": ["4", 0]},
+    ):
+        loras = node("LoraTagLoader", model=["4", 0], clip=["4", 1], text="a fox")
+        assert sides(classic(**controlled, **{"6": node("Encoder", **inputs), "20": loras}))[0] == ("a fox",)
+    wildcards = node("Wildcards", wildcard_text="{red|blue} fox", populated_text="blue fox", model=["1", 0])
+    assert sides(classic(**{"6": encoder(["20", 0]), "20": wildcards}))[0] == ("blue fox",)
+
+
 @pytest.mark.parametrize(
     "graph",
     [
@@ -318,7 +399,7 @@ def test_a_long_chain_and_a_doubling_text_end_soon():
         "a40": node("P", value="word")
     }
     start = time.process_time()
-    assert len("".join(sides(chain)[0])) < prompts.LONGEST  # not 2^40 words
+    assert len("".join(sides(chain)[0])) < graph_texts.LONGEST  # not 2^40 words
     chain["20000"] = encoder("the end")
     assert sides(chain) == (("the end",), ())
     assert time.process_time() - start < 5
@@ -337,6 +418,10 @@ A1111 = (
         ("a fox <lora:fur:1>\nSteps: 20, Seed: 1", ("a fox", "")),
         ("Steps: to heaven\nNegative prompt: x\nSteps: 20", ("Steps: to heaven", "x")),
         ("just a fox", ("just a fox", "")),
+        ("{red|blue} fox\nNegative prompt: {x}\nSteps: 20", ("{red|blue} fox", "{x}")),
+        ("{a fox}", ("{a fox}", "")),
+        ('{"scene": "a fox"}\nSteps: 20', ('{"scene": "a fox"}', "")),
+        (json.dumps(classic("graph fox", "bad")), ("graph fox", "bad")),
         ("fÜchse <hypernet:a:1>\nSteps: 2, Version: 1\nTemplate: x", ("fÜchse", "")),
         *(
             (text, ())
@@ -396,12 +481,13 @@ def test_texts_of_every_kind_of_file(tmp_path):
     picture(tmp_path / "c.png", parameters="packed ☃\nSteps: 20", compressed=True, size=(8, 8))
     picture(tmp_path / "d.png", classic("zipped"), compressed=True, size=(8, 8))
     picture(tmp_path / "e.png", {"1": node("Other")}, parameters="both\nSteps: 20")
+    picture(tmp_path / "g.png", prompt="{no JSON}", parameters="{a|b}\nSteps: 20", size=(8, 8))
     picture(tmp_path / "no.png")
     (tmp_path / "f.jpg").write_bytes(b"not looked at")
     found = prompts.harvest(tmp_path)
-    assert set(found.prompts) == {"webp fox", "füchse ☃", "packed ☃", "zipped", "both"}
-    assert found.negatives == {"bad": 1, "schlecht": 1, "": 2, "blurry": 1}
-    assert found.sizes == {(40, 24): 1, (64, 48): 2, (8, 8): 2} and (found.pictures, found.skipped) == (7, 0)
+    assert set(found.prompts) == {"webp fox", "füchse ☃", "packed ☃", "zipped", "both", "{a|b}"}
+    assert found.negatives == {"bad": 1, "schlecht": 1, "": 3, "blurry": 1}
+    assert found.sizes == {(40, 24): 1, (64, 48): 2, (8, 8): 3} and (found.pictures, found.skipped) == (8, 0)
 
 
 BOMB = b"parameters\0\0" + zlib.compress(b"x" * 50_000_000)
