@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 F64 = torch.float64
-ROUNDING = 1e-12  # of a level that went through a logarithm and back: 80 comes out as 79.99999999999997
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 
 
@@ -152,7 +151,7 @@ def test_scaled(schedule, amount):
     moved = edits.scale(sigmas, path, amount, top_of(sigma_of))
     check(moved, len(sigmas) - 1)
     assert (moved[-1] == 0) == (sigmas[-1] == 0)
-    assert moved[0] <= top_of(sigma_of) * (1 + ROUNDING)
+    assert moved[0] <= max(top_of(sigma_of), sigmas[0])  # float32 may round the model's largest up
 
 
 @EXAMPLES
