@@ -188,15 +188,21 @@ def test_each_move_of_a_drawn_schedule_is_a_step_of_undo(front, vue):
     front.open("sample_in_4_steps", **{"Comfy.VueNodes.Enabled": vue, "Comfy.Sidebar.Location": "left"})
     page = front.page
     page.evaluate("""() => {
+      app.canvas.emitBeforeChange();
       app.graph.clear();
       const node = LiteGraph.createNode("FewstepDrawSchedule");
       node.pos = [100, 100];
       app.graph.add(node);
       [app.canvas.ds.offset, app.canvas.ds.scale] = [[200, 100], 1];
       app.canvas.setDirty(true, true);
+      app.canvas.emitAfterChange();      // as when a user adds it, so that there is a state to go back to
     }""")
     page.wait_for_timeout(1500)
     page.mouse.click(1200, 880)
+    page.wait_for_function("""() => {
+      const { activeState } = app.extensionManager.workflow.activeWorkflow.changeTracker;
+      return activeState.nodes.length === 1 && activeState.nodes[0].type === "FewstepDrawSchedule";
+    }""")
     value = "app.graph.nodes[0]?.widgets.find((widget) => widget.name === 'points')?.value"
     met = [page.evaluate(value)]
     point = page.locator(".fewstep-nodeplot-point").nth(1)
