@@ -131,11 +131,15 @@ def told(message: Message | Fault | str, node: str = "") -> str:
 
 
 def of_run(run: dict | None) -> dict | None:
-    """A run's summary with its error in the user's language; None for None.
+    """A run's summary with its error, plan and log in the user's language; None for None.
 
-    The error is a message as JSON holds it, in older runs a text.
+    They are messages as JSON holds them, in older runs texts.
     """
-    return {**run, "error": told(Message.from_dict(run["error"]))} if run and run["error"] else run
+    if run is None:
+        return None
+    words = {name: run[name] and told(Message.from_dict(run[name])) for name in ("error", "plan")}
+    log = [{**entry, "message": told(Message.from_dict(entry["message"]))} for entry in run["log"]]
+    return {**run, **words, "log": log}
 
 
 def speaking(node: type) -> type:
