@@ -1,10 +1,10 @@
 // What is looked at now and then, folded below a run: a picture of one's own prompt, another run to compare
 // with, the settings that it really has, what happened on the way, its name and its files.
 
-import { button, make, mark, say } from "../dom.js";
+import { button, make, say } from "../dom.js";
 import { t } from "../text.js";
 import { fold } from "./fold.js";
-import { memory, short, when, whole } from "./format.js";
+import { short, when, whole } from "./format.js";
 import { ask } from "./routes.js";
 import { makeSampleNow } from "./samplenow.js";
 
@@ -83,7 +83,7 @@ function makeSettings(api) {
         list.replaceChildren();
       }
       run = newRun;
-      say(plan, run.plan ?? (Number.isFinite(run.memory) ? memory(run.memory) : ""));
+      say(plan, run.plan ?? "");
       if (element.open) {
         load();
       }
@@ -115,8 +115,15 @@ function makeLog() {
 
 function makeFiles(api, store) {
   const name = make("input", "field", { type: "text", maxLength: NAME, "aria-label": t("panel.more.name") });
-  const keys = choice("keys", ["comfyui", "diffusers"]);
-  const precision = choice("precision", ["float16", "bfloat16", "float32"]);
+  const keys = choice(t("panel.more.keys"), {
+    comfyui: t("panel.keys.comfyui"),
+    diffusers: t("panel.keys.diffusers"),
+  });
+  const precision = choice(t("panel.more.precision"), {
+    float16: t("panel.precision.float16"),
+    bfloat16: t("panel.precision.bfloat16"),
+    float32: t("panel.precision.float32"),
+  });
   const message = make("p", "message", { role: "status", "aria-live": "polite" });
   const path = make("code", "path");
   const rename = button(t("panel.more.rename"), () => perform(async () => {
@@ -170,9 +177,8 @@ function makeFiles(api, store) {
   };
 }
 
-function choice(kind, names) {
-  const options = names.map((name) => make("option", "", { value: name }, t(`panel.${kind}.${name}`)));
-  const select = make("select", "select", {}, ...options);
-  mark(select, "aria-label", t(`panel.more.${kind}`));
-  return select;
+/** A select with that label: { value: text }. */
+function choice(label, texts) {
+  const options = Object.entries(texts).map(([value, text]) => make("option", "", { value }, text));
+  return make("select", "select", { "aria-label": label }, ...options);
 }
