@@ -15,6 +15,7 @@ from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
 from .comfy import families, lora_files
 from .comfy.denoiser import ComfyDenoiser
+from .first_stage import first_stage_of
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
@@ -101,19 +102,9 @@ class Distil(io.ComfyNode):
                     default="auto",
                     tooltip="What the run may take. It is worked out before anything long begins.",
                 ),
-                io.String.Input(
-                    "name", default="fewstep", tooltip="Name of the LoRA file; a number is added."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=FIXED,
-                    tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
-                    "a run goes on where it stopped; another seed begins a new one.",
-                ),
+                *_name_and_seed(),
                 *advanced_inputs(),
+                *_part_inputs(),
             ],
             outputs=outputs(),
             hidden=HIDDEN,
@@ -143,6 +134,11 @@ class Distil(io.ComfyNode):
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
+        from_percent: float = 0.0,
+        to_percent: float = 1.0,
+        first_stage: io.Model.Type | None = None,
+        first_positive: io.Conditioning.Type | None = None,
+        first_negative: io.Conditioning.Type | None = None,
     ) -> io.NodeOutput:
         if process is not None:
             method = "restoration"
@@ -167,6 +163,8 @@ class Distil(io.ComfyNode):
             layers=layers,
             seed=seed,
             process=process or (),
+            from_percent=from_percent,
+            to_percent=to_percent,
         )
         order = Order(
             model=model,
@@ -182,8 +180,27 @@ class Distil(io.ComfyNode):
             vae=vae,
             warm=lora_files.tensors(start_from, model),
             data=None if pictures is None else data,
+            first=first_stage_of(
+                first_stage, first_positive or positive, first_negative or negative, model, positive, config
+            ),
         )
         return finish(train(order))
+
+
+def _name_and_seed() -> list:
+    """What tells a run from others of the same settings."""
+    return [
+        io.String.Input("name", default="fewstep", tooltip="Name of the LoRA file; a number is added."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=FIXED,
+            tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
+            "a run goes on where it stopped; another seed begins a new one.",
+        ),
+    ]
 
 
 def advanced_inputs() -> list:
@@ -256,6 +273,56 @@ def advanced_inputs() -> list:
     ]
 
 
+def _part_inputs() -> list:
+    """The part of the way that a LoRA is for, and who draws what comes before it."""
+    return [
+        io.Float.Input(
+            "from_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where this model's part of sampling begins, of its whole schedule: 0 is pure noise. For "
+            "the second of two models, a refiner or a low-noise expert, which needs first_stage.",
+        ),
+        io.Float.Input(
+            "to_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where it ends: 1 is the picture. For the first of two models, whose LoRA hands on to "
+            "the second as the model itself does.",
+        ),
+        io.Model.Input(
+            "first_stage",
+            optional=True,
+            advanced=True,
+            tooltip="The model that samples before this one's part. Where from_percent is above 0 it draws "
+            "what the training starts from.",
+        ),
+        io.Conditioning.Input(
+            "first_positive",
+            optional=True,
+            advanced=True,
+            tooltip="The prompts as first_stage takes them, as many as in positive; where it takes the same, "
+            "nothing.",
+        ),
+        io.Conditioning.Input(
+            "first_negative",
+            optional=True,
+            advanced=True,
+            tooltip="The negative prompt as first_stage takes it; where it takes the same, nothing.",
+        ),
+    ]
+
+
 def outputs() -> list:
     """The outputs of the training nodes."""
     return [
@@ -282,6 +349,8 @@ def config_for(
     seed: int,
     images: int = DistilConfig.images,
     process: Sequence[dict] = (),
+    from_percent: float = 0.0,
+    to_percent: float = 1.0,
 ) -> DistilConfig:
     """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
     is usual for the model's family.
@@ -304,6 +373,8 @@ def config_for(
         exclude=exclude,
         lr=learning_rate or usual.lr,
         seed=seed,
+        from_percent=from_percent,
+        to_percent=to_percent,
     )
 
 

@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy.samplers import CFGGuider
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message, NoMemory
@@ -22,13 +23,16 @@ from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
 from ..training.run.memory import BUDGETS, Plan, beside_weights, plan
 from ..training.run.run import Run
+from ..training.run.source import starts_wanted
 from ..training.trajectories.data import Data
+from ..training.trajectories.first_stage import FirstStage
 from . import show
 from .comfy import folders, levels, residency, session
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser, check_supported
 from .comfy.fingerprints import digest, patches_of
 from .comfy.latents import latent_of
+from .first_stage import drawn
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
@@ -44,6 +48,7 @@ class Order:
     residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
+    first    of a run from the middle of the way: what samples before it
     prompt, workflow   the graph that it is part of, as the host runs it and as the frontend keeps it
     """
 
@@ -61,6 +66,7 @@ class Order:
     residency: str = residency.AUTO
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
+    first: CFGGuider | None = None
 
     @property
     def budget(self) -> float | None:
@@ -105,6 +111,7 @@ def train(order: Order) -> Trained:
     latent = latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
     prompts = digest([order.positive, order.negative[0]])
+    starts = _starts(order, latent)
     beside = _beside(order, latent)
     with session.training_session(
         order.model, order.residency, beside=beside, budget=order.budget
@@ -118,15 +125,37 @@ def train(order: Order) -> Trained:
             "shape": list(denoiser.shape),
             "data": digest([data.images, data.condition, data.noise]) if data else "",
             "warm": digest(order.warm) if order.warm else "",
+            **({"first_stage": starts.key} if starts else {}),
         }
         planned = _plan(order, patcher, denoiser, data)
         if planned is not None:
             # caches are the same for all seeds
-            identity = {"patches": patches, "conditioning": prompts, "seed": 0}
+            after = f" after {starts.key}" if starts else ""
+            identity = {"patches": patches + after, "conditioning": prompts, "seed": 0}
             cache = None if data else (folders.of_user("trajectories"), identity)
-            run = Run(denoiser, planned.applied(order.config), cache=cache, data=data, warm=order.warm)
+            run = Run(
+                denoiser,
+                planned.applied(order.config),
+                cache=cache,
+                data=data,
+                warm=order.warm,
+                starts=starts.states(_starts_wanted(order)) if starts else None,
+            )
             return _trained(run, about, folder, order)
     return train(dataclasses.replace(order, residency=residency.STREAMED))
+
+
+def _starts(order: Order, latent: torch.Tensor) -> FirstStage | None:
+    """What the run starts from, drawn by the model before it while that has the memory to itself."""
+    if order.first is None:
+        return None
+    return drawn(
+        order.first, order.model, order.config, tuple(latent.shape[1:]), _starts_wanted(order), order.node
+    )
+
+
+def _starts_wanted(order: Order) -> int:
+    return starts_wanted(0 if order.data else order.config.images)
 
 
 def _beside(order: Order, latent: torch.Tensor) -> float:
@@ -295,7 +324,11 @@ def _preview(run, vae):
         f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
     out = run.denoiser.model.process_latent_out
-    columns = {head: decode(vae, out(latents[:SHOWN].cpu())) for head, latents in drawn.items()}
+    condition = held.condition[:SHOWN]
+    columns = {
+        head: decode(vae, out(run.task.finished(latents[:SHOWN], condition).cpu()))
+        for head, latents in drawn.items()
+    }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]
     tiles = pictures.grid(columns, rows, "Same starting noise", scale)

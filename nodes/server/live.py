@@ -145,6 +145,7 @@ class Live:
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
+        latents = self.run.task.finished(latents, self.run.probe.held.condition[: len(latents)])
         latents = latents.detach().cpu()
         latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):
