@@ -71,7 +71,7 @@ def _check_pair(first: io.Model.Type, second: io.Model.Type) -> None:
             )
 
 
-def drawn(
+def draw_starts(
     guider: CFGGuider, second: io.Model.Type, config: DistilConfig, shape: tuple, count: int, node: str | None
 ) -> FirstStage:
     """The `FirstStage` with `count` states on disk at the level where the second model begins.

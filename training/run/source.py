@@ -53,18 +53,25 @@ def _checked_starts(starts, denoiser, config, data):
         if starts is not None:
             raise BadValue("a run from from_percent 0 starts from noise, and needs no other states.")
         return None
-    wanted = (starts_wanted(config.images if data is None else 0), *denoiser.shape)
+    shape = (starts_wanted(config.images if data is None else 0), *denoiser.shape)
     got = None if starts is None else tuple(starts.shape)
-    if got != wanted:
+    if got != shape:
         raise BadValue(
             "a run from from_percent {start:g} needs states to start from, which the model before has drawn, "
             "of the shape {wanted}, got {got}. Train it as a node with first_stage wired, or set "
             "from_percent to 0.",
             start=config.from_percent,
-            wanted=wanted,
+            wanted=shape,
             got=got,
         )
     return starts
+
+
+def wanted(config: DistilConfig, given: Data | None = None) -> int:
+    """Trajectories that a run wants of the teacher; given: data of the user's."""
+    if given is not None and config.restores:
+        return 0
+    return (config.images if given is None else 0) + PROBES
 
 
 class Source:
@@ -75,7 +82,8 @@ class Source:
              order of the conditions, which whatever goes before has drawn
     cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped
              and for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else
-             of it is not this run's (`seed`)
+             of it is not this run's (`seed`). With a `guidance` in it the trajectories were drawn beforehand,
+             by another teacher than the model itself: they are read, and nothing is drawn
     data, held   what `gather` brought
     pairs_of     the adapter whose samples the data are, after the first round; None: the base model
     """
@@ -99,7 +107,8 @@ class Source:
         self.data: Data | None = None
         self.held: HeldOut | None = None
         self.pairs_of: Adapter | None = None
-        if cache and given is None:
+        self.drawn = cache is not None and "guidance" in cache[1]
+        if cache and (given is None or self.drawn):
             folder, identity = cache
             self.seed = identity.get("seed", config.seed)
             self.cache = teacher_cache(
@@ -117,7 +126,7 @@ class Source:
     @property
     def count(self) -> int:
         """Trajectories that are wanted of the teacher."""
-        return (self.config.images if self.given is None else 0) + PROBES
+        return wanted(self.config, self.given)
 
     @property
     def chunks(self) -> int:
@@ -130,8 +139,9 @@ class Source:
         denoiser, count = self.student.denoiser, self.count
         condition = torch.arange(count) % denoiser.conditions
         if self.cache and number == 0:
-            with self.student.lora.off():
-                yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
+            if not self.drawn:
+                with self.student.lora.off():
+                    yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
             noise, anchors = self.cache.noise(count), self.cache.read(count)[0]
         else:
             noise = self._noise(range(number * count, (number + 1) * count))
