@@ -1,5 +1,5 @@
-"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, and where a
-session lets them live. Each model is a process of its own, for a card can't be taken out of one again.
+"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, where a session
+lets them live, and how often a run waits for the card. Each model is a process of its own, for a card can't be taken out of one again.
 """
 
 import json
@@ -22,6 +22,10 @@ SLOW = [
 ]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 COSINE, SLOPE = 0.9999, 2e-3
+COUNTED = ("sd15", "sdxl", "sd3", "flux_dev", "ltxv", "wan21")
+# the most that may happen with weights that stay: of these the network's own are up to 2 in a forward pass
+CALL = {"calls": 1, "syncs": 3, "transfers": 5}
+UPDATE = {"calls": 2, "syncs": 10, "transfers": 12}  # of its student and its target
 
 
 @pytest.fixture
@@ -116,3 +120,22 @@ def test_a_run_learns_the_same_wherever_weights_live(script):
         assert run["norm"] == pytest.approx(resident["norm"], rel=1e-4), name
         assert run["said"].endswith("weights resident" if name == "resident" else "weights streamed"), name
     assert set(found) == {"resident", "streamed", "preset", "no room beside"}
+
+
+def test_a_batch_of_prompts_is_one_call_and_seldom_waits_for_the_card(script, pytestconfig):
+    planted, *families = script("counts.py", *COUNTED)
+    unseen = ("not blocking", "on the CPU", "on the card")
+    assert planted["planted"] == {name: int(name not in unseen) for name in planted["planted"]}
+    lines = ["", f"{'calls, waits, transfers':24}" + "".join(f"{name:>20}" for name in families[0])[20:]]
+    for case in families:
+        parts = {name: part for name, part in case.items() if name != "family"}
+        figures = ("{calls}, {syncs}, {transfers}".format(**part) for part in parts.values())
+        lines.append(f"{case['family']:24}" + "".join(f"{each:>20}" for each in figures))
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
+    for case in families:
+        for name, most in (("forward", CALL), ("teacher", CALL), ("update", UPDATE)):
+            for what, cap in most.items():
+                assert case[name][what] <= cap, (case["family"], name, case[name]["lines"])
+        assert case["with its gradient"]["syncs"] <= case["forward"]["syncs"] + 1
+    assert [case["family"] for case in families] == list(COUNTED)
