@@ -29,7 +29,7 @@ card = PretendedCard()
 
 
 class Counted:
-    """What happened meanwhile: calls of the network, and the card's counts with the lines that they come from."""
+    """What happened meanwhile: calls of the network, and the card's counts with their lines."""
 
     def __init__(self, module):
         self.module = module
@@ -60,7 +60,7 @@ def _lines(counter):
 
 
 def counted(family, file):
-    """The figures of a student call, of one with its gradient, of a guided call of the teacher, and of an update."""
+    """The figures of a student call, one with its gradient, a guided one of the teacher, and an update."""
     with torch.inference_mode():
         model = host.sd.load_diffusion_model(str(file))
     prompts = [entry for seed in range(BATCH) for entry in zoo.conditioning(family, seed)]

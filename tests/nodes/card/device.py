@@ -3,7 +3,7 @@
     with PretendedCard() as card:
         module.to(CARD)                # tensor.device says cuda:0 from now on
     card.crossings                     # what CUDA would have refused
-    card.syncs, card.transfers         # where the computer waited for the card; what went from one to the other
+    card.syncs, card.transfers         # where the computer waited for the card, what went across
 
 A tensor lies where its storage does, so views, parameters and saved tensors follow by themselves. What an
 operation makes lies on the card when one of its arguments does. An operation on tensors of both sides is

@@ -96,7 +96,7 @@ def test_a_call_is_as_large_as_the_hosts_unless_something_is_trained(host):
             (0, True, [6]),
             (math.inf, False, [6]),
         ):
-            denoiser.free_memory = lambda: free
+            denoiser.free_memory = lambda free=free: free
             with torch.set_grad_enabled(with_grad):
                 denoiser(x, sigma, numbers)
             assert batches == wanted, free
