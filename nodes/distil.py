@@ -13,7 +13,7 @@ from ..diffusion.faults import BadValue, Message
 from ..training import methods
 from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
-from .comfy import families, lora_files
+from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
@@ -140,6 +140,7 @@ class Distil(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
@@ -175,6 +176,7 @@ class Distil(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,
@@ -252,6 +254,16 @@ def advanced_inputs() -> list:
             optional=True,
             advanced=True,
             tooltip="Begin with this LoRA's weights, a public accelerator's for instance.",
+        ),
+        io.Combo.Input(
+            "residency",
+            options=list(residency.CHOICES),
+            default=residency.AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="Where the model's weights live while it trains on a graphics card. resident: all of "
+            "them on the card, fastest. streamed: in the computer's memory, each layer fetched when it computes, "
+            "for models that don't fit. auto: resident where they fit beside the run.",
         ),
     ]
 

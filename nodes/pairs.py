@@ -16,7 +16,7 @@ from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show
-from .comfy import families, folders, lora_files, session
+from .comfy import families, folders, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
 from .comfy.latents import latent_of
@@ -278,6 +278,7 @@ class TrainOnPairs(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -306,6 +307,7 @@ class TrainOnPairs(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,

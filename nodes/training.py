@@ -41,7 +41,8 @@ FIXED = io.ControlAfterGenerate.fixed
 class Order:
     """What a node was asked for.
 
-    residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
+    residency, why   where the model's weights live, of `nodes.comfy.residency.CHOICES`; why, where that isn't
+             the user's choice
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
     prompt, workflow   the graph that it is part of, as the host runs it and as the frontend keeps it
@@ -59,6 +60,7 @@ class Order:
     workflow: dict | None = None
     vae: Any = None
     residency: str = residency.AUTO
+    why: Message | None = None
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
 
@@ -107,7 +109,7 @@ def train(order: Order) -> Trained:
     prompts = digest([order.positive, order.negative[0]])
     beside = _beside(order, latent)
     with session.training_session(
-        order.model, order.residency, beside=beside, budget=order.budget
+        order.model, order.residency, beside=beside, budget=order.budget, why=order.why
     ) as patcher:
         denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
         data = order.data(denoiser) if order.data else None
@@ -126,7 +128,8 @@ def train(order: Order) -> Trained:
             cache = None if data else (folders.of_user("trajectories"), identity)
             run = Run(denoiser, planned.applied(order.config), cache=cache, data=data, warm=order.warm)
             return _trained(run, about, folder, order)
-    return train(dataclasses.replace(order, residency=residency.STREAMED))
+    why = Message("weights streamed: beside all of them one sample found no room")
+    return train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
 
 
 def _beside(order: Order, latent: torch.Tensor) -> float:
@@ -153,7 +156,7 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
         if away or order.residency != residency.AUTO or not residency.on_card(order.model):
             raise
         return None
-    weights = [residency.told(patcher)] if residency.on_card(patcher) else []
+    weights = [denoiser.weights] if denoiser.weights else []
     show.say(order.node, _told(planned, order.config, planned.peak - away, weights))
     return planned
 

@@ -89,14 +89,26 @@ def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
 
 def test_where_a_session_lets_weights_live(script):
     (found,) = script("choices.py")
-    resident = {"patcher": "ModelPatcher", "told": "weights resident", "streamed": 0, "own": True}
-    for name in ("plenty", "just enough"):
-        assert found[name] == {**resident, "dtypes": ["torch.bfloat16"]}  # the file is in float32
-    for name in ("not with the run", "not in the budget", "forced to be streamed", "resident runs out"):
+    resident = {"patcher": "ModelPatcher", "streamed": 0, "own": True, "dtypes": ["torch.bfloat16"]}
+    for name, why in (
+        ("plenty", ": they fit beside the run"),
+        ("just enough", ": they fit beside the run"),
+        ("forced resident", ", as chosen"),
+    ):
+        assert found[name] == {**resident, "told": f"weights resident{why}"}  # the file is in float32
+    for name, why in (
+        ("not with the run", ": they take 30 MiB and the run 2 MiB at least, of 31 MiB"),
+        ("not in the budget", ": they take 30 MiB and the run 0 MiB at least, of 30 MiB"),
+        ("forced to be streamed", ", as chosen"),
+        ("resident runs out", ": memory ran out while all of them were loaded"),
+        ("no recipe", ": their loader left no recipe to load them again"),
+    ):
         case = found[name]
         assert case["patcher"] == "ModelPatcherDynamic" and case["streamed"] > 0
-        assert case["told"] == "weights streamed" and case["own"]
-    assert found["no recipe"]["streamed"] > 0 and not found["no recipe"]["own"]
+        assert case["told"] == f"weights streamed{why}" and case["own"] == (name != "no recipe")
+    for name in ("forced resident, not with the run", "forced resident, not in the budget"):
+        assert found[name]["refused"] == "NoMemory"
+        assert "residency must be auto or streamed" in found[name]["why"]
     assert found["no recipe, forced resident"]["refused"] == "Failed"
     assert "no recipe to load them" in found["no recipe, forced resident"]["why"]
     for name, remedy in (
@@ -119,7 +131,14 @@ def test_a_run_learns_the_same_wherever_weights_live(script):
     for name, run in found.items():
         assert run["losses"] == pytest.approx(resident["losses"], rel=1e-5), name
         assert run["norm"] == pytest.approx(resident["norm"], rel=1e-4), name
-        assert run["said"].endswith("weights resident" if name == "resident" else "weights streamed"), name
+    why = {
+        "resident": "weights resident: they fit beside the run",
+        "preset": "weights streamed, as chosen",
+        "no room beside": "weights streamed: beside all of them one sample found no room",
+    }
+    for name, words in why.items():
+        assert found[name]["said"].endswith(words)
+    assert "weights streamed: they take 61 MiB and the run" in found["streamed"]["said"]
     assert set(found) == {"resident", "streamed", "preset", "no room beside"}
 
 
