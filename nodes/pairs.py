@@ -278,6 +278,7 @@ class TrainOnPairs(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -312,7 +313,7 @@ class TrainOnPairs(io.ComfyNode):
             workflow=workflow_of(cls.hidden),
             vae=vae,
             data=drawn_with,
-            warm=lora_files.tensors(start_from, model),
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
         )
         return finish(train(order))
 
