@@ -68,6 +68,7 @@ class Distil(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
         residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
@@ -111,7 +112,7 @@ class Distil(io.ComfyNode):
             prompt=cls.hidden.prompt,
             workflow=workflow_of(cls.hidden),
             vae=vae,
-            warm=lora_files.tensors(start_from, model),
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
             data=None if pictures is None else data,
             guider=guider,
         )
@@ -261,7 +262,16 @@ def advanced_inputs() -> list:
             default=lora_files.NONE,
             optional=True,
             advanced=True,
-            tooltip="Begin with this LoRA's weights, a public accelerator's for instance.",
+            tooltip="Begin with this LoRA's weights, a public accelerator's for instance: any file that the "
+            "LoRA loader takes (LoRA, LoHa, LoKr, DoRA, OFT, ...).",
+        ),
+        io.Boolean.Input(
+            "start_partly",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
+            "changes of norms and biases: with the part that it can.",
         ),
         io.Combo.Input(
             "residency",

@@ -299,6 +299,7 @@ class TrainOnPairs(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
         residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
@@ -335,7 +336,7 @@ class TrainOnPairs(io.ComfyNode):
             workflow=workflow_of(cls.hidden),
             vae=vae,
             data=drawn_with,
-            warm=lora_files.tensors(start_from, model),
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
         )
         return finish(train(order))
 
