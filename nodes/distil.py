@@ -13,7 +13,7 @@ from ..diffusion.faults import BadValue, Message
 from ..training import methods
 from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
-from .comfy import families, lora_files
+from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
 from .first_stage import first_stage_of
@@ -69,6 +69,8 @@ class Distil(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
+        residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
@@ -112,12 +114,13 @@ class Distil(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,
             workflow=workflow_of(cls.hidden),
             vae=vae,
-            warm=lora_files.tensors(start_from, model),
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
             data=None if pictures is None else data,
             guider=guider,
             first=first_stage_of(
@@ -271,7 +274,26 @@ def advanced_inputs() -> list:
             default=lora_files.NONE,
             optional=True,
             advanced=True,
-            tooltip="Begin with this LoRA's weights, a public accelerator's for instance.",
+            tooltip="Begin with this LoRA's weights, a public accelerator's for instance: any file that the "
+            "LoRA loader takes (LoRA, LoHa, LoKr, DoRA, OFT, ...).",
+        ),
+        io.Boolean.Input(
+            "start_partly",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
+            "changes of norms and biases: with the part that it can.",
+        ),
+        io.Combo.Input(
+            "residency",
+            options=list(residency.CHOICES),
+            default=residency.AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="Where the model's weights live while it trains on a graphics card. resident: all of "
+            "them on the card, fastest. streamed: in the computer's memory, each layer fetched when it "
+            "computes, for models that don't fit. auto: resident where they fit beside the run.",
         ),
     ]
 

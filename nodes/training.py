@@ -73,6 +73,7 @@ class Order:
     workflow: dict | None = None
     vae: Any = None
     residency: str = residency.AUTO
+    why: Message | None = None
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
     guider: Any = None
@@ -157,7 +158,7 @@ def train(order: Order) -> Trained:
     prompts = digest([order.positive, order.negative[0]])
     beside = _beside(order, latent)
     with session.training_session(
-        order.model, order.residency, beside=beside, budget=order.budget
+        order.model, order.residency, beside=beside, budget=order.budget, why=order.why
     ) as patcher:
         denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
         data = order.data(denoiser) if order.data else None
@@ -188,7 +189,8 @@ def train(order: Order) -> Trained:
             )
             return _trained(run, about, folder, order)
     if planned is None:
-        return train(dataclasses.replace(order, residency=residency.STREAMED))
+        why = Message("weights streamed: beside all of them one sample found no room")
+        return train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
     return train(dataclasses.replace(order, taught=_drawn(order, latent.shape[1:], data)))
 
 
@@ -267,7 +269,7 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
         if away or order.residency != residency.AUTO or not residency.on_card(order.model):
             raise
         return None
-    weights = [residency.told(patcher)] if residency.on_card(patcher) else []
+    weights = [denoiser.weights] if denoiser.weights else []
     show.say(order.node, _told(planned, order.config, planned.peak - away, weights))
     return planned
 
