@@ -15,6 +15,7 @@ export function makeDetails(app, api, store) {
   const state = make("span", "chip");
   const what = make("p", "muted about");
   const model = make("p", "muted about");
+  const weights = make("p", "muted about");
   const progress = makeProgress();
   const facts = makeFacts();
   const trouble = make("p", "trouble", { hidden: true });
@@ -24,7 +25,7 @@ export function makeDetails(app, api, store) {
   const previews = makePreviews(api);
   const more = makeMore(app, api, store);
   const element = make("section", "details", { "aria-label": t("panel.details") },
-    make("header", "head", {}, name, state), what, model, progress.element, trouble, verdict,
+    make("header", "head", {}, name, state), what, model, weights, progress.element, trouble, verdict,
     actions.element, facts.element, chart.element, previews.element, more.element);
 
   function show(run) {
@@ -33,6 +34,7 @@ export function makeDetails(app, api, store) {
     say(state, word("states", run.state));
     say(what, recipe(run));
     say(model, modelName(run));
+    say(weights, run.weights ?? "");
     model.title = run.model ?? "";
     progress.show(run);
     facts.show(run, store);

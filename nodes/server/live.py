@@ -55,6 +55,8 @@ class Live:
             model=model_name(self.order.prompt, self.order.node),
             prompts=texts(self.order.prompt, self.order.node, len(self.order.positive)),
         )
+        weights = self.run.denoiser.weights
+        notes["weights"] = weights and weights.to_dict()
         self._store()
         LIVE[self.id] = self
         return self
@@ -150,6 +152,7 @@ class Live:
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
+        latents = self.run.task.finished(latents, self.run.probe.held.condition[: len(latents)])
         latents = latents.detach().cpu()
         latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):

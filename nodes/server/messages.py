@@ -131,15 +131,17 @@ def told(message: Message | Fault | str, node: str = "") -> str:
 
 
 def of_run(run: dict | None) -> dict | None:
-    """A run's summary with its error, plan and log in the user's language; None for None.
+    """A run's summary with its messages in the user's language; None for None.
 
-    They are messages as JSON holds them, in older runs texts.
+    They are messages as JSON holds them; the error of older runs is a text.
     """
     if run is None:
         return None
-    words = {name: run[name] and told(Message.from_dict(run[name])) for name in ("error", "plan")}
+    said = {
+        name: told(Message.from_dict(run[name])) for name in ("error", "weights", "plan") if run.get(name)
+    }
     log = [{**entry, "message": told(Message.from_dict(entry["message"]))} for entry in run["log"]]
-    return {**run, **words, "log": log}
+    return {**run, **said, "log": log}
 
 
 def speaking(node: type) -> type:

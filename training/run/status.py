@@ -23,6 +23,7 @@ NOTES = (
     "lora",
     "samples_per_second",
     "memory",
+    "weights",
     "error",
     "plan",
     "log",
@@ -46,6 +47,7 @@ class Status:
     before       fidelity of the untrained model; kept: the update whose adapter is the best, and is saved
     seconds_left           None where unknown
     samples_per_second, memory   as measured; memory in bytes
+    weights      where the model's weights live and why, a message as JSON; None where they have no choice
     started_at, saved_at   seconds since 1970
     lora         the file's name, once there is one
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
@@ -78,6 +80,7 @@ class Status:
     seconds_left: float | None = None
     samples_per_second: float | None = None
     memory: int | None = None
+    weights: dict | None = None
     lora: str | None = None
     error: dict | str | None = None
     plan: dict | None = None
