@@ -17,7 +17,7 @@ from .comfy import families, lora_files
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
 from .restore import PROCESS
-from .training import FIXED, MEMORY, Order, Trained, train
+from .training import FIXED, MEMORY, WIRE_GUIDER, Order, Trained, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 LEAST_CHUNK = (
@@ -112,8 +112,18 @@ class Distil(io.ComfyNode):
             warm=lora_files.tensors(start_from, model),
             data=None if pictures is None else data,
             guider=guider,
+            remedy=_remedy(method, guider),
         )
         return finish(train(order))
+
+
+def _remedy(method: str, guider: io.Guider.Type | None) -> Message:
+    """What to do about a part of the graph that training would leave out."""
+    if guider is not None:
+        return Message("Take it off here: the LoRA learns it from the guider, if that has it")
+    if methods.get(method).asks_teacher:
+        return Message("Take it off, or choose another method and wire a guider that has it as the teacher")
+    return WIRE_GUIDER
 
 
 def _inputs() -> list:
