@@ -24,6 +24,13 @@ def check_whole(
     sampling = SimpleNamespace(model_sampling=model.get_model_object("model_sampling"))
     levels = sigmas[sigmas > 0].float()
     for number, entry in enumerate(entries):
+        if torch.is_tensor(entry[0]) and len(entry[0]) > 1:
+            raise BadValue(
+                "{name} must hold one prompt in each of its entries, got {most} at once. Join prompts with "
+                "Conditioning Combine, or use Prompts for Distilling.",
+                name=name,
+                most=len(entry[0]),
+            )
         if _is_whole(entry, sampling, shape, levels):
             continue
         alone = [
