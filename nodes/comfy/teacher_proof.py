@@ -186,7 +186,7 @@ class Host:
         """The parts of the graph without which the host's answer number `worst` is ours: the one that brings
         it nearest, then others as long as they bring it nearer.
         """
-        path, row = _path_of(paths, worst)
+        path, row = [(path, row) for path in paths for row in range(len(path.x))][worst]
         goal, graph, found = ours[worst : worst + 1], self.graph, []
         best = float(distance(path.answers[row : row + 1], goal))
         until = dataclasses.replace(path, x=path.x[: row + 1], sigma=path.sigma[: row + 1])
@@ -202,15 +202,6 @@ class Host:
             best, name, graph = nearest
             found.append(name)
         return found
-
-
-def _path_of(paths, row):
-    """The path in which that row lies, and where in it."""
-    for path in paths:
-        if row < len(path.x):
-            return path, row
-        row -= len(path.x)
-    raise IndexError(row)
 
 
 def no_answer(error: BaseException) -> BadValue:
