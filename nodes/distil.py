@@ -13,8 +13,10 @@ from ..diffusion.faults import BadValue, Message
 from ..training import methods
 from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
-from .comfy import families, lora_files
+from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
+from .comfy.guider_teacher import cfg_of
+from .first_stage import first_stage_of
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
@@ -41,80 +43,7 @@ class Distil(io.ComfyNode):
             "models/loras with its recipe inside.",
             search_aliases=["train", "lcm", "consistency", "reflow", "lora", "fewstep"],
             is_output_node=True,
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to make few-step: checkpoint, merge, or with LoRAs applied."
-                ),
-                io.Conditioning.Input(
-                    "positive",
-                    tooltip="Prompts to train on; each conditioning entry is one prompt (join more "
-                    "with Conditioning Combine, or use Prompts for Distilling).",
-                ),
-                io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt that the teacher's guidance uses."
-                ),
-                io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Decodes the preview; without it the preview is only the curves.",
-                ),
-                io.Latent.Input(
-                    "pictures",
-                    optional=True,
-                    tooltip="A batch of your own encoded pictures to learn on, in the order of the "
-                    "prompts. Without it the model draws its own. For the consistency methods.",
-                ),
-                PROCESS.Input(
-                    "process",
-                    optional=True,
-                    tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired "
-                    "pictures or on the model's own. Use it with Restore (Few-Step).",
-                ),
-                io.Combo.Input(
-                    "method",
-                    options=["auto", *methods.names()],
-                    default="auto",
-                    tooltip="auto: phased consistency, or consistency where pictures are wired.",
-                ),
-                io.Int.Input(
-                    "steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="The guidance that you use with this model today; 0: what is usual for its "
-                    "family. The LoRA has it built in.",
-                ),
-                io.Combo.Input(
-                    "quality",
-                    options=list(QUALITY),
-                    default="standard",
-                    tooltip="How long to train: quick to try, standard, best for overnight.",
-                ),
-                io.Combo.Input(
-                    "memory",
-                    options=list(MEMORY),
-                    default="auto",
-                    tooltip="What the run may take. It is worked out before anything long begins.",
-                ),
-                io.String.Input(
-                    "name", default="fewstep", tooltip="Name of the LoRA file; a number is added."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=FIXED,
-                    tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
-                    "a run goes on where it stopped; another seed begins a new one.",
-                ),
-                *advanced_inputs(),
-            ],
+            inputs=_inputs(),
             outputs=outputs(),
             hidden=HIDDEN,
         )
@@ -140,9 +69,17 @@ class Distil(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
+        residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
+        guider: io.Guider.Type | None = None,
+        from_percent: float = 0.0,
+        to_percent: float = 1.0,
+        first_stage: io.Model.Type | None = None,
+        first_positive: io.Conditioning.Type | None = None,
+        first_negative: io.Conditioning.Type | None = None,
     ) -> io.NodeOutput:
         if process is not None:
             method = "restoration"
@@ -157,7 +94,7 @@ class Distil(io.ComfyNode):
             model,
             method=method,
             steps=steps,
-            cfg=cfg,
+            cfg=cfg if guider is None else max(1.0, cfg_of(guider)),
             updates=updates or usual_updates,
             images=images,
             batch=batch,
@@ -167,6 +104,8 @@ class Distil(io.ComfyNode):
             layers=layers,
             seed=seed,
             process=process or (),
+            from_percent=from_percent,
+            to_percent=to_percent,
         )
         order = Order(
             model=model,
@@ -175,15 +114,99 @@ class Distil(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,
             workflow=workflow_of(cls.hidden),
             vae=vae,
-            warm=lora_files.tensors(start_from, model),
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
             data=None if pictures is None else data,
+            guider=guider,
+            first=first_stage_of(
+                first_stage, first_positive or positive, first_negative or negative, model, positive, config
+            ),
         )
         return finish(train(order))
+
+
+def _inputs() -> list:
+    return [
+        io.Model.Input(
+            "model", tooltip="The model to make few-step: checkpoint, merge, or with LoRAs applied."
+        ),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="Prompts to train on; each conditioning entry is one prompt (join more "
+            "with Conditioning Combine, or use Prompts for Distilling).",
+        ),
+        io.Conditioning.Input("negative", tooltip="The negative prompt that the teacher's guidance uses."),
+        io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Decodes the preview; without it the preview is only the curves.",
+        ),
+        io.Latent.Input(
+            "pictures",
+            optional=True,
+            tooltip="A batch of your own encoded pictures to learn on, in the order of the "
+            "prompts. Without it the model draws its own. For the consistency methods.",
+        ),
+        PROCESS.Input(
+            "process",
+            optional=True,
+            tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired "
+            "pictures or on the model's own. Use it with Restore (Few-Step).",
+        ),
+        io.Combo.Input(
+            "method",
+            options=["auto", *methods.names()],
+            default="auto",
+            tooltip="auto: phased consistency, or consistency where pictures are wired.",
+        ),
+        io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
+        io.Float.Input(
+            "cfg",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="The guidance that you use with this model today; 0: what is usual for its "
+            "family. The LoRA has it built in.",
+        ),
+        io.Combo.Input(
+            "quality",
+            options=list(QUALITY),
+            default="standard",
+            tooltip="How long to train: quick to try, standard, best for overnight.",
+        ),
+        io.Combo.Input(
+            "memory",
+            options=list(MEMORY),
+            default="auto",
+            tooltip="What the run may take. It is worked out before anything long begins.",
+        ),
+        io.String.Input("name", default="fewstep", tooltip="Name of the LoRA file; a number is added."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=FIXED,
+            tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
+            "a run goes on where it stopped; another seed begins a new one.",
+        ),
+        *advanced_inputs(),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip="Another teacher than the model at its cfg: any guider, with whatever guidance, "
+            "ControlNets or regions it has. The LoRA has them built in. Each prompt takes the "
+            "place of its positive. Not for the method consistency.",
+        ),
+        *_part_inputs(),
+    ]
 
 
 def advanced_inputs() -> list:
@@ -251,7 +274,76 @@ def advanced_inputs() -> list:
             default=lora_files.NONE,
             optional=True,
             advanced=True,
-            tooltip="Begin with this LoRA's weights, a public accelerator's for instance.",
+            tooltip="Begin with this LoRA's weights, a public accelerator's for instance: any file that the "
+            "LoRA loader takes (LoRA, LoHa, LoKr, DoRA, OFT, ...).",
+        ),
+        io.Boolean.Input(
+            "start_partly",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
+            "changes of norms and biases: with the part that it can.",
+        ),
+        io.Combo.Input(
+            "residency",
+            options=list(residency.CHOICES),
+            default=residency.AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="Where the model's weights live while it trains on a graphics card. resident: all of "
+            "them on the card, fastest. streamed: in the computer's memory, each layer fetched when it "
+            "computes, for models that don't fit. auto: resident where they fit beside the run.",
+        ),
+    ]
+
+
+def _part_inputs() -> list:
+    """The part of the way that a LoRA is for, and who draws what comes before it."""
+    return [
+        io.Float.Input(
+            "from_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where this model's part of sampling begins, of its whole schedule: 0 is pure noise. For "
+            "the second of two models, a refiner or a low-noise expert, which needs first_stage.",
+        ),
+        io.Float.Input(
+            "to_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where it ends: 1 is the picture. For the first of two models, whose LoRA hands on to "
+            "the second as the model itself does.",
+        ),
+        io.Model.Input(
+            "first_stage",
+            optional=True,
+            advanced=True,
+            tooltip="The model that samples before this one's part. Where from_percent is above 0 it draws "
+            "what the training starts from.",
+        ),
+        io.Conditioning.Input(
+            "first_positive",
+            optional=True,
+            advanced=True,
+            tooltip="The prompts as first_stage takes them, as many as in positive; where it takes the same, "
+            "nothing.",
+        ),
+        io.Conditioning.Input(
+            "first_negative",
+            optional=True,
+            advanced=True,
+            tooltip="The negative prompt as first_stage takes it; where it takes the same, nothing.",
         ),
     ]
 
@@ -282,6 +374,8 @@ def config_for(
     seed: int,
     images: int = DistilConfig.images,
     process: Sequence[dict] = (),
+    from_percent: float = 0.0,
+    to_percent: float = 1.0,
 ) -> DistilConfig:
     """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
     is usual for the model's family.
@@ -304,6 +398,8 @@ def config_for(
         exclude=exclude,
         lr=learning_rate or usual.lr,
         seed=seed,
+        from_percent=from_percent,
+        to_percent=to_percent,
     )
 
 
