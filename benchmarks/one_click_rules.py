@@ -30,7 +30,7 @@ GUIDES = re.compile(
     r"CFGNorm|CFGZeroStar|CFGOverride|RescaleCFG|SkipLayerGuidance|VideoLinearCFG|VideoTriangleCFG"
     r"|^APG$|Mahiro|LatentApplyOperationCFG|^TCFG$|EpsilonScaling|TemporalScoreRescaling|FreSca"
     r"|PerturbedAttention|SelfAttentionGuidance|DynamicThresholding|RenormCFG|PerpNeg$|LTXVApplySTG"
-    r"|NAGuidance|EasyCache|LazyCache|FluxKVCache|TeaCache|FewstepLoadLora"
+    r"|NAGuidance|EasyCache|LazyCache|FluxKVCache|TeaCache|WanAnimate2Cache|FewstepLoadLora"
 )
 FIXES = re.compile(
     r"ControlNetApply|ControlNetInpainting|ConditioningSetArea|ConditioningSetMask|SetTimestepRange|GLIGEN"
@@ -370,15 +370,47 @@ def _faults(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, se
         faults += _of_negative(after, after.origin(distil, "negative"), wanted_negative)
     given = after.value(distil, "cfg")
     guider = after.origin(distil, "guider")
+    faults += _of_guider(before, after, guider, sampler) if guider else []
     if not guider and (cfg is None or given is UNREAD or abs(max(cfg, 1.0) - float(given)) > 1e-6):
         faults.append(f"cfg {given} for {cfg}")
     wanted_latent, given_latent = latent(before, sampler), after.origin(distil, "latent")
     if given_latent != wanted_latent:
         faults.append(f"latent {_named(after, given_latent)}, not {_named(after, wanted_latent)}")
+    if stages(before, sampler):
+        faults += _of_stage(before, after, distil, sampler)
     vaes = _vaes(before, sampler)
     if vaes and after.origin(distil, "vae") not in vaes:
         faults.append(f"vae {_named(after, after.origin(distil, 'vae'))}")
     return faults
+
+
+def _of_stage(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler) -> list[str]:
+    """One of two models learns its own part of the way, and the second from where the first ends."""
+    part = [after.value(distil, name) for name in ("from_percent", "to_percent")]
+    steps = steps_of(before, sampler) or 1
+    widgets = [before.value(sampler.node, name) for name in ("start_at_step", "end_at_step")]
+    if all(isinstance(step, int) for step in widgets):
+        wanted = [min(1, step / steps) for step in widgets]
+        if any(abs(one - other) > 1e-3 for one, other in zip(part, wanted, strict=True)):
+            return [f"part {part}, not {wanted}"]
+    if part == [0, 1]:
+        return ["trained over the whole way"]
+    first = after.origin(distil, "first_stage")
+    others = {model_chain(before, one)[0] for one in stages(before, sampler)}
+    return [] if not part[0] or first in others else ["the first of two models is not there"]
+
+
+def _of_guider(before: ApiGraph, after: ApiGraph, guider: End, sampler: Sampler) -> list[str]:
+    """A guider that teaches is the sampler's own, or one of all that the sampler gets."""
+    if guider[0] == sampler.guide:
+        return []
+    made = Sampler(node=guider[0], guide=guider[0])
+    same = (
+        model_chain(after, made) == model_chain(before, sampler)
+        and conditioning(after, made) == conditioning(before, sampler)
+        and cfg_of(after, made) == cfg_of(before, sampler)
+    )
+    return [] if same else ["guider of other inputs than the sampler's"]
 
 
 def _named(graph: ApiGraph, end: End | None) -> str:

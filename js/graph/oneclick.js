@@ -12,12 +12,13 @@ import { conditioningInto, JOIN, labelsOf, promptsOf } from "./prompts.js";
 import { queueNodes } from "./queue.js";
 import { idOf, readQueued, sameEnd, sourceOf, typesOf, worthOf } from "./queued.js";
 import { readGraph } from "./reading.js";
-import { carriersOf, fewStepReason, isLeftOut, refusalOf } from "./suits.js";
+import { carriersOf, fewStepReason, guides, isLeftOut, refusalOf } from "./suits.js";
 import { dependants, origin } from "./walk.js";
 
 const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
 const SIZE = [380, 460];                                  // of the preview
 const TYPED = "typed only";                               // a source of our prompts' node
+const GUIDER = "CFGGuider";
 
 /**
  * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the
@@ -35,8 +36,7 @@ export async function makeFewStep(app, api, node) {
     if (known) {
       await wake(app, known);
     } else {
-      tellLeftOut(app, plan.leftOut, t("graph.title"));
-      tellKept(app, reading);
+      tellParts(app, plan);
     }
     await queueNodes(app, [distil, ...dependants(distil).filter((one) => one.type === PREVIEW)]);
     return distil;
@@ -51,11 +51,17 @@ export function tellLeftOut(app, nodes, summary) {
   }
 }
 
-/** Says what a model of edits, of start images and the like is trained together with. */
-function tellKept(app, reading) {
+/** Says what is passed by, what the teacher alone has, and what a model of edits is trained together with. */
+function tellParts(app, { reading, guided, leftOut }) {
+  const title = t("graph.title");
   const names = carriersOf(reading).map((id) => reading.queued.get(id).node.title).join(", ");
+  if (guided && leftOut.length) {
+    toast(app, "info", title, t("graph.teacherOnly", { names: leftOut.map((node) => node.title).join(", ") }));
+  } else {
+    tellLeftOut(app, leftOut, title);
+  }
   if (names) {
-    toast(app, "info", t("graph.title"), t("graph.keeps", { names }));
+    toast(app, "info", title, t("graph.keeps", { names }));
   }
 }
 
@@ -98,31 +104,25 @@ async function isWanted(app, api, reading) {
 
 /** What is wired to what; nothing is changed yet. */
 function planFor(reading) {
-  const { queued, chain } = reading;
+  const { queued, chain, cfg, plain, stages, sampler } = reading;
   const ids = chain.map(({ id }) => id);
-  const first = ids.findIndex((id, i) => i && isLeftOut(queued, id));
-  const rest = first < 0 ? [] : ids.slice(first);
-  if (!reading.plain && !hasInput("guider")) {
-    throw new Error(t("graph.guided", { name: queued.get(reading.guide).node.title }));
-  }
-  if (reading.stages.length && !hasInput("from_percent")) {
-    throw new Error(t("graph.stages"));
-  }
+  const cut = ids.findIndex((id, i) => i && isLeftOut(queued, id));
+  const rest = cut < 0 ? [] : ids.slice(cut);
+  const leftOut = rest.filter((id) => isLeftOut(queued, id));
+  const first = stages[stages.findIndex((stage) => stage.sampler === sampler) - 1] ?? null;
+  const prompts = promptsOf(reading);
+  const paired = !first || promptsOf(first)?.whole === prompts?.whole;
   return {
     reading,
+    first,
     graph: reading.graph,
     place: { graph: reading.graph, within: reading.within },
-    model: chain[first < 0 ? chain.length - 1 : first - 1],
+    model: chain[cut < 0 ? chain.length - 1 : cut - 1],
     again: rest.filter((id) => !isLeftOut(queued, id)),
-    leftOut: rest.filter((id) => isLeftOut(queued, id)).map((id) => queued.get(id).node),
-    prompts: reading.plain ? promptsOf(reading) : null,
+    leftOut: leftOut.map((id) => queued.get(id).node),
+    guided: !plain || (cfg > 1 && leftOut.length > 0 && leftOut.every((id) => guides(queued, id))),
+    prompts: paired ? prompts : null,
   };
-}
-
-/** Whether the node that distils has an input of that name in this version. */
-function hasInput(name) {
-  const { required, optional } = LiteGraph.registered_node_types[DISTIL]?.nodeData?.input ?? {};
-  return name in { ...required, ...optional };
 }
 
 const canvasEnd = ({ queued }, { id, slot }) => ({ node: queued.get(id).node, slot });
@@ -184,8 +184,8 @@ async function build(plan, made) {
   wireIt(modelFor(plan, made), "model");
   const { positive, negative, first } = promptsFor(plan, made);
   Object.entries({ positive, negative, latent, vae }).forEach(([input, end]) => wireIt(end, input));
-  wireGuidance(plan, wireIt);
-  wireStage(plan, wireIt);
+  wireGuidance(plan, made, wireIt);
+  wireStage(plan, made, wireIt);
   wireEnd(queued, endOf(distil, "preview"), place, made, { to: preview, name: "images" });
 
   const columns = [first, made.nodes.filter((node) => !first.includes(node)), [distil], [preview]];
@@ -260,24 +260,38 @@ function conditioningAnew(queued, end, way) {
   return { node, slot: end.slot };
 }
 
-/** A guider that is more than its CFG is the teacher's own; a CFG that only running tells is wired. */
-function wireGuidance({ reading: { queued, guide, plain, cfg } }, wireIt) {
-  if (!plain) {
+/**
+ * Guidance that is more than a CFG is the teacher's own: its guider, or
+ * one made of what the sampler gets. A CFG that only running tells is wired.
+ */
+function wireGuidance({ reading, guided, place }, made, wireIt) {
+  const { queued, sampler, guide, chain, positive, negative, cfg } = reading;
+  if (guided && guide !== sampler) {
     wireIt({ id: guide, slot: typesOf(queued, guide).indexOf("GUIDER") }, "guider");
+  } else if (guided) {
+    const guider = add(place.graph, GUIDER, { values: { cfg } });
+    made.nodes.push(guider);
+    for (const [name, end] of Object.entries({ model: chain.at(-1), positive, negative })) {
+      wireEnd(queued, end, place, made, { to: guider, name });
+    }
+    wireIt({ node: guider, slot: 0 }, "guider");
   } else if (cfg === undefined) {
     wireIt(sourceOf(queued, guide, "cfg"), "cfg");
   }
 }
 
-/** The first of two models, which draws what the second begins with. */
-function wireStage({ reading: { stages, sampler } }, wireIt) {
-  const at = stages.findIndex((stage) => stage.sampler === sampler);
-  if (at > 0) {
-    const { chain, positive, negative } = stages[at - 1];
-    wireIt(chain.at(-1), "first_stage");
-    wireIt(positive, "first_positive");
-    wireIt(negative, "first_negative");
+/** The first of two models, which draws what the second begins with, from the same prompts. */
+function wireStage({ reading, prompts, place, first }, made, wireIt) {
+  if (!first) {
+    return;
   }
+  wireIt(first.chain.at(-1), "first_stage");
+  if (sameEnd(first.positive, reading.positive)) {
+    return;
+  }
+  const { positive, negative } = promptsFor({ reading: first, prompts: prompts && promptsOf(first), place }, made);
+  wireIt(positive, "first_positive");
+  wireIt(negative, "first_negative");
 }
 
 /** Below a wide graph, to the right of a tall one. */

@@ -28,7 +28,7 @@ export async function readQueued(app) {
   const { output } = await app.graphToPrompt();
   const queued = new Map();
   for (const [id, { class_type: type, inputs }] of Object.entries(output)) {
-    const place = placeOf(app.graph, id);
+    const place = type ? placeOf(app.graph, id) : null;
     if (place) {
       queued.set(id, { id, type, inputs, ...place });
     }

@@ -23,15 +23,19 @@ const FEW_STEP_MODEL = new RegExp([
 // conditioning that stands for a part of the picture or of the way: training would leave it out
 const PARTIAL = /^Conditioning(Set(Area|Mask|Timestep)|TimestepsRange)|^(Paired?Cond|SetCond|CondPair)|GLIGEN|Hook/i;
 const STEERS = ["CONTROL_NET", "GLIGEN", "HOOKS", "HOOK_KEYFRAMES"];
-// patches of a model that guide it or skip work: a few-step model
-// learns from the model without them, and runs without them
-const GUIDES = /cfg|guidance|cache|thresholding|perpneg|^apg$|mahiro|fresca|rescal|perturbedattention|epsilonscaling/i;
+// patches of a model that change its guidance: the teacher keeps them, what is trained runs without guidance
+const GUIDES = /cfg|guidance|thresholding|perpneg|^apg$|mahiro|fresca|rescal|perturbedattention|epsilonscaling/i;
+const SKIPS = /cache/i;                            // patches that skip work: neither trains with them
 const LOADS = /load|lora|merge/i;
+
+/** Whether a node of the chain changes guidance. */
+export const guides = (queued, id) => GUIDES.test(queued.get(id).type) && !LOADS.test(queued.get(id).type);
 
 /** Whether a node of the chain is left out of what is trained. */
 export function isLeftOut(queued, id) {
   const { type } = queued.get(id);
-  return type === LOAD_LORA || (GUIDES.test(type) && !LOADS.test(type)) || isTrainedHere(queued, id);
+  const skips = SKIPS.test(type) && !LOADS.test(type);
+  return type === LOAD_LORA || skips || guides(queued, id) || isTrainedHere(queued, id);
 }
 
 /** Whether a node applies a LoRA that one of ours trains in this graph. */
