@@ -14,8 +14,8 @@
 //     stages     [reading, ...] where several models share one way from noise to picture, in their order
 //     from, to   the part of the schedule that this one takes, 0 to 1
 //
-// Which sampler is meant: the selected one; else one that the given node's model reaches; else one in the shown
-// graph; of those the one whose picture is shown, and of several passes of one model over a picture the first.
+// Which sampler is meant: the selected one; else one that the given node's model reaches; else one in the
+// shown graph; of those the one whose picture is shown, and of several passes of one model the first.
 
 import { isOurs } from "../names.js";
 import { graphOf, selectedIn } from "./find.js";
@@ -159,7 +159,7 @@ function vaeFor(queued, sampler, latent, loader) {
   return above ?? (own >= 0 ? { id: loader.id, slot: own } : null);
 }
 
-/** { from, to }: the part of the schedule that a sampler takes, of an advanced one's widgets or of a split. */
+/** { from, to }: the part of the schedule that a sampler takes, by its widgets or by a split. */
 function partOf(queued, sampler, steps) {
   const part = { from: 0, to: 1 };
   const start = worthOf(queued, sampler, "start_at_step");
@@ -169,9 +169,10 @@ function partOf(queued, sampler, steps) {
   }
   const [name] = wiredOf(queued, sampler, "SIGMAS");
   const split = name ? sourceOf(queued, sampler, name) : null;
-  const at = split && queued.get(split.id).type === "SplitSigmas" ? worthOf(queued, split.id, "step") : undefined;
+  const at = split && queued.get(split.id).type === "SplitSigmas" ? worthOf(queued, split.id, "step") : NaN;
   if (steps && Number.isFinite(at)) {
-    return split.slot === 0 ? { from: 0, to: Math.min(1, at / steps) } : { from: Math.min(1, at / steps), to: 1 };
+    const middle = Math.min(1, at / steps);
+    return split.slot === 0 ? { from: 0, to: middle } : { from: middle, to: 1 };
   }
   return part;
 }

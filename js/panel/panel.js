@@ -1,7 +1,6 @@
 // The sidebar tab "Fewstep": the runs, the selected one, and the button that begins one.
 
 import { addStyles, button, make, say } from "../dom.js";
-import { sourceOfModel } from "../graph/find.js";
 import { makeFewStep } from "../graph/oneclick.js";
 import { t } from "../text.js";
 import { makeDetails } from "./details.js";
@@ -100,7 +99,7 @@ function makeBegin(app, api, store) {
     trouble = "";
     store.expect(true);
     try {
-      await makeFewStep(app, api, sourceOfModel(app));
+      store.expect(Boolean(await makeFewStep(app, api)));
     } catch (error) {
       trouble = error.message;
       store.expect(false);
