@@ -97,6 +97,7 @@ class Descent:
         if finite:
             self.optimiser.param_groups[0]["lr"] = self.config.lr * self._lr_factor()
             self.optimiser.step()
+            self.lora.written()
         self.optimiser.zero_grad(set_to_none=True)
         if finite:
             self.in_a_row = 0

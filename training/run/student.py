@@ -71,7 +71,7 @@ class Student:
         """What the student learns from: itself, or its average."""
         if self.config.target == "stop-gradient":
             return self.student(x, sigma, condition)
-        with self.lora.using(self.averaged):
+        with self.lora.using(self.averaged, keep=True):
             return self.denoiser(x, sigma, condition)
 
     def teacher(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
