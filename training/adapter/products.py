@@ -66,10 +66,8 @@ def added(
     `Casts.pair`, whose `up` has `scale` in it.
     """
     kind = y.device.type
-    plain = contextlib.nullcontext()
-    if torch.is_autocast_enabled(kind):
-        plain = torch.autocast(kind, enabled=False)
-    with plain:
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if cast else contextlib.nullcontext():
         product = _Linear if linear else _Convolution
         return product.apply(y, x.to(y.dtype), *weights, casts, scale, layer)
 

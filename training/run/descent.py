@@ -132,7 +132,7 @@ class Descent:
             for name, value in self.optimiser.state.get(p, {}).items():
                 tensors[f"optimiser.{i}.{name}"] = torch.as_tensor(value)
         numbers = {name: getattr(self, name) for name in NUMBERS}
-        return tensors, numbers | {"overwrites": self.backward.overwrites}
+        return tensors, numbers
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
         """Take over what `state` gave."""
@@ -149,7 +149,6 @@ class Descent:
             setattr(self, name, numbers[name])
         self.micro = min(most, self.micro)  # memory may be less today
         self.in_a_row = 0  # whoever resumes gets new patience
-        self.backward.overwrites = numbers["overwrites"]
 
 
 def _moments(tensors, number, like):
