@@ -1,9 +1,9 @@
 """Exact gradients on any architecture.
 
 A model that never writes over what autograd has saved gets a plain graph, at no cost; of one that does, what
-it writes over is copied, and nothing else (`overwrites`). With checkpointing a block is recomputed on copies of its inputs (`checkpointing`); a layer
-whose weights don't stay where it computes is called again with its weights fetched anew (`streaming`).
-`proof` shows that a gradient is right, `saved_bytes` what its graph holds.
+it writes over is copied, and nothing else (`overwrites`). With checkpointing a block is recomputed on copies
+of its inputs (`checkpointing`); a layer whose weights don't stay where it computes is called again with its
+weights fetched anew (`streaming`). `proof` shows that a gradient is right, `saved_bytes` what its graph holds.
 """
 
 import contextlib

@@ -149,7 +149,7 @@ def test_a_loan_leaves_the_weights_and_gives_them_no_gradient():
 
 
 def test_many_calls_of_one_layer_add_up_in_float32():
-    """As a batch of several prompts makes them: 256 gradients of 1 are lost beside one another in bfloat16."""
+    """As a batch of several prompts makes them; beside 256 of them the next is lost in bfloat16."""
     net, lora, x = made("flat", torch.bfloat16)
     with torch.no_grad():
         lora.weights["0"]["up"].fill_(1)
