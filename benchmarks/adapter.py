@@ -75,8 +75,8 @@ def flux():
     return model, lambda: model(x, one, context, pooled, one, transformer_options=options)
 
 
-def looked_at(pack, backward, call):
-    """Operations of a call and its gradient that Python looks at."""
+def looked_at(pack, backward, loss):
+    """Operations of a gradient that Python looks at."""
     graph, places = pack("exact_graph"), pack("overwrites")
     seen = 0
 
@@ -97,11 +97,22 @@ def looked_at(pack, backward, call):
     for (owner, name), usual in zip(spots, before):
         setattr(owner, name, counted(usual))
     try:
-        backward(lambda: call().float().square().mean())
+        backward(loss)
     finally:
         for (owner, name), usual in zip(spots, before):
             setattr(owner, name, usual)
     return seen
+
+
+def costs(pack, backward, call):
+    """Of a gradient: operations, and those that Python looks at in the first call and from then on."""
+
+    def loss():
+        return call().float().square().mean()
+
+    first = looked_at(pack, backward, loss)
+    total, seen = operations(lambda: backward(loss)), looked_at(pack, backward, loss)
+    return {"operations": total, "looked_at_first": first, "looked_at": seen, "share": seen / total}
 
 
 def main(arguments=None):
@@ -123,17 +134,9 @@ def main(arguments=None):
         with lora.off():
             plain = operations(call)
         result["lora"] = (operations(call) - plain) / len(lora.weights)
-    for checkpointing in (False, True):
-        backward = pack("backward").Backward(model, lora.parameters(), checkpointing)
-        first = looked_at(pack, backward, call)
-        total = operations(lambda: backward(lambda: call().float().square().mean()))
-        seen = looked_at(pack, backward, call)
-        result["checkpointed" if checkpointing else "whole"] = {
-            "operations": total,
-            "looked_at_first": first,
-            "looked_at": seen,
-            "share": seen / total,
-        }
+    for name in ("whole", "checkpointed"):
+        backward = pack("backward").Backward(model, lora.parameters(), name == "checkpointed")
+        result[name] = costs(pack, backward, call)
     print(f"{result['layers']} layers, {result['lora']:.1f} operations of the LoRA in each")
     print(f"{'':14}{'operations':>12}{'looked at first':>18}{'from then on':>14}{'share':>9}")
     for name in ("whole", "checkpointed"):

@@ -11,7 +11,9 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
 from ..training import methods
+from ..training.formats.precision import PRECISIONS
 from ..training.run.config import DistilConfig
+from ..training.run.optimisers import OPTIMISERS
 from ..training.trajectories.data import Data
 from .comfy import families, lora_files
 from .comfy.denoiser import ComfyDenoiser
@@ -69,6 +71,8 @@ class Distil(io.ComfyNode):
         layers: str = "*",
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
+        lora_precision: str = "fp16",
+        optimizer: str = "adamw",
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
@@ -96,6 +100,8 @@ class Distil(io.ComfyNode):
             phases=phases,
             layers=layers,
             seed=seed,
+            lora_precision=lora_precision,
+            optimizer=optimizer,
             process=process or (),
         )
         order = Order(
@@ -271,6 +277,24 @@ def advanced_inputs() -> list:
             tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
             "changes of norms and biases: with the part that it can.",
         ),
+        io.Combo.Input(
+            "lora_precision",
+            options=list(PRECISIONS),
+            default="fp16",
+            optional=True,
+            advanced=True,
+            tooltip="Of the LoRA file. fp16 halves it and loses least, bf16 is as small, fp32 keeps all that "
+            "was trained. A run that is queued again with another goes on, and saves in that.",
+        ),
+        io.Combo.Input(
+            "optimizer",
+            options=list(OPTIMISERS),
+            default="adamw",
+            optional=True,
+            advanced=True,
+            tooltip="adamw8bit takes a quarter of its memory, for a large rank on a small card. It needs "
+            "bitsandbytes or torchao in ComfyUI's Python.",
+        ),
     ]
 
 
@@ -300,6 +324,8 @@ def config_for(
     seed: int,
     images: int = DistilConfig.images,
     process: Sequence[dict] = (),
+    lora_precision: str = DistilConfig.lora_precision,
+    optimizer: str = DistilConfig.optimizer,
 ) -> DistilConfig:
     """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
     is usual for the model's family.
@@ -322,6 +348,8 @@ def config_for(
         exclude=exclude,
         lr=learning_rate or usual.lr,
         seed=seed,
+        lora_precision=lora_precision,
+        optimizer=optimizer,
     )
 
 

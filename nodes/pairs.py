@@ -300,6 +300,8 @@ class TrainOnPairs(io.ComfyNode):
         layers: str = "*",
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
+        lora_precision: str = "fp16",
+        optimizer: str = "adamw",
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -315,6 +317,8 @@ class TrainOnPairs(io.ComfyNode):
             phases=phases,
             layers=layers,
             seed=seed,
+            lora_precision=lora_precision,
+            optimizer=optimizer,
         )
 
         def drawn_with(denoiser: ComfyDenoiser) -> Data:

@@ -19,6 +19,6 @@ def told(pipe, folder, every, width, changes):
     """A run that sends the updates done after each."""
     torch.set_num_threads(1)
     run = Run(Tiny(width), DistilConfig(**{**SMALL, **changes}))
-    with Job(folder, run, ABOUT, every=every) as job:
+    with Job(folder, run, ABOUT, every, clock=lambda: run.done) as job:
         for _ in job.progress():
             pipe.send(run.done)

@@ -3,7 +3,7 @@
 A model that never writes over what autograd has saved gets a plain graph, at no cost; of one that does, what
 it writes over is copied, and nothing else (`overwrites`). With checkpointing a block is recomputed on copies
 of its inputs (`checkpointing`); a layer whose weights don't stay where it computes is called again with its
-weights fetched anew (`streaming`). `proof` shows that a gradient is right, `saved_bytes` what its graph holds.
+weights fetched anew (`streaming`). `proof` shows that a gradient is right, `saved_bytes` what a graph holds.
 """
 
 import contextlib

@@ -14,6 +14,7 @@ from typing import Any
 from ...diffusion.faults import BadValue
 from ..formats.files import check_folder, save_lora, write_json
 from ..formats.lora_keys import from_diffusers, to_diffusers
+from ..formats.precision import in_precision
 from ..methods.phases import usual_shift
 from ..models.denoiser import Denoiser
 from ..models.families import usual
@@ -100,8 +101,9 @@ def _save(run, out):
     recipe = dataclasses.replace(
         recipe, base="", trained={**recipe.trained, "family": family, "blocks": blocks}
     )
-    save_lora(out / LORA, from_diffusers(tensors, family, blocks), recipe)
-    save_lora(out / FOR_DIFFUSERS, to_diffusers(tensors, family, blocks), recipe)
+    for name, convert in ((LORA, from_diffusers), (FOR_DIFFUSERS, to_diffusers)):
+        converted = in_precision(convert(tensors, family, blocks), run.config.lora_precision)
+        save_lora(out / name, converted, recipe)
 
 
 def resume(out: str | Path, *, show: Show = _silent) -> Run:

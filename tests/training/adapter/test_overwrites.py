@@ -1,4 +1,4 @@
-"""What a model writes over is seen in one call, and copied from then on where it was seen and nowhere else."""
+"""What a model writes over is seen in one call, and copied from then on where it was seen, nowhere else."""
 
 import pytest
 import torch

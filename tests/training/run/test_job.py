@@ -75,7 +75,7 @@ def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(
     for _ in range(40):
         parts, teacher.left = Run(teacher, DistilConfig(**SMALL)), dice.randint(26, 40)
         try:
-            with Job(tmp_path / "parts", parts, ABOUT, every=3) as job:
+            with Job(tmp_path / "parts", parts, ABOUT, 0) as job:
                 for _ in job.progress():
                     pass
             break
@@ -234,7 +234,7 @@ def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkey
 
     monkeypatch.setattr(jobs, "write_tensors", full)
     trained = Run(Tiny(), DistilConfig(**SMALL))
-    with Job(tmp_path, trained, ABOUT, every=3) as job:
+    with Job(tmp_path, trained, ABOUT, 3, clock=lambda: trained.done) as job:
         for _ in job.progress():
             pass
     trained.close()
@@ -313,7 +313,7 @@ def test_nan_without_end_stops_the_run_with_the_last_good_state(tmp_path):
     with pytest.raises(
         ArithmeticError, match="10 updates in a row were not, because the model's output overflowed"
     ):
-        with Job(tmp_path, run, ABOUT, every=1) as job:
+        with Job(tmp_path, run, ABOUT, 1, clock=lambda: run.done) as job:
             for _ in job.progress():
                 pass
     run.close()
