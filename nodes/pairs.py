@@ -16,12 +16,12 @@ from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show
-from .comfy import families, folders, levels, lora_files, session
+from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import latent_of
-from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
+from .distil import HIDDEN, advanced_inputs, config_for, finish, outcome_inputs, outputs, workflow_of
 from .training import FIXED, MEMORY, Order, check, follow_drawing, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
@@ -273,6 +273,7 @@ class TrainOnPairs(io.ComfyNode):
                     tooltip="Same seed, same LoRA on the same machine.",
                 ),
                 *advanced_inputs(),
+                *outcome_inputs(),
             ],
             outputs=outputs(),
             hidden=HIDDEN,
@@ -300,6 +301,7 @@ class TrainOnPairs(io.ComfyNode):
         layers: str = "*",
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
+        residency: str = residency.AUTO,
         lora_precision: str = "fp16",
         optimizer: str = "adamw",
         vae: io.Vae.Type | None = None,
@@ -332,6 +334,7 @@ class TrainOnPairs(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,

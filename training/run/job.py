@@ -46,6 +46,10 @@ WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 COPIES = 12
 METADATA_KEY = "fewstep.state"
 LATER = {"optimizer": "adamw"}  # settings that older runs lack, and what those had
+PART = (
+    "from_percent",
+    "to_percent",
+)  # which a run of the whole way is called nothing by, as before there were
 MOST_TEXT = 2000  # characters of an error that are kept
 
 
@@ -185,7 +189,7 @@ def manifest(config: DistilConfig, about: dict) -> dict:
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not, nor how
     the result is rounded for its file.
     """
-    left_out = {"micro", "checkpointing", "chunk", "lora_precision"}
+    left_out = {"micro", "checkpointing", "chunk", "lora_precision", *(PART if config.is_whole else ())}
     left_out |= {name for name, usual in LATER.items() if getattr(config, name) == usual}
     settings = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
