@@ -97,8 +97,7 @@ class Descent:
         norm = torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         finite = norm.isfinite() and math.isfinite(loss)
         if finite:
-            self.optimiser.param_groups[0]["lr"] = self.config.lr * self._lr_factor()
-            optimisers.step(self.optimiser)
+            optimisers.step(self.optimiser, self.config.lr * self._lr_factor())
             self.lora.written()
         self.optimiser.zero_grad(set_to_none=True)
         if finite:

@@ -28,8 +28,13 @@ def optimiser(name: str, parameters: Sequence[torch.Tensor], lr: float) -> torch
     return torch.optim.AdamW(parameters, lr=lr, fused=fused or None, **OPTIONS)
 
 
-def step(optimiser: torch.optim.Optimizer) -> None:
+def step(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """One step, by no compiler: torchao would compile for each shape of a layer, which takes minutes."""
+    for group in optimiser.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
     with torch.compiler.set_stance("force_eager"):
         optimiser.step()
 
@@ -86,7 +91,7 @@ def restore(
     kept = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = torch.zeros_like(p)
-    step(optimiser)
+    step(optimiser, 0.0)
     optimiser.zero_grad(set_to_none=True)
     with torch.no_grad():
         for p, before in zip(parameters, kept):

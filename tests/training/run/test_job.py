@@ -134,6 +134,81 @@ def program(folder, every=1, width=24, **changes):
         process.join()
 
 
+def test_a_sigterm_saves_the_state_and_ends_the_process(tmp_path):
+    with program(tmp_path, every=10**6, updates=4000) as (process, told):
+        next(done for done in told if done >= 5)
+        process.terminate()
+        seen = []
+        with contextlib.suppress(EOFError):
+            seen.extend(told)
+        process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    done = load_state(tmp_path / STATE)[1]["done"]
+    assert done >= max(seen, default=5) and done < 4000
+    assert json.loads((tmp_path / STATUS).read_text())["state"] == "paused"
+
+
+def test_states_are_written_by_time_and_take_a_small_part_of_it(tmp_path, monkeypatch):
+    """An update takes a second, a state 10: two minutes, then as long as makes that 3 %."""
+    seconds, written, save = [0.0], [], jobs.save_state
+
+    def slow(*args):
+        written.append(seconds[0])
+        seconds[0] += 10
+        return save(*args)
+
+    def update(self):
+        seconds[0] += 1
+        return usual(self)
+
+    usual = Run.update
+    monkeypatch.setattr(jobs, "save_state", slow)
+    monkeypatch.setattr(Run, "update", update)
+    trained = Run(Tiny(), DistilConfig(**{**SMALL, "updates": 900, "method": "reflow"}))
+    with Job(tmp_path, trained, ABOUT, clock=lambda: seconds[0]) as job:
+        for _ in job.progress():
+            pass
+    trained.close()
+    assert written[0] == 120 and written[1] - written[0] == pytest.approx(10 + 10 / jobs.SHARE, abs=1)
+    assert len(written) <= 4 and jobs.EVERY == 120
+
+
+class Ends(Tiny):
+    """Raises at a call with a gradient."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.left = error, 7
+
+    def __call__(self, *args):
+        self.left -= torch.is_grad_enabled()
+        if self.left < 0:
+            raise self.error
+        return super().__call__(*args)
+
+
+@pytest.mark.parametrize(
+    "error, state",
+    [
+        (KeyboardInterrupt(), "paused"),
+        (SystemExit(1), "paused"),
+        (GeneratorExit(), "paused"),
+        (RuntimeError("a layer fell over"), "failed"),
+        (torch.OutOfMemoryError("Allocation on device "), "failed"),
+        (MemoryError(), "failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
+)
+def test_every_way_out_writes_the_state(tmp_path, error, state):
+    ended = Run(Ends(error), DistilConfig(**SMALL))
+    with pytest.raises((type(error), MemoryError)), Job(tmp_path, ended, ABOUT) as job:
+        for _ in job.progress():
+            pass
+    ended.close()
+    assert ended.done and load_state(tmp_path / STATE)[1]["done"] == ended.done
+    assert json.loads((tmp_path / STATUS).read_text())["state"] == state
+
+
 @pytest.mark.slow
 def test_100_steps_at_once_equal_40_a_kill_and_the_rest(tmp_path):
     whole = run(tmp_path / "whole", updates=100)
