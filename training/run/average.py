@@ -53,7 +53,7 @@ class Average:
         for staged, p in zip(self._staged, self.parameters):
             staged.copy_(p, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(self.parameters[0].device))
         self._moving = self._thread.submit(self._move, arrived, weight)
 
     def close(self) -> None:

@@ -85,17 +85,14 @@ def state(optimiser: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) 
 def restore(
     optimiser: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Take over what `state` gave, bit for bit. A step along no gradient makes the places for it."""
+    """Take over what `state` gave, bit for bit. A step of length 0 makes the places for it."""
     if not tensors:
         return
-    kept = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = torch.zeros_like(p)
     step(optimiser, 0.0)
     optimiser.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for p, before in zip(parameters, kept):
-            p.copy_(before)
         for number, parameter in enumerate(parameters):
             for name, value in _parts(optimiser, parameter):
                 saved = tensors[f"{number}.{name}"]
