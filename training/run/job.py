@@ -32,6 +32,7 @@ from ..formats.files import cause, check_folder, read_tensors, write_json, write
 from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
 from .config import DistilConfig
+from .events import MOST, Events, event
 from .progress import Progress
 from .run import Run
 from .status import STATUS, Status, notes_in
@@ -141,9 +142,13 @@ class Job:
 
     def progress(self) -> Iterator[Progress]:
         """The run's `Progress`, with states saved on the way."""
+        if self.resumed:
+            self.log(Message("Went on at update {done}.", done=self.resumed))
         self._write_status("running")
-        done, last, cost = self.run.done, self.clock(), 0.0
+        done, last, cost, events = self.run.done, self.clock(), 0.0, Events(self.run)
         for progress in self.run.progress():
+            for message in events.new():
+                self.log(message)
             began = self.clock()
             if self.run.done > done and began - last >= max(self.every, cost / SHARE):
                 done = self.run.done
@@ -151,6 +156,11 @@ class Job:
                 last = self.clock()
                 cost = last - began
             yield progress
+
+    def log(self, message: Message) -> None:
+        """Note what happened, with the update and the time."""
+        known = self.notes.get("log") or []
+        self.notes["log"] = [*known, event(message, self.run.done, self.now())][-MOST:]
 
     def save(self, state: str, required: bool = True) -> None:
         """Write the run's state. Where the disk refuses: raises OSError when `required`, else logs it."""
@@ -170,6 +180,7 @@ class Job:
             )
             if required:
                 raise BadFile(self.unsaved) from error
+            self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
 
     def _write_status(self, state):
