@@ -98,8 +98,7 @@ class Lora:
         """Within: the layers answer with these weights (a list as `parameters()` gives, on any device), the
         EMA's for instance, and the adapter's own get no gradient. keep: their casts, until the next loan.
         """
-        if len(values) != 2 * len(self.weights):
-            raise ValueError(f"values must hold {2 * len(self.weights)} tensors, got {len(values)}")
+        assert len(values) == 2 * len(self.weights), "an adapter of other layers"
         if self._lent is None or self._lent.values is not values:
             self._lent = Casts(values, self.scale)
         before, self._used = self._used, self._lent

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import nn
 
+from ...diffusion.faults import Failed
 from .checkpointing import replaced
 from .exact_graph import Mark, Saved, exact_graph, storage_of
 
@@ -130,5 +131,5 @@ class _Checked(Saved):
 
     def get(self):
         if self.tensor._version != self.version:
-            raise RuntimeError(f"A tensor that is needed for the gradient was {NOTICED} since it was saved.")
+            raise Failed("A saved tensor was modified by an inplace operation.")
         return self.tensor
