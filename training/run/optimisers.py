@@ -115,7 +115,5 @@ def _parts(optimiser, parameter):
 
 def _same_shape(name, place, saved):
     if place.shape != saved.shape or place.dtype != saved.dtype:
-        raise ValueError(
-            f"{name} must be {place.dtype} {tuple(place.shape)}, got {saved.dtype} {saved.shape}"
-        )
+        raise BadValue("The state of the optimizer must be of the same one, {name} is not.", name=name)
     return place
