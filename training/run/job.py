@@ -225,7 +225,7 @@ def _claim(folder, wanted):
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        theirs = {**found["spec"]["config"], **found["spec"]["about"]}
+        theirs = {**LATER, **found["spec"]["config"], **found["spec"]["about"]}
     except (ValueError, LookupError, TypeError) as error:
         raise BadValue(
             "{file} must be the manifest of a run, and can't be read ({error}). Take another folder.",
@@ -233,7 +233,7 @@ def _claim(folder, wanted):
             error=error,
         ) from error
     if found != wanted:
-        ours = {**wanted["spec"]["config"], **wanted["spec"]["about"]}
+        ours = {**LATER, **wanted["spec"]["config"], **wanted["spec"]["about"]}
         odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
         raise BadValue(
             "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "

@@ -251,6 +251,12 @@ def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
     ):
         pass
     other.close()
+    for options in ({"lr": 1e-3}, {"optimizer": "adamw8bit"}):
+        ours = jobs.manifest(DistilConfig(**SMALL, **options), ABOUT)
+        with pytest.raises(
+            ValueError, match=f"its {next(iter(options))} is .* and not .*{next(iter(options.values()))}"
+        ):
+            jobs._claim(tmp_path, ours)
     run(tmp_path, 4, micro=2)  # how it is cut to fit the memory is nobody's concern
 
 
