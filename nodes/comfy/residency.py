@@ -50,11 +50,17 @@ def choices(model: ModelPatcher, wanted: str, beside: float, budget: float | Non
         return (STREAMED,)
     if wanted != AUTO:
         return (wanted,)
-    management.free_memory(ALL, model.load_device)
+    free_all(model.load_device)
     free = management.get_free_memory(model.load_device) - management.extra_reserved_memory()
     room = free if budget is None else min(free, budget)
     fits = weight_bytes(model.model) + beside <= room
     return (RESIDENT, STREAMED) if fits else (STREAMED,)
+
+
+def free_all(device: torch.device) -> None:
+    """Let the models of a device leave it. The host made them in inference mode, and so they move in it."""
+    with torch.inference_mode():
+        management.free_memory(ALL, device)
 
 
 def patcher_for(model: ModelPatcher, residency: str) -> ModelPatcher:
@@ -73,7 +79,7 @@ def load(patcher: ModelPatcher, residency: str, beside: float) -> None:
     if residency == RESIDENT:
         management.load_models_gpu([patcher], memory_required=ALL, force_full_load=True)
         return
-    management.free_memory(ALL, patcher.load_device)
+    free_all(patcher.load_device)
     management.load_models_gpu([patcher], memory_required=beside)
     for layer in streamed_layers(patcher):
         if not hasattr(layer, "_v") and management.module_size(layer) <= SMALL:
