@@ -15,14 +15,14 @@ ROOT = Path(__file__).parent.parent
 WORKFLOWS = Path(__file__).parent / "nodes" / "workflows"
 
 
-def link_pack(base):
-    """A ComfyUI base directory whose custom_nodes holds this pack alone."""
+def link_pack(base, name="fewstep"):
+    """A ComfyUI base directory whose custom_nodes holds this pack alone, in a folder of that name."""
     (base / "custom_nodes").mkdir(parents=True)
     ignore = shutil.ignore_patterns(
         ".git", ".venv", "node_modules", "__pycache__", "tests", "demo-out", "fit-out", "*.part"
     )
-    shutil.copytree(ROOT, base / "custom_nodes" / "fewstep", ignore=ignore)
-    return base / "custom_nodes" / "fewstep"
+    shutil.copytree(ROOT, base / "custom_nodes" / name, ignore=ignore)
+    return base / "custom_nodes" / name
 
 
 class Server:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for what the tests of this fol
 sys.path.insert(0, str(Path(__file__).parent.parent))  # and those of others too
 
 from comfy_server import Server, link_pack
-from frontend import Frontend
+from frontend import FOLDER, Frontend
 from old_runs import write_runs
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -38,7 +38,7 @@ def chromium(comfyui_folder):
 def comfy(chromium, tmp_path_factory, comfyui_folder):
     """A server of its own, with ComfyUI's frontend, or with the build that FEWSTEP_FRONTEND names."""
     base = tmp_path_factory.mktemp("browser")
-    link_pack(base)
+    link_pack(base, FOLDER)
     build = os.environ.get("FEWSTEP_FRONTEND")
     running = Server(base, comfyui_folder, *(["--front-end-root", build] if build else []))
     yield running

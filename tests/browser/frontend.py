@@ -20,7 +20,8 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
 }
-OURS = ("/extensions/fewstep/", "/fewstep/")
+FOLDER = "ComfyUI-Fewstep"  # as a clone or a zip has it, not as the package is called
+OURS = (f"/extensions/{FOLDER}/", "/fewstep/")
 TAB = '.fewstep-tab-button, [data-testid="fewstep-tab-button"]'  # as older and as newer frontends name it
 READY = "(tab) => !!(window.app?.extensionManager && window.app.graph && document.querySelector(tab))"
 SAME_TYPES = "(types) => String(app.graph.nodes.map((node) => node.type).sort()) === String(types)"
@@ -91,7 +92,7 @@ class Frontend:
         self.leave()
         self.page.set_viewport_size({"width": 1500, "height": height})
         self.server.post("/settings", {**SETTINGS, **settings})
-        asked = f"?template={template}&source=fewstep" if template else ""
+        asked = f"?template={template}&source={FOLDER}" if template else ""
         self.page.goto(f"http://127.0.0.1:{self.server.port}/{asked}")
         self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
         if template:

@@ -38,7 +38,7 @@ DRAWS = """async ([run, points, frames]) => {
     own += performance.now() - begun;
   };
   window.requestAnimationFrame = (call) => {
-    const ours = new Error().stack.includes("/extensions/fewstep/");
+    const ours = new Error().stack.includes("/extensions/ComfyUI-Fewstep/");
     return plain(ours ? timed(call) : call);
   };
   const frame = () => new Promise((done) => plain(done));

@@ -5,6 +5,7 @@ import math
 
 from .. import methods
 from ..formats.lora_keys import FAMILIES
+from ..formats.version import VERSION
 from . import commands
 
 ABOUT_FIT = """\
@@ -30,6 +31,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The whole command line; parsed arguments have `run`, the function of `commands` to call with them."""
     whole = Parser(prog="fewstep", description="Make a diffusion model good in 1 to 8 steps.")
+    whole.add_argument("--version", action="version", version=f"fewstep {VERSION}")
     subparsers = whole.add_subparsers(dest="command", required=True)
     _demo(subparsers)
     _fit(subparsers)

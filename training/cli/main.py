@@ -12,7 +12,7 @@ except ImportError as error:
         raise
     print(
         f"fewstep needs PyTorch, and can't import it ({error}). Install it with "
-        "pip install 'fewstep[standalone]', or as pytorch.org says for your GPU.",
+        "pip install torch, or as pytorch.org says for your GPU.",
         file=sys.stderr,
     )
     sys.exit(2)

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from ...diffusion.faults import BadFile, BadValue
+from . import version
 from .recipe import METADATA_KEY, Recipe
 
 RETRIES = 10  # of a renaming that Windows refuses
@@ -123,7 +124,11 @@ def write_json(path: Name, value: Any) -> Path:
 
 
 def write_tensors(path: Name, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write {name: tensor} as safetensors with {key: text} as metadata, whole or not at all."""
+    """Write {name: tensor} as safetensors with {key: text} as metadata, whole or not at all.
+
+    The version of Fewstep that wrote the file is in the metadata too.
+    """
+    metadata = {version.METADATA_KEY: version.VERSION, **metadata}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write(path, safetensors.torch.save(tensors, metadata=metadata))
 

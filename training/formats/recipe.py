@@ -8,12 +8,13 @@ import json
 import math
 from typing import Any
 
-from ...diffusion.faults import BadValue
+from ...diffusion.faults import BadValue, Message
 from ...diffusion.frozen import normalise
 from ...diffusion.paths import check_sigmas, path
 from ...diffusion.solvers.linear import LinearSolver
 from ...diffusion.step import check_churn
 from .checks import is_number, is_whole
+from .version import VERSION as MADE_BY
 
 METADATA_KEY = "fewstep.recipe"
 VERSION = 2
@@ -31,6 +32,7 @@ class Recipe:
     base          fingerprint of the base model
     errors        RMSE to the converged picture on held-out noise in units of the pictures' deviation, by name
     trained       figures of the run that made it (steps, samples, teacher's cfg, ...), for people to read
+    made_by       the version of Fewstep that made it; "" in files from before it was written down
     Raises ValueError naming the field that is wrong.
     """
 
@@ -45,9 +47,10 @@ class Recipe:
     base: str = ""
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
     trained: dict[str, Any] = dataclasses.field(default_factory=dict)
+    made_by: str = dataclasses.field(default=MADE_BY, compare=False)  # the same recipe, whoever wrote it
 
     def __post_init__(self):
-        for name in ("method", "path", "base"):
+        for name in ("method", "path", "base", "made_by"):
             _check_text(name, getattr(self, name))
         for name in ("errors", "trained"):
             _check_object(name, getattr(self, name))
@@ -115,23 +118,33 @@ class Recipe:
         if not isinstance(value, dict) or "version" not in value:
             raise BadValue("The recipe must be a JSON object with a version.")
         version = value.pop("version")
+        value.setdefault("made_by", "")
         if not is_whole(version) or version not in READABLE:
             raise BadValue(
-                "The recipe must be of version {readable}, got {got!r}. Update Fewstep to read it.",
+                "The recipe must be of version {readable}, got {got!r}{made}. Update Fewstep to read it.",
                 readable=" or version ".join(map(str, reversed(READABLE))),
                 got=version,
+                made=_maker(value["made_by"]),
             )
         if version == 1:
             value = {"coefficients": [], "shift": 1.0, "errors": {}, **value}
         names = {field.name for field in dataclasses.fields(cls)}
         if set(value) != names:
             raise BadValue(
-                "The recipe must have the fields {names}; missing or unknown: {odd}.",
+                "The recipe must have the fields {names}; missing or unknown: {odd}{made}.",
                 names=sorted(names),
                 odd=sorted(set(value) ^ names),
+                made=_maker(value["made_by"]),
             )
         churn = math.inf if value["churn"] == "inf" else value["churn"]
         return cls(**{**value, "churn": churn})
+
+
+def _maker(made_by):
+    """Who made a recipe that can't be read, where it says so."""
+    if made_by in ("", MADE_BY):
+        return ""
+    return Message(" (made by Fewstep {theirs}, this is {ours})", theirs=str(made_by)[:40], ours=MADE_BY)
 
 
 def _check_text(name, value):

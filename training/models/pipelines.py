@@ -35,7 +35,7 @@ def library() -> ModuleType:
         import diffusers
     except ImportError as error:
         raise NotInstalled(
-            "Models in diffusers' format need diffusers ({error}): pip install fewstep[diffusers]",
+            "Models in diffusers' format need diffusers ({error}): pip install diffusers transformers",
             error=error,
         ) from error
     return diffusers

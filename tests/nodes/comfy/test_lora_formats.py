@@ -183,7 +183,7 @@ def test_comfyui_reads_the_diffusers_format_as_the_native_one(host, family, capl
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_lora_trained_on_the_diffusers_model_fits_comfyuis(host, family, caplog):
     """The same architecture on both sides: their layers correspond one to one, in name and shape."""
-    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers")
     model = comfy_model(family)
     native = from_diffusers(trained(diffusers_model(diffusers, family)), family)
     weights, left = patched(model, native, caplog)

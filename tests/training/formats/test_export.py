@@ -15,7 +15,7 @@ from fewstep.training.formats.lora_keys import (
 )
 from fewstep.training.formats.recipe import Recipe
 
-pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
+pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers")
 pytest.importorskip("peft", reason="needs peft: pip install peft")
 from tiny_diffusers import conditionings, module, pipeline, raw
 

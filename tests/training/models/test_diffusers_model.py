@@ -16,8 +16,8 @@ from fewstep.training.models.diffusers_model import DiffusersDenoiser
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run
 
-diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
-pytest.importorskip("transformers", reason="needs transformers: pip install fewstep[diffusers]")
+diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers")
+pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
 from tiny_diffusers import (  # noqa: E402
     DYNAMIC,
     FLOW,

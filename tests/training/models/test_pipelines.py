@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs diffusers: pip install fewstep[diffusers]")
-pytest.importorskip("transformers", reason="needs transformers: pip install fewstep[diffusers]")
+pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers")
+pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
 from fewstep.training.models.diffusers_model import DiffusersDenoiser
 from fewstep.training.models.pipelines import variant_of
 from tiny_diffusers import pipeline
