@@ -9,8 +9,8 @@ import weight_formats as formats
 import zoo
 from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.lora import Lora
-from fewstep.training.run.config import DistilConfig
 from graph import pack
+from small_runs import trained
 
 pytestmark = pytest.mark.comfy
 FAMILY = formats.FAMILY
@@ -28,17 +28,6 @@ FILES = {
     "fp8 scaled, old, full": lambda dtype: formats.scaled("e4m3fn", dtype, old=True, full=True),
 }
 GGUF = ("Q8_0", "Q4_K")
-SETTINGS = {
-    "method": "phased",
-    "steps": 2,
-    "updates": 3,
-    "batch": 2,
-    "images": 2,
-    "image_steps": 2,
-    "rank": 2,
-    "cfg": 2.0,
-    "phases": 1,
-}
 
 
 def of_the_host():
@@ -223,22 +212,6 @@ def gguf_model(folder, kind, computes, dtype):
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
-def trained(host, model, name):
-    """What `training.train` makes of three updates."""
-    order = pack(host, "nodes.training").Order(
-        model=model,
-        positive=zoo.conditioning(FAMILY),
-        negative=zoo.conditioning(FAMILY, 1),
-        latent={"samples": 0 * zoo.latent(FAMILY)},
-        config=DistilConfig(**SETTINGS),
-        memory="auto",
-        name=name,
-        node=None,
-    )
-    with torch.inference_mode():
-        return pack(host, "nodes.training").train(order)
-
-
 def weights_of(host, kind, folder, computes):
     """(MODEL, what its weights stand for) of each kind that is trained on."""
     if kind.startswith("GGUF"):
@@ -274,7 +247,7 @@ KINDS = ["bfloat16", "fp8 e4m3fn", "fp8 fast", "fp8 scaled", "nvfp4", "GGUF Q8_0
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_format_is_trained_on_and_its_lora_loads(host, computes, fp8_card, table, tmp_path, kind):
     model, plain = weights_of(host, kind, tmp_path, computes)
-    made = trained(host, model, "formats")
+    made = trained(host, FAMILY, model, "formats")
     assert len(made.losses["loss"]) == 3 and all(value > 0 for value in made.losses["loss"])
     patched, layers = with_lora(loaded(plain, {}), made.file.name)
     assert layers == len(made.lora) // 3  # the loader takes every key
@@ -356,5 +329,5 @@ def test_a_model_made_of_others_is_trained_on(host, computes, fp8_card, table, t
         assert torch.cosine_similarity(found, exact, dim=0) >= 0.9999
         assert abs(float(found.norm() / exact.norm()) - 1) <= 2e-3
     assert torch.cosine_similarity(figures(host, changed)[0], exact, dim=0) < 0.99  # it is not the base's
-    assert len(trained(host, made, "made").losses["loss"]) == 3
+    assert len(trained(host, FAMILY, made, "made").losses["loss"]) == 3
     assert asked(host, made).isfinite().all()
