@@ -1,4 +1,4 @@
-"""In the real ComfyUI: whatever the machine refuses a run, it ends as is promised, and nothing learnt is lost."""
+"""In the real ComfyUI: whatever the machine refuses, a run ends as is promised and nothing learnt is lost."""
 
 from pathlib import Path
 

@@ -145,6 +145,14 @@ def pack_of(weight):
     return type(weight).__name__ not in ("Parameter", "Tensor") or weight.dtype.itemsize == 1
 
 
+def is_exact(gradient, exact, slack):
+    """slack: of its norm. Blocks that are recomputed add up in another order, and GGUF's pack rounds at other
+    places than its package.
+    """
+    cosine = torch.cosine_similarity(gradient, exact, dim=0)
+    return cosine >= 0.9999 and abs(float(gradient.norm() / exact.norm()) - 1) <= slack
+
+
 def check(host, name, dtype, model, plain, table):
     """The gradient of `model`, sampled once before, against that of the plain weights."""
     import comfy.model_management as management
@@ -156,9 +164,8 @@ def check(host, name, dtype, model, plain, table):
     exact = figures(host, reference)[0]
     table.append(line(name, dtype, gradient, exact, model))
     assert gradient.isfinite().all() and gradient.norm() > 0
-    for found in (gradient, recomputed):
-        assert torch.cosine_similarity(found, exact, dim=0) >= 0.9999
-        assert abs(float(found.norm() / exact.norm()) - 1) <= 2e-3
+    slack = max(1e-4, torch.finfo(dtype).eps)
+    assert is_exact(gradient, exact, slack) and is_exact(recomputed, exact, slack)
     assert same, "teacher and student must compute alike"
     assert base == before  # wherever its weights have been
     assert not management.in_training
@@ -325,9 +332,7 @@ def test_a_model_made_of_others_is_trained_on(host, computes, fp8_card, table, t
     gradient, recomputed, same, base = figures(host, made)
     table.append(line(f"{how} {kind}", FLOAT, gradient, exact, made))
     assert base == own and same
-    for found in (gradient, recomputed):
-        assert torch.cosine_similarity(found, exact, dim=0) >= 0.9999
-        assert abs(float(found.norm() / exact.norm()) - 1) <= 2e-3
+    assert is_exact(gradient, exact, 1e-4) and is_exact(recomputed, exact, 1e-4)
     assert torch.cosine_similarity(figures(host, changed)[0], exact, dim=0) < 0.99  # it is not the base's
     assert len(trained(host, FAMILY, made, "made").losses["loss"]) == 3
     assert asked(host, made).isfinite().all()
