@@ -153,12 +153,14 @@ def write_json(path: Name, value: Any) -> Path:
     return write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_tensors(path: Name, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+def write_tensors(
+    path: Name, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str], signed: bool = True
+) -> Path:
     """Write {name: tensor} as safetensors with {key: text} as metadata, whole or not at all.
 
-    The version of Fewstep that wrote the file is in the metadata too.
+    signed: with the version of Fewstep that wrote the file in the metadata too.
     """
-    metadata = {version.METADATA_KEY: version.VERSION, **metadata}
+    metadata = {version.METADATA_KEY: version.VERSION, **metadata} if signed else metadata
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write(path, safetensors.torch.save(tensors, metadata=metadata))
 
