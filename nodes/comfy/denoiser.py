@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from ...diffusion.faults import BadValue
 from .fingerprints import base_of
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
+from .precision import in_float32
 from .residency import streamed_layers, told
 
 # of a conditioning entry
@@ -83,6 +84,7 @@ class ComfyDenoiser:
         self.model, self.module = patcher.model, patcher.model.diffusion_model
         self.device, self.base = patcher.load_device, base_of(patcher)
         self.weights = told(patcher)  # where they live, in words
+        self.in_float32 = functools.partial(in_float32, patcher)
         self.streamed = functools.partial(streamed_layers, patcher)
         self.free_memory = functools.partial(patcher.get_free_memory, patcher.load_device)
         self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)
