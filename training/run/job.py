@@ -30,6 +30,7 @@ from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
 from ..formats.files import cause, check_folder, read_tensors, write_json, write_tensors
 from ..trajectories import folders
 from .config import DistilConfig
+from .events import MOST, Events, event
 from .progress import Progress
 from .run import Run
 from .status import STATUS, Status, notes_in
@@ -41,6 +42,10 @@ WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES = 12
 METADATA_KEY = "fewstep.state"
+PART = (
+    "from_percent",
+    "to_percent",
+)  # which a run of the whole way is called nothing by, as before there were
 MOST_TEXT = 2000  # characters of an error that are kept
 
 
@@ -128,13 +133,22 @@ class Job:
 
     def progress(self) -> Iterator[Progress]:
         """The run's `Progress`, with states saved on the way."""
+        if self.resumed:
+            self.log(Message("Went on at update {done}.", done=self.resumed))
         self._write_status("running")
-        saved = self.run.done
+        saved, events = self.run.done, Events(self.run)
         for progress in self.run.progress():
+            for message in events.new():
+                self.log(message)
             if self.run.done - saved >= self.every:
                 saved = self.run.done
                 self.save("running", required=False)
             yield progress
+
+    def log(self, message: Message) -> None:
+        """Note what happened, with the update and the time."""
+        known = self.notes.get("log") or []
+        self.notes["log"] = [*known, event(message, self.run.done, self.now())][-MOST:]
 
     def save(self, state: str, required: bool = True) -> None:
         """Write the run's state. Where the disk refuses: raises OSError when `required`, else logs it."""
@@ -154,6 +168,7 @@ class Job:
             )
             if required:
                 raise BadFile(self.unsaved) from error
+            self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
 
     def _write_status(self, state):
@@ -171,7 +186,8 @@ def _told(error):
 
 def manifest(config: DistilConfig, about: dict) -> dict:
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in ("micro", "checkpointing", "chunk")}
+    left_out = ("micro", "checkpointing", "chunk", *(PART if config.is_whole else ()))
+    settings = {k: v for k, v in config.to_dict().items() if k not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
 
 
