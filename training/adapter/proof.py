@@ -155,8 +155,8 @@ class _Case:
             )
         return NotFinite(
             "The gradient must be that of the values which the layers computed with, and is off by "
-            "{error:.2g} of its size: something writes over them before the backward pass, where PyTorch does "
-            "not see it. Take off what changes the model's attention or compiles it.",
+            "{error:.2g} of its size: something writes over them before the backward pass, where PyTorch "
+            "does not see it. Take off what changes the model's attention or compiles it.",
             error=error,
         )
 
