@@ -181,6 +181,7 @@ class Distil(io.ComfyNode):
             workflow=workflow_of(cls.hidden),
             vae=vae,
             warm=lora_files.tensors(start_from, model),
+            lower_rank=not rank,
             data=None if pictures is None else data,
         )
         return finish(train(order))

@@ -313,6 +313,7 @@ class TrainOnPairs(io.ComfyNode):
             vae=vae,
             data=drawn_with,
             warm=lora_files.tensors(start_from, model),
+            lower_rank=not rank,
         )
         return finish(train(order))
 
