@@ -1,4 +1,4 @@
-"""The README's table and picture: `fewstep demo` for both teachers, from a seed.
+"""The first table of docs/results.md and the README's picture: `fewstep demo` for both teachers, from a seed.
 
     python benchmarks/demo.py [--teacher flow|epsilon] [--out benchmarks/results]
 

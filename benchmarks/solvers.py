@@ -258,7 +258,9 @@ def show_table(title, rows, figure, counts):
 
 
 def summary(rows):
-    """The README's tables: our error as a share of the best pair's in hindsight; how often it is no worse."""
+    """The tables of docs/results.md: our error as a share of the best pair's in hindsight; how often it is no
+    worse.
+    """
     counts = sorted({row["nfe"] for row in rows})
     for kind, title in TITLES.items():
         those = [row for row in rows if row["kind"] == kind]

@@ -45,12 +45,16 @@ def plan(
     mode: str = "each step",
     start: float = 0.0,
     end: float = 1.0,
+    highest: float | None = None,
 ) -> list[Move]:
     """The moves of a run; the arguments are those of `samplers.sample`.
 
+    highest: the level that "raise first" never goes beyond, None for sigmas[0]; the second part of a run that
+    was split gives where the run began, or the model's largest.
+
     each step     every step over-shoots by `churn` of its lambda-length and is noised back (`step.py`)
     raise first   the same share of noise is added before the step: lambda falls by churn times the step's
-                  lambda-length, but not below that of sigmas[0] (EDM, Karras et al. 2022, arXiv:2206.00364,
+                  lambda-length, but not below that of `highest` (EDM, Karras et al. 2022, arXiv:2206.00364,
                   algorithm 2, gamma = e^(c h) - 1)
     restart       the steps in [start, end) are run, noised back up and run again, `churn` times (a whole
                   number): each repetition costs its steps' model calls (Xu et al. 2023, arXiv:2306.14878,
@@ -66,7 +70,7 @@ def plan(
         return [Move(t, t, s, k if on else 0.0) for t, s, k, on in zip(levels, levels[1:], shares, inside)]
     if mode == "raise first":
         return [
-            Move(t, raised(path, t, s, churn, levels[0]) if on else t, s)
+            Move(t, raised(path, t, s, churn, highest or levels[0]) if on else t, s)
             for t, s, on in zip(levels, levels[1:], inside)
         ]
     return _restarts(levels, inside, int(churn))

@@ -15,6 +15,7 @@ given as a process.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -35,6 +36,7 @@ __all__ = [
     "Denoiser",
     "Move",
     "Noise",
+    "RowNoise",
     "State",
     "batch_noise",
     "check_noising",
@@ -81,7 +83,7 @@ def sample(
     start: float = 0.0,
     end: float = 1.0,
     s_noise: float = 1.0,
-    noise: Noise | None = None,
+    noise: "Noise | RowNoise | None" = None,
 ) -> Iterator[State]:
     """Yield a `State` a step, from x (B, ...) at sigmas[0] to the last entry.
 
@@ -96,7 +98,7 @@ def sample(
                 (sigma, sigma_next) -> number
     start, end  shares of the run between which noise is added
     s_noise     standard deviation of the fresh noise; other than 1 it leaves the path on purpose
-    noise       x -> z draws fresh unit noise; called only where it is needed
+    noise       x -> z draws fresh unit noise, or a `RowNoise`; called only where it is needed
     Raises ValueError, before the model is called, for a grid that is no grid, an option out of range, or
     noise that is needed and not given.
     """
@@ -135,11 +137,12 @@ def follow(
     order: int | str = 1,
     corrector: bool = False,
     s_noise: float = 1.0,
-    noise: Noise | None = None,
+    noise: "Noise | RowNoise | None" = None,
 ) -> Iterator[State]:
     """`sample` along the moves of a `plan`: a state for each."""
     if path.linear:
-        steps = [_LinearStep(c, noise, s_noise) for c in coefficients(moves, path, order, corrector)]
+        numbers = coefficients(moves, path, order, corrector)
+        steps = [_LinearStep(c, _at(noise, move), s_noise) for c, move in zip(numbers, moves)]
     else:
         steps = _transitions(moves, path, order, noise, s_noise)
     held = []
@@ -168,7 +171,7 @@ def solve(
     start: float = 0.0,
     end: float = 1.0,
     s_noise: float = 1.0,
-    noise: Noise | None = None,
+    noise: "Noise | RowNoise | None" = None,
 ) -> torch.Tensor:
     """The last state of `sample`, whose arguments these are: the image, when the grid ends at 0."""
     run = sample(
@@ -342,13 +345,9 @@ class _TransitionStep(NamedTuple):
 
 def _transitions(moves, process, order, noise, s_noise):
     """A `_TransitionStep` for every move."""
-
-    def scaled(x):
-        return noise(x) * s_noise
-
-    fresh = noise if s_noise == 1 or noise is None else scaled
     past = []
     for move in moves:
+        fresh = _scaled(_at(noise, move), s_noise)
         shares, two_stage = [1.0], False
         if order != 1:
             ends = torch.tensor([move.sigma, move.sigma_next], dtype=torch.float64)
@@ -365,23 +364,67 @@ def _transitions(moves, process, order, noise, s_noise):
 # ---- noise -----------------------------------------------------------------------------------------
 
 
-def batch_noise(seed: int, begin: float = 0.0) -> Noise:
+def batch_noise(seed: int) -> Noise:
     """`noise(x)` from its own generators, seeded from `seed`; splitting the batch changes no sample.
 
-    Sample b draws from a generator whose seed is a hash of (seed, b, begin), on the CPU: results do not
-    depend on device or batch size, and repeat neither the starting noise that a host draws from `seed` nor,
-    with the run's first sigma as `begin`, the noise of the other part of a run that was split.
+    Sample b draws from a generator whose seed is a hash of (seed, b), on the CPU: results do not depend on
+    device or batch size, and do not repeat the starting noise that a host draws from `seed`.
     """
     generators = []
 
-    def seeded(b):
-        name = f"{int(seed)} {b} {float(begin):.6g}".encode()
-        digest = hashlib.blake2b(name, digest_size=4).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-
     def noise(x):
         while len(generators) < x.shape[0]:
-            generators.append(seeded(len(generators)))
-        return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators[: x.shape[0]]]).to(x)
+            generators.append(_generator(f"{int(seed)} {len(generators)} 0".encode()))
+        return _drawn(generators, x)
 
     return noise
+
+
+class RowNoise:
+    """Fresh noise that belongs to a row and a level: `at(level)` is the noise of the step from there.
+
+    It is drawn on the CPU from a generator whose seed is a hash of (the row's key, level, how often the run
+    has come there): neither the rest of the batch nor the steps before count, so that a row alone, and each
+    part of a run that is split, draw what the whole does.
+
+    keys   one for each row, in any bytes; rows with the same key get the same noise
+    scale  what the noise is multiplied by
+    """
+
+    def __init__(self, keys: Sequence[bytes], scale: float = 1.0):
+        self.keys, self.scale = keys, scale
+        self._visits = Counter()
+
+    def at(self, level: float) -> Noise:
+        """`noise(x)` of one step from that level; a level that the run comes back to gets other noise."""
+        place, generators = f"{float(level):.6g}", []
+        name = f" {place} {self._visits[place]}".encode()
+        self._visits[place] += 1
+
+        def noise(x):
+            if not generators:
+                generators.extend(_generator(key + name) for key in self.keys)
+            return self.scale * _drawn(generators, x)
+
+        return noise
+
+
+def _at(noise: Noise | RowNoise | None, move: Move) -> Noise | None:
+    """The noise of one move."""
+    return noise.at(move.sigma_from) if isinstance(noise, RowNoise) else noise
+
+
+def _scaled(noise: Noise | None, scale: float) -> Noise | None:
+    """Noise of that standard deviation."""
+    return noise if noise is None or scale == 1 else lambda x: noise(x) * scale
+
+
+def _generator(name: bytes) -> torch.Generator:
+    """A generator whose seed is a hash of the name."""
+    digest = hashlib.blake2b(name, digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _drawn(generators: Sequence[torch.Generator], x: torch.Tensor) -> torch.Tensor:
+    """Unit noise like x, each row from its own generator."""
+    return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators[: len(x)]]).to(x)

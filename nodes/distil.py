@@ -15,6 +15,7 @@ from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
 from .comfy import families, lora_files
 from .comfy.denoiser import ComfyDenoiser
+from .comfy.guider_teacher import cfg_of
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
@@ -41,80 +42,7 @@ class Distil(io.ComfyNode):
             "models/loras with its recipe inside.",
             search_aliases=["train", "lcm", "consistency", "reflow", "lora", "fewstep"],
             is_output_node=True,
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to make few-step: checkpoint, merge, or with LoRAs applied."
-                ),
-                io.Conditioning.Input(
-                    "positive",
-                    tooltip="Prompts to train on; each conditioning entry is one prompt (join more "
-                    "with Conditioning Combine, or use Prompts for Distilling).",
-                ),
-                io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt that the teacher's guidance uses."
-                ),
-                io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Decodes the preview; without it the preview is only the curves.",
-                ),
-                io.Latent.Input(
-                    "pictures",
-                    optional=True,
-                    tooltip="A batch of your own encoded pictures to learn on, in the order of the "
-                    "prompts. Without it the model draws its own. For the consistency methods.",
-                ),
-                PROCESS.Input(
-                    "process",
-                    optional=True,
-                    tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired "
-                    "pictures or on the model's own. Use it with Restore (Few-Step).",
-                ),
-                io.Combo.Input(
-                    "method",
-                    options=["auto", *methods.names()],
-                    default="auto",
-                    tooltip="auto: phased consistency, or consistency where pictures are wired.",
-                ),
-                io.Int.Input(
-                    "steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="The guidance that you use with this model today; 0: what is usual for its "
-                    "family. The LoRA has it built in.",
-                ),
-                io.Combo.Input(
-                    "quality",
-                    options=list(QUALITY),
-                    default="standard",
-                    tooltip="How long to train: quick to try, standard, best for overnight.",
-                ),
-                io.Combo.Input(
-                    "memory",
-                    options=list(MEMORY),
-                    default="auto",
-                    tooltip="What the run may take. It is worked out before anything long begins.",
-                ),
-                io.String.Input(
-                    "name", default="fewstep", tooltip="Name of the LoRA file; a number is added."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=FIXED,
-                    tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
-                    "a run goes on where it stopped; another seed begins a new one.",
-                ),
-                *advanced_inputs(),
-            ],
+            inputs=_inputs(),
             outputs=outputs(),
             hidden=HIDDEN,
         )
@@ -140,9 +68,11 @@ class Distil(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
+        guider: io.Guider.Type | None = None,
     ) -> io.NodeOutput:
         if process is not None:
             method = "restoration"
@@ -157,7 +87,7 @@ class Distil(io.ComfyNode):
             model,
             method=method,
             steps=steps,
-            cfg=cfg,
+            cfg=cfg if guider is None else max(1.0, cfg_of(guider)),
             updates=updates or usual_updates,
             images=images,
             batch=batch,
@@ -180,11 +110,90 @@ class Distil(io.ComfyNode):
             prompt=cls.hidden.prompt,
             workflow=workflow_of(cls.hidden),
             vae=vae,
-            warm=lora_files.tensors(start_from, model),
-            lower_rank=not rank,
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
+            lower_rank=not rank and start_from == lora_files.NONE,
             data=None if pictures is None else data,
+            guider=guider,
         )
         return finish(train(order))
+
+
+def _inputs() -> list:
+    return [
+        io.Model.Input(
+            "model", tooltip="The model to make few-step: checkpoint, merge, or with LoRAs applied."
+        ),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="Prompts to train on; each conditioning entry is one prompt (join more "
+            "with Conditioning Combine, or use Prompts for Distilling).",
+        ),
+        io.Conditioning.Input("negative", tooltip="The negative prompt that the teacher's guidance uses."),
+        io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Decodes the preview; without it the preview is only the curves.",
+        ),
+        io.Latent.Input(
+            "pictures",
+            optional=True,
+            tooltip="A batch of your own encoded pictures to learn on, in the order of the "
+            "prompts. Without it the model draws its own. For the consistency methods.",
+        ),
+        PROCESS.Input(
+            "process",
+            optional=True,
+            tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired "
+            "pictures or on the model's own. Use it with Restore (Few-Step).",
+        ),
+        io.Combo.Input(
+            "method",
+            options=["auto", *methods.names()],
+            default="auto",
+            tooltip="auto: phased consistency, or consistency where pictures are wired.",
+        ),
+        io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
+        io.Float.Input(
+            "cfg",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="The guidance that you use with this model today; 0: what is usual for its "
+            "family. The LoRA has it built in.",
+        ),
+        io.Combo.Input(
+            "quality",
+            options=list(QUALITY),
+            default="standard",
+            tooltip="How long to train: quick to try, standard, best for overnight.",
+        ),
+        io.Combo.Input(
+            "memory",
+            options=list(MEMORY),
+            default="auto",
+            tooltip="What the run may take. It is worked out before anything long begins.",
+        ),
+        io.String.Input("name", default="fewstep", tooltip="Name of the LoRA file; a number is added."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=FIXED,
+            tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
+            "a run goes on where it stopped; another seed begins a new one.",
+        ),
+        *advanced_inputs(),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip="Another teacher than the model at its cfg: any guider, with whatever guidance, "
+            "ControlNets or regions it has. The LoRA has them built in. Each prompt takes the "
+            "place of its positive. Not for the method consistency.",
+        ),
+    ]
 
 
 def advanced_inputs() -> list:
@@ -252,7 +261,16 @@ def advanced_inputs() -> list:
             default=lora_files.NONE,
             optional=True,
             advanced=True,
-            tooltip="Begin with this LoRA's weights, a public accelerator's for instance.",
+            tooltip="Begin with this LoRA's weights, a public accelerator's for instance: any file that the "
+            "LoRA loader takes (LoRA, LoHa, LoKr, DoRA, OFT, ...).",
+        ),
+        io.Boolean.Input(
+            "start_partly",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
+            "changes of norms and biases: with the part that it can.",
         ),
     ]
 

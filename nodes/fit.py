@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Any
 
+import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io
@@ -16,7 +17,7 @@ from ..training.run.fitting import FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
 from .comfy.decoding import decode
-from .comfy.guider_teacher import Prompts, Teacher
+from .comfy.guider_teacher import Teacher, prompted
 from .comfy.latents import latent_of
 from .compare import step_counts
 from .training import FIXED
@@ -235,10 +236,10 @@ def guider_of(
             "set cfg to 1.",
             cfg=cfg,
         )
-    made = Prompts(model)
+    made = comfy.samplers.CFGGuider(model)
     made.set_conds(positive, negative or [])
     made.set_cfg(cfg)
-    return made
+    return prompted(made, positive)
 
 
 def _and(some: str | Message, other: str) -> Message:

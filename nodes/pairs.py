@@ -1,14 +1,14 @@
 """Reflow Pairs and Train on Pairs: the two stages of reflow, for those who want them one by one."""
 
-from collections.abc import Iterator
+import contextlib
+import functools
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
+from ..diffusion.paths import path as path_of
 from ..diffusion.schedules.grids import grid, shifted
 from ..training import methods
 from ..training.formats.files import check_folder, file_stem, free_name
@@ -16,12 +16,13 @@ from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show
-from .comfy import families, folders, lora_files, session
+from .comfy import families, folders, levels, lora_files, session
 from .comfy.denoiser import ComfyDenoiser
-from .comfy.fingerprints import digest, patches_of
+from .comfy.fingerprints import base_of, digest, patches_of
+from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import latent_of
 from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
-from .training import FIXED, MEMORY, Order, check, train
+from .training import FIXED, MEMORY, Order, check, follow_drawing, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
 USUAL = "rectified-diffusion"
@@ -86,6 +87,13 @@ class ReflowPairs(io.ComfyNode):
                     advanced=True,
                     tooltip="Pictures drawn at once. Lower it when memory runs out.",
                 ),
+                io.Guider.Input(
+                    "guider",
+                    optional=True,
+                    tooltip="Draws the pictures in the place of the model at its cfg: any guider, with "
+                    "whatever guidance, ControlNets or regions it has. Each prompt takes the place of its "
+                    "positive.",
+                ),
             ],
             outputs=[PAIRS.Output(display_name="PAIRS"), io.String.Output(display_name="file")],
             hidden=[io.Hidden.unique_id],
@@ -104,8 +112,11 @@ class ReflowPairs(io.ComfyNode):
         name: str,
         seed: int,
         chunk: int = 4,
+        guider: io.Guider.Type | None = None,
     ) -> io.NodeOutput:
         cfg, node = cfg or families.family(model).cfg, cls.hidden.unique_id
+        if guider is not None:
+            cfg = max(1.0, cfg_of(guider))
         if cfg < 1:
             raise BadValue("cfg must be 1 or more, or 0 for what is usual, got {got:g}.", got=cfg)
         check(model, positive, negative, name)
@@ -113,58 +124,68 @@ class ReflowPairs(io.ComfyNode):
         folder, stem = folders.of_output(FOLDER), file_stem(name)
         size = 8 * count * empty[:1].numel() + (1 << 20)
         check_folder(folder, size, free_name(folder, stem, SUFFIX).name)
-        patches, prompts = patches_of(model, model.model_options), digest([positive, negative[0]])
-        beside = model.model.memory_required([2 * chunk, *empty.shape[1:]])
-        with session.training_session(model, beside=beside) as patcher, torch.no_grad():
-            denoiser = ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
-            sigmas = grid("uniform", steps, shifted(denoiser.sigma_of, families.shift(model)), denoiser.path)
+        sampling = model.get_model_object("model_sampling")
+        path = levels.path_of(sampling)
+        sigmas = grid("uniform", steps, shifted(levels.sigma_of(sampling), families.shift(model)), path)
+        shape = tuple(empty.shape[1:])
+        with contextlib.ExitStack() as stack:
+            if guider is not None:
+                teacher = taught_by(guider, model, positive, shape, sigmas)
+            else:
+                beside = model.model.memory_required([2 * chunk, *shape])
+                patcher = stack.enter_context(session.training_session(model, beside=beside))
+                stack.enter_context(torch.no_grad())
+                denoiser = ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
+                teacher = Guided(InParts(denoiser, chunk), cfg)
+                teacher.identity |= {
+                    "patches": patches_of(model, model.model_options),
+                    "conditioning": digest([positive, negative[0]]),
+                }
             spec = CacheSpec(
-                model=denoiser.base,
-                patches=patches,
-                conditioning=prompts,
-                conditions=denoiser.conditions,
-                guidance=f"CFG {cfg:g}",
-                path=denoiser.path.name,
-                shape=tuple(denoiser.shape),
+                **teacher.identity,
+                conditions=teacher.conditions,
+                path=path.name,
+                shape=shape,
                 kept=(0, steps),
                 sigmas=tuple(sigmas.tolist()),
-                noise_scale=denoiser.noise_scale,
+                noise_scale=teacher.noise_scale,
                 seed=seed,
                 predictions=False,
             )
-            cache = TrajectoryCache(folders.of_user("trajectories"), spec)
-            try:  # what was drawn before a cancel is not drawn again
-                _progress(cache.build(Guided(InParts(denoiser, chunk), cfg), count), node)
-                start, images = cache.read(count)[0].unbind(1)
-                data = Data(
-                    images=images,
-                    condition=cache.conditions(count),
-                    noise=pair_noise(start, images, denoiser.path, sigmas[0]),
-                )
-            finally:
-                cache.close()
+            data = _drawn(TrajectoryCache(folders.of_user("trajectories"), spec), teacher, count, node)
         about = {
-            "base": denoiser.base,
-            "path": denoiser.path.name,
-            "patches": patches,
+            "base": base_of(model),
+            "path": path.name,
+            "patches": teacher.identity["patches"],
             "conditioning": digest(positive),
-            "conditions": denoiser.conditions,
+            "conditions": teacher.conditions,
             "cfg": cfg,
+            "guidance": teacher.identity["guidance"],
             "steps": steps,
             "seed": seed,
         }
-        path = save_pairs(free_name(folder, stem, SUFFIX), data, about)
-        saved = Message("Saved {file}", file=path.name)
+        file = save_pairs(free_name(folder, stem, SUFFIX), data, about)
+        saved = Message("Saved {file}", file=file.name)
         show.say(node, saved)
-        return io.NodeOutput((data, about), path.name, ui={"text": (saved,)})
+        return io.NodeOutput((data, about), file.name, ui={"text": (saved,)})
 
 
-def _progress(shares: Iterator[float], node: str | None) -> None:
-    """Run to the end with the bar, or until the user cancels."""
-    bar = comfy.utils.ProgressBar(1000, node_id=node)
-    for share in shares:
-        bar.update_absolute(round(1000 * share), 1000)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+def _drawn(cache: TrajectoryCache, teacher: Guided | Teacher, count: int, node: str | None) -> Data:
+    """The pairs that the teacher draws; what was drawn before a cancel is not drawn again."""
+    spec = cache.spec
+    sigmas = torch.tensor(spec.sigmas, dtype=torch.float64)
+    work = functools.partial(follow_drawing, cache.build(teacher, count), node)
+    try:
+        if isinstance(teacher, Teacher):
+            teacher.run(work, sigmas)
+        else:
+            work()
+        with torch.inference_mode(False):  # they are trained on
+            start, images = cache.read(count)[0].unbind(1)
+            noise = pair_noise(start, images, path_of(spec.path), sigmas[0])
+            return Data(images=images, condition=cache.conditions(count), noise=noise)
+    finally:
+        cache.close()
 
 
 class LoadPairs(io.ComfyNode):
@@ -278,6 +299,7 @@ class TrainOnPairs(io.ComfyNode):
         phases: int = 0,
         layers: str = "*",
         start_from: str = lora_files.NONE,
+        start_partly: bool = False,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -312,8 +334,8 @@ class TrainOnPairs(io.ComfyNode):
             workflow=workflow_of(cls.hidden),
             vae=vae,
             data=drawn_with,
-            warm=lora_files.tensors(start_from, model),
-            lower_rank=not rank,
+            warm=lora_files.tensors(start_from, model, config.rank, start_partly),
+            lower_rank=not rank and start_from == lora_files.NONE,
         )
         return finish(train(order))
 

@@ -22,7 +22,7 @@ from ..training.formats.files import load_lora
 from ..training.formats.recipe import Recipe
 from ..training.methods.restoration import Seen, restore, times_for
 from . import recipes
-from .comfy import levels, lora_files
+from .comfy import fresh_noise, levels, lora_files
 from .comfy.decoding import decode
 from .comfy.latents import latent_of
 from .sampling import last_of
@@ -30,7 +30,6 @@ from .training import FIXED
 
 PROCESS = io.Custom("FEWSTEP_PROCESS")
 STRIP = 8  # pictures of a strip, at most
-FRESH = 1.0  # tells the noise that restoring draws from what destroyed the picture with the same seed
 
 
 TIPS = {
@@ -172,9 +171,11 @@ def sample_process(
     destroyed: torch.Tensor,
     kappa: float,
     amount: float,
+    keys: Sequence[bytes] | None = None,
 ) -> torch.Tensor:
     """`training.run.restoration.restore` in the signature of ComfyUI's sampler functions, from `destroyed`
-    (model space) in the place of x. Sigmas of one level are no step: x is returned.
+    (model space) in the place of x; keys: of each row's fresh noise, None for the host's seed and its place.
+    Sigmas of one level are no step: x is returned.
     """
     if len(sigmas) < 2:
         return x
@@ -182,7 +183,8 @@ def sample_process(
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     seen = Seen(process, levels.path_of(sampling), levels.sigma_of(sampling))
     steps, x = len(sigmas) - 1, destroyed.to(x)
-    fresh = samplers.batch_noise(extra_args.get("seed") or 0, FRESH)
+    usual = fresh_noise.numbered(extra_args.get("seed") or 0, None, len(x))
+    fresh = samplers.RowNoise(keys or usual).at(0.0)
 
     def call(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return model(x, sigma, **extra_args)
@@ -295,7 +297,13 @@ class Restore(io.ComfyNode):
             process, usual = process or recipe.trained["process"], len(recipe.sigmas) - 1
         made, samples = processes.process_of(process), latent_of(loaded, latent)
         destroyed = _filled(made, loaded.model.process_latent_in(samples), latent.get("noise_mask"))
-        options = {"process": made, "destroyed": destroyed, "kappa": renew, "amount": amount}
+        options = {
+            "process": made,
+            "destroyed": destroyed,
+            "kappa": renew,
+            "amount": amount,
+            "keys": fresh_noise.numbered(seed, latent.get("batch_index"), len(samples)),
+        }
         sigmas = _levels(made, loaded, amount * times_for(steps or usual))
         out = comfy.sample.sample_custom(
             loaded,

@@ -15,7 +15,7 @@ from ..diffusion.schedules import auto, grids
 from ..diffusion.solvers import linear
 from ..diffusion.step import share_of
 from ..training.formats.recipe import Recipe
-from .comfy import levels
+from .comfy import fresh_noise, levels
 from .server import messages
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
@@ -40,9 +40,9 @@ def sample(
 ) -> torch.Tensor:
     """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions.
 
-    order "auto": what `diffusion.schedules.auto` chooses. gamma: TCD's, in the model's own time. Noise comes
-    from generators of its own, seeded from the host's seed, one for each picture of the batch. Sigmas of one
-    level, what Split Sigmas leaves after the last step, are no step: x is returned, as by the host's own.
+    order "auto": what `diffusion.schedules.auto` chooses. gamma: TCD's, in the model's own time. Fresh noise
+    belongs to each picture's own starting noise and to the level (`comfy.fresh_noise`). Sigmas of one level,
+    what Split Sigmas leaves after the last step, are no step: x is returned, as by the host's own.
     """
     if len(sigmas) < 2:
         return x
@@ -57,19 +57,21 @@ def sample(
         order, corrector = solver["order"], solver["corrector"]
     if gamma is not None:
         kappa = tcd_share(gamma, path, levels.sigma_of(sampling))
-    fresh = samplers.batch_noise(extra_args.get("seed") or 0, grid[0])
-    scale = levels.noise_scale_of(sampling)
-
-    def noise(x: torch.Tensor) -> torch.Tensor:
-        return scale * fresh(x)
-
     samplers.check_order(order, s_noise)
-    moves = samplers.plan(grid, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end)
+    first, last = (float(level) for level in (sigmas[0], sigmas[-1]))
+    keys = fresh_noise.keys_of(model, x, first, extra_args.get("seed") or 0)
+    noise = samplers.RowNoise(keys.rows, levels.noise_scale_of(sampling))
+    highest = keys.began or float(sampling.sigma_max)
+    moves = samplers.plan(
+        grid, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end, highest=highest
+    )
     denoiser = _denoiser(model, x, extra_args)
     run = samplers.follow(
         denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise
     )
-    return last_of(run, x, len(moves), len(grid) - 2, callback, disable)
+    x = last_of(run, x, len(moves), len(grid) - 2, callback, disable)
+    fresh_noise.leave(x, last, keys)
+    return x
 
 
 def _denoiser(model: Any, x: torch.Tensor, extra_args: dict) -> Callable[[torch.Tensor, float], torch.Tensor]:

@@ -112,7 +112,9 @@ class Schedule(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. "
-                    "Few steps gain from it; 3 is what Distil Few-Step LoRA uses.",
+                    "Few steps gain from it. Distil Few-Step LoRA uses 3 in all: 3 here for Stable "
+                    "Diffusion 1.5, 2 and SDXL, 1 for models that have a shift of 3 or more themselves (SD3, "
+                    "Flux, Wan).",
                 ),
                 io.Float.Input(
                     "denoise",

@@ -4,7 +4,8 @@ It is saved as it goes, and resumed when the same is queued again.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,25 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message, NoMemory
+from ..training import methods
 from ..training.formats.files import check_folder, file_stem, free_name, load_lora
+from ..training.methods.phases import Phases
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
 from ..training.run.memory import BUDGETS, Plan, beside_weights, plan, staying
 from ..training.run.run import Run
+from ..training.run.source import Cache, wanted
+from ..training.trajectories.cache import LIMIT
 from ..training.trajectories.data import Data
+from ..training.trajectories.sampling import teacher_cache
 from . import show
 from .comfy import folders, levels, residency, session
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser, check_supported
 from .comfy.fingerprints import digest, patches_of
+from .comfy.guider_teacher import taught_by
 from .comfy.latents import latent_of
 from .server.live import SHOWN, Live, ended
 
@@ -41,6 +48,8 @@ FIXED = io.ControlAfterGenerate.fixed
 class Order:
     """What a node was asked for.
 
+    guider     what teaches in the place of the model at its guidance, or None
+    taught     (folder, identity) of the trajectories that it drew, once it has
     residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
@@ -63,6 +72,8 @@ class Order:
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
     lower_rank: bool = False
+    guider: Any = None
+    taught: Cache | None = None
 
     @property
     def budget(self) -> float | None:
@@ -99,9 +110,29 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
     file_stem(name)
 
 
+def _check_guided(order: Order) -> None:
+    """Raise ValueError where what is asked for can't be learnt from a guider."""
+    method = methods.get(order.config.method)
+    if method.asks_teacher:
+        cached = [name for name in methods.names(None) if not methods.get(name).asks_teacher]
+        raise BadValue(
+            "method must be one of {methods} where a guider is wired, got {got}, which asks the teacher at "
+            "every update. Choose one that learns from what the guider drew, or unwire it.",
+            methods=cached,
+            got=method.name,
+        )
+    if order.config.restores and order.data is not None:
+        raise BadValue(
+            "guider must not be wired where a restorer learns from your own pictures: nothing is drawn. "
+            "Unwire one or the other."
+        )
+
+
 def train(order: Order) -> Trained:
     """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel."""
     check(order.model, order.positive, order.negative, order.name)
+    if order.guider is not None:
+        _check_guided(order)
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
     latent = latent_of(order.model, order.latent)
@@ -121,14 +152,61 @@ def train(order: Order) -> Trained:
             "data": digest([data.images, data.condition, data.noise]) if data else "",
             "warm": digest(order.warm) if order.warm else "",
         }
+        if order.taught:
+            about["taught"] = order.taught[1]
         planned = _plan(order, patcher, denoiser, data)
-        if planned is not None:
+        ready = order.guider is None or order.taught is not None
+        if planned is not None and ready:
             # caches are the same for all seeds
             identity = {"patches": patches, "conditioning": prompts, "seed": 0}
-            cache = None if data else (folders.of_user("trajectories"), identity)
-            run = Run(denoiser, planned.applied(order.config), cache=cache, data=data, warm=order.warm)
+            own = None if data else (folders.of_user("trajectories"), identity)
+            config = planned.applied(order.config)
+            run = Run(denoiser, config, cache=order.taught or own, data=data, warm=order.warm)
             return _trained(run, about, folder, order)
-    return train(dataclasses.replace(order, residency=residency.STREAMED))
+    if planned is None:
+        return train(dataclasses.replace(order, residency=residency.STREAMED))
+    return train(dataclasses.replace(order, taught=_drawn(order, latent.shape[1:], data)))
+
+
+def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
+    """(folder, identity) of what the guider drew for the run; what is there already is not drawn again. The
+    student is not loaded meanwhile.
+    """
+    config, sampling = order.config, order.model.get_model_object("model_sampling")
+    on_the_grid = methods.get(config.method).on_the_grid
+    phases = Phases(config, levels.path_of(sampling), levels.sigma_of(sampling), on_the_grid)
+    teacher = taught_by(order.guider, order.model, order.positive, shape, phases.fine)
+    identity = {**teacher.identity, "seed": 0}
+    cache = teacher_cache(
+        teacher,
+        cfg=teacher.cfg,
+        sigmas=phases.fine,
+        kept=phases.kept,
+        count=wanted(config, data),
+        seed=0,
+        folder=folders.of_user("trajectories"),
+        identity=identity,
+    )
+    if cache is None:
+        raise BadValue(
+            "The guider's trajectories must fit into the {limit} that are kept on disk, and don't. Choose a "
+            "lower quality or a smaller latent.",
+            limit=gib(LIMIT),
+        )
+    try:
+        work = functools.partial(follow_drawing, cache.build(teacher, wanted(config, data)), order.node)
+        teacher.run(work, phases.fine)
+    finally:
+        cache.close()
+    return folders.of_user("trajectories"), identity
+
+
+def follow_drawing(shares: Iterator[float], node: str | None) -> None:
+    """Run to the end with the bar, or until the user cancels."""
+    bar = comfy.utils.ProgressBar(1000, node_id=node)
+    for share in shares:
+        bar.update_absolute(round(1000 * share), 1000)
+        comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def _beside(order: Order, latent: torch.Tensor) -> float:

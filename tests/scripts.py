@@ -1,18 +1,18 @@
-"""The scripts of `.ci/`, which is no package, as modules for the tests of them."""
+"""Scripts of folders that are no package (`.ci`, `benchmarks`), as modules for the tests of them."""
 
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
-CI = Path(__file__).parent.parent / ".ci"
+ROOT = Path(__file__).parent.parent
 
 
-def script(name: str) -> ModuleType:
-    """The module of `.ci/<name>.py`."""
-    known = f"fewstep_ci_{name}"
+def script(name: str, folder: str = ".ci") -> ModuleType:
+    """The module of `<folder>/<name>.py`."""
+    known = f"fewstep_{folder.strip('.')}_{name}"
     if known not in sys.modules:
-        spec = importlib.util.spec_from_file_location(known, CI / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(known, ROOT / folder / f"{name}.py")
         sys.modules[known] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[known])
     return sys.modules[known]

@@ -1,6 +1,7 @@
 """What the documents for people say of files, folders, modules and commands is so."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -8,8 +9,15 @@ import pytest
 from scripts import script
 
 house = script("house")
+tables = script("tables", "benchmarks")
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "training/models/demo/MODEL_CARD.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "training/models/demo/MODEL_CARD.md",
+    "docs/results.md",
+    "docs/theory.md",
+)
 TOP = "diffusion|training|nodes|js|tests|benchmarks|locales|example_workflows|docs|\\.ci"
 MADE = ("tests/browser/shots/", ".ci/node_modules/")  # what commands make lies there
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -69,11 +77,53 @@ def test_the_picture_shows_every_folder_and_no_other():
         assert drawn == there, room
 
 
-def test_every_package_is_installed():
+def test_every_package_of_the_command_line_is_installed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = {"fewstep"} | {
         ".".join(["fewstep", *path.parent.relative_to(ROOT).parts])
-        for room, _ in house.ROOMS
+        for room in ("diffusion", "training")
         for path in (ROOT / room).rglob("__init__.py")
     }
     assert packages == set(settings["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_every_table_is_what_the_figures_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert tables.written(text) == text, "run python benchmarks/tables.py"
+
+
+def test_every_table_stands_in_a_page():
+    found = [
+        name for page in tables.PAGES for _, name, _ in tables.PLACE.findall(page.read_text(encoding="utf-8"))
+    ]
+    assert sorted(found) == sorted(tables.TABLES)
+
+
+def test_a_stale_table_is_seen():
+    stale = "<!-- table: overhead -->\n| 1 |\n<!-- end -->"
+    assert tables.written(stale) != stale
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_archive_holds_every_picture_that_the_pages_show():
+    shown = {
+        (page.parent / picture).resolve().relative_to(ROOT)
+        for page in tables.PAGES
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    command = [
+        "git",
+        "-c",
+        "core.excludesFile=.comfyignore",
+        "check-ignore",
+        "--no-index",
+        *map(str, sorted(shown)),
+    ]
+    assert len(shown) > 5
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == ""

@@ -5,7 +5,7 @@ import sys
 import textwrap
 
 import pytest
-from scripts import CI, script
+from scripts import ROOT, script
 
 house = script("house")
 CLEAN = {
@@ -211,7 +211,7 @@ def test_a_long_line_anywhere(tree):
 
 
 def test_this_house_passes():
-    run = subprocess.run([sys.executable, "-S", CI / "house.py"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-S", ROOT / ".ci" / "house.py"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("of at most") == 6
 

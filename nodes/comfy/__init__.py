@@ -6,7 +6,8 @@ decoding        latents to pixels
 folders         where Fewstep keeps things
 families        the usual settings of a MODEL
 model_info      the description of a model for a plot, also from a file's header
-lora_files      the user's LoRA files
+lora_files      the user's LoRA files, as the stock loader reads them
+fresh_noise     which noise a picture of a batch gets while it is sampled
 fingerprints    hashes that tell weights, patches and settings apart
 session         a MODEL loaded for training, and put back
 residency       where its weights live while gradients run through it: on the card, or fetched for each call

@@ -3,29 +3,36 @@
 It is asked inside its own `sample`, where a sampler would ask it, so that whatever the host can sample can be
 a teacher: LoRAs, ControlNets, regional prompts, quantised and offloaded weights, other packs' guiders.
 
-    teacher = Teacher(guider, shape, seed)
+    teacher = Teacher(prompted(guider, positive), shape, seed)
     teacher.run(work, sigmas)           # within work(), teacher(x, sigma, condition) -> x0
 
 Its `identity` is what a trajectory cache is found by: hashes of `fingerprints`.
 """
 
+import copy
 from collections.abc import Callable
 
 import comfy.model_management
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
+from ...diffusion.faults import BadValue
 from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
-from .levels import noise_scale_of, path_of, sigma_of
+from .levels import check_range, noise_scale_of, path_of, sigma_of
 
 ROWS = 8  # samples of one model call, at most: a shard of the cache
 SHARE = 0.9  # of the memory beside the weights that a call may take
 
 
 class Prompts(CFGGuider):
-    """The host's guider, each positive entry its own prompt; within `sample`, `choose` says which is used."""
+    """What `prompted` puts before a guider's class: each entry of its positive conditioning is a prompt of
+    its own, and within `sample` `choose` says which is used.
+    """
+
+    prompts: list[dict] = []  # worked out, while it samples
 
     def inner_sample(
         self,
@@ -69,11 +76,44 @@ class Prompts(CFGGuider):
                 latent_shapes=latent_shapes,
             )
         finally:
-            self.conds, self.prompts = every, []  # what the host cleans up after
+            self.conds = every  # what the host cleans up after
+            del self.prompts
 
     def choose(self, number: int) -> None:
         """Ask for that prompt from now on."""
         self.conds = self.prompts[number]
+
+
+def prompted(guider: CFGGuider, positive: list) -> CFGGuider:
+    """A guider like that one, which is asked for each of the prompts of a CONDITIONING on its own.
+
+    Where the guider's positive is one entry, each prompt takes its place, and what else that entry carries (a
+    ControlNet, hooks, a region) stays. Where it is those very prompts, they are asked one by one. Where it is
+    several others, regions for instance, they belong together and teach one prompt: the guider as it is.
+    Raises ValueError for several prompts then, and for a guider that keeps its conditioning elsewhere.
+    """
+    entries = comfy.sampler_helpers.convert_cond(positive)
+    own = (getattr(guider, "original_conds", None) or {}).get("positive") or []
+    if len(own) != 1 and digest(own) != digest(entries):
+        if len(entries) == 1:
+            return guider
+        raise BadValue(
+            "guider must have one positive entry, in whose place each of the {count} prompts is put, or "
+            "those very prompts, got {got}. Wire one prompt into positive, or prompts into the guider.",
+            count=len(entries),
+            got=len(own),
+        )
+    kind, made = type(guider), copy.copy(guider)
+    made.__class__ = type(kind.__name__, (Prompts, kind), {"prompted_kind": kind})
+    if len(own) == 1:
+        entries = [_instead(own[0], entry) for entry in entries]
+    made.original_conds = {**guider.original_conds, "positive": entries}
+    return made
+
+
+def _instead(own: dict, entry: dict) -> dict:
+    """A guider's entry with another prompt in it."""
+    return {**own, **entry, "model_conds": {**own.get("model_conds", {}), **entry["model_conds"]}}
 
 
 class _Inside(comfy.samplers.Sampler):
@@ -106,13 +146,12 @@ class Teacher:
     def __init__(self, guider: CFGGuider, shape: tuple[int, ...], seed: int = 0):
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
-        cfg = getattr(guider, "cfg", 1.0)
         self.guider, self.shape, self.seed = guider, tuple(shape), seed
         self.path, self.sigma_of = path_of(sampling), sigma_of(sampling)
         self.noise_scale = noise_scale_of(sampling)
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         self.base = base_of(patcher)
-        self.cfg = float(cfg) if isinstance(cfg, (int, float)) else 1.0
+        self.cfg = cfg_of(guider)
         self.device, self.rows = patcher.load_device, rows_at_once(patcher, self.shape)
         self.identity = {
             "model": self.base,
@@ -149,6 +188,30 @@ class Teacher:
         return out
 
 
+def taught_by(
+    guider: CFGGuider, model: ModelPatcher, positive: list, shape: tuple[int, ...], sigmas: torch.Tensor
+) -> Teacher:
+    """The guider as the teacher of a student that is `model`, plain, with the prompts of `positive`.
+
+    sigmas: the levels that it will be asked at. Raises ValueError where it samples on another path, with
+    other noise or from lower levels than the student.
+    """
+    teacher = Teacher(prompted(guider, positive), shape)
+    sampling = model.get_model_object("model_sampling")
+    ours = {"path": path_of(sampling).name, "noise scale": noise_scale_of(sampling)}
+    got = {"path": teacher.path.name, "noise scale": teacher.noise_scale}
+    if odd := [name for name, value in ours.items() if got[name] != value]:
+        raise BadValue(
+            "guider must sample as the wired model does, and its {odd} differs: {got} and not {wanted}. Wire "
+            "a guider of the same kind of model.",
+            odd=odd,
+            got=got[odd[0]],
+            wanted=ours[odd[0]],
+        )
+    check_range(sigmas, guider.model_patcher.get_model_object("model_sampling"), "the levels of model")
+    return teacher
+
+
 def rows_at_once(patcher: ModelPatcher, shape: tuple[int, ...]) -> int:
     """How many samples of that shape a call may have.
 
@@ -162,10 +225,17 @@ def rows_at_once(patcher: ModelPatcher, shape: tuple[int, ...]) -> int:
     return rows
 
 
+def cfg_of(guider: CFGGuider) -> float:
+    """The guidance that a recipe names; 1 for a guider that has no such number."""
+    cfg = getattr(guider, "cfg", 1.0)
+    return float(cfg) if isinstance(cfg, (int, float)) else 1.0
+
+
 def guidance_of(guider: CFGGuider) -> str:
     """CFG as text; for other guiders their type and a hash of their settings."""
-    if type(guider) in (CFGGuider, Prompts):
+    kind = getattr(guider, "prompted_kind", type(guider))
+    if kind is CFGGuider:
         return f"CFG {float(guider.cfg):g}"
     others = {*PASSING, "model_options", "original_conds"}  # told by the rest of an identity
     settings = {name: value for name, value in vars(guider).items() if name not in others}
-    return f"{name_of(type(guider))} {digest(present(settings), SAMPLED)}"
+    return f"{name_of(kind)} {digest(present(settings), SAMPLED)}"

@@ -17,6 +17,8 @@ DenoiserAt = Callable[[torch.Tensor, float], torch.Tensor]
 class DenoiserGuider(comfy.samplers.CFGGuider):
     """The host's guider with `denoiser(x, sigma) -> x0` as the model; sigma a number, x in model space."""
 
+    by_seed = True  # runs from other starting noise draw the same fresh noise, which a probe relies on
+
     def __init__(self, patcher: ModelPatcher, denoiser: DenoiserAt):
         super().__init__(patcher)
         self.inner_model, self.denoiser = patcher.model, denoiser

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from fewstep.diffusion.paths import FLOW, PATHS, VARIANCE_EXPLODING, VARIANCE_PRESERVING
-from fewstep.diffusion.samplers import batch_noise, sample, solve
+from fewstep.diffusion.samplers import RowNoise, batch_noise, follow, plan, sample, solve
 from fewstep.diffusion.schedules import grids
 from fewstep.diffusion.step import check_churn, fresh_share, step, weights
 from oracles.mixture import line_mixture
@@ -182,13 +182,67 @@ def test_batch_noise_is_a_samples_own_whatever_the_batch():
     x = torch.zeros(4, 3, 8, 8)
     four, one = batch_noise(7), batch_noise(7)
     assert torch.equal(four(x)[:1], one(x[:1])) and torch.equal(four(x)[:1], one(x[:1]))
-    for a, b in ((batch_noise(7, 0.5), batch_noise(7, 1.0)), (batch_noise(5), batch_noise(5 + 2**32))):
-        assert not torch.equal(a(x), b(x))
+    assert not torch.equal(batch_noise(5)(x), batch_noise(5 + 2**32)(x))
     first = batch_noise(7)(x)
     assert first.flatten(1).std(1).sub(1).abs().max() < 0.2
     start = torch.randn(x.shape, generator=torch.manual_seed(7))
     assert min((first[i] - start[j]).abs().mean() for i in range(4) for j in range(4)) > 0.5
     assert (first[0] - first[1]).abs().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"churn": 1.0}, {"kappa": 1.0}, {"churn": 0.5, "order": "heun"}, {"churn": 1.0, "mode": "restart"}],
+)
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 3, 4, 4)], ids=["image", "video"])
+def test_row_noise_is_a_rows_own_in_any_batch(options, shape, generator):
+    """Alone, in another place and beside others; `restart` comes back to levels and has new noise there."""
+    x, keys = torch.randn(3, *shape, generator=generator), [b"a", b"b", b"c"]
+    sigmas = grids.grid("uniform", 5, grids.flow_sigma(), FLOW)
+
+    def end(rows):
+        noise = RowNoise([keys[i] for i in rows])
+        return solve(lambda x, s: 0.3 * x, x[rows], sigmas, FLOW, noise=noise, **options)
+
+    assert torch.equal(end([2, 0])[0], end([0, 1, 2])[2])
+    assert torch.equal(end([1]), end([0, 1, 2])[1:2])
+
+
+def test_row_noise_is_new_at_every_step_and_at_every_visit():
+    x, noise = torch.zeros(1, 4, 8, 8), RowNoise([b"a"], 2.0)
+    draws = torch.cat([noise.at(level)(x) for level in (0.7, 0.5, 0.7)]).flatten(1)
+    assert torch.corrcoef(draws).sub(torch.eye(3)).abs().max() < 0.25
+    assert (draws.std(1) / 2 - 1).abs().max() < 0.15
+    assert torch.equal(RowNoise([b"a"], 2.0).at(0.7)(x).flatten(), draws[0])
+    assert torch.equal(RowNoise([b"b", b"b"]).at(0.7)(x.expand(2, 4, 8, 8)).diff(dim=0).abs().max(), x.max())
+
+
+@pytest.mark.parametrize("p", [FLOW, VARIANCE_EXPLODING], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"churn": 0.7},
+        {"kappa": 1.0},
+        {"churn": 1.0, "order": "heun"},
+        {"churn": 0.8, "mode": "raise first"},
+    ],
+    ids=str,
+)
+def test_a_split_run_is_the_whole_run(p, options, generator):
+    sigmas = sigmas_for(p, 6)
+    x = sigmas[0].float() * torch.randn(2, 3, 4, 4, generator=generator)
+
+    def along(part, x):
+        moves = plan(part, p, highest=float(sigmas[0]), **{k: v for k, v in options.items() if k != "order"})
+        noise, order = RowNoise([b"a", b"b"]), options.get("order", 1)
+        *_, last = follow(lambda x, s: 0.3 * x / (1 + s), x, moves, p, order=order, noise=noise)
+        return last.x
+
+    whole = along(sigmas, x)
+    assert torch.equal(along(sigmas[3:], along(sigmas[:4], x)), whole)
+    assert torch.equal(
+        whole, solve(lambda x, s: 0.3 * x / (1 + s), x, sigmas, p, noise=RowNoise([b"a", b"b"]), **options)
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,16 @@ def uniform(host, teacher, steps, denoise=1.0):
     )[0]
 
 
-def sample_custom(host, model, cfg, teacher, sampler, sigmas, seed=3, latent=None, count=2):
+def sample_custom(
+    host, model, cfg, teacher, sampler, sigmas, seed=3, latent=None, count=2, *, add_noise=True
+):
     """Latents of the stock node Sampler Custom, with the prompts of a teacher of `load`."""
     from comfy_extras.nodes_custom_sampler import SamplerCustom
 
     latent = latent or host.EmptyLatentImage().generate(32, 32, count)[0]
     positive, negative = teacher[2:4]
     with torch.inference_mode():
-        out = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent)
+        out = SamplerCustom.execute(model, add_noise, seed, cfg, positive, negative, sampler, sigmas, latent)
     return out.result[0]["samples"]
 
 

@@ -6,6 +6,7 @@ import torch
 
 from ...diffusion.faults import BadValue
 from .lora import Lora
+from .low_rank import nearest_product
 
 UP = ".lora_up.weight"
 
@@ -14,7 +15,7 @@ def warm_start(lora: Lora, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put a LoRA's weights in native keys into the adapter; layers that it lacks begin at zero.
 
     A lower rank is filled up (the rest of `down` as drawn, of `up` zero: the same function), of a higher one
-    the best approximation is taken (Eckart & Young 1936). Raises ValueError, before anything is changed, when
+    the best approximation is taken. Raises ValueError, before anything is changed, when
     it has a layer that the adapter lacks, or one of another shape, or numbers that are not finite.
     """
     names = {key.removeprefix("diffusion_model.").removesuffix(UP) for key in tensors if key.endswith(UP)}
@@ -61,17 +62,5 @@ def _begun(lora, name, tensors):
         )
     scale = float(tensors.get(f"{key}.alpha", rank)) / rank * lora.rank / lora.alpha
     if rank > lora.rank:
-        up, down = _nearest(up, down, lora.rank)
+        up, down = nearest_product(up, down, lora.rank)
     return up * scale, down
-
-
-def _nearest(up, down, rank):
-    """Factors of the product's best approximation of that rank.
-
-    The product's singular values are those of its triangular factors' product, which is small.
-    """
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.T)
-    u, s, v = torch.linalg.svd(r_up @ r_down.T)
-    root = s[:rank].sqrt()
-    return q_up @ u[:, : len(s)][:, :rank] * root, root[:, None] * (v[: len(s)][:rank] @ q_down.T)

@@ -71,5 +71,6 @@ METHOD = register(
         draw=draw_neighbours,
         loss=loss,
         level=shifted_level,
+        asks_teacher=True,
     )
 )

@@ -332,7 +332,7 @@ def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callab
         adapter=lora.bytes,
         place=place_of(denoiser),
         guided=1 if config.cfg == 1 else 2,
-        online=methods.get(config.method).needs == "images",  # those that learn from no path ask as they go
+        online=methods.get(config.method).asks_teacher,
         **passes,
     )
     return memory, next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)

@@ -35,13 +35,21 @@ def check(denoiser: Denoiser, config: DistilConfig, data: Data | None = None) ->
         data.check(denoiser, methods.get(config.method).needs)
 
 
+def wanted(config: DistilConfig, given: Data | None = None) -> int:
+    """Trajectories that a run wants of the teacher; given: data of the user's."""
+    if given is not None and config.restores:
+        return 0
+    return (config.images if given is None else 0) + PROBES
+
+
 class Source:
     """Trajectories of the teacher; in further rounds of reflow, of the student.
 
     given    data of the user's, in place of the teacher's trajectories
     cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped
              and for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else
-             of it is not this run's (`seed`)
+             of it is not this run's (`seed`). With a `guidance` in it the trajectories were drawn beforehand,
+             by another teacher than the model itself: they are read, and nothing is drawn
     data, held   what `gather` brought
     pairs_of     the adapter whose samples the data are, after the first round; None: the base model
     """
@@ -60,7 +68,8 @@ class Source:
         self.data: Data | None = None
         self.held: HeldOut | None = None
         self.pairs_of: Adapter | None = None
-        if cache and given is None:
+        self.drawn = cache is not None and "guidance" in cache[1]
+        if cache and (given is None or self.drawn):
             folder, identity = cache
             self.seed = identity.get("seed", config.seed)
             self.cache = teacher_cache(
@@ -77,7 +86,7 @@ class Source:
     @property
     def count(self) -> int:
         """Trajectories that are wanted of the teacher."""
-        return (self.config.images if self.given is None else 0) + PROBES
+        return wanted(self.config, self.given)
 
     @property
     def chunks(self) -> int:
@@ -90,8 +99,9 @@ class Source:
         denoiser, count = self.student.denoiser, self.count
         condition = torch.arange(count) % denoiser.conditions
         if self.cache and number == 0:
-            with self.student.lora.off():
-                yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
+            if not self.drawn:
+                with self.student.lora.off():
+                    yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
             noise, anchors = self.cache.noise(count), self.cache.read(count)[0]
         else:
             noise = noises(self.seed, range(number * count, (number + 1) * count), denoiser.shape)

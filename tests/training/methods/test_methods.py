@@ -2,10 +2,13 @@
 where sampling does.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from fewstep.diffusion.paths import VARIANCE_EXPLODING
 from fewstep.diffusion.predictions import expand
+from fewstep.training import methods
 from fewstep.training.methods.consistency_loss import noised
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
@@ -102,3 +105,17 @@ def test_a_run_keeps_of_its_trajectories_what_the_method_needs(method, held):
     )  # the held-out trajectories lie beside them
     each = data.anchors[0].nbytes if data.anchors is not None else sum(t[0].nbytes for t in tensors)
     assert sum(memory.values()) == samples * each
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_asks_the_teacher_at_an_update_exactly_if_it_says_so(name):
+    """Otherwise whatever drew the data, any guider of a graph, may have been the teacher."""
+    run, asked = begun(method=name), []
+    context = run.context()
+
+    def teacher(*question):
+        asked.append(question)
+        return context.teacher(*question)
+
+    run.method.loss(dataclasses.replace(context, teacher=teacher), run.method.draw(context))
+    assert bool(asked) == run.method.asks_teacher

@@ -1,0 +1,373 @@
+"""Writes the tables of README and docs from the JSON files of benchmarks/results.
+
+    python benchmarks/tables.py            rewrites what stands between <!-- table: name --> and <!-- end -->
+    python benchmarks/tables.py --check    changes nothing; exit status 1 where a table is stale
+
+A table is a function here, of the name that the page gives; it returns lines of Markdown. No figure is typed.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TEACHERS = ("flow", "epsilon")
+CALLS = (3, 4, 5, 6, 8, 10, 16)
+EXACT = {  # cases of solvers.py whose denoiser is known exactly, and one network for each trained teacher
+    "2d-flow1": "mixture, 2 numbers, flow",
+    "8d-flow3": "mixture, 8 numbers, flow with shift 3",
+    "32d-eps": "mixture, 32 numbers, epsilon",
+    "8d-edm": "mixture, 8 numbers, EDM",
+    "emoji-flow1": "877 emoji, flow",
+    "emoji-eps": "877 emoji, epsilon",
+}
+TRAINED = {"teacher-flow": "demo teacher, flow, CFG 2", "teacher-epsilon": "demo teacher, epsilon, CFG 2"}
+NONE = "–"
+
+
+def read(name: str) -> dict:
+    """A JSON file of benchmarks/results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def mean(values: Iterable[float]) -> str:
+    """Geometric mean, as a ratio is averaged; a dash for none."""
+    values = list(values)
+    return f"{statistics.geometric_mean(values):.2f}" if values else NONE
+
+
+# ---- one function a table ----------------------------------------------------------------------
+
+DEMO = {
+    "teacher-50": "teacher, 50 steps, CFG 2 (100 calls)",
+    "base-4": "untrained, 4 steps, CFG 2 (8 calls)",
+    "base-4-order-2": "untrained, 4 steps of order 2, CFG 2 (8 calls)",
+    "base-4-same-grid": "untrained, 4 steps on the distilled grid, CFG 2 (8 calls)",
+    "base-4-order-2-same-grid": "untrained, 4 steps of order 2 on the distilled grid, CFG 2 (8 calls)",
+    "base-2-same-grid": "untrained, 2 steps on the distilled grid, CFG 2 (4 calls)",
+    "distilled-1": "distilled, 1 step, CFG 1 (1 call)",
+    "distilled-2": "distilled, 2 steps, CFG 1 (2 calls)",
+    "distilled-4": "distilled, 4 steps, CFG 1 (4 calls)",
+}
+
+
+def demo() -> list[str]:
+    """What `fewstep demo` makes, beside what the same calls make without training."""
+    columns = [read(f"demo_{teacher}")["columns"] for teacher in TEACHERS]
+    rows = [[name, *(f"{c[key]['rmse']:.4f}" for c in columns)] for key, name in DEMO.items()]
+    four, one = (
+        [c[key]["rmse"] / c["base-4"]["rmse"] for c in columns] for key in ("distilled-4", "distilled-1")
+    )
+    rows.append(["distilled 4 / untrained 4 (aim .6)", *(f"{ratio:.3f}" for ratio in four)])
+    rows.append(["distilled 1 / untrained 4 (aim below 1)", *(f"{ratio:.3f}" for ratio in one)])
+    return table(["64 noises not seen in training", *(f"{teacher}: RMSE" for teacher in TEACHERS)], rows)
+
+
+MODELS = {
+    "epsilon, v": ("eps", "v"),
+    "EDM": ("EDM",),
+    "flow": ("flow shift 1",),
+    "flow, shift 3": ("flow shift 3",),
+}
+RIGHT = 0.01  # deviation up to which a sampler counts as right
+
+
+def oracle() -> list[str]:
+    """The worst deviation of signal and noise from what the model expects, by sampler and kind of model."""
+    rows = read("oracle")["rows"]
+    core = sorted({row["sampler"] for row in rows if row["who"] == "core"})
+
+    def worst(samplers, models):
+        found = [
+            row["deviation"]
+            for row in rows
+            if row["model"] in models and (samplers is None or row["sampler"] in samplers)
+        ]
+        return max(found)
+
+    ours = {row["sampler"] for row in rows if row["who"] == "fewstep"}
+    wrong = [name for name in core if any(worst({name}, models) > RIGHT for models in MODELS.values())]
+    lines = [(f"every mode of ours ({len(ours)}), 1 to 20 steps", ours)]
+    lines += [(f"ComfyUI: `{name}`", {name}) for name in wrong]
+    lines.append((f"ComfyUI: the other {len(core) - len(wrong)}", set(core) - set(wrong)))
+
+    def cell(samplers, models):
+        share = worst(samplers, models)
+        return f"**{share:.1%}**" if share > RIGHT else f"{share:.1%}"
+
+    body = [[name, *(cell(samplers, models) for models in MODELS.values())] for name, samplers in lines]
+    return table(["worst deviation", *MODELS], body)
+
+
+def _ratios(key, cases, calls):
+    """{case: {calls: ratio}} of solvers.json, for the deterministic cases."""
+    rows = [row for row in read("solvers")["rows"] if row["kind"] == "ode"]
+    found = {(row["case"], row["nfe"]): row.get(key) for row in rows}
+    return {case: {n: found[case, n] for n in calls if found.get((case, n)) is not None} for case in cases}
+
+
+def _solver_table(key, calls):
+    lines = []
+    for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
+        ratios = _ratios(key, cases, calls)
+        lines += [[name, *(f"{ratios[case][n]:.2f}" for n in calls)] for case, name in cases.items()]
+        means = [mean(ratios[case][n] for case in cases) for n in calls]
+        lines.append([f"*{title}, geometric mean*", *(f"*{value}*" for value in means)])
+    return table(["error / best ComfyUI pair's", *(f"{n} calls" for n in calls)], lines)
+
+
+def auto() -> list[str]:
+    """The automatic solver against the best pair in hindsight."""
+    return _solver_table("ratio", CALLS)
+
+
+def fitted() -> list[str]:
+    """The fitted solver against the best pair in hindsight."""
+    return _solver_table("fitted_ratio", CALLS[:-1])
+
+
+def counts() -> list[str]:
+    """How many cells auto and fitting win, trained models apart from exact ones."""
+    lines = []
+    for name, key, calls in (("auto", "ratio", CALLS), ("fitted", "fitted_ratio", CALLS[:-1])):
+        for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
+            cells = [ratio for of in _ratios(key, cases, calls).values() for ratio in of.values()]
+            few = [r for of in _ratios(key, cases, (3, 4, 5, 6)).values() for r in of.values()]
+            many = [r for of in _ratios(key, cases, (8, 10)).values() for r in of.values()]
+            ahead = f"{sum(ratio <= 1.0 for ratio in cells)} of {len(cells)}"
+            lines.append([name, title, ahead, f"{max(cells):.2f}", mean(few), mean(many)])
+    for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
+        auto_cells, fitted_cells = (_ratios(key, cases, CALLS[:-1]) for key in ("ratio", "fitted_ratio"))
+        pairs = [(fitted_cells[case][n], auto_cells[case][n]) for case in cases for n in CALLS[:-1]]
+        ahead = f"{sum(f <= a for f, a in pairs)} of {len(pairs)}"
+        worst = f"{max(f / a for f, a in pairs):.2f}"
+        few, many = (
+            mean(fitted_cells[case][n] / auto_cells[case][n] for case in cases for n in calls)
+            for calls in ((3, 4, 5, 6), (8, 10))
+        )
+        lines.append(["fitted / auto", title, ahead, worst, few, many])
+    return table(
+        ["solver", "cases", "no worse in", "worst ratio", "mean, 3 to 6 calls", "mean, 8 and 10"], lines
+    )
+
+
+def stochastic() -> list[str]:
+    """Auto with churn .1 against the best noisy pair in hindsight, by the distance to the data."""
+    rows = [row for row in read("solvers")["rows"] if row["kind"] == "sde"]
+    cases = sorted({row["case"] for row in rows}, key=list(EXACT).index)
+    found = {(row["case"], row["nfe"]): row["ratio"] for row in rows}
+    body = [[EXACT[case], *(f"{found[case, n]:.2f}" for n in CALLS)] for case in cases]
+    body.append(["*geometric mean*", *(f"*{mean(found[case, n] for case in cases)}*" for n in CALLS)])
+    return table(["distance / best noisy ComfyUI pair's", *(f"{n} calls" for n in CALLS)], body)
+
+
+def fit_labels() -> list[str]:
+    """The default fit on labels that it has not seen."""
+    heads = ["labels not fitted on, error in deviations", "1 step", "2", "3", "4", "6", "8"]
+    body = []
+    for teacher in TEACHERS:
+        found = {row["steps"]: row["new labels"] for row in read(f"fit_{teacher}")["fits"]}
+        body += [
+            [f"{teacher}: {key}", *(f"{found[n][key]:.3f}" for n in (1, 2, 3, 4, 6, 8))]
+            for key in ("auto", "fitted")
+        ]
+    return table(heads, body)
+
+
+def fit_four() -> list[str]:
+    """The default fit at four calls, beside what needs none."""
+    runs = {teacher: read(f"fit_{teacher}") for teacher in TEACHERS}
+    names = list(runs["flow"]["at_4_calls"])
+    body = [[name, *(f"{runs[teacher]['at_4_calls'][name]:.3f}" for teacher in TEACHERS)] for name in names]
+    body.append(["ComfyUI pairs tried", *(str(runs[teacher]["core_pairs"]) for teacher in TEACHERS)])
+    seconds = [[fit["seconds"] for fit in runs[teacher]["fits"]] for teacher in TEACHERS]
+    body.append(["seconds a step count", *(f"{min(s):.0f} to {max(s):.0f}" for s in seconds)])
+    return table(["4 calls, error in deviations", *TEACHERS], body)
+
+
+def _distil(budget):
+    rows = [row for row in read("distil")["rows"] if row["budget"] in (budget, "none")]
+    body = []
+    for row in sorted(rows, key=lambda row: (TEACHERS.index(row["teacher"]), row["budget"] != "none")):
+        trained = row["budget"] != "none"
+        name = f"{row['method']}, rate {row['lr']:g}" if row["lr"] else row["method"]
+        name = name if trained else "untrained at CFG 2, twice the calls"
+        costs = (
+            [
+                f"{row['seconds']:.0f}",
+                str(row["samples"]),
+                f"{row['samples_per_second']:.1f}",
+                f"{row['peak_memory_mib']:.0f}",
+            ]
+            if trained
+            else [NONE] * 4
+        )
+        body.append(
+            [row["teacher"], name, *costs, *(f"{row['steps'][str(n)]['rmse']:.3f}" for n in (1, 2, 4, 8))]
+        )
+    return table(["teacher", "", "seconds", "samples", "samples/s", "MiB", "1 step", "2", "4", "8"], body)
+
+
+def distil_frechet() -> list[str]:
+    """The Fréchet distances at 4 steps: what can't tell the methods apart, and was not always on our side."""
+    rows = [row for row in read("distil")["rows"] if row["budget"] != "none"]
+    sides = {"`phased`": _is_phased, "LCM-LoRA, the rate of the least RMSE": _is_best_recipe(rows)}
+    body = []
+    for budget in ("seconds", "samples"):
+        for name, chosen in sides.items():
+            of = [row for row in rows if row["budget"] == budget and chosen(row)]
+            found = {row["teacher"]: row["steps"]["4"]["frechet"] for row in of}
+            body.append([f"equal {budget}", name, *(f"{found[teacher]:.0f}" for teacher in TEACHERS)])
+    return table(["", "", *TEACHERS], body)
+
+
+def _is_phased(row):
+    return row["method"] == "phased"
+
+
+def _is_best_recipe(rows):
+    """Whether a row is the recipe's with the least RMSE at 4 steps, of its teacher and budget."""
+    recipe = [row for row in rows if row["method"] == "LCM-LoRA"]
+
+    def error(row):
+        return row["steps"]["4"]["rmse"]
+
+    def chosen(row):
+        rivals = [r for r in recipe if (r["teacher"], r["budget"]) == (row["teacher"], row["budget"])]
+        return row in recipe and error(row) == min(map(error, rivals))
+
+    return chosen
+
+
+def distil_seconds() -> list[str]:
+    """Every method and the recipe's rates, equal seconds."""
+    return _distil("seconds")
+
+
+def distil_samples() -> list[str]:
+    """Every method and the recipe's rates, equal samples."""
+    return _distil("samples")
+
+
+def distil_summary() -> list[str]:
+    """The three ratios that were aimed at."""
+    found = read("distil")["summary"]
+    aims = {
+        "rmse_ratio": ("RMSE at 4 steps", ".7 or less"),
+        "throughput_ratio": ("samples/s", "1.2 or more"),
+        "memory_ratio": ("peak memory", ".8 or less"),
+    }
+    body = [[name, f"{found[key]:.3f}", aim] for key, (name, aim) in aims.items()]
+    return table([f"`{found['best']}` / the recipe's best rate", "ratio", "aim"], body)
+
+
+def restored() -> list[str]:
+    """Restoration by one LoRA a process."""
+    body = []
+    for row in read("udm")["restoration"]:
+        wiener = NONE if row["wiener"] is None else f"{row['wiener']:.2f}"
+        baseline = f"{row['best_baseline']:.2f} ({row['baseline']})"
+        ours = [f"{row[key]:.2f}" for key in ("restored", "restored_4_steps")]
+        body.append([row["process"], f"{row['strength']:.2f}", *ours, baseline, wiener])
+    return table(
+        ["PSNR in dB", "strength", "restored in 1 step", "in 4", "best baseline", "Wiener filter"], body
+    )
+
+
+def overhead() -> list[str]:
+    """Cost of a step without the model."""
+    body = []
+    for row in read("overhead")["rows"]:
+        shape, met = (
+            "×".join(map(str, row["shape"])),
+            "met" if row["ratio"] <= row["target"] else "**missed**",
+        )
+        body.append(
+            [
+                shape,
+                str(row["order"]),
+                f"{row['us_per_step']:.0f}",
+                f"{row['euler_us_per_step']:.0f}",
+                f"{row['ratio']:.2f}",
+                f"{row['target']:.1f} ({met})",
+            ]
+        )
+    return table(["latent", "order", "µs a step", "ComfyUI's `euler`", "ratio", "aim"], body)
+
+
+def udm_cost() -> list[str]:
+    """Cost of a blur against Gaussian noise."""
+    body = []
+    for row in read("udm_cost")["rows"]:
+        met = "met" if row["ratio"] <= row["target"] else "**missed**"
+        body.append(
+            [
+                f"{row['t']:.2f}",
+                f"{row['blur_pixels']:.2f}",
+                f"{row['ratio']:.2f}",
+                f"{row['ratio_with_noise']:.2f}",
+                f"{row['target']:.1f} ({met})",
+            ]
+        )
+    return table(["time", "blur in pixels", "blur / Gaussian", "with noise", "aim"], body)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    made.__name__: made
+    for made in (
+        demo,
+        oracle,
+        auto,
+        fitted,
+        counts,
+        stochastic,
+        fit_labels,
+        fit_four,
+        distil_frechet,
+        distil_seconds,
+        distil_samples,
+        distil_summary,
+        restored,
+        overhead,
+        udm_cost,
+    )
+}
+
+
+def written(text: str) -> str:
+    """The page with every table made anew. Raises KeyError for a table that no function makes."""
+    return PLACE.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
+
+
+def main() -> int:
+    """Rewrite the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; status 1 where a table is stale"
+    )
+    args = parser.parse_args()
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    stale = {page: after for page, text in texts.items() if (after := written(text)) != text}
+    if args.check:
+        print("\n".join(f"{page.relative_to(ROOT)} has tables that are stale" for page in stale))
+        return int(bool(stale))
+    for page, after in stale.items():
+        page.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
