@@ -13,9 +13,10 @@ from ..diffusion.faults import BadValue, Message
 from ..training import methods
 from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
-from .comfy import families, lora_files
+from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
+from .first_stage import first_stage_of
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
@@ -69,10 +70,16 @@ class Distil(io.ComfyNode):
         layers: str = "*",
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
+        residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
         guider: io.Guider.Type | None = None,
+        from_percent: float = 0.0,
+        to_percent: float = 1.0,
+        first_stage: io.Model.Type | None = None,
+        first_positive: io.Conditioning.Type | None = None,
+        first_negative: io.Conditioning.Type | None = None,
     ) -> io.NodeOutput:
         if process is not None:
             method = "restoration"
@@ -97,6 +104,8 @@ class Distil(io.ComfyNode):
             layers=layers,
             seed=seed,
             process=process or (),
+            from_percent=from_percent,
+            to_percent=to_percent,
         )
         order = Order(
             model=model,
@@ -105,6 +114,7 @@ class Distil(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,
@@ -114,6 +124,9 @@ class Distil(io.ComfyNode):
             lower_rank=not rank and start_from == lora_files.NONE,
             data=None if pictures is None else data,
             guider=guider,
+            first=first_stage_of(
+                first_stage, first_positive or positive, first_negative or negative, model, positive, config
+            ),
         )
         return finish(train(order))
 
@@ -193,6 +206,7 @@ def _inputs() -> list:
             "ControlNets or regions it has. The LoRA has them built in. Each prompt takes the "
             "place of its positive. Not for the method consistency.",
         ),
+        *_part_inputs(),
     ]
 
 
@@ -272,6 +286,66 @@ def advanced_inputs() -> list:
             tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
             "changes of norms and biases: with the part that it can.",
         ),
+        io.Combo.Input(
+            "residency",
+            options=list(residency.CHOICES),
+            default=residency.AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="Where the model's weights live while it trains on a graphics card. resident: all of "
+            "them on the card, fastest. streamed: in the computer's memory, each layer fetched when it "
+            "computes, for models that don't fit. auto: resident where they fit beside the run.",
+        ),
+    ]
+
+
+def _part_inputs() -> list:
+    """The part of the way that a LoRA is for, and who draws what comes before it."""
+    return [
+        io.Float.Input(
+            "from_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where this model's part of sampling begins, of its whole schedule: 0 is pure noise. For "
+            "the second of two models, a refiner or a low-noise expert, which needs first_stage.",
+        ),
+        io.Float.Input(
+            "to_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where it ends: 1 is the picture. For the first of two models, whose LoRA hands on to "
+            "the second as the model itself does.",
+        ),
+        io.Model.Input(
+            "first_stage",
+            optional=True,
+            advanced=True,
+            tooltip="The model that samples before this one's part. Where from_percent is above 0 it draws "
+            "what the training starts from.",
+        ),
+        io.Conditioning.Input(
+            "first_positive",
+            optional=True,
+            advanced=True,
+            tooltip="The prompts as first_stage takes them, as many as in positive; where it takes the same, "
+            "nothing.",
+        ),
+        io.Conditioning.Input(
+            "first_negative",
+            optional=True,
+            advanced=True,
+            tooltip="The negative prompt as first_stage takes it; where it takes the same, nothing.",
+        ),
     ]
 
 
@@ -301,6 +375,8 @@ def config_for(
     seed: int,
     images: int = DistilConfig.images,
     process: Sequence[dict] = (),
+    from_percent: float = 0.0,
+    to_percent: float = 1.0,
 ) -> DistilConfig:
     """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
     is usual for the model's family.
@@ -323,6 +399,8 @@ def config_for(
         exclude=exclude,
         lr=learning_rate or usual.lr,
         seed=seed,
+        from_percent=from_percent,
+        to_percent=to_percent,
     )
 
 

@@ -16,7 +16,7 @@ from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show
-from .comfy import families, folders, levels, lora_files, session
+from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
@@ -300,6 +300,7 @@ class TrainOnPairs(io.ComfyNode):
         layers: str = "*",
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
+        residency: str = residency.AUTO,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -328,6 +329,7 @@ class TrainOnPairs(io.ComfyNode):
             latent=latent,
             config=config,
             memory=memory,
+            residency=residency,
             name=name,
             node=cls.hidden.unique_id,
             prompt=cls.hidden.prompt,

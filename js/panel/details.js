@@ -14,6 +14,7 @@ export function makeDetails(app, api, store) {
   const state = make("span", "chip");
   const what = make("p", "muted about");
   const model = make("p", "muted about");
+  const weights = make("p", "muted about");
   const progress = makeProgress();
   const facts = makeFacts();
   const trouble = make("p", "trouble", { hidden: true });
@@ -21,7 +22,7 @@ export function makeDetails(app, api, store) {
   const chart = makeRunChart();
   const previews = makePreviews(api);
   const element = make("section", "details", { "aria-label": t("panel.details") },
-    make("header", "head", {}, name, state), what, model, progress.element, trouble, actions.element,
+    make("header", "head", {}, name, state), what, model, weights, progress.element, trouble, actions.element,
     facts.element, chart.element, previews.element);
 
   function show(run) {
@@ -30,6 +31,7 @@ export function makeDetails(app, api, store) {
     say(state, word("states", run.state));
     say(what, recipe(run));
     say(model, modelName(run));
+    say(weights, run.weights ?? "");
     model.title = run.model ?? "";
     progress.show(run);
     facts.show(run, store);

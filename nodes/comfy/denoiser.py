@@ -4,6 +4,7 @@ It calls the model as the host's sampling does, but for what has no gradient. Wh
 (`LEFT_OUT`, `GUIDANCE`) is refused beforehand by `check_supported`.
 """
 
+import collections
 import functools
 import uuid
 from typing import Any
@@ -19,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from ...diffusion.faults import BadValue
 from .fingerprints import base_of
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
-from .residency import streamed_layers
+from .residency import streamed_layers, told
 
 # of a conditioning entry
 LEFT_OUT = ("control", "area", "mask", "hooks", "gligen", "start_percent", "end_percent")
@@ -30,6 +31,7 @@ GUIDANCE = (
     "sampler_post_cfg_function",
     "model_function_wrapper",
 )
+HOST_MARGIN = 1.5  # by which the host's sampling has more memory free than a call is said to need
 
 
 def check_supported(model: ModelPatcher, conditionings: dict[str, list]) -> None:
@@ -46,6 +48,14 @@ def check_supported(model: ModelPatcher, conditionings: dict[str, list]) -> None
                 name=name,
                 odd=odd,
             )
+        most = max((len(tensor) for tensor, _ in entries if torch.is_tensor(tensor)), default=1)
+        if most > 1:
+            raise BadValue(
+                "{name} must hold one prompt in each of its entries, got {most} at once. Join prompts with "
+                "Conditioning Combine, or use Prompts for Distilling.",
+                name=name,
+                most=most,
+            )
     odd = sorted(key for key in GUIDANCE if model.model_options.get(key))
     if odd:
         raise BadValue(
@@ -60,6 +70,10 @@ class ComfyDenoiser:
 
     positives: CONDITIONING, each entry one condition; negative: its first entry is the unconditional one, -1.
     latent: one sample of the shape to be asked for. Every call looks for the user's cancel first, by `check`.
+
+    Samples whose conditions the host would batch share a call of the model, whatever their prompts. Where
+    nothing is trained a call is as large as the host's own may be; a micro-batch is never parted, since its
+    graph would be held all the same.
     """
 
     def __init__(self, patcher: ModelPatcher, positives: list, negative: list, latent: torch.Tensor):
@@ -68,37 +82,66 @@ class ComfyDenoiser:
         self.prediction, self.noise_scale = prediction_of(sampling), noise_scale_of(sampling)
         self.model, self.module = patcher.model, patcher.model.diffusion_model
         self.device, self.base = patcher.load_device, base_of(patcher)
+        self.weights = told(patcher)  # where they live, in words
         self.streamed = functools.partial(streamed_layers, patcher)
+        self.free_memory = functools.partial(patcher.get_free_memory, patcher.load_device)
         self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)
         self.options = {
             **patcher.model_options.get("transformer_options", {}),
             "optimized_attention_override": _differentiable_attention,
         }
         self.check = comfy.model_management.throw_exception_if_processing_interrupted
-        self.uuid = uuid.uuid4()
         self._conds = _model_conds(self.model, [*positives, negative[0]], latent, self.device)
+        self._uuids = [uuid.uuid4() for _ in self._conds]
+        self._kinds = _kinds(self._conds)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         self.check()
-        home, x, sigma = x.device, x.to(self.device), sigma.to(self.device)
-        out = torch.empty_like(x)
-        for number in condition.unique().tolist():  # conditions of one prompt share a call; shapes may differ
-            rows = (condition == number).to(self.device)
-            x0 = self._predict(x[rows], sigma[rows], number)
-            out = out.index_put((rows.nonzero()[:, 0],), x0.to(out))
-        return out.to(home)
+        numbers = condition.tolist()
+        calls = self._calls(numbers)
+        if len(calls) == 1:
+            return self._predict(x, sigma, numbers).to(x.device)
+        parts = [self._predict(x[rows], sigma[rows], [numbers[row] for row in rows]) for rows in calls]
+        order = torch.tensor(sum(calls, [])).argsort()
+        return torch.cat(parts).to(x.device)[order.to(x.device)]
 
-    def _predict(self, x: torch.Tensor, sigma: torch.Tensor, number: int) -> torch.Tensor:
-        conds = self._conds[number]
-        kwargs = {key: cond.process_cond(batch_size=len(x), area=None).cond for key, cond in conds.items()}
+    def _calls(self, numbers: list[int]) -> list[list[int]]:
+        """Which rows share a call."""
+        groups = {}
+        for row, number in enumerate(numbers):
+            groups.setdefault(self._kinds[number], []).append(row)
+        calls = []
+        for rows in groups.values():
+            most = len(rows) if torch.is_grad_enabled() else self._most([numbers[row] for row in rows])
+            calls += [rows[i : i + most] for i in range(0, len(rows), most)]
+        return calls
+
+    def _most(self, numbers: list[int]) -> int:
+        """How many of these samples the host would put into one call."""
+        free, sizes = self.free_memory(), collections.defaultdict(list)
+        for number in numbers:
+            for key, cond in self._conds[number].items():
+                sizes[key].append(cond.size())
+        for parts in range(1, len(numbers)):
+            most = len(numbers) // parts
+            shapes = {key: each[:most] for key, each in sizes.items()}
+            if self.model.memory_required([most, *self.shape], cond_shapes=shapes) * HOST_MARGIN < free:
+                return most
+        return 1
+
+    def _predict(self, x: torch.Tensor, sigma: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+        """x0 on the model's device, of samples whose conditions can be put together."""
+        # from the CPU PyTorch would wait for either copy; what it reads is safe as soon as it returns
+        x, sigma = (part.to(self.device, non_blocking=True) for part in (x, sigma))
         options = {  # the last four: what patches of attention look at in a sampler's call
             **self.options,
             "sigmas": sigma,
             "sample_sigmas": sigma,
-            "cond_or_uncond": [int(number == -1)],
-            "uuids": [self.uuid],
+            "cond_or_uncond": [int(number == -1) for number in numbers],
+            "uuids": [self._uuids[number] for number in numbers],
         }
-        return self.model.apply_model(x, sigma, transformer_options=options, **kwargs)
+        conds = comfy.samplers.cond_cat([self._conds[number] for number in numbers])
+        return self.model.apply_model(x, sigma, transformer_options=options, **conds).to(x)
 
 
 def _differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -107,14 +150,39 @@ def _differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch
 
 
 def _model_conds(model: BaseModel, entries: list, latent: torch.Tensor, device: torch.device) -> list[dict]:
-    """What `apply_model` takes, one dict a conditioning entry, its tensors cloned out of inference mode."""
+    """What `apply_model` takes for one sample, as the host's COND objects, one dict a conditioning entry: on
+    the device, and cloned out of inference mode.
+    """
     noise = torch.zeros_like(latent).to(device)
     out = []
     for entry in entries:
         conds = {"positive": comfy.sampler_helpers.convert_cond([_clone(entry)])}
         done = comfy.samplers.process_conds(model, noise, conds, device, seed=0, latent_shapes=[noise.shape])
-        out.append(done["positive"][0]["model_conds"])
+        found = done["positive"][0]["model_conds"]
+        out.append(
+            {key: _on(cond.process_cond(batch_size=1, area=None), device) for key, cond in found.items()}
+        )
     return out
+
+
+def _on(cond: Any, device: torch.device) -> Any:
+    """A COND with what the model would take there at every call already on the device."""
+    if torch.is_tensor(cond.cond):
+        cond.cond = cond.cond.to(device)
+    elif isinstance(cond.cond, list):
+        cond.cond = [part.to(device) if torch.is_tensor(part) else part for part in cond.cond]
+    return cond
+
+
+def _kinds(conds: list[dict]) -> list[int]:
+    """For each condition the first one that it can share a call with, by the host's own judgement."""
+    firsts, kinds = [], []
+    for number, cond in enumerate(conds):
+        same = (first for first in firsts if comfy.samplers.cond_equal_size(cond, conds[first]))
+        kinds.append(next(same, number))
+        if kinds[-1] == number:
+            firsts.append(number)
+    return kinds
 
 
 def _clone(value: Any) -> Any:

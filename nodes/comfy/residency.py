@@ -22,6 +22,7 @@ ALL = 1e20  # bytes to be made free, so that other models leave
 
 RESIDENT, STREAMED, AUTO = "resident", "streamed", "auto"
 CHOICES = (AUTO, RESIDENT, STREAMED)
+WHY = "fewstep.residency"  # of the host's attachments of a patcher
 SMALL = 16 << 10  # bytes of a layer that is never streamed; the host's dynamic VRAM has the same limit
 
 
@@ -30,16 +31,20 @@ def on_card(model: ModelPatcher) -> bool:
     return not management.is_device_cpu(model.load_device)
 
 
-def choices(model: ModelPatcher, wanted: str, beside: float, budget: float | None) -> tuple[str, ...]:
-    """What to try, in that order, of `RESIDENT` and `STREAMED`; nothing of the model is loaded for it.
+def choices(
+    model: ModelPatcher, wanted: str, beside: float, budget: float | None, why: Message | None = None
+) -> dict[str, Message]:
+    """What to try, in that order, of `RESIDENT` and `STREAMED`, and why; nothing is loaded for it.
 
-    wanted: of `CHOICES`. `AUTO` asks other models to leave, and looks whether the weights fit into what is
-    free then, with `beside` bytes for all else; budget: bytes that both may take at most, None for no limit.
+    wanted: of `CHOICES`. But for `STREAMED`, other models are asked to leave, and it is looked whether the
+    weights fit into what is free then, with `beside` bytes for all else; budget: bytes that both may take at
+    most, None for no limit. why: of what is wanted, where it isn't the user's choice. Raises MemoryError
+    where `RESIDENT` is wanted and does not fit.
     """
     if wanted not in CHOICES:
         raise BadValue("residency must be one of {choices}, got {got!r}.", choices=list(CHOICES), got=wanted)
     if not on_card(model):
-        return (RESIDENT,)
+        return {RESIDENT: Message("weights resident")}
     if not _can_be_resident(model):
         if wanted == RESIDENT:
             raise Failed(
@@ -47,14 +52,30 @@ def choices(model: ModelPatcher, wanted: str, beside: float, budget: float | Non
                 "file again. Let them be streamed, load the model with a stock loader, or start ComfyUI with "
                 "--disable-dynamic-vram."
             )
-        return (STREAMED,)
-    if wanted != AUTO:
-        return (wanted,)
+        return {STREAMED: Message("weights streamed: their loader left no recipe to load them again")}
+    if wanted == STREAMED:
+        return {STREAMED: why or Message("weights streamed, as chosen")}
     management.free_memory(ALL, model.load_device)
     free = management.get_free_memory(model.load_device)
     most = (free if budget is None else min(free, budget)) - management.extra_reserved_memory()
-    fits = weight_bytes(model.model) + beside <= most
-    return (RESIDENT, STREAMED) if fits else (STREAMED,)
+    size = weight_bytes(model.model)
+    sizes = {"weights": gib(size), "beside": gib(beside), "room": gib(max(0, most))}
+    if size + beside <= most:
+        if wanted == RESIDENT:
+            return {RESIDENT: Message("weights resident, as chosen")}
+        return {
+            RESIDENT: Message("weights resident: they fit beside the run"),
+            STREAMED: Message("weights streamed: memory ran out while all of them were loaded"),
+        }
+    if wanted == RESIDENT:
+        raise NoMemory(
+            "residency must be auto or streamed for this model on this card, got resident: its weights take "
+            "{weights} and the run {beside} at least, and {room} may be taken. Choose another, lower rank, "
+            "or use a smaller or quantised model.",
+            **sizes,
+        )
+    told = Message("weights streamed: they take {weights} and the run {beside} at least, of {room}", **sizes)
+    return {STREAMED: told}
 
 
 def patcher_for(model: ModelPatcher, residency: str) -> ModelPatcher:
@@ -129,9 +150,14 @@ def room(patcher: ModelPatcher, stay: int, budget: float | None) -> float | None
     return free + stay - management.extra_reserved_memory()
 
 
-def told(patcher: ModelPatcher) -> Message:
-    """Where the weights live, in words."""
-    return Message("weights streamed") if streamed_layers(patcher) else Message("weights resident")
+def keep_why(patcher: ModelPatcher, why: Message) -> None:
+    """Let `told` say that."""
+    patcher.set_attachments(WHY, why)
+
+
+def told(patcher: ModelPatcher) -> Message | None:
+    """Where the weights live and why, in words; None where they have no choice."""
+    return patcher.get_attachment(WHY) if on_card(patcher) else None
 
 
 def too_large(model: ModelPatcher, residency: str) -> NoMemory:

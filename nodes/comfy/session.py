@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...diffusion.faults import NoMemory
+from ...diffusion.faults import Message, NoMemory
 from ...training.models.memory_errors import is_out_of_memory
 from . import residency
 
@@ -18,17 +18,23 @@ management = comfy.model_management
 
 @contextlib.contextmanager
 def training_session(
-    model: ModelPatcher, where: str = residency.AUTO, *, beside: float = 0, budget: float | None = None
+    model: ModelPatcher,
+    where: str = residency.AUTO,
+    *,
+    beside: float = 0,
+    budget: float | None = None,
+    why: Message | None = None,
 ) -> Iterator[ModelPatcher]:
     """A patcher with weights of its own, loaded, out of inference mode and with gradients on.
 
     where: of `residency.CHOICES`; beside: bytes that the run needs beside the weights at least; budget: bytes
-    that both may take at most, None for what is free. The host's `in_training` is set meanwhile, by which
-    several of its models compute without what has no gradient. Everything is put back at the end, after a
-    failure or a cancel too. Raises NoMemory where the weights don't fit.
+    that both may take at most, None for what is free; why: as of `residency.choices`. The host's
+    `in_training` is set meanwhile, by which several of its models compute without what has no gradient.
+    Everything is put back at the end, after a failure or a cancel too. Raises NoMemory where the weights
+    don't fit.
     """
     with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
-        patcher = _first(stack, model, residency.choices(model, where, beside, budget), beside)
+        patcher = _first(stack, model, residency.choices(model, where, beside, budget, why), beside)
         with torch.enable_grad():
             yield patcher
 
@@ -38,14 +44,15 @@ def _first(stack, model, choices, beside):
     *others, last = choices
     for choice in others:
         with contextlib.suppress(NoMemory):
-            return stack.enter_context(_opened(model, choice, beside))
-    return stack.enter_context(_opened(model, last, beside))
+            return stack.enter_context(_opened(model, choice, choices[choice], beside))
+    return stack.enter_context(_opened(model, last, choices[last], beside))
 
 
 @contextlib.contextmanager
-def _opened(model, choice, beside):
+def _opened(model, choice, why, beside):
     with _told_by_name(model, choice):
         patcher = residency.patcher_for(model, choice)
+    residency.keep_why(patcher, why)
     patcher.model.requires_grad_(False).eval()
     try:
         with _host_in_training(), _exact_products(patcher.model) as make_exact:

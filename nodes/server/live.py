@@ -50,6 +50,8 @@ class Live:
     def __enter__(self) -> "Live":
         notes = self.job.notes
         notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
+        weights = self.run.denoiser.weights
+        notes["weights"] = weights and weights.to_dict()
         self._store()
         LIVE[self.id] = self
         return self
@@ -122,7 +124,7 @@ class Live:
         state = "running" if training else "sampling"
         status = Status.of(self.run, self.job.folder, state, time.time(), self.job.notes, progress)
         stage = progress.stage if progress else "getting ready"
-        return dataclasses.replace(status, stage=stage, error=None).to_dict()
+        return messages.of_run(dataclasses.replace(status, stage=stage, error=None).to_dict())
 
     # ---- pictures ------------------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Live:
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
+        latents = self.run.task.finished(latents, self.run.probe.held.condition[: len(latents)])
         latents = latents.detach().cpu()
         latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):

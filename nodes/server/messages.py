@@ -131,11 +131,12 @@ def told(message: Message | Fault | str, node: str = "") -> str:
 
 
 def of_run(run: dict | None) -> dict | None:
-    """A run's summary with its error in the user's language; None for None.
+    """A run's summary with its messages in the user's language; None for None.
 
-    The error is a message as JSON holds it, in older runs a text.
+    They are messages as JSON holds them; the error of older runs is a text.
     """
-    return {**run, "error": told(Message.from_dict(run["error"]))} if run and run["error"] else run
+    said = {name: run[name] for name in ("error", "weights") if run.get(name)} if run else {}
+    return run and {**run, **{name: told(Message.from_dict(value)) for name, value in said.items()}}
 
 
 def speaking(node: type) -> type:

@@ -75,13 +75,14 @@ def guided(
 ) -> torch.Tensor:
     """Classifier-free guidance: x0 = u + cfg (c - u) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
 
-    One call of twice the batch; cfg = 1 asks for the conditional prediction alone.
+    One call of twice the batch, the unconditional half first as ComfyUI has it; cfg = 1 asks for the
+    conditional prediction alone.
     """
     if cfg == 1:
         return denoiser(x, sigma, condition)
     none = torch.full_like(condition, -1)
-    both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, none]))
-    conditional, unconditional = both.chunk(2)
+    both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([none, condition]))
+    unconditional, conditional = both.chunk(2)
     return unconditional + cfg * (conditional - unconditional)
 
 

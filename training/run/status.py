@@ -15,7 +15,7 @@ from .progress import Progress
 from .run import Run
 
 STATUS, PROMPT, PREVIEWS = "status.json", "prompt.json", "previews"
-NOTES = ("name", "model", "started_at", "lora", "samples_per_second", "memory", "error")
+NOTES = ("name", "model", "started_at", "lora", "samples_per_second", "memory", "weights", "error")
 FROM_THE_FOLDER = ("id", "previews", "resumable")
 
 
@@ -33,6 +33,7 @@ class Status:
     loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
     seconds_left           None where unknown
     samples_per_second, memory   as measured; memory in bytes
+    weights      where the model's weights live and why, a message as JSON; None where they have no choice
     started_at, saved_at   seconds since 1970
     lora         the file's name, once there is one
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
@@ -60,6 +61,7 @@ class Status:
     seconds_left: float | None = None
     samples_per_second: float | None = None
     memory: int | None = None
+    weights: dict | None = None
     lora: str | None = None
     error: dict | str | None = None
     previews: list = dataclasses.field(default_factory=list)

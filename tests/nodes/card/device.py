@@ -3,14 +3,19 @@
     with PretendedCard() as card:
         module.to(CARD)                # tensor.device says cuda:0 from now on
     card.crossings                     # what CUDA would have refused
+    card.syncs, card.transfers         # where the computer waited for the card, what went across
 
 A tensor lies where its storage does, so views, parameters and saved tensors follow by themselves. What an
 operation makes lies on the card when one of its arguments does. An operation on tensors of both sides is
 written down, not refused: an exception in the backward pass would be told as something else.
 
+The computer waits for the card where it asks for numbers (`item`, `bool`, `tolist`), for a size that depends
+on them (`nonzero`, masks as indices), or for a copy, unless that goes to the card and was told not to block.
+
 It changes `torch.Tensor` for the whole process, and belongs into one of its own.
 """
 
+import collections
 import sys
 
 import torch
@@ -22,6 +27,9 @@ CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 COPYING = {"copy_", "_to_copy"}  # what carries tensors across
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # CUDA takes indices from the CPU
+# operations whose outcome, or its size, is known to the computer only when the card has computed it
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "unique_dim", "_unique2"}
+SYNCS, TRANSFERS = collections.Counter(), collections.Counter()  # (what, line) -> how often
 REAL_DEVICE = torch._C.TensorBase.device
 REAL_TO = torch._C.TensorBase.to
 
@@ -70,6 +78,19 @@ def is_card(device):
     return device is not None and torch.device(device).type == "cuda"
 
 
+def waited(what):
+    """Count one wait of the computer for the card."""
+    SYNCS[what, _line()] += 1
+
+
+def transferred(tensor, on_card, blocking):
+    """Count one copy from one side to the other."""
+    what = f"{'to' if on_card else 'from'} the card {tuple(tensor.shape)}"
+    TRANSFERS[what, _line()] += 1
+    if blocking or not on_card:
+        waited(what)
+
+
 class Moved(torch.autograd.Function):
     """A copy on the other side, and its gradient back again."""
 
@@ -80,6 +101,7 @@ class Moved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        transferred(gradient, ctx.side, blocking=True)
         return put(REAL_TO(gradient.detach(), ctx.dtype, copy=True), ctx.side), None, None
 
 
@@ -87,7 +109,9 @@ def _to(tensor, *args, **kwargs):
     """`Tensor.to` that knows the card. It replaces the method, which works in the backward pass too."""
     if type(tensor) not in PLAIN:
         return REAL_TO(tensor, *args, **kwargs)
-    device, dtype = kwargs.get("device"), kwargs.get("dtype")
+    device, dtype, blocking = kwargs.get("device"), kwargs.get("dtype"), not kwargs.get("non_blocking")
+    if flags := [value for value in args if isinstance(value, bool)]:
+        blocking = not flags[0]
     for value in (*args, kwargs.get("other")):
         if isinstance(value, torch.dtype):
             dtype = value
@@ -101,6 +125,7 @@ def _to(tensor, *args, **kwargs):
         return REAL_TO(tensor, *args, **kwargs)
     if target == side:
         return REAL_TO(tensor, dtype, copy=bool(kwargs.get("copy")))
+    transferred(tensor, target, blocking)
     if torch.is_grad_enabled() and tensor.requires_grad:
         return Moved.apply(tensor, target, dtype)
     return put(REAL_TO(tensor.detach(), dtype, copy=True), target)
@@ -112,13 +137,23 @@ def _numpy(tensor, **options):
     return torch._C.TensorBase.numpy(tensor, **options)
 
 
+def _tolist(tensor):
+    if tensor in ON_CARD:
+        waited("tolist")
+    return torch._C.TensorBase.tolist(tensor)
+
+
 def _from_data(real):
     """`torch.tensor` or `torch.as_tensor` that knows the card: PyTorch makes these where no mode sees it."""
 
     def make(data, *, device=None, **options):
         if isinstance(data, torch.Tensor):
             return _to(data, *(x for x in (device, options.get("dtype")) if x is not None))
-        return put(real(data, **options)) if is_card(device) else real(data, device=device, **options)
+        if not is_card(device):
+            return real(data, device=device, **options)
+        made = put(real(data, **options))
+        transferred(made, True, blocking=True)
+        return made
 
     return make
 
@@ -129,6 +164,7 @@ class PretendedCard(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.crossings = {}  # (operation, line) -> how often
+        self.syncs, self.transfers = SYNCS, TRANSFERS
         # what autograd itself makes in the backward pass names no device: it goes with either
         self.undecided = Marks()
 
@@ -140,6 +176,7 @@ class PretendedCard(TorchDispatchMode):
             "cpu": lambda tensor: _to(tensor, CPU),
             "cuda": lambda tensor, device=CARD, **_: _to(tensor, device),
             "numpy": _numpy,
+            "tolist": _tolist,
         }
         for name, value in replaced.items():
             setattr(torch.Tensor, name, value)
@@ -157,6 +194,7 @@ class PretendedCard(TorchDispatchMode):
         sides = [tensor in ON_CARD for tensor in tensors]
         if any(sides) and name not in COPYING:
             self._look(name, tensors, sides)
+        self._count(name, tensors, sides, args)
         out = function(*args, **kwargs)
         made = [t for t in tree_leaves(out) if type(t) is torch.Tensor and not any(t is x for x in tensors)]
         # a cast's own gradient names the CPU, where the numbers really are: it stays on its side
@@ -168,6 +206,15 @@ class PretendedCard(TorchDispatchMode):
             for tensor in made:
                 self.undecided.add(tensor)
         return out
+
+    def _count(self, name, tensors, sides, args):
+        """Count a wait or a transfer."""
+        if name == "copy_" and sides[0] != sides[1]:
+            transferred(tensors[1], sides[0], blocking=not (len(args) > 2 and args[2]))
+        elif any(sides) and (
+            name in WAITING or name in INDEXING and any(t.dtype == torch.bool for t in tensors[1:])
+        ):
+            waited(name)
 
     def _look(self, name, tensors, sides):
         """Write down tensors that CUDA would refuse beside those on the card."""
@@ -185,7 +232,7 @@ class PretendedCard(TorchDispatchMode):
 
 def _line():
     """The line, of the pack or of the host, that is under way."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if ("/comfy" in file or "/training/" in file or "/nodes/" in file) and "/card/" not in file:

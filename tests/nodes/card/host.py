@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 
 import torch
-from device import CARD
+from device import CARD, waited
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
@@ -66,7 +66,8 @@ def answer_as_a_card(bfloat16):
     management.should_use_bf16 = lambda *args, **kwargs: bfloat16
     for name in ("supports_fp8_compute", "supports_nvfp4_compute", "supports_mxfp8_compute"):
         setattr(management, name, lambda device=None: False)
-    torch.cuda.synchronize = torch.cuda.reset_peak_memory_stats = lambda device=None: None
+    torch.cuda.synchronize = lambda device=None: waited("synchronize")
+    torch.cuda.reset_peak_memory_stats = lambda device=None: None
     torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.set_rng_state = lambda state, device=None: None
     torch.cuda.mem_get_info = lambda device=None: (left[0], VRAM)

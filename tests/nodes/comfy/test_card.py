@@ -1,5 +1,6 @@
-"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, and where a
-session lets them live. Each model is a process of its own, for a card can't be taken out of one again.
+"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, where a
+session lets them live, and how often a run waits for the card. Each model is a process of its own, for a card
+can't be taken out of one again.
 """
 
 import json
@@ -22,6 +23,10 @@ SLOW = [
 ]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 COSINE, SLOPE = 0.9999, 2e-3
+COUNTED = [("sd15",), pytest.param(("sdxl", "sd3", "flux_dev", "ltxv", "wan21"), marks=pytest.mark.slow)]
+# the most that may happen with weights that stay: of these the network's own are up to 2 in a forward pass
+CALL = {"calls": 1, "syncs": 3, "transfers": 5}
+UPDATE = {"calls": 2, "syncs": 10, "transfers": 12}  # of its student and its target
 
 
 @pytest.fixture
@@ -84,14 +89,26 @@ def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
 
 def test_where_a_session_lets_weights_live(script):
     (found,) = script("choices.py")
-    resident = {"patcher": "ModelPatcher", "told": "weights resident", "streamed": 0, "own": True}
-    for name in ("plenty", "just enough"):
-        assert found[name] == {**resident, "dtypes": ["torch.bfloat16"]}  # the file is in float32
-    for name in ("not with the run", "not in the budget", "forced to be streamed", "resident runs out"):
+    resident = {"patcher": "ModelPatcher", "streamed": 0, "own": True, "dtypes": ["torch.bfloat16"]}
+    for name, why in (
+        ("plenty", ": they fit beside the run"),
+        ("just enough", ": they fit beside the run"),
+        ("forced resident", ", as chosen"),
+    ):
+        assert found[name] == {**resident, "told": f"weights resident{why}"}  # the file is in float32
+    for name, why in (
+        ("not with the run", ": they take 30 MiB and the run 2 MiB at least, of 31 MiB"),
+        ("not in the budget", ": they take 30 MiB and the run 0 MiB at least, of 30 MiB"),
+        ("forced to be streamed", ", as chosen"),
+        ("resident runs out", ": memory ran out while all of them were loaded"),
+        ("no recipe", ": their loader left no recipe to load them again"),
+    ):
         case = found[name]
         assert case["patcher"] == "ModelPatcherDynamic" and case["streamed"] > 0
-        assert case["told"] == "weights streamed" and case["own"]
-    assert found["no recipe"]["streamed"] > 0 and not found["no recipe"]["own"]
+        assert case["told"] == f"weights streamed{why}" and case["own"] == (name != "no recipe")
+    for name in ("forced resident, not with the run", "forced resident, not in the budget"):
+        assert found[name]["refused"] == "NoMemory"
+        assert "residency must be auto or streamed" in found[name]["why"]
     assert found["no recipe, forced resident"]["refused"] == "Failed"
     assert "no recipe to load them" in found["no recipe, forced resident"]["why"]
     for name, remedy in (
@@ -114,5 +131,32 @@ def test_a_run_learns_the_same_wherever_weights_live(script):
     for name, run in found.items():
         assert run["losses"] == pytest.approx(resident["losses"], rel=1e-5), name
         assert run["norm"] == pytest.approx(resident["norm"], rel=1e-4), name
-        assert run["said"].endswith("weights resident" if name == "resident" else "weights streamed"), name
+    why = {
+        "resident": "weights resident: they fit beside the run",
+        "preset": "weights streamed, as chosen",
+        "no room beside": "weights streamed: beside all of them one sample found no room",
+    }
+    for name, words in why.items():
+        assert found[name]["said"].endswith(words)
+    assert "weights streamed: they take 61 MiB and the run" in found["streamed"]["said"]
     assert set(found) == {"resident", "streamed", "preset", "no room beside"}
+
+
+@pytest.mark.parametrize("counted", COUNTED, ids="-".join)
+def test_a_batch_of_prompts_is_one_call_and_seldom_waits_for_the_card(script, pytestconfig, counted):
+    planted, *families = script("counts.py", *counted)
+    unseen = ("not blocking", "on the CPU", "on the card")
+    assert planted["planted"] == {name: int(name not in unseen) for name in planted["planted"]}
+    lines = ["", f"{'calls, waits, transfers':24}" + "".join(f"{name:>20}" for name in families[0])[20:]]
+    for case in families:
+        parts = {name: part for name, part in case.items() if name != "family"}
+        figures = ("{calls}, {syncs}, {transfers}".format(**part) for part in parts.values())
+        lines.append(f"{case['family']:24}" + "".join(f"{each:>20}" for each in figures))
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
+    for case in families:
+        for name, most in (("forward", CALL), ("teacher", CALL), ("update", UPDATE)):
+            for what, cap in most.items():
+                assert case[name][what] <= cap, (case["family"], name, case[name]["lines"])
+        assert case["with its gradient"]["syncs"] <= case["forward"]["syncs"] + 1
+    assert [case["family"] for case in families] == list(counted)

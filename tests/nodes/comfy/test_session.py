@@ -39,7 +39,7 @@ def test_another_failure_while_loading_is_told_as_it_is(host, monkeypatch):
 def test_on_the_cpu_every_model_is_resident(host):
     residency, session = pack(host, "nodes.comfy.residency"), pack(host, "nodes.comfy.session")
     model = zoo.load("sd15")
-    assert residency.choices(model, residency.AUTO, 1e20, 1) == (residency.RESIDENT,)
+    assert list(residency.choices(model, residency.AUTO, 1e20, 1)) == [residency.RESIDENT]
     with session.training_session(model, residency.STREAMED) as patcher:
         assert residency.streamed_layers(patcher) == []
     with pytest.raises(ValueError, match="residency must be one of auto, resident, streamed, got 'lent'"):

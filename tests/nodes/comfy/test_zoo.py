@@ -134,8 +134,8 @@ def test_too_little_memory_is_told_before_any_work_or_blocks_are_recomputed(host
         distil(host, name, model)
     choose = memory.Memory.choose
 
-    def tight(self, budget, batch):
-        seen.append(choose(self, self.peak(1, True) + 1, batch))
+    def tight(self, budget, batch, recompute):
+        seen.append(choose(self, self.peak(1, True) + 1, batch, recompute))
         return seen[-1]
 
     monkeypatch.setattr(memory.Memory, "choose", tight)

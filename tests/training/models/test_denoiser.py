@@ -30,7 +30,7 @@ CONDITION = torch.tensor([0, 2, 1])
 def test_guidance_extrapolates_from_the_unconditional_in_one_call(x):
     model, sigma = Seen(), torch.full((3,), 0.5)
     found = guided(model, x, sigma, CONDITION, 3.0)
-    assert len(model.asked) == 1 and model.asked[0][2].tolist() == [0, 2, 1, -1, -1, -1]
+    assert len(model.asked) == 1 and model.asked[0][2].tolist() == [-1, -1, -1, 0, 2, 1]
     u, c = Tiny()(x, sigma, torch.full((3,), -1)), Tiny()(x, sigma, CONDITION)
     assert torch.allclose(found, u + 3 * (c - u), atol=1e-5)
     assert torch.equal(guided(model, x, sigma, CONDITION, 1.0), c) and len(model.asked[1][0]) == 3
