@@ -155,16 +155,15 @@ def line_of(row: dict) -> str:
     """A row in words."""
     gib = {key: row[key] / 2**30 for key in ("peak", "weights", "adapter", "sample")}
     how = "blocks" if row["checkpointing"] else "whole"
-    fits = f"{gib['peak']:8.2f} GiB" if row["fits"] else f"{gib['peak']:8.2f} GiB  does not fit"
-    return (
-        f"{row['family']:16}{row['size']:>16}{row['preset']:4} GB{row['residency']:>10}{how:>8}"
-        f"{row['micro_batch']:7}{row['rank']:6}{gib['weights']:9.2f}{gib['adapter']:9.2f}{gib['sample']:9.2f}{fits}"
-    )
+    fits = "" if row["fits"] else "  does not fit"
+    sizes = "".join(f"{gib[key]:9.2f}" for key in ("weights", "adapter", "sample", "peak"))
+    what = f"{row['family']:16}{row['size']:>16}{row['preset']:4} GB{row['residency']:>10}"
+    return f"{what}{how:>8}{row['micro_batch']:8}{row['rank']:5}{sizes}{fits}"
 
 
 HEAD = (
-    f"{'family':16}{'size':>16}{'card':>7}{'weights':>10}{'graph':>8}{'samples':>7}{'rank':>6}"
-    f"{'weights':>9}{'LoRA':>9}{'sample':>9}{'peak':>8} (GiB)"
+    f"{'family':16}{'size':>16}{'card':>7}{'weights':>10}{'graph':>8}{'samples':>8}{'rank':>5}"
+    f"{'weights':>9}{'LoRA':>9}{'sample':>9}{'peak':>9} (GiB)"
 )
 
 
