@@ -36,7 +36,7 @@ class Distil(io.ComfyNode):
         return io.Schema(
             node_id="FewstepDistil",
             display_name="Distil Few-Step LoRA",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Trains a LoRA with which this very model needs only a few steps and no CFG. The "
             "data are the model's own pictures of the wired prompts. Cancel at any time: what has been "
             "learnt is saved, and queueing the same again goes on where it stopped. The file goes to "

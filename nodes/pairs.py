@@ -41,7 +41,7 @@ class ReflowPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepReflowPairs",
             display_name="Reflow Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Draws pictures with this model and keeps each with the noise that it came from: "
             "what reflow learns from. For another round, wire the model with the LoRA of the round before. "
             "The file goes to output/fewstep_pairs.",
@@ -201,7 +201,7 @@ class LoadPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepLoadPairs",
             display_name="Load Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Pairs that Reflow Pairs saved, here or elsewhere.",
             search_aliases=["reflow", "dataset", "fewstep"],
             inputs=[io.Combo.Input("file", options=_files(), tooltip="A file in output/fewstep_pairs.")],
@@ -227,7 +227,7 @@ class TrainOnPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepTrainOnPairs",
             display_name="Train on Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a "
             "model whose paths are straight needs few steps. Cancel at any time; queueing the same again "
             "goes on.",
