@@ -2,15 +2,17 @@
 
     python benchmarks/memory_plan.py [--json FILE] [--families SDXL ...] [--tiny]
 
-Each model is built from ComfyUI's own config (`real_sizes`) and run on fake tensors: one sample and two,
-forward and backward, with a LoRA on all layers, weights resident and streamed. The bytes are followed storage
-by storage by the very code that plans a run (`training.run.weighing`), and the plan is made of them as for a
-card. A row says what a user's run would be: the first that fits of resident, with the usual rank or a lower
-one, and streamed; micro-batches of at most 8. Peaks are bytes; a budget is the preset x 1024^3 minus what the
-host reserves.
+Each model is built from ComfyUI's own config (`real_sizes`) and run on meta tensors: one sample, forward and
+backward, with a LoRA of the family's usual rank on all layers, weights resident and streamed. The bytes are
+followed storage by storage by the very code that plans a run (`training.run.weighing`), and the plan is made
+of them as for a card. A row says what a user's run would be: the first that fits of resident and streamed,
+with the usual rank or a lower one, and micro-batches of at most 8. A second sample is taken to cost what the
+first does but for the gradient, and a lower rank's samples what the usual one's do: both are upper bounds.
+Peaks are bytes; a budget is the preset x 1024^3 minus what the host reserves.
 """
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -23,8 +25,7 @@ from fewstep.training.adapter.lora import Lora
 from fewstep.training.models.families import usual
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.memory import CARD, LEAST_RANK, Memory, ranks, staying, weights_of
-from fewstep.training.run.weighing import weigh
-from torch._subclasses.fake_tensor import FakeTensorMode
+from fewstep.training.run.weighing import Pass, weigh
 
 PRESETS = (6, 8, 12, 16, 24, 48)  # GB; 6 is none of the node's
 BATCH = 8
@@ -33,14 +34,14 @@ DTYPE = torch.bfloat16
 RESIDENT, STREAMED = "resident", "streamed"
 
 
-class Fake:
-    """A model of real size on fake tensors, as a plan sees a denoiser on a card."""
+class Unreal:
+    """A model of real size without numbers, as a plan sees a denoiser on a card."""
 
     def __init__(self, family: real_sizes.Family, **changes):
         self.family, self.device = family, torch.device("cuda")
         self.model = real_sizes.build(family, "meta", DTYPE, **changes)
+        self.model.model_sampling.to("meta")
         self.module = self.model.diffusion_model
-        _pretend(self.module)
         kind = type(self.model.model_config)
         self.rank = usual(*(known.__name__ for known in kind.__mro__)).rank
         self.residency = RESIDENT
@@ -57,54 +58,60 @@ class Fake:
         def of(samples):
             x, goal = (torch.randn(samples, *latent) for _ in range(2))
             sigma = torch.full((samples,), 0.5)
-            conds = real_sizes.conditioning(self.family, samples, "cpu", DTYPE)
-            return lambda: (real_sizes.call(self.model, x, sigma, conds) - goal).square().mean()
+            conds = real_sizes.conditioning(self.family, samples, "meta", DTYPE)
+            ask = functools.partial(real_sizes.call, self.model, x, sigma, conds, attention)
+            return lambda: (ask() - goal).square().mean()
 
         return of
+
+
+def attention(function, q, k, v, heads, *args, skip_reshape=False, skip_output_reshape=False, **options):
+    """Fused attention on tensors without numbers, for which PyTorch would choose another kernel."""
+    batch, width = len(q), q.shape[-1]
+    if not skip_reshape:
+        width //= heads
+        q, k, v = (t.view(batch, -1, heads, width).transpose(1, 2) for t in (q, k, v))
+    out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    return out if skip_output_reshape else out.transpose(1, 2).reshape(batch, -1, heads * width)
 
 
 def _own_bytes(module):
     return sum(p.numel() * p.element_size() for p in module._parameters.values() if p is not None)
 
 
-def _pretend(module):
-    """Fake tensors for those without numbers."""
-    for part in module.modules():
-        for store in (part._parameters, part._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and tensor.device.type == "meta":
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    store[name] = torch.nn.Parameter(fake, False) if store is part._parameters else fake
-
-
 class Measured:
-    """The `Memory` of one model and size, by residency and rank, each measured when it is asked for."""
+    """The `Memory` of one model and size; each residency is measured when it is asked for."""
 
-    def __init__(self, fake: Fake, latent: tuple[int, ...]):
-        self.fake, self.latent, self.known = fake, latent, {}
+    def __init__(self, unreal: Unreal, latent: tuple[int, ...]):
+        self.unreal, self.latent, self.known = unreal, latent, {}
 
     def memory(self, residency: str, rank: int) -> Memory:
         """What a run takes whose weights live like that."""
-        if (residency, rank) not in self.known:
-            self.fake.residency = residency
-            lora = Lora(self.fake.module, rank)
+        self.unreal.residency = residency
+        if residency not in self.known:
+            lora = Lora(self.unreal.module, self.unreal.rank)
             try:
-                passes = weigh(self.fake, lora, self.fake.loss_of(self.latent), BATCH)
+                found = weigh(self.unreal, lora, self.unreal.loss_of(self.latent), 1)
             finally:
                 lora.remove()
-            memory = Memory(
-                weights=weights_of(self.fake), adapter=lora.bytes, place=CARD, online=False, **passes
-            )
-            self.known[residency, rank] = memory
-        return self.known[residency, rank]
+            same = {
+                "whole": 0,
+                "recomputed": lora.bytes,
+                "answer": 0,
+            }  # of the peak, for any number of samples
+            passes = {name: Pass(way.one, 2 * way.one - same[name]) for name, way in found.items()}
+            self.known[residency] = passes, lora.bytes
+        passes, size = self.known[residency]
+        adapter, weights = size * rank // self.unreal.rank, weights_of(self.unreal)
+        return Memory(weights=weights, adapter=adapter, place=CARD, online=False, **passes)
 
     def plan(self, preset: int) -> dict:
         """The row of a preset."""
-        budget, config = (preset << 30) - reserved(), DistilConfig(rank=self.fake.rank)
+        budget, config = (preset << 30) - reserved(), DistilConfig(rank=self.unreal.rank)
         for residency in (RESIDENT, STREAMED):
-            self.fake.residency = residency
-            for rank in ranks(self.fake.module, config, CARD.copies, budget, lower=True):
-                if staying(self.fake) > budget:
+            self.unreal.residency = residency
+            for rank in ranks(self.unreal.module, config, CARD.copies, budget, lower=True):
+                if staying(self.unreal) > budget:
                     continue
                 memory = self.memory(residency, rank)
                 try:
@@ -112,7 +119,7 @@ class Measured:
                 except NoMemory:
                     continue
                 return self._row(preset, budget, residency, rank, memory, micro, recompute)
-        rank = min(self.fake.rank, LEAST_RANK)
+        rank = min(self.unreal.rank, LEAST_RANK)
         return self._row(preset, budget, STREAMED, rank, self.memory(STREAMED, rank), 1, True)
 
     def _row(self, preset, budget, residency, rank, memory, micro, recompute):
@@ -142,11 +149,10 @@ def reserved() -> int:
 def rows_of(name: str, presets=PRESETS, latents=None, **changes) -> list[dict]:
     """The rows of one family: each size, each preset."""
     family = real_sizes.FAMILIES[name]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = Fake(family, **changes)
-        rows = []
+    rows, unreal = [], Unreal(family, **changes)
+    with torch.device("meta"):
         for size, latent in (latents or family.latents).items():
-            measured = Measured(fake, latent)
+            measured = Measured(unreal, latent)
             rows += [{"family": name, "size": size, **measured.plan(preset)} for preset in presets]
     return rows
 

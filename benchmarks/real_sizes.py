@@ -217,9 +217,9 @@ def build(family: Family, device: torch.device | str, dtype: torch.dtype = torch
     return known.get_model({}, "", device=device).requires_grad_(False).eval()
 
 
-def call(model, x: torch.Tensor, sigma: torch.Tensor, conds: dict) -> torch.Tensor:
-    """x0 (B, ...) of the model, as `ComfyDenoiser` asks it."""
-    options = {"optimized_attention_override": _attention, "sigmas": sigma, "sample_sigmas": sigma}
+def call(model, x: torch.Tensor, sigma: torch.Tensor, conds: dict, attention: Callable) -> torch.Tensor:
+    """x0 (B, ...) of the model, as `ComfyDenoiser` asks it; attention: in place of the host's."""
+    options = {"optimized_attention_override": attention, "sigmas": sigma, "sample_sigmas": sigma}
     return model.apply_model(x, sigma, transformer_options=options, **conds)
 
 
@@ -233,9 +233,3 @@ def conditioning(family: Family, samples: int, device: torch.device | str, dtype
         is_tensor = isinstance(value, torch.Tensor)
         conds[name] = value.to(device, dtype).expand(samples) if is_tensor else value
     return conds
-
-
-def _attention(function, *args, **kwargs):
-    import comfy.ldm.modules.attention
-
-    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
