@@ -149,7 +149,12 @@ def room(patcher: ModelPatcher, stay: int, budget: float | None) -> float | None
     device = patcher.load_device
     if not on_card(patcher):
         return budget
-    free = patcher.get_free_memory(device) if patcher.is_dynamic() else available(device)
+    ask = (
+        available
+        if management.is_device_cuda(device) and not patcher.is_dynamic()
+        else patcher.get_free_memory
+    )
+    free = ask(device)
     if budget is not None:  # what lies there beside the weights, conditionings above all, is part of the run
         held = torch.cuda.memory_allocated(device) if management.is_device_cuda(device) else 0
         free = min(free, budget - max(stay, held))
