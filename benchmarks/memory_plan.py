@@ -24,7 +24,7 @@ from fewstep.diffusion.faults import NoMemory
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.models.families import usual
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.memory import CARD, LEAST_RANK, Memory, ranks, staying, weights_of
+from fewstep.training.run.memory import CARD, LEAST_RANK, Memory, copies_of, ranks, staying, weights_of
 from fewstep.training.run.weighing import Pass, weigh
 
 PRESETS = (6, 8, 12, 16, 24, 48)  # GB; 6 is none of the node's
@@ -103,14 +103,21 @@ class Measured:
             self.known[residency] = passes, lora.bytes
         passes, size = self.known[residency]
         adapter, weights = size * rank // self.unreal.rank, weights_of(self.unreal)
-        return Memory(weights=weights, adapter=adapter, place=CARD, online=False, **passes)
+        return Memory(
+            weights=weights,
+            adapter=adapter,
+            copies=copies_of(DistilConfig(), CARD),
+            place=CARD,
+            online=False,
+            **passes,
+        )
 
     def plan(self, preset: int) -> dict:
         """The row of a preset."""
         budget, config = (preset << 30) - reserved(), DistilConfig(rank=self.unreal.rank)
         for residency in (RESIDENT, STREAMED):
             self.unreal.residency = residency
-            for rank in ranks(self.unreal.module, config, CARD.copies, budget, lower=True):
+            for rank in ranks(self.unreal.module, config, copies_of(config, CARD), budget, lower=True):
                 if staying(self.unreal) > budget:
                     continue
                 memory = self.memory(residency, rank)
@@ -134,7 +141,7 @@ class Measured:
             "peak": peak,
             "fits": peak <= budget,
             "weights": memory.weights,
-            "adapter": CARD.copies * memory.adapter,
+            "adapter": round(memory.copies * memory.adapter),
             "sample": (memory.recomputed if recompute else memory.whole).one,
         }
 

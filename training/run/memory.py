@@ -3,8 +3,8 @@
     peak = weights + copies x adapter + extra + margin x (bytes of the worst pass)
 
 weights   those that stay where the model computes; of streamed layers, on a card, two of the largest as cast
-adapter   the LoRA as float32: itself, its gradient, AdamW's two moments; on the CPU also the average, the
-          best and one copy in an exchange, which a card does not hold
+adapter   the LoRA as float32: itself, its gradient, AdamW's two moments or what 8 bits make of them, casts
+          in the dtype of the layers, of an average that answers too; on the CPU also average and best
 pass      of the micro-batch forward and backward, kept whole or recomputed block by block, or of the
           teacher's answer to it (`weighing`)
 
@@ -28,6 +28,7 @@ from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories.data import Data
 from .config import DistilConfig
 from .machine import available, gib
+from .optimisers import ADAMW_8BIT
 from .source import check
 from .student import adapter_for, backward_of
 from .weighing import NEVER, Pass, taken, weigh
@@ -41,20 +42,20 @@ ADAPTERS = 1 / 4  # of the budget: more a rank that may be lowered does not take
 class Place:
     """What lies where a model computes.
 
-    copies   of the adapter
-    fetched  of the largest streamed layer, in memory that no operation makes
+    averages of the adapter that lie there too
+    fetched  copies of the largest streamed layer, in memory that no operation makes
     extra    bytes of workspaces
     margin   for the pieces that the allocator leaves over
     """
 
-    copies: int
+    averages: int
     fetched: int
     extra: int
     margin: float
 
 
-CARD = Place(copies=4, fetched=2, extra=256 << 20, margin=1.1)
-CPU = Place(copies=7, fetched=0, extra=0, margin=1.0)
+CARD = Place(averages=0, fetched=2, extra=256 << 20, margin=1.1)
+CPU = Place(averages=2, fetched=0, extra=0, margin=1.0)
 
 
 def place_of(denoiser: Denoiser) -> Place:
@@ -62,11 +63,18 @@ def place_of(denoiser: Denoiser) -> Place:
     return CPU if torch.device(getattr(denoiser, "device", "cpu")).type == "cpu" else CARD
 
 
+def copies_of(config: DistilConfig, place: Place, dtype: torch.dtype = torch.bfloat16) -> float:
+    """How often a run holds its adapter where it computes, in float32's bytes; dtype: of the layers."""
+    moments = 0.5 if config.optimizer == ADAMW_8BIT else 2
+    casts = 0 if dtype.itemsize >= 4 else (2 if config.target == "ema" else 1) * dtype.itemsize / 4
+    return 2 + moments + casts + place.averages
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of the weights, of one adapter, and of the passes of a run.
 
-    place      where it is
+    copies     how often the adapter is there (`copies_of`); place: where it is
     guided     samples of a guided call of the teacher for each that is wanted; online: whether updates ask it
     confirmed  whether a pass that is held whole was run, and not only reckoned
     """
@@ -76,6 +84,7 @@ class Memory:
     whole: Pass
     recomputed: Pass
     answer: Pass
+    copies: float = 6
     place: Place = CPU
     guided: int = 2
     online: bool = True
@@ -89,7 +98,7 @@ class Memory:
     @property
     def fixed(self) -> int:
         """Bytes that are taken whatever the number of samples."""
-        return self.weights + self.place.copies * self.adapter + self.place.extra
+        return math.ceil(self.weights + self.copies * self.adapter + self.place.extra)
 
     def peak(self, micro: int, checkpointing: bool) -> int:
         """Bytes at the worst moment of an update with micro-batches of that many samples.
@@ -119,7 +128,7 @@ class Memory:
             for micro in range(batch, 0, -1):
                 if self.peak(micro, checkpointing) <= budget:
                     return micro, checkpointing
-        adapter = self.place.copies * self.adapter
+        adapter = self.copies * self.adapter
         if budget > self.fixed:
             remedy = Message("Choose a smaller latent")
         elif adapter > self.weights / 2:
@@ -189,7 +198,7 @@ def plan(
     if budget is None:
         budget = available(getattr(denoiser, "device", "cpu")) + weights
     loss = _loss(denoiser, phases)
-    for rank in ranks(denoiser.module, config, place.copies, budget, lower_rank):
+    for rank in ranks(denoiser.module, config, copies_of(config, place), budget, lower_rank):
         lora = adapter_for(denoiser, dataclasses.replace(config, rank=rank), warm)
         try:
             return _planned(denoiser, config, lora, loss, budget, weights)
@@ -202,7 +211,7 @@ def plan(
 
 
 def ranks(
-    module: torch.nn.Module, config: DistilConfig, copies: int, budget: float, lower: bool
+    module: torch.nn.Module, config: DistilConfig, copies: float, budget: float, lower: bool
 ) -> list[int]:
     """Ranks to try: the config's, and where it may be lowered its halves down to `LEAST_RANK`, from the first
     whose copies are `ADAPTERS` of the budget at most.
@@ -220,7 +229,8 @@ def beside_weights(module: torch.nn.Module, config: DistilConfig, lower_rank: bo
     nothing is loaded.
     """
     rank = min(config.rank, LEAST_RANK) if lower_rank else config.rank
-    return CARD.copies * lora_bytes(module, rank, config.include, config.exclude) + CARD.extra
+    copies = copies_of(config, CARD)
+    return math.ceil(copies * lora_bytes(module, rank, config.include, config.exclude)) + CARD.extra
 
 
 def weights_of(denoiser: Denoiser) -> int:
@@ -327,12 +337,15 @@ def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callab
     finally:
         for hook in hooks:
             hook.remove()
+    dtype = next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)
+    place = place_of(denoiser)
     memory = Memory(
         weights=weights,
         adapter=lora.bytes,
-        place=place_of(denoiser),
+        copies=copies_of(config, place, dtype),
+        place=place,
         guided=1 if config.cfg == 1 else 2,
         online=methods.get(config.method).asks_teacher,
         **passes,
     )
-    return memory, next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)
+    return memory, dtype

@@ -48,9 +48,9 @@ def test_gradients_of_two_calls_add_up_and_the_second_knows_the_model(checkpoint
         return compute()
 
     backward(counted)
-    assert len(calls) == 2 and backward.overwrites
+    assert len(calls) == 1 and backward.overwrites
     backward(counted)
-    assert len(calls) == 3 and parameters[0].grad is first
+    assert len(calls) == 2 and parameters[0].grad is first
     parameters[0].grad = first - 1
     grad, wanted = torch.cat([p.grad.flatten() for p in parameters]), reference()[1]
     assert (grad - 2 * wanted).norm() / wanted.norm() < 1e-6

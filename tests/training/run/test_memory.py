@@ -15,7 +15,7 @@ from fewstep.training.run import memory
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.descent import Descent
 from fewstep.training.run.machine import CGROUPS, available
-from fewstep.training.run.memory import CARD, CPU, Memory, plan, staying, weights_of
+from fewstep.training.run.memory import CARD, CPU, Memory, copies_of, plan, staying, weights_of
 from fewstep.training.run.run import Run
 from fewstep.training.run.weighing import Pass
 from tiny import Tiny
@@ -36,7 +36,11 @@ def passes(**bytes_of_one):
 
 
 LARGE = Memory(
-    weights=2 * GB, adapter=GB // 10, place=CARD, **passes(whole=3 * GB, recomputed=GB, answer=GB // 10)
+    weights=2 * GB,
+    adapter=GB // 10,
+    copies=4.5,
+    place=CARD,
+    **passes(whole=3 * GB, recomputed=GB, answer=GB // 10),
 )
 
 
@@ -60,7 +64,7 @@ def test_what_does_not_grow_with_the_samples_counts_once():
 
 def test_whole_samples_are_preferred_and_as_many_as_fit():
     fixed, margin = LARGE.fixed, CARD.margin
-    assert fixed == LARGE.weights + CARD.copies * LARGE.adapter + CARD.extra
+    assert fixed == LARGE.weights + 4.5 * LARGE.adapter + CARD.extra
     assert LARGE.choose(100 * GB, 8) == (8, False)
     assert LARGE.choose(fixed + 2.5 * margin * LARGE.whole.one, 8) == (2, False)
     assert LARGE.choose(fixed + 0.9 * margin * LARGE.whole.one, 8) == (2, True)
@@ -95,11 +99,20 @@ def test_a_rank_that_may_be_lowered_is_halved_until_it_fits():
     config = DistilConfig(**{**SMALL, "rank": 64})
     plenty = plan(wide, config, math.inf, lower_rank=True)
     assert plenty.rank == 64
-    tight = plenty.memory.weights + CPU.copies * plenty.memory.adapter // 2
+    tight = plenty.memory.weights + 6 * plenty.memory.adapter // 2
     lower = plan(wide, config, tight, lower_rank=True)
     assert lower.rank == 8 and lower.peak <= tight and lower.applied(config).rank == 8
     with pytest.raises(MemoryError, match="Choose a lower rank"):
         plan(wide, config, tight)
+
+
+def test_what_a_run_holds_of_its_adapter():
+    config = DistilConfig(**SMALL)
+    eight = dataclasses.replace(config, optimizer="adamw8bit")
+    average = dataclasses.replace(config, target="ema")
+    half, full = torch.bfloat16, torch.float32
+    assert [copies_of(c, CARD, half) for c in (config, eight, average)] == [4.5, 3, 5]
+    assert (copies_of(config, CARD, full), copies_of(config, CPU, full)) == (4, 6)
 
 
 class Streamed(Tiny):
