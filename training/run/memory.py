@@ -262,6 +262,7 @@ def _planned(denoiser, config, lora, loss, budget, weights):
     """The `Plan` with that LoRA; raises NoMemory where nothing fits."""
     most, parameters = min(config.batch, config.micro or config.batch), lora.parameters()
     memory, dtype = _measured(denoiser, config, lora, loss, most, weights)
+    in_float32 = getattr(denoiser, "in_float32", None)
     while True:
         micro, recompute = memory.choose(budget, most, config.checkpointing)
         backward = backward_of(denoiser, parameters, recompute)
@@ -269,7 +270,7 @@ def _planned(denoiser, config, lora, loss, budget, weights):
             if not recompute and not memory.confirmed:
                 memory = memory.with_whole(taken(loss(1), backward))
                 continue
-            check_gradient(loss(1), parameters, dtype, backward)
+            check_gradient(loss(1), parameters, dtype, backward, in_float32)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -303,15 +304,21 @@ def _check_trajectories(denoiser, config, kept):
 
 
 def _loss(denoiser: Denoiser, phases: Phases) -> Callable[[int], Callable[[], torch.Tensor]]:
-    """Number of samples -> their loss."""
+    """Number of samples -> their loss.
+
+    In float64, and scaled as a run's: differences of rounded losses, or gradients that vanish in half
+    precision, would prove nothing.
+    """
     sigma = phases.sigma_of(torch.tensor([0.5], dtype=torch.float64)).float()
     level = float(denoiser.path.alpha(sigma).hypot(sigma))
+    scale = 2.0 ** math.floor(math.log2(math.prod(denoiser.shape)))
 
     def of(samples):
         generator = torch.Generator().manual_seed(0)
         noise, goal = (torch.randn(samples, *denoiser.shape, generator=generator) for _ in range(2))
         x, condition = noise * level, torch.arange(samples) % denoiser.conditions
-        return lambda: squared_error(denoiser(x, sigma.expand(samples), condition), goal).mean()
+        levels, goal = sigma.expand(samples), goal.double()
+        return lambda: scale * squared_error(denoiser(x, levels, condition).double(), goal).mean()
 
     return of
 

@@ -167,9 +167,9 @@ def test_what_is_proved_is_what_will_run(monkeypatch):
     proved, seen = [], []
     original, real = memory.check_gradient, memory.taken
 
-    def watch(compute, parameters, dtype, backward):
+    def watch(compute, parameters, dtype, backward, in_float32):
         proved.append(bool(backward.blocks))
-        return original(compute, parameters, dtype, backward)
+        return original(compute, parameters, dtype, backward, in_float32)
 
     def full(compute, backward):
         seen.append(bool(backward.blocks))
