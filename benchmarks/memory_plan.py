@@ -117,7 +117,8 @@ class Measured:
         budget, config = (preset << 30) - reserved(), DistilConfig(rank=self.unreal.rank)
         for residency in (RESIDENT, STREAMED):
             self.unreal.residency = residency
-            for rank in ranks(self.unreal.module, config, copies_of(config, CARD), budget, lower=True):
+            found = ranks(self.unreal.module, config, copies_of(config, CARD), budget, lower=True)
+            for rank in found[:1] if residency == RESIDENT else found:
                 if staying(self.unreal) > budget:
                     continue
                 memory = self.memory(residency, rank)
@@ -199,9 +200,9 @@ def main() -> None:
         for row in found:
             print(line_of(row), flush=True)
         rows += found
+        if args.json:  # at once: a run that is cut off leaves what it has
+            args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
-    if args.json:
-        args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

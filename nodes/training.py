@@ -283,13 +283,20 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
     whole, and may be streamed.
     """
     budget = residency.room(patcher, staying(denoiser), order.budget)
+    whole = residency.on_card(patcher) and not denoiser.streamed()
+    may_stream = whole and order.residency == residency.AUTO
     try:
         planned = plan(
-            denoiser, order.config, budget, data=data, warm=order.warm, lower_rank=order.lower_rank
+            denoiser,
+            order.config,
+            budget,
+            data=data,
+            warm=order.warm,
+            lower_rank=order.lower_rank,
+            first_rank=may_stream,
         )
     except NoMemory:
-        whole = residency.on_card(patcher) and not denoiser.streamed()
-        if whole and order.residency == residency.AUTO:
+        if may_stream:
             return None
         raise
     weights = [denoiser.weights] if denoiser.weights else []

@@ -181,11 +181,13 @@ def plan(
     data: Data | None = None,
     warm: dict[str, torch.Tensor] | None = None,
     lower_rank: bool = False,
+    first_rank: bool = False,
 ) -> Plan:
     """The `Plan` of a run within `budget` bytes, its gradient proved that way.
 
     budget: None for what is free, of which the weights have their part already; data, warm: as of `run.Run`;
-    lower_rank: whether the config's rank may be halved until it fits. The loss is the distance of a sample's
+    lower_rank: whether the config's rank may be halved until it fits; first_rank: but to the first of `ranks`
+    alone, for who would rather stream the weights than go lower. The loss is the distance of a sample's
     x0 to a random picture, from noise at half of the time. Raises MemoryError that names what to lower,
     ArithmeticError when the gradient is not the loss's own (`proof.check_gradient`), ValueError when data or
     model can't be used like this.
@@ -198,7 +200,8 @@ def plan(
     if budget is None:
         budget = available(getattr(denoiser, "device", "cpu")) + weights
     loss = _loss(denoiser, phases)
-    for rank in ranks(denoiser.module, config, copies_of(config, place), budget, lower_rank):
+    found = ranks(denoiser.module, config, copies_of(config, place), budget, lower_rank)
+    for rank in found[:1] if first_rank else found:
         lora = adapter_for(denoiser, dataclasses.replace(config, rank=rank), warm)
         try:
             return _planned(denoiser, config, lora, loss, budget, weights)

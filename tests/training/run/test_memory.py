@@ -94,7 +94,7 @@ def test_the_teachers_calls_fit_the_budget_too():
     assert large.peak(1, True) == large.fixed + CARD.margin * 2 * GB  # more than its own pass
 
 
-def test_a_rank_that_may_be_lowered_is_halved_until_it_fits():
+def test_a_rank_that_may_be_lowered_is_halved_until_it_fits(monkeypatch):
     wide = Tiny(width=4096)
     config = DistilConfig(**{**SMALL, "rank": 64})
     plenty = plan(wide, config, math.inf, lower_rank=True)
@@ -104,6 +104,10 @@ def test_a_rank_that_may_be_lowered_is_halved_until_it_fits():
     assert lower.rank == 8 and lower.peak <= tight and lower.applied(config).rank == 8
     with pytest.raises(MemoryError, match="Choose a lower rank"):
         plan(wide, config, tight)
+    monkeypatch.setattr(memory, "ranks", lambda *args: [64, 8])
+    assert plan(wide, config, tight, lower_rank=True).rank == 8
+    with pytest.raises(MemoryError, match="Choose a lower rank"):
+        plan(wide, config, tight, lower_rank=True, first_rank=True)
 
 
 def test_what_a_run_holds_of_its_adapter():
