@@ -5,7 +5,7 @@ import { endOfType } from "./nodes.js";
 import { sameEnd, sourceOf } from "./queued.js";
 import { isLeftOut } from "./suits.js";
 
-/** { model, again, leftOut }: the end before anything is left out, ids of what patches it after, nodes left out. */
+/** { model, again, leftOut }: the end before what is left out, ids of what patches it after, those nodes. */
 export function bareModel({ queued, chain }) {
   const ids = chain.map(({ id }) => id);
   const first = ids.findIndex((id, i) => i && isLeftOut(queued, id));
@@ -22,7 +22,8 @@ export function bring({ queued, chain }, { model, again }, place, made) {
   let end = model;
   for (const id of again) {
     const before = chain[chain.findIndex((one) => one.id === id) - 1];
-    const input = Object.keys(queued.get(id).inputs).find((name) => sameEnd(sourceOf(queued, id, name), before));
+    const isFed = (name) => sameEnd(sourceOf(queued, id, name), before);
+    const input = Object.keys(queued.get(id).inputs).find(isFed);
     end = endOfType(copyNode(queued, id, place, made, { [input]: end }), "MODEL");
   }
   return end;

@@ -20,7 +20,7 @@ const ROOM = 50;                                                // beside a node
 const CUSTOM = "SamplerCustom";
 const STOCK = ["KSampler", "KSamplerAdvanced"];
 const GUIDER = "CFGGuider";
-const GUIDERS = [GUIDER, "BasicGuider"];                        // those that guide by CFG alone, or not at all
+const GUIDERS = [GUIDER, "BasicGuider"];                        // by CFG alone, or not at all
 const SEEDS = ["seed", "noise_seed"];
 
 const isStock = (queued, id) => STOCK.includes(queued.get(id).type);
@@ -37,7 +37,8 @@ export function unfit({ queued, sampler, guide }) {
     return t("graph.fixedSampler", { name: queued.get(flipped).node.title });
   }
   const guider = queued.get(guide);
-  const usable = guide === sampler || GUIDERS.includes(guider.type) || sourceOf(queued, guide, positiveOf(queued, guide));
+  const known = guide === sampler || GUIDERS.includes(guider.type);
+  const usable = known || sourceOf(queued, guide, positiveOf(queued, guide));
   return usable ? null : t("graph.fixedSampler", { name: guider.node.title });
 }
 
@@ -66,7 +67,8 @@ function positiveOf(queued, guide) {
  */
 export function putIn(plan, name, made, journal) {
   const { reading: { queued, guide, sampler }, targets, place } = plan;
-  const loader = add(place.graph, LOAD_LORA, { pos: [...queued.get(guide).node.pos], values: { lora_name: name } });
+  const { pos } = queued.get(guide).node;
+  const loader = add(place.graph, LOAD_LORA, { pos: [...pos], values: { lora_name: name } });
   made.nodes.push(loader);
   const way = { ...plan, loader, made, journal, samplers: [], swapped: [], edited: [] };
   wireEnd(queued, bring(plan.reading, plan.bare, place, made), place, made, { to: loader, name: "model" });
@@ -191,7 +193,7 @@ function settle({ loader, made, swapped, reading: { queued, guide } }) {
   }
   const replaced = swapped.map(([, node]) => node);
   const [x, y] = replaced[0]?.pos ?? queued.get(guide).node.pos;
-  for (const node of [loader, ...made.nodes].filter((one, i, all) => all.indexOf(one) === i && !replaced.includes(one))) {
+  for (const node of [loader, ...made.nodes.filter((one) => one !== loader && !replaced.includes(one))]) {
     node.pos = freePlace(node.graph, node, [x - node.size[0] - ROOM, y]);
   }
 }
@@ -213,10 +215,13 @@ export function lacking(before, now, way, name) {
     if (!own) {
       return node.title;
     }
-    const guideNow = guide === sampler ? own : sourceOf(now, own, wiredOf(now, own, "GUIDER")[0])?.id;
+    const [guider] = wiredOf(now, own, "GUIDER");
+    const guideNow = guide === sampler ? own : sourceOf(now, own, guider)?.id;
     const sigmas = sourceOf(now, own, "sigmas");
-    const cut = sigmas && now.get(sigmas.id).type === EDIT_SCHEDULE ? sourceOf(now, sigmas.id, "sigmas") : sigmas;
-    const cfg = "cfg" in (now.get(guideNow)?.inputs ?? {}) ? sourceOf(now, guideNow, "cfg") : { id, slot: OUT.cfg };
+    const isCut = sigmas && now.get(sigmas.id).type === EDIT_SCHEDULE;
+    const cut = isCut ? sourceOf(now, sigmas.id, "sigmas") : sigmas;
+    const hasCfg = "cfg" in (now.get(guideNow)?.inputs ?? {});
+    const cfg = hasCfg ? sourceOf(now, guideNow, "cfg") : { id, slot: OUT.cfg };
     const wanted = [
       ["sampler", is(sourceOf(now, own, "sampler"), OUT.sampler)], ["sigmas", is(cut, OUT.sigmas)],
       ["model", guideNow && is(modelInto(now, guideNow), OUT.model)], ["cfg", is(cfg, OUT.cfg)],
@@ -238,7 +243,8 @@ function changed(before, now, edited, gone) {
       return node.title;
     }
     const names = after ? Object.keys({ ...inputs, ...after }) : [];
-    if (names.some((name) => !isMeant(node, name) && JSON.stringify(inputs[name]) !== JSON.stringify(after[name]))) {
+    const isOther = (name) => JSON.stringify(inputs[name]) !== JSON.stringify(after[name]);
+    if (names.some((name) => !isMeant(node, name) && isOther(name))) {
       return node.title;
     }
   }

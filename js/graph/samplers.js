@@ -1,5 +1,5 @@
-// A sampler of its own for a FewstepLoadLora, in a graph that has none. It wires, and answers { nodes, settle }:
-// the new nodes beside the loader, and what finds places for them once their sizes are known.
+// A sampler of its own for a FewstepLoadLora, in a graph that has none. It wires, and answers { nodes,
+// settle }: the new nodes beside the loader, and what finds places for them later, when sizes are known.
 
 import { DEMO, EMPTY_LATENT, isOurs, PREVIEW } from "../names.js";
 import { add, wire } from "./change.js";

@@ -11,7 +11,7 @@ import { isSampling, mainOf, samplingBehind, selectedIn, sourceOfModel, teacherO
 import { lacking, putIn, targetsOf, unfit } from "./intograph.js";
 import { revert, set } from "./journal.js";
 import { ALWAYS, endOfType, MUTED, widgetOf } from "./nodes.js";
-import { distilOf, tellLeftOut } from "./oneclick.js";
+import { distilOf, modelName, tellLeftOut } from "./oneclick.js";
 import { show } from "./places.js";
 import { readQueued, sameEnd, sourceOf } from "./queued.js";
 import { readGraph } from "./reading.js";
@@ -105,7 +105,8 @@ function stageFor(reading, recipe, known) {
     return reading;
   }
   const label = ({ queued, chain, from, to }) => t("graph.stage", {
-    model: queued.get(chain[0].id).node.title, from: Math.round(100 * from), to: Math.round(100 * to),
+    model: modelName(queued, chain[0].id) ?? queued.get(chain[0].id).node.title,
+    from: Math.round(100 * from), to: Math.round(100 * to),
   });
   return ask(t("graph.useIt"), [t("graph.useStage")], [
     ...stages.map((stage) => [label(stage), stage]), [t("graph.cancel"), null],
@@ -128,7 +129,7 @@ async function useInto(app, reading, name, recipe) {
   return change(app, graph, async () => {
     const [made, journal] = [begin(), []];
     try {
-      const node = await (loader ? otherFile(loader, name, journal) : putWhole(app, plan, name, made, journal));
+      const node = loader ? otherFile(loader, name, journal) : await putWhole(app, plan, name, made, journal);
       const muted = muteDistils(reading, journal);
       await show(app, loader ? [loader] : made.nodes);
       tell(app, loader ? [] : bare.leftOut, muted);
