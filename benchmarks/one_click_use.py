@@ -4,6 +4,7 @@ A small LoRA with a recipe for the whole way stands for a finished run. As `one_
 see the API graph before and after and what was asked and said, and know nothing of the pack's scripts.
 
     prepare(base)                -> writes the LoRA below that folder
+    script(name, folder)         -> what the page runs
     verdict(before, after, seen) -> (verdict, why)
 """
 
@@ -30,24 +31,32 @@ from one_click_rules import (
     stages,
 )
 
-LORA, CUT, NAME = "FewstepLoadLora", "FewstepEditSchedule", "bench_fewstep_00001.safetensors"
+LORA, CUT = "FewstepLoadLora", "FewstepEditSchedule"
+NAME = "bench_fewstep_00001.safetensors"
+# of the first and the second part of the way
+FIRST, SECOND = "bench_first_00001.safetensors", "bench_second_00001.safetensors"
 MODEL, SAMPLER, SIGMAS, CFG = range(4)  # outputs of the loader
 STOCK = ("KSampler", "KSamplerAdvanced")
 PLAIN_GUIDERS = ("CFGGuider", "BasicGuider")
-SCRIPT = f"""async () => {{
-  const {{ useIt }} = await import("/extensions/fewstep/graph/useit.js");
-  const {{ api }} = await import("/scripts/api.js");
-  try {{
-    await useIt(app, api, {{ lora: "{NAME}", method: "phased", model: "" }});
-  }} catch (error) {{
+SCRIPT = """async () => {
+  const { useIt } = await import("/extensions/FOLDER/graph/useit.js");
+  const { api } = await import("/scripts/api.js");
+  try {
+    await useIt(app, api, { lora: "NAME", method: "phased", model: "" });
+  } catch (error) {
     bench.told.push(error.message);
-  }}
+  }
   bench.at = performance.now();
-}}"""
+}"""
+
+
+def script(name: str = NAME, folder: str = "fewstep") -> str:
+    """What uses that LoRA, in the page of a server that has the pack in that folder."""
+    return SCRIPT.replace("FOLDER", folder).replace("NAME", name)
 
 
 def prepare(base: Path) -> None:
-    """Write the LoRA where the server lists it."""
+    """Write the LoRAs where the server lists them."""
     folder = base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     key = "diffusion_model.bench"
@@ -56,8 +65,12 @@ def prepare(base: Path) -> None:
         f"{key}.lora_down.weight": torch.zeros(1, 4),
         f"{key}.alpha": torch.ones(()),
     }
-    recipe = Recipe(method="phased", path="flow", sigmas=(1.0, 0.9, 0.75, 0.5, 0.0))
-    save_lora(folder / NAME, tensors, recipe)
+    for name, sigmas, part in (
+        (NAME, (1.0, 0.9, 0.75, 0.5, 0.0), {}),
+        (FIRST, (1.0, 0.8, 0.5), {"to_percent": 0.5}),
+        (SECOND, (0.5, 0.25, 0.0), {"from_percent": 0.5}),
+    ):
+        save_lora(folder / name, tensors, Recipe(method="phased", path="flow", sigmas=sigmas, **part))
 
 
 # ---- what should be done ---------------------------------------------------------------------------

@@ -31,7 +31,7 @@ function relink(graph, link, node, into) {
 /** Sets properties of a node: mode, pos, widgets' values. */
 export function set(journal, object, values) {
   for (const [name, value] of Object.entries(values)) {
-    const before = object[name];
+    const before = name === "pos" ? [...object[name]] : object[name];      // the host moves it in place
     journal.push(() => {
       object[name] = before;
     });
@@ -41,9 +41,15 @@ export function set(journal, object, values) {
 
 /** Folds a node. */
 export function fold(journal, node) {
-  if (!node.flags?.collapsed) {
+  const before = node.flags.collapsed;
+  if (!before) {
     node.collapse();
-    journal.push(() => node.flags.collapsed && node.collapse());
+    journal.push(() => {
+      node.collapse();
+      if (before === undefined) {
+        delete node.flags.collapsed;
+      }
+    });
   }
 }
 
