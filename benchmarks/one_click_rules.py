@@ -224,7 +224,8 @@ def carried(graph: ApiGraph, end: End | None) -> set[tuple]:
     found = set()
     for i in graph.above([end[0]] if end else [], "CONDITIONING"):
         inputs = graph.nodes[i]["inputs"]
-        sources = {(n, graph.origin(i, n)) for n in graph.wired(i) if graph.input_type(i, n) not in PLAIN | NUMBERS}
+        others = [n for n in graph.wired(i) if graph.input_type(i, n) not in PLAIN | NUMBERS]
+        sources = {(n, graph.origin(i, n)) for n in others}
         numbers = {
             (n, graph.value(i, n))
             for n in inputs
@@ -449,7 +450,8 @@ def _same_patch(before: ApiGraph, i: str, after: ApiGraph, other: str) -> bool:
 def _of_prompts(after: ApiGraph, end: End | None, wanted: End | None, name: str) -> list[str]:
     missing = texts(after, wanted) - texts(after, end)
     faults = [f"{name} lacks {min(missing)[:40]!r}"] if missing else []
-    own = end and (end == wanted or "FewstepPrompts" in {after.kind(i) for i in after.above([end[0]], "CONDITIONING")})
+    kinds = {after.kind(i) for i in after.above([end[0]] if end else [], "CONDITIONING")}
+    own = end and (end == wanted or "FewstepPrompts" in kinds)
     if not own and not texts(after, wanted):
         faults.append(f"{name} is another")
     lost = carried(after, wanted) - carried(after, end)

@@ -25,7 +25,8 @@ export function ask(title, paragraphs, answers) {
       event.preventDefault();
       choose(null);
     });
-    dialog.addEventListener("keydown", (event) => event.stopPropagation());      // the canvas has its own keys
+    // the canvas has keys of its own
+    dialog.addEventListener("keydown", (event) => event.stopPropagation());
     document.body.append(dialog);
     dialog.showModal();
   });

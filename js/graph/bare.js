@@ -2,10 +2,10 @@
 
 import { copyNode } from "./bring.js";
 import { endOfType } from "./nodes.js";
-import { sameEnd, sourceOf } from "./queued.js";
+import { sameEnd, sourceOf, wiredOf } from "./queued.js";
 import { isLeftOut } from "./suits.js";
 
-/** { model, again, leftOut }: the end before what is left out, ids of what patches it after, those nodes. */
+/** { model, again, leftOut }: the end before what is left out; ids of what patches it after; their ids. */
 export function bareModel({ queued, chain }) {
   const ids = chain.map(({ id }) => id);
   const first = ids.findIndex((id, i) => i && isLeftOut(queued, id));
@@ -13,7 +13,7 @@ export function bareModel({ queued, chain }) {
   return {
     model: chain[first < 0 ? chain.length - 1 : first - 1],
     again: rest.filter((id) => !isLeftOut(queued, id)),
-    leftOut: rest.filter((id) => isLeftOut(queued, id)).map((id) => queued.get(id).node),
+    leftOut: rest.filter((id) => isLeftOut(queued, id)),
   };
 }
 
@@ -22,8 +22,7 @@ export function bring({ queued, chain }, { model, again }, place, made) {
   let end = model;
   for (const id of again) {
     const before = chain[chain.findIndex((one) => one.id === id) - 1];
-    const isFed = (name) => sameEnd(sourceOf(queued, id, name), before);
-    const input = Object.keys(queued.get(id).inputs).find(isFed);
+    const input = wiredOf(queued, id).find((name) => sameEnd(sourceOf(queued, id, name), before));
     end = endOfType(copyNode(queued, id, place, made, { [input]: end }), "MODEL");
   }
   return end;

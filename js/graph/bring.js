@@ -28,18 +28,35 @@ export function wireEnd(queued, end, place, made, { to, name }) {
 
 /** What gives an end in the place. */
 function reach(queued, end, place, made) {
-  const { node, within } = queued.get(end.id);
   const type = typeOf(queued, end);
+  const { here, out, into } = wallsTo(queued, end, place);
+  const outside = out.reduce((at, outer) => outward(at, outer, type, made), here);
+  return into.reduce((at, outer) => inward(at, outer, type, made), outside);
+}
+
+/** How many slots the walls between an end and a place would get. */
+export function slotsTo(queued, end, place) {
+  const { here, out, into } = wallsTo(queued, end, place);
+  let [at, count] = [here, 0];
+  for (const outer of out) {
+    const slot = at ? outputFor(at, outer) : -1;
+    count += slot < 0;
+    at = slot < 0 ? null : { node: outer, slot };
+  }
+  for (const outer of into) {
+    const slot = at ? inputFor(at, outer) : -1;
+    count += slot < 0;
+    at = slot < 0 ? null : { wall: outer.subgraph, slot };
+  }
+  return count;
+}
+
+/** { here, out, into }: an end, and the nodes of the subgraphs to leave and then to enter from there. */
+function wallsTo(queued, { id, slot }, place) {
+  const { node, within } = queued.get(id);
   const apart = within.findIndex((outer, i) => outer !== place.within[i]);
   const common = apart < 0 ? Math.min(within.length, place.within.length) : apart;
-  let here = { node, slot: end.slot };
-  for (const outer of within.slice(common).reverse()) {
-    here = outward(here, outer, type, made);
-  }
-  for (const outer of place.within.slice(common)) {
-    here = inward(here, outer, type, made);
-  }
-  return here;
+  return { here: { node, slot }, out: within.slice(common).reverse(), into: place.within.slice(common) };
 }
 
 function connect(here, graph, to, name) {
@@ -51,31 +68,40 @@ function connect(here, graph, to, name) {
   }
 }
 
+/** The number of the output of a subgraph's node that gives what is inside already; -1 for none. */
+const outputFor = ({ node, slot }, { subgraph }) => subgraph.outputs.findIndex(({ linkIds }) => {
+  const link = linkOf(subgraph, linkIds?.[0]);
+  return link && link.origin_slot === slot && subgraph.getNodeById(link.origin_id) === node;
+});
+
+/** The number of the input of a subgraph that gets what is outside already; -1 for none. */
+function inputFor(here, outer) {
+  const isSame = (link) => link && (here.node
+    ? outer.graph.getNodeById(link.origin_id) === here.node && link.origin_slot === here.slot
+    : link.originIsIoNode && link.origin_slot === here.slot);
+  const fed = outer.inputs.filter((_, into) => isSame(linkInto(outer, into))).map(({ name }) => name);
+  return outer.subgraph.inputs.findIndex(({ name }) => fed.includes(name));
+}
+
 /** From inside a subgraph to an output of its node: one that gives this already, else a new one. */
-function outward({ node, slot }, outer, type, made) {
+function outward(here, outer, type, made) {
   const { subgraph } = outer;
-  const known = subgraph.outputs.findIndex(({ linkIds }) => {
-    const link = linkOf(subgraph, linkIds?.[0]);
-    return link && link.origin_slot === slot && subgraph.getNodeById(link.origin_id) === node;
-  });
+  const known = outputFor(here, outer);
   if (known >= 0) {
     return { node: outer, slot: known };
   }
   const output = subgraph.addOutput(freeName(subgraph.outputs, type), type);
   made.slots.push(() => subgraph.removeOutput(output));
-  subgraph.outputNode.slots[subgraph.outputs.length - 1].connect(node.outputs[slot], node);
-  return { node: outer, slot: subgraph.outputs.indexOf(output) };
+  const slot = subgraph.outputs.indexOf(output);
+  subgraph.outputNode.slots[slot].connect(here.node.outputs[here.slot], here.node);
+  return { node: outer, slot };
 }
 
 /** From outside of a subgraph to an input of it: one that gets this already, else a new one. */
 function inward(here, outer, type, made) {
   const { subgraph } = outer;
-  const isSame = (link) => link && (here.node
-    ? outer.graph.getNodeById(link.origin_id) === here.node && link.origin_slot === here.slot
-    : link.originIsIoNode && link.origin_slot === here.slot);
-  const fed = outer.inputs.findIndex((_, into) => isSame(linkInto(outer, into)));
-  const known = subgraph.inputs.findIndex(({ name }) => name === outer.inputs[fed]?.name);
-  if (fed >= 0 && known >= 0) {
+  const known = inputFor(here, outer);
+  if (known >= 0) {
     return { wall: subgraph, slot: known };
   }
   const input = subgraph.addInput(freeName(subgraph.inputs, type), type);

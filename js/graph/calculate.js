@@ -1,4 +1,5 @@
-// Sums of plain numbers, as the host's Math Expression writes them: no names but those given, no calls but these.
+// Sums of plain numbers, as the host's Math Expression
+// writes them: no names but those given, no calls but these.
 
 const CALLS = {
   min: Math.min, max: Math.max, floor: Math.floor, ceil: Math.ceil, round: Math.round, abs: Math.abs,
@@ -6,7 +7,12 @@ const CALLS = {
 };
 const LEVELS = [
   { "+": (a, b) => a + b, "-": (a, b) => a - b },
-  { "*": (a, b) => a * b, "/": (a, b) => a / b, "//": (a, b) => Math.floor(a / b), "%": (a, b) => a - b * Math.floor(a / b) },
+  {
+    "*": (a, b) => a * b,
+    "/": (a, b) => a / b,
+    "//": (a, b) => Math.floor(a / b),
+    "%": (a, b) => a - b * Math.floor(a / b),
+  },
 ];
 
 /** The value of an expression; undefined where it holds anything else. values: { name: number } */

@@ -1,24 +1,21 @@
 // "Make this model few-step": a group of nodes that distils the model that is
 // sampled, wired to all that its sampler gets, and queued. What it reads is in reading.js.
 
-import { DISTIL, FLUX_GUIDANCE, PREVIEW, PROMPTS } from "../names.js";
+import { DISTIL, PREVIEW } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
-import { begin, copyNode, takeBack, wireEnd } from "./bring.js";
-import { add, change, drawn, setMuted, toast } from "./change.js";
-import { allNodes, ALWAYS, endOf, endOfType, gives, inputOf } from "./nodes.js";
-import { arrange, boxOfAll, frame, show } from "./places.js";
-import { conditioningInto, JOIN, labelsOf, promptsOf } from "./prompts.js";
-import { queueNodes } from "./queue.js";
-import { idOf, readQueued, sameEnd, sourceOf, typesOf, worthOf } from "./queued.js";
+import { bareModel } from "./bare.js";
+import { begin, slotsTo, takeBack } from "./bring.js";
+import { build, modelName } from "./build.js";
+import { change, setMuted, toast } from "./change.js";
+import { allNodes, ALWAYS, gives, inputOf } from "./nodes.js";
+import { show } from "./places.js";
+import { labelsOf, promptsOf } from "./prompts.js";
+import { executionId, queueNodes } from "./queue.js";
+import { readQueued, sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
 import { readGraph } from "./reading.js";
-import { carriersOf, fewStepReason, guides, isLeftOut, refusalOf } from "./suits.js";
+import { carriersOf, fewStepReason, guides, refusalOf } from "./suits.js";
 import { dependants, origin } from "./walk.js";
-
-const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
-const SIZE = [380, 460];                                  // of the preview
-const TYPED = "typed only";                               // a source of our prompts' node
-const GUIDER = "CFGGuider";
 
 /**
  * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the
@@ -26,19 +23,23 @@ const GUIDER = "CFGGuider";
  */
 export async function makeFewStep(app, api, node) {
   const reading = await meantBy(app, node);
-  if (!reading || !(await isWanted(app, api, reading))) {
+  if (!reading) {
     return null;
   }
   const plan = planFor(reading);
-  const known = distilOf(plan.graph, canvasEnd(reading, plan.model));
-  return change(app, plan.graph, async () => {
+  const known = distilOf(plan.place.graph, canvasEnd(reading, plan.model));
+  if (!known && !(await isWanted(app, api, reading))) {
+    return null;
+  }
+  return change(app, plan.place.graph, async () => {
     const distil = known ?? await buildWhole(app, plan);
     if (known) {
       await wake(app, known);
     } else {
       tellParts(app, plan);
     }
-    await queueNodes(app, [distil, ...dependants(distil).filter((one) => one.type === PREVIEW)]);
+    const previews = dependants(distil).filter((one) => one.type === PREVIEW);
+    await queueNodes(app, [distil, ...previews], plan.place.within);
     return distil;
   });
 }
@@ -56,7 +57,8 @@ function tellParts(app, { reading, guided, leftOut }) {
   const title = t("graph.title");
   const names = carriersOf(reading).map((id) => reading.queued.get(id).node.title).join(", ");
   if (guided && leftOut.length) {
-    toast(app, "info", title, t("graph.teacherOnly", { names: leftOut.map((node) => node.title).join(", ") }));
+    const guiding = leftOut.map((node) => node.title).join(", ");
+    toast(app, "info", title, t("graph.teacherOnly", { names: guiding }));
   } else {
     tellLeftOut(app, leftOut, title);
   }
@@ -104,25 +106,37 @@ async function isWanted(app, api, reading) {
 
 /** What is wired to what; nothing is changed yet. */
 function planFor(reading) {
-  const { queued, chain, cfg, plain, stages, sampler } = reading;
-  const ids = chain.map(({ id }) => id);
-  const cut = ids.findIndex((id, i) => i && isLeftOut(queued, id));
-  const rest = cut < 0 ? [] : ids.slice(cut);
-  const leftOut = rest.filter((id) => isLeftOut(queued, id));
+  const { queued, cfg, plain, stages, sampler } = reading;
+  const { model, again, leftOut } = bareModel(reading);
   const first = stages[stages.findIndex((stage) => stage.sampler === sampler) - 1] ?? null;
   const prompts = promptsOf(reading);
   const paired = !first || promptsOf(first)?.whole === prompts?.whole;
   return {
     reading,
     first,
-    graph: reading.graph,
-    place: { graph: reading.graph, within: reading.within },
-    model: chain[cut < 0 ? chain.length - 1 : cut - 1],
-    again: rest.filter((id) => !isLeftOut(queued, id)),
+    place: placeFor(reading, paired ? prompts : null),
+    model,
+    again,
     leftOut: leftOut.map((id) => queued.get(id).node),
     guided: !plain || (cfg > 1 && leftOut.length > 0 && leftOut.every((id) => guides(queued, id))),
     prompts: paired ? prompts : null,
   };
+}
+
+/**
+ * Where the new nodes lie: in the sampler's graph or in one around it,
+ * where the walls of subgraphs need the fewest new slots; the outermost of those.
+ */
+function placeFor(reading, prompts) {
+  const { queued, chain, positive, negative, latent, vae, within, graph } = reading;
+  const sources = (id) => wiredOf(queued, id).map((name) => sourceOf(queued, id, name)).filter(Boolean);
+  const between = (prompts?.way ?? []).flatMap(sources).filter(({ id }) => !prompts.way.includes(id));
+  const spoken = prompts ? [prompts.clip, ...between] : [labelsOf(reading) ?? positive];
+  const ends = [chain.at(-1), negative, latent, vae, ...spoken].filter(Boolean);
+  const around = within.map((outer, i) => ({ graph: outer.graph, within: within.slice(0, i) }));
+  const places = [...around, { graph, within }];
+  const costs = places.map((place) => ends.reduce((sum, end) => sum + slotsTo(queued, end, place), 0));
+  return places[costs.indexOf(Math.min(...costs))];
 }
 
 const canvasEnd = ({ queued }, { id, slot }) => ({ node: queued.get(id).node, slot });
@@ -161,147 +175,16 @@ async function buildWhole(app, plan) {
 }
 
 /** The first input of the new node that would not get what it was to; null where all do. */
-function lacking(queued, { reading, model, again }, distil) {
-  const id = idOf(queued, distil);
-  if (!id) {
+function lacking(queued, { reading, place, model, again }, distil) {
+  const id = executionId([...place.within, distil]);
+  if (!queued.has(id)) {
     return "model";
   }
   const wanted = { latent: reading.latent, vae: reading.vae, ...(again.length ? {} : { model }) };
-  const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(sourceOf(queued, id, name), wanted[name]));
-  const needed = ["model", "positive", "negative", "latent"].find((name) => !sourceOf(queued, id, name));
-  const cfg = reading.plain && reading.cfg !== undefined && worthOf(queued, id, "cfg") !== Math.max(1, reading.cfg);
-  return lost ?? needed ?? (cfg ? "cfg" : null);
-}
-
-async function build(plan, made) {
-  const { graph, place, reading: { queued, chain, latent, vae } } = plan;
-  const corner = beside(graph);
-  const name = modelName(queued, chain[0].id);
-  const distil = add(graph, DISTIL, { pos: corner, values: valuesOf(plan.reading, name) });
-  const preview = add(graph, PREVIEW, { pos: corner });
-  preview.setSize([...SIZE]);
-  const wireIt = (end, input) => end && wireEnd(queued, end, place, made, { to: distil, name: input });
-  wireIt(modelFor(plan, made), "model");
-  const { positive, negative, first } = promptsFor(plan, made);
-  Object.entries({ positive, negative, latent, vae }).forEach(([input, end]) => wireIt(end, input));
-  wireGuidance(plan, made, wireIt);
-  wireStage(plan, made, wireIt);
-  wireEnd(queued, endOf(distil, "preview"), place, made, { to: preview, name: "images" });
-
-  const columns = [first, made.nodes.filter((node) => !first.includes(node)), [distil], [preview]];
-  made.nodes.push(distil, preview);
-  arrange(columns, corner);
-  await drawn();
-  arrange(columns, corner);
-  const title = t("graph.group", { model: name ?? queued.get(chain[0].id).node.title });
-  made.group = frame(graph, title, made.nodes);
-  return distil;
-}
-
-function valuesOf({ cfg, from, to, stages }, name) {
-  const part = stages.length ? { from_percent: from, to_percent: to } : {};
-  return { name: name && `${name}_fewstep`, cfg: Math.max(1, cfg ?? 1), ...part };
-}
-
-/** The model without what is left out: what patches it after that is added once more. */
-function modelFor({ reading: { queued, chain }, model, again, place }, made) {
-  let end = model;
-  for (const id of again) {
-    const before = chain[chain.findIndex((one) => one.id === id) - 1];
-    const input = Object.keys(queued.get(id).inputs).find((name) => sameEnd(sourceOf(queued, id, name), before));
-    end = endOfType(copyNode(queued, id, place, made, { [input]: end }), "MODEL");
-  }
-  return end;
-}
-
-/**
- * { positive, negative, first }: the sampler's own conditioning, the positive one
- * made anew from a list of prompts where it can be; first: the nodes of that list.
- */
-function promptsFor({ reading, prompts, place }, made) {
-  const { queued, positive, negative } = reading;
-  const labels = labelsOf(reading);
-  if (!prompts) {
-    return { positive: labels ?? positive, negative: negative ?? positive, first: [] };
-  }
-  const { text, pictures, clip, guidance } = prompts;
-  const list = add(place.graph, PROMPTS, { values: { text, ...(pictures ? { source: TYPED } : {}) } });
-  made.nodes.push(list);
-  wireEnd(queued, clip, place, made, { to: list, name: "clip" });
-  let start = { node: list, slot: 0 };
-  if (guidance !== undefined) {
-    const node = add(place.graph, FLUX_GUIDANCE, { values: { guidance } });
-    made.nodes.push(node);
-    wireEnd(queued, start, place, made, { to: node, name: "conditioning" });
-    start = { node, slot: 0 };
-  }
-  let anew = conditioningAnew(queued, positive, { ...prompts, start, place, made });
-  if (!prompts.whole) {
-    const join = add(place.graph, JOIN);
-    made.nodes.push(join);
-    wireEnd(queued, positive, place, made, { to: join, name: "conditioning_1" });
-    wireEnd(queued, anew, place, made, { to: join, name: "conditioning_2" });
-    anew = { node: join, slot: 0 };
-  }
-  return { positive: anew, negative: negative ?? { node: list, slot: 1 }, first: [list] };
-}
-
-/** The end of a copy of the way from text to an end; `start` stands for the text. */
-function conditioningAnew(queued, end, way) {
-  if (way.encoders.includes(end.id)) {
-    return way.start;
-  }
-  const names = conditioningInto(queued, end.id, end.slot);
-  const before = conditioningAnew(queued, sourceOf(queued, end.id, names[0]), way);
-  if (names.length > 1) {
-    return before;      // joined prompts: all of them are in the list
-  }
-  const node = copyNode(queued, end.id, way.place, way.made, { [names[0]]: before });
-  return { node, slot: end.slot };
-}
-
-/**
- * Guidance that is more than a CFG is the teacher's own: its guider, or
- * one made of what the sampler gets. A CFG that only running tells is wired.
- */
-function wireGuidance({ reading, guided, place }, made, wireIt) {
-  const { queued, sampler, guide, chain, positive, negative, cfg } = reading;
-  if (guided && guide !== sampler) {
-    wireIt({ id: guide, slot: typesOf(queued, guide).indexOf("GUIDER") }, "guider");
-  } else if (guided) {
-    const guider = add(place.graph, GUIDER, { values: { cfg } });
-    made.nodes.push(guider);
-    for (const [name, end] of Object.entries({ model: chain.at(-1), positive, negative })) {
-      wireEnd(queued, end, place, made, { to: guider, name });
-    }
-    wireIt({ node: guider, slot: 0 }, "guider");
-  } else if (cfg === undefined) {
-    wireIt(sourceOf(queued, guide, "cfg"), "cfg");
-  }
-}
-
-/** The first of two models, which draws what the second begins with, from the same prompts. */
-function wireStage({ reading, prompts, place, first }, made, wireIt) {
-  if (!first) {
-    return;
-  }
-  wireIt(first.chain.at(-1), "first_stage");
-  if (sameEnd(first.positive, reading.positive)) {
-    return;
-  }
-  const { positive, negative } = promptsFor({ reading: first, prompts: prompts && promptsOf(first), place }, made);
-  wireIt(positive, "first_positive");
-  wireIt(negative, "first_negative");
-}
-
-/** Below a wide graph, to the right of a tall one. */
-function beside(graph) {
-  const [x, y, width, height] = boxOfAll(graph);
-  return width > height ? [x + 20, y + height + 160] : [x + width + 120, y + 80];
-}
-
-/** The name of the file that a loader loads, without folder and ending; undefined where it shows none. */
-export function modelName(queued, id) {
-  const found = Object.values(queued.get(id).inputs).map((value) => MODEL_FILE.exec(String(value))).find(Boolean);
-  return found?.[1].replace(/[^\p{L}\p{N}_-]+/gu, "_");
+  const source = (name) => sourceOf(queued, id, name);
+  const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(source(name), wanted[name]));
+  const needed = ["model", "positive", "negative", "latent"].find((name) => !source(name));
+  const told = reading.plain && reading.cfg !== undefined;
+  const other = told && worthOf(queued, id, "cfg") !== Math.max(1, reading.cfg);
+  return lost ?? needed ?? (other ? "cfg" : null);
 }

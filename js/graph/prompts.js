@@ -1,5 +1,5 @@
 // The prompts to train on: the sampler's text in a node of ours, with others beside it, through copies of the
-// nodes that the sampler's positive conditioning goes through (guidance, frame rate, reference pictures, ...).
+// nodes that the sampler's positive conditioning goes through (guidance, frame rate, reference pictures).
 
 import { DEMO } from "../names.js";
 import { inputType, sourceOf, typesOf, wiredOf, worthOf } from "./queued.js";
@@ -15,10 +15,14 @@ export const TEXT_ONLY = ["CONDITIONING", "CLIP", "STRING", "INT", "FLOAT", "BOO
 
 
 /**
- * How the positive conditioning can be made anew from a list of prompts: { clip, text, whole, guidance,
- * encoders, pictures }; null where it can't, and is best taken as it is. clip: an end; whole: whether the
- * texts hold all that the encoders are given, else the conditioning itself is to be one of the prompts;
- * guidance: what the encoder itself holds; pictures: whether more than text comes in between text and sampler.
+ * How the positive conditioning can be made anew from a list of prompts; null
+ * where it can't, and is best taken as it is:
+ *   clip       the end that encodes
+ *   text       the sampler's prompts, as our node takes them
+ *   whole      whether that is all that the encoders are given; else the conditioning itself is a prompt too
+ *   guidance   what the encoder itself holds
+ *   encoders   ids of the nodes that make conditioning of text; way: those between them and the sampler
+ *   pictures   whether more than text comes in on that way
  */
 export function promptsOf({ queued, positive }) {
   const way = positive ? wayUp(queued, positive) : [];
@@ -36,13 +40,14 @@ export function promptsOf({ queued, positive }) {
   const pictures = between.some((id) =>
     wiredOf(queued, id).some((name) => !TEXT_ONLY.includes(inputType(queued, id, name))));
   const whole = !texts.includes(undefined);
-  return { clip, text: listOf(texts.filter(Boolean)), whole, guidance, encoders, pictures };
+  return { clip, text: listOf(texts.filter(Boolean)), whole, guidance, encoders, pictures, way: between };
 }
 
 /** Whether the sampler's prompt is a label of our demo teacher, which has an output with all of them. */
 export const labelsOf = ({ queued, positive }) => {
   const node = positive && queued.get(positive.id).node;
-  return node?.type === DEMO ? { id: positive.id, slot: node.outputs.findIndex(({ name }) => name === LABELS) } : null;
+  const slot = node?.type === DEMO ? node.outputs.findIndex(({ name }) => name === LABELS) : -1;
+  return slot < 0 ? null : { id: positive.id, slot };
 };
 
 /** Ids of the nodes that a conditioning comes through, the nearest first; encoders end it. */
@@ -55,7 +60,8 @@ function wayUp(queued, end) {
     }
     met.add(id);
     if (!wiredOf(queued, id, "CLIP").length) {
-      open.push(...conditioningInto(queued, id, slot).map((name) => sourceOf(queued, id, name)).filter(Boolean));
+      const names = conditioningInto(queued, id, slot);
+      open.push(...names.map((name) => sourceOf(queued, id, name)).filter(Boolean));
     }
   }
   return [...met];

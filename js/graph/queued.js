@@ -30,7 +30,7 @@ export async function readQueued(app) {
   for (const [id, { class_type: type, inputs }] of Object.entries(output)) {
     const place = type ? placeOf(app.graph, id) : null;
     if (place) {
-      queued.set(id, { id, type, inputs, ...place });
+      queued.set(id, { id, type: type ?? place.node.type, inputs, ...place });      // none for missing nodes
     }
   }
   return queued;
@@ -152,7 +152,8 @@ export function aboveOf(queued, ids, types) {
   return [...met];
 }
 
-export const sameEnd = (one, other) => Boolean(one && other) && one.id === other.id && one.slot === other.slot;
+export const sameEnd = (one, other) =>
+  Boolean(one && other) && one.id === other.id && one.slot === other.slot;
 
 // ---- values ----------------------------------------------------------------------------------------
 
@@ -201,5 +202,6 @@ function madeBy(queued, id, slot) {
   }
   const only = Object.keys(inputs);        // other packs' constants: one value in, that value out
   const own = inputs[only[0]];
-  return only.length === 1 && !Array.isArray(own) && queued.get(id).node.outputs?.length === 1 ? own : undefined;
+  const gives = queued.get(id).node.outputs?.length;
+  return only.length === 1 && gives === 1 && !Array.isArray(own) ? own : undefined;
 }

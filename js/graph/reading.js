@@ -14,8 +14,8 @@
 //     stages     [reading, ...] where several models share one way from noise to picture, in their order
 //     from, to   the part of the way that this one takes, of the model's time: 0 is noise, 1 the picture
 //
-// Which sampler is meant: the selected one; else one that the given node's model reaches; else one in the shown
-// graph; of those the one whose picture is shown, and of several passes of one model over a picture the first.
+// Which sampler is meant: the selected one; else one that the given node's model reaches; else one in the
+// shown graph; of those the one whose picture is shown, and of several passes of one model the first.
 
 import { isOurs } from "../names.js";
 import { graphOf, selectedIn } from "./find.js";

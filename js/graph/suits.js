@@ -14,17 +14,18 @@ const MODEL_FILE = /\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
 // the last hint: what the makers of few-step models and of their LoRAs call them
 const ACCELERATOR = new RegExp([
   "lightning", "lightx2v", "hyper[-_ ]?(sd|flux)", "(^|[-_. \\\\/])lcm", "turbo", "dmd", "distill", "causvid",
-  "fastwan", "schnell", "pusa", "(self|causal)[-_ ]?forcing", "\\d[-_ ]?steps?(?![a-z])", "flash[-_ ]?(sd|lora)",
+  "fastwan", "schnell", "pusa", "(self|causal)[-_ ]?forcing", "\\d[-_ ]?steps?(?![a-z])",
+  "flash[-_ ]?(sd|lora)",
 ].join("|"), "i");
 const FEW_STEP_MODEL = new RegExp([
-  "lightning", "lightx2v", "(^|[-_. \\\\/])lcm", "turbo", "dmd", "distill(?!.*undistill)", "schnell", "causvid",
+  "lightning", "lightx2v", "(^|[-_. \\\\/])lcm", "turbo", "dmd", "distill", "schnell", "causvid",
   "fastwan", "(self|causal)[-_ ]?forcing", "klein(?!.*base)",
 ].join("|"), "i");
 // conditioning that stands for a part of the picture or of the way: training would leave it out
-const PARTIAL = /^Conditioning(Set(Area|Mask|Timestep)|TimestepsRange)|^(Paired?Cond|SetCond|CondPair)|GLIGEN|Hook/i;
+const PARTIAL = /^Conditioning(Set(Area|Mask|Timestep)|TimestepsRange)|^(Pair|Set|Cond)Cond|GLIGEN|Hook/i;
 const STEERS = ["CONTROL_NET", "GLIGEN", "HOOKS", "HOOK_KEYFRAMES"];
 // patches of a model that change its guidance: the teacher keeps them, what is trained runs without guidance
-const GUIDES = /cfg|guidance|thresholding|perpneg|^apg$|mahiro|fresca|rescal|perturbedattention|epsilonscaling/i;
+const GUIDES = /cfg|guidance|thresholding|perpneg|^apg$|stg$|mahiro|fresca|rescal|perturbed|epsilon/i;
 const SKIPS = /cache/i;                            // patches that skip work: neither trains with them
 const LOADS = /load|lora|merge/i;
 
@@ -118,14 +119,16 @@ const nameOf = (file) => file.split(/[\\/]/).at(-1).replace(MODEL_FILE, "");
 function lorasOf(queued, id) {
   const { inputs } = queued.get(id);
   const strength = worthOf(queued, id, "strength_model" in inputs ? "strength_model" : "strength");
-  const values = Object.keys(inputs).filter((name) => /lora/i.test(name)).map((name) => worthOf(queued, id, name));
+  const names = Object.keys(inputs).filter((name) => /lora/i.test(name));
+  const values = names.map((name) => worthOf(queued, id, name));
   const files = values.map((value) => (value?.lora && value.on !== false ? value.lora : value));
   return strength === 0 ? [] : files.filter((file) => typeof file === "string" && MODEL_FILE.test(file));
 }
 
 /** The first LoRA of the chain in whose file our recipe lies. */
 async function withRecipe(api, queued, patches) {
-  const isListed = (id, name) => widgetOf(queued.get(id).node, "lora_name")?.options?.values?.includes?.(name);
+  const isListed = (id, name) =>
+    widgetOf(queued.get(id).node, "lora_name")?.options?.values?.includes?.(name);
   const listed = patches.flatMap((id) => lorasOf(queued, id).filter((name) => isListed(id, name)));
   const has = await Promise.all(listed.map(async (name) => {
     const reply = await api.fetchApi(`/view_metadata/loras?filename=${encodeURIComponent(name)}`);

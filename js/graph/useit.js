@@ -6,12 +6,13 @@ import { t } from "../text.js";
 import { ask } from "./ask.js";
 import { bareModel } from "./bare.js";
 import { begin, takeBack } from "./bring.js";
+import { modelName } from "./build.js";
 import { add, change, drawn, setMuted, toast, wire } from "./change.js";
 import { isSampling, mainOf, samplingBehind, selectedIn, sourceOfModel, teacherOf } from "./find.js";
 import { lacking, putIn, targetsOf, unfit } from "./intograph.js";
 import { revert, set } from "./journal.js";
 import { ALWAYS, endOfType, MUTED, widgetOf } from "./nodes.js";
-import { distilOf, modelName, tellLeftOut } from "./oneclick.js";
+import { distilOf, tellLeftOut } from "./oneclick.js";
 import { show } from "./places.js";
 import { readQueued, sameEnd, sourceOf } from "./queued.js";
 import { readGraph } from "./reading.js";
@@ -132,7 +133,7 @@ async function useInto(app, reading, name, recipe) {
       const node = loader ? otherFile(loader, name, journal) : await putWhole(app, plan, name, made, journal);
       const muted = muteDistils(reading, journal);
       await show(app, loader ? [loader] : made.nodes);
-      tell(app, loader ? [] : bare.leftOut, muted);
+      tell(app, loader ? [] : bare.leftOut.map((id) => queued.get(id).node), muted);
       return node;
     } catch (error) {
       revert(journal);
