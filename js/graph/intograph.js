@@ -12,7 +12,7 @@ import { fold, handOver, keepInput, set } from "./journal.js";
 import { inputOf, MUTED, widgetOf } from "./nodes.js";
 import { partTaken, sigmasOf } from "./parts.js";
 import { freePlace } from "./places.js";
-import { aboveOf, goalsFrom, sameEnd, sourceOf, typesOf, wiredOf } from "./queued.js";
+import { aboveOf, sameEnd, sourceOf, typesOf, wiredOf } from "./queued.js";
 import { samplersOf } from "./reading.js";
 
 const OUT = { model: 0, sampler: 1, sigmas: 2, cfg: 3 };        // outputs of FewstepLoadLora
@@ -160,7 +160,11 @@ function exchange(way, id) {
 function swap(way, id, node, slot) {
   const { reading: { queued }, journal } = way;
   const { node: old } = queued.get(id);
-  goalsFrom(queued, id).forEach((goal) => way.edited.push([queued.get(goal.id).node, goal.name]));
+  for (const { node: other, inputs } of queued.values()) {      // switches too, which goals lie behind
+    const isFed = (value) => Array.isArray(value) && String(value[0]) === id;
+    const fed = Object.keys(inputs).filter((name) => isFed(inputs[name]));
+    fed.forEach((name) => way.edited.push([other, name]));
+  }
   handOver(journal, old, slot, node, 0);
   set(journal, old, { mode: MUTED, pos: [...old.pos] });
   fold(journal, old);

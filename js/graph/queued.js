@@ -30,7 +30,7 @@ export async function readQueued(app) {
   for (const [id, { class_type: type, inputs }] of Object.entries(output)) {
     const place = type ? placeOf(app.graph, id) : null;
     if (place) {
-      queued.set(id, { id, type: type ?? place.node.type, inputs, ...place });      // none for missing nodes
+      queued.set(id, { id, type, inputs, ...place });
     }
   }
   return queued;

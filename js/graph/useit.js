@@ -1,7 +1,7 @@
 // "Use it": puts a run's LoRA with its sampler, schedule and CFG into the user's graph, in front of the node
 // that samples; one that restores, with the node that does, behind a destroyed picture.
 
-import { DISTIL, LOAD_LORA, RESTORATION, RESTORE } from "../names.js";
+import { DEMO, DISTIL, LOAD_LORA, RESTORATION, RESTORE } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
 import { bareModel } from "./bare.js";
@@ -177,9 +177,12 @@ function muteDistils({ queued, chain }, journal) {
 
 // ---- where nothing samples, and to restore ---------------------------------------------------------
 
-/** A sampler of its own. */
+/** A sampler of its own, for a model that is trained in this very graph or is a demo: others may not draw. */
 function useAnew(app, name) {
   const plan = planFor(app);
+  if (!plan.distil && plan.chain[0].node.type !== DEMO) {
+    throw new Error(t("graph.noSampler"));
+  }
   return change(app, plan.graph, async () => {
     const node = add(plan.graph, LOAD_LORA, { pos: [...plan.end.node.pos], values: { lora_name: name } });
     wire(plan.end, node, "model");
