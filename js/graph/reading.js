@@ -55,12 +55,15 @@ export function samplersOf(queued) {
     if (guider) {
       found.push({ sampler: id, guide: sourceOf(queued, id, guider).id });
     } else if (wiredOf(queued, id, "MODEL").length && wiredOf(queued, id, "CONDITIONING").length
-      && !outputs.includes("MODEL") && !outputs.includes("CONDITIONING")) {
+      && (takesSteps(queued, id) || !["MODEL", "CONDITIONING"].some((one) => outputs.includes(one)))) {
       found.push({ sampler: id, guide: id });
     }
   }
   return found;
 }
+
+/** Whether a node has the settings of a sampler: some hand on the model and the prompts beside what they make. */
+const takesSteps = (queued, id) => ["steps", "cfg"].every((name) => name in queued.get(id).inputs);
 
 function read(queued, { sampler, guide }) {
   const source = (id, name) => (name ? sourceOf(queued, id, name) : null);
@@ -175,6 +178,7 @@ function choose(app, queued, all, node) {
     (one) => shown.includes(one),
     (one) => isPicture(one),
     (one) => !isLess(app, one),
+    (one) => one.latent,
     (one) => !feedsAnother(queued, one, all),
   ];
   let left = all;
@@ -217,10 +221,11 @@ function feedsAnother(queued, one, all) {
   return all.some(({ sampler }) => sampler !== one.sampler && met.has(sampler));
 }
 
-/** The sampler of the same model whose latent this one goes on with, the first of them. */
+/** The sampler of the same model whose latent or picture this one goes on with, the first of them. */
 function firstPass(queued, all, one) {
-  const before = all.find((other) => other !== one && sameEnd(other.chain[0], one.chain[0])
-    && other.latent && one.latent && aboveOf(queued, [one.latent.id], ["LATENT"]).includes(other.sampler));
+  const above = aboveOf(queued, [one.sampler], ["LATENT", "IMAGE"]);
+  const before = all.find((other) => other !== one && other.latent && above.includes(other.sampler)
+    && sameEnd(other.chain[0], one.chain[0]));
   return before ? firstPass(queued, all.filter((other) => other !== one), before) : one;
 }
 

@@ -112,7 +112,9 @@ function makeBegin(app, api, store) {
     trouble = "";
     store.expect(true);
     try {
-      store.expect(Boolean(await makeFewStep(app, api)));
+      if (!(await makeFewStep(app, api))) {
+        store.expect(false);
+      }
     } catch (error) {
       trouble = error.message;
       store.expect(false);
