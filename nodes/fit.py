@@ -36,7 +36,7 @@ class Fit(io.ComfyNode):
         return io.Schema(
             node_id="FewstepFit",
             display_name="Fit Few-Step Solver",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Fits a solver of few steps to the wired model: where to ask it, and what to do "
             "with its answers, so that few steps come as near as they can to the picture that many would "
             "draw. No weight is changed. Wire a model and prompts, or a guider.",

@@ -24,7 +24,7 @@ from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import latent_of
 from .comfy.teacher_proof import proven
 from .comfy.whole_prompts import check_whole
-from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
+from .distil import HIDDEN, advanced_inputs, config_for, finish, outcome_inputs, outputs, workflow_of
 from .training import FIXED, MEMORY, WIRE_GUIDER, Order, check, follow_drawing, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
@@ -42,7 +42,7 @@ class ReflowPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepReflowPairs",
             display_name="Reflow Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Draws pictures with this model and keeps each with the noise that it came from: "
             "what reflow learns from. For another round, wire the model with the LoRA of the round before. "
             "The file goes to output/fewstep_pairs.",
@@ -203,7 +203,7 @@ class LoadPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepLoadPairs",
             display_name="Load Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Pairs that Reflow Pairs saved, here or elsewhere.",
             search_aliases=["reflow", "dataset", "fewstep"],
             inputs=[io.Combo.Input("file", options=_files(), tooltip="A file in output/fewstep_pairs.")],
@@ -229,7 +229,7 @@ class TrainOnPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepTrainOnPairs",
             display_name="Train on Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a "
             "model whose paths are straight needs few steps. Cancel at any time; queueing the same again "
             "goes on.",
@@ -280,6 +280,7 @@ class TrainOnPairs(io.ComfyNode):
                     tooltip="Same seed, same LoRA on the same machine.",
                 ),
                 *advanced_inputs(),
+                *outcome_inputs(),
             ],
             outputs=outputs(),
             hidden=HIDDEN,
@@ -308,6 +309,8 @@ class TrainOnPairs(io.ComfyNode):
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
         residency: str = residency.AUTO,
+        lora_precision: str = "fp16",
+        optimizer: str = "adamw",
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -323,6 +326,8 @@ class TrainOnPairs(io.ComfyNode):
             phases=phases,
             layers=layers,
             seed=seed,
+            lora_precision=lora_precision,
+            optimizer=optimizer,
         )
 
         def drawn_with(denoiser: ComfyDenoiser) -> Data:

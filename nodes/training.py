@@ -17,7 +17,7 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message, NoMemory
 from ..training import methods
-from ..training.formats.files import check_folder, file_stem, free_name, load_lora
+from ..training.formats.files import check_folder, file_stem, free_name, load_lora, write_near
 from ..training.methods.phases import Phases
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
@@ -32,7 +32,7 @@ from ..training.trajectories.first_stage import FirstStage
 from ..training.trajectories.noises import as_noise
 from ..training.trajectories.sampling import teacher_cache
 from . import show
-from .comfy import folders, levels, residency, session
+from .comfy import folders, levels, residency, session, termination
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
@@ -327,7 +327,7 @@ def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order:
     """Run in that folder; the panel is told of it until its state is on disk."""
     run.label = folder_of_run.name
     try:
-        with Job(folder_of_run, run, about) as job, Live(job, order) as live:
+        with termination.after_saving(), Job(folder_of_run, run, about) as job, Live(job, order) as live:
             return _follow(job, folder, order, live)
     finally:
         ended(folder_of_run)
@@ -353,18 +353,16 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
     except (Exception, comfy.model_management.InterruptProcessingException):
         # the cancel is no Exception in newer hosts
         if run.done:
-            path = _save(job, folder, order.name)
-            show.say(
-                node,
-                Message(
-                    "Stopped after {done} updates. Saved {file}. Queue again to go on.",
-                    done=run.done,
-                    file=path.name,
-                ),
+            path, held = _save(job, folder, order.name)
+            stopped = Message(
+                "Stopped after {done} updates. Saved {file}. Queue again to go on.",
+                done=run.done,
+                file=path.name,
             )
+            show.say(node, _with_held(stopped, held))
         raise
-    path = _save(job, folder, order.name)
-    show.say(node, _saved(run, path))
+    path, held = _save(job, folder, order.name)
+    show.say(node, _with_held(_saved(run, path), held))
     return path
 
 
@@ -384,15 +382,29 @@ def _saved(run: Run, path: Path) -> Message:
     return Message("Saved {file}", file=path.name)
 
 
-def _save(job: Job, folder: Path, name: str) -> Path:
-    """Write the LoRA: over the file that this run wrote before under that name, else under a free one."""
+def _with_held(saved: Message, held: str) -> Message:
+    """What was saved, and the file that it could not be written over."""
+    if not held:
+        return saved
+    return Message(
+        "{held} is held by another program or a LoRA loader, and stays as it was. {saved}",
+        saved=saved,
+        held=held,
+    )
+
+
+def _save(job: Job, folder: Path, name: str) -> tuple[Path, str]:
+    """Write the LoRA: over the file that this run wrote before under that name, else under a free one.
+
+    Returns its path, and the name of the file that was to be written over and is held by others, or "".
+    """
     stem, known = file_stem(name), job.notes.get("lora") or ""
     path = folder / known
     if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):
         path = free_name(folder, stem, LORA)
-    job.run.save(path)
-    job.notes["lora"] = path.name
-    return path
+    written = write_near(path, job.run.save)
+    job.notes["lora"] = written.name
+    return written, path.name if written != path else ""
 
 
 def _is_of(path, label):

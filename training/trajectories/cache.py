@@ -15,6 +15,7 @@ trajectory are a reflow pair; consistency distillation and solver fitting learn 
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -249,7 +250,8 @@ class TrajectoryCache:
         check_folder(self.folder)
         self._hold()
         if manifest.exists():
-            os.utime(manifest)
+            with contextlib.suppress(OSError):  # it only tells when the cache was used
+                os.utime(manifest)
         else:
             write_json(manifest, wanted)
         there = folders.size(self.folder)
