@@ -91,7 +91,8 @@ class Fit(io.ComfyNode):
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[str, torch.Tensor] = {}
 
-        settle(teacher, run.grid("auto", reference_steps))
+        if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
+            settle(teacher, run.grid("auto", reference_steps))
         if teacher.each_path:
             raise BadValue(
                 "guider must answer by a sample and its noise level alone to be fitted, and this one's "
