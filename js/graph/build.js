@@ -1,6 +1,6 @@
 // The group of nodes of "Make this model few-step": what distils, with all that the sampler gets wired to it.
 //
-//   plan   { reading, place, first, model, again, guided, prompts }, see oneclick.js
+//   plan   { reading, place, first, latent, model, again, guided, prompts }, see oneclick.js
 
 import { DISTIL, FLUX_GUIDANCE, isOurs, PREVIEW, PROMPTS } from "../names.js";
 import { t } from "../text.js";
@@ -18,7 +18,7 @@ const GUIDER = "CFGGuider";
 
 /** The new nodes, in a frame; made: takes note of them. Answers the one that distils. */
 export async function build(plan, made) {
-  const { place, reading: { queued, chain, latent, vae } } = plan;
+  const { place, latent, reading: { queued, chain, vae } } = plan;
   const corner = beside(place.graph);
   const name = modelName(queued, chain[0].id);
   const distil = add(place.graph, DISTIL, { pos: corner, values: valuesOf(plan.reading, name) });

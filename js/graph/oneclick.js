@@ -116,6 +116,7 @@ function planFor(reading) {
   return {
     reading,
     first,
+    latent: stages[0]?.latent ?? reading.latent,      // only its size counts: nothing is to be sampled for it
     place: placeFor(reading, paired ? prompts : null),
     model: chain[cut < 0 ? chain.length - 1 : cut - 1],
     again: rest.filter((id) => !isLeftOut(queued, id)),
@@ -177,12 +178,12 @@ async function buildWhole(app, plan) {
 }
 
 /** The first input of the new node that would not get what it was to; null where all do. */
-function lacking(queued, { reading, place, model, again }, distil) {
+function lacking(queued, { reading, place, model, again, latent }, distil) {
   const id = executionId([...place.within, distil]);
   if (!queued.has(id)) {
     return "model";
   }
-  const wanted = { latent: reading.latent, vae: reading.vae, ...(again.length ? {} : { model }) };
+  const wanted = { latent, vae: reading.vae, ...(again.length ? {} : { model }) };
   const source = (name) => sourceOf(queued, id, name);
   const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(source(name), wanted[name]));
   const needed = ["model", "positive", "negative", "latent"].find((name) => !source(name));

@@ -61,7 +61,7 @@ export function samplersOf(queued) {
   return found;
 }
 
-/** Whether a node has the settings of a sampler: some hand on the model and the prompts beside what they make. */
+/** Whether a node has the settings of a sampler; such ones may hand on model and prompts as well. */
 const takesSteps = (queued, id) => ["steps", "cfg"].every((name) => name in queued.get(id).inputs);
 
 function read(queued, { sampler, guide }) {
