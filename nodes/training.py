@@ -36,6 +36,7 @@ from .comfy import folders, levels, residency, session, termination
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import taught_by
 from .comfy.latents import latent_of
 from .comfy.teacher_proof import proven
@@ -226,7 +227,8 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
     """
     config, phases = order.config, _phases(order)
     teacher = taught_by(order.guider, order.model, order.positive, shape, phases.fine)
-    identity = {**teacher.identity, "seed": 0}
+    settle(teacher, phases.fine)
+    identity = {**teacher.identity, "seed": 0, **({"shard": 1} if teacher.each_path else {})}
     identity["patches"] += order.after
     starts = order.starts and as_noise(
         order.starts.states(order.starts_wanted), phases.fine, teacher.path, teacher.noise_scale
@@ -250,7 +252,7 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
         )
     try:
         work = functools.partial(follow_drawing, cache.build(teacher, wanted(config, data)), order.node)
-        teacher.run(work, phases.fine)
+        teacher.draw(work, phases.fine)
     finally:
         cache.close()
     return folders.of_user("trajectories"), identity
