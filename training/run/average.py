@@ -24,8 +24,8 @@ def on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class Average:
-    """a_k += w (p_k - a_k) of weights p that may lie elsewhere. They come in few transfers; from CUDA while the
-    card goes on, and the average moves in a thread of its own.
+    """a_k += w (p_k - a_k) of weights p that may lie elsewhere. They come in few transfers; from CUDA while
+    the card goes on, and the average moves in a thread of its own.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor]):
