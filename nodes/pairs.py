@@ -349,6 +349,7 @@ class TrainOnPairs(io.ComfyNode):
             vae=vae,
             data=drawn_with,
             warm=lora_files.tensors(start_from, model, config.rank, start_partly),
+            lower_rank=not rank and start_from == lora_files.NONE,
         )
         return finish(train(order))
 
