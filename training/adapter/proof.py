@@ -127,4 +127,4 @@ def _line(compute, parameters, backward):
 
 
 def _norm(tensors):
-    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+    return math.hypot(*(float(torch.linalg.vector_norm(t)) for t in tensors))
