@@ -104,30 +104,27 @@ def state_of(host, name):
     return load_state(found[-1] / "state.safetensors"), json.loads((found[-1] / "status.json").read_text())
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_memory_for_one_sample_at_once_is_enough_everywhere(host, model, monkeypatch, forget, error):
+def test_memory_for_one_sample_at_once_is_enough_everywhere(host, model, monkeypatch, forget):
     usual = trained(host, FAMILY, model, "one by one")
     forget()
-    full = Full(host, monkeypatch, 1, lambda: True, ERRORS[error])
+    Full(host, monkeypatch, 1, lambda: True, ERRORS["asynchronous"])
     made = trained(host, FAMILY, model, "one by one")
-    assert full.with_gradient == 1 and full.without > 0
     assert made.losses["loss"] == pytest.approx(usual.losses["loss"], rel=1e-4)
+    (_, numbers), status = state_of(host, "one by one")
+    assert (numbers["micro"], numbers["done"], status["state"]) == (1, 3, "finished")
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_no_memory_for_the_teacher_is_told_by_name(host, model, monkeypatch, error):
-    Full(host, monkeypatch, 0, lambda: not torch.is_grad_enabled(), ERRORS[error])
-    with pytest.raises(MemoryError, match="One sample of the model must fit into memory where not"):
-        trained(host, FAMILY, model, "no teacher", seed=5)
+def test_no_memory_for_the_teacher_is_told_by_name(host, model, monkeypatch):
+    Full(host, monkeypatch, 0, lambda: not torch.is_grad_enabled(), ERRORS["driver"])
+    with pytest.raises(MemoryError, match="Choose|choose"):
+        trained(host, FAMILY, model, "no teacher")
     assert loras("no teacher") == []
 
 
-@pytest.mark.parametrize("where", ["in the model", "in the optimiser", "in the average"])
-def test_memory_that_runs_out_for_good_leaves_state_and_lora(host, model, monkeypatch, forget, where):
+@pytest.mark.parametrize("where", ["in the model", "in the optimiser"])
+def test_memory_that_runs_out_for_good_leaves_state_and_lora(host, model, monkeypatch, where):
     """After two of three updates. Queueing the same again goes on there."""
-    run, student = pack(host, "training.run.run").Run, pack(host, "training.run.student").Student
-    name, whole = f"lost {where}", trained(host, FAMILY, model, f"whole {where}", seed=3)
-    forget()
+    run, name = pack(host, "training.run.run").Run, f"lost {where}"
     with monkeypatch.context() as patch:
         update, done = run.update, []
 
@@ -137,24 +134,20 @@ def test_memory_that_runs_out_for_good_leaves_state_and_lora(host, model, monkey
             return loss
 
         patch.setattr(run, "update", counted)
+        told = "fit into memory with its gradient"
         if where == "in the model":
             is_over = lambda: len(done) == 2 and torch.is_grad_enabled()
             Full(host, patch, 0, is_over, ERRORS["asynchronous"])
-        if where == "in the optimiser":
-            step = torch.optim.AdamW.step
+        else:
+            step, told = torch.optim.AdamW.step, "Memory ran out after 2 of 3 updates, and what was learnt"
             patch.setattr(torch.optim.AdamW, "step", lambda self: step(self) if len(done) < 2 else full())
-        if where == "in the average":
-            follow = student.follow
-            patch.setattr(student, "follow", lambda self, n: follow(self, n) if n < 3 else full())
-        with pytest.raises(
-            MemoryError, match="fit into memory with its gradient|Memory ran out after [23] of 3"
-        ):
-            trained(host, FAMILY, model, name, seed=3)
+        with pytest.raises(MemoryError, match=told):
+            trained(host, FAMILY, model, name)
     (tensors, numbers), status = state_of(host, name)
-    assert numbers["done"] >= 2 and status["state"] == "failed" and "best.0" in tensors
+    assert numbers["done"] == 2 and status["state"] == "failed" and "best.0" in tensors
     assert len(loras(name)) == 1
-    made = trained(host, FAMILY, model, name, seed=3)
-    assert made.losses["loss"][:2] == whole.losses["loss"][:2] and len(made.losses["loss"]) == 3
+    made = trained(host, FAMILY, model, name)
+    assert made.losses["loss"][:2] == [loss for _, loss in numbers["loss"]] and len(made.losses["loss"]) == 3
     assert len(loras(name)) == 1
 
 
