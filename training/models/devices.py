@@ -66,6 +66,11 @@ def reset_most(device: torch.device | str) -> None:
         reset(device)
 
 
+def as_double(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float64: on the CPU, unless it is on CUDA; other devices may have no such numbers."""
+    return tensor.double() if tensor.device.type == "cuda" else tensor.cpu().double()
+
+
 def give_back() -> None:
     """Give back what the accelerator's allocator has cached, once all that it was asked for is done.
 
