@@ -66,9 +66,14 @@ def reset_most(device: torch.device | str) -> None:
         reset(device)
 
 
+def has_float64(device: torch.device | str) -> bool:
+    """Whether it is sure that a device has such numbers; MPS and XPU have none, or some have none."""
+    return torch.device(device).type in ("cpu", "cuda")
+
+
 def as_double(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in float64: on the CPU, unless it is on CUDA; other devices may have no such numbers."""
-    return tensor.double() if tensor.device.type == "cuda" else tensor.cpu().double()
+    """A tensor in float64, on the CPU where its device has none."""
+    return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
 
 
 def give_back() -> None:
