@@ -37,7 +37,8 @@ class LiveBytes(TorchDispatchMode):
                 self._add(sum(self._kept.pop(storage, {}).values()))
         leaves = tree_leaves((args, kwargs))
         known = set(map(_storage, leaves))
-        out = func(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():  # as in `exact_graph`
+            out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             storage = _storage(leaf)
             if storage is not None and storage not in known and storage not in self._alive:
