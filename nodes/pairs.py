@@ -20,7 +20,7 @@ from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
-from .comfy.latents import latent_of
+from .comfy.latents import content, latent_of
 from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
 from .training import FIXED, MEMORY, Order, check, follow_drawing, train
 
@@ -135,11 +135,17 @@ class ReflowPairs(io.ComfyNode):
                 beside = model.model.memory_required([2 * chunk, *shape])
                 patcher = stack.enter_context(session.training_session(model, beside=beside))
                 stack.enter_context(torch.no_grad())
-                denoiser = ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
+                with families.named(model):
+                    denoiser = ComfyDenoiser(
+                        patcher, positive, negative, empty.clone().float(), latent.get("noise_mask")
+                    )
+                shape = denoiser.shape
                 teacher = Guided(InParts(denoiser, chunk), cfg)
                 teacher.identity |= {
                     "patches": patches_of(model, model.model_options),
-                    "conditioning": digest([positive, negative[0]]),
+                    "conditioning": digest(
+                        [positive, negative[0], *content(empty, latent.get("noise_mask"))]
+                    ),
                 }
             spec = CacheSpec(
                 **teacher.identity,

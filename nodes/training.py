@@ -30,7 +30,7 @@ from ..training.trajectories.cache import LIMIT
 from ..training.trajectories.data import Data
 from ..training.trajectories.sampling import teacher_cache
 from . import show
-from .comfy import folders, levels, residency, session
+from .comfy import families, folders, latents, levels, residency, session
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser, check_supported
 from .comfy.fingerprints import digest, patches_of
@@ -105,6 +105,7 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
             "one prompt, or wire one of them.",
             count=len(negative),
         )
+    families.check_trainable(model)
     levels.path_of(model.get_model_object("model_sampling"))
     file_stem(name)
 
@@ -136,12 +137,14 @@ def train(order: Order) -> Trained:
     check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
     latent = latent_of(order.model, order.latent)
     patches = patches_of(order.model, order.model.model_options)
-    prompts = digest([order.positive, order.negative[0]])
+    mask = order.latent.get("noise_mask")
+    prompts = digest([order.positive, order.negative[0], *latents.content(latent, mask)])
     beside = _beside(order, latent)
     with session.training_session(
         order.model, order.residency, beside=beside, budget=order.budget, why=order.why
     ) as patcher:
-        denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
+        with families.named(order.model):
+            denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent.clone().float(), mask)
         data = order.data(denoiser) if order.data else None
         about = {
             "base": denoiser.base,
@@ -228,7 +231,8 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
     if away:
         budget = residency.budget_with_weights(patcher, order.budget)
     try:
-        planned = plan(denoiser, order.config, budget, data=data, warm=order.warm)
+        with families.named(order.model):
+            planned = plan(denoiser, order.config, budget, data=data, warm=order.warm)
     except NoMemory:
         if away or order.residency != residency.AUTO or not residency.on_card(order.model):
             raise
@@ -374,8 +378,8 @@ def _preview(run, vae):
         f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
         f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
-    out = run.denoiser.model.process_latent_out
-    columns = {head: decode(vae, out(latents[:SHOWN].cpu())) for head, latents in drawn.items()}
+    out, frames = run.denoiser.model.process_latent_out, run.denoiser.first_frames
+    columns = {head: decode(vae, out(frames(latents[:SHOWN].cpu()))) for head, latents in drawn.items()}
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]
     tiles = pictures.grid(columns, rows, "Same starting noise", scale)

@@ -9,6 +9,11 @@ from ...diffusion.faults import BadValue
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what an empty latent says of itself
 
 
+def content(samples: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """What of a latent models may be told beside the prompt: nothing of an empty one without a mask."""
+    return [part for part in (samples, mask) if part is not None and bool(part.any())]
+
+
 def latent_of(model: ModelPatcher, latent: dict) -> torch.Tensor:
     """The samples of a LATENT as this model takes them: an empty one gets the model's channels and size.
 

@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from ...diffusion.faults import Message, NoMemory
 from ...training.models.memory_errors import is_out_of_memory
 from . import residency
+from .kernels import with_gradients
 
 management = comfy.model_management
 
@@ -55,7 +56,7 @@ def _opened(model, choice, why, beside):
     residency.keep_why(patcher, why)
     patcher.model.requires_grad_(False).eval()
     try:
-        with _host_in_training(), _exact_products(patcher.model) as make_exact:
+        with _host_in_training(), with_gradients(), _exact_products(patcher.model) as make_exact:
             with _told_by_name(model, choice):
                 residency.load(patcher, choice, beside)
             if residency.on_card(patcher):

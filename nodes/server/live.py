@@ -147,8 +147,7 @@ class Live:
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
-        latents = latents.detach().cpu()
-        latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
+        latents = self.run.denoiser.first_frames(latents.detach().cpu())
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):
             pixels = decode(vae, model.process_latent_out(latents))
             if not comfy.model_management.is_device_cpu(vae.device):  # whose memory the run was promised

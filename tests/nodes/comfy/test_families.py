@@ -1,0 +1,102 @@
+"""In the real ComfyUI: families with conditioning or kernels of their own, trained three updates, saved, loaded;
+and that what the student is asked is what the host's sampler asks.
+"""
+
+import logging
+
+import more_zoo as zoo
+import pytest
+import torch
+from graph import cfg_guider, pack, run
+
+pytestmark = pytest.mark.comfy
+FEW = {"steps": 2, "quality": "quick", "updates": 3, "batch": 2, "rank": 2, "seed": 1, "learning_rate": 3e-3}
+
+
+@pytest.fixture
+def few(host, monkeypatch):
+    """Few trajectories, so that the test is about training."""
+    monkeypatch.setitem(pack(host, "nodes.distil").QUALITY, "quick", (3, 2))
+    monkeypatch.setattr(pack(host, "training.run.source"), "PROBES", 1)
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    kept = {}
+    return lambda name: kept.setdefault(name, zoo.load(name))
+
+
+def asked(host, model, name, tensors=None):
+    """(x, sigma, x0 of the positive, x0 of the negative) of the student, with those tensors in its adapter."""
+    session, kind = pack(host, "nodes.comfy.session"), pack(host, "nodes.comfy.denoiser").ComfyDenoiser
+    with session.training_session(model) as patcher, torch.no_grad():
+        denoiser = kind(patcher, zoo.conditioning(name), zoo.conditioning(name, 1), 0 * zoo.latent(name))
+        if tensors:
+            adapter = pack(host, "training.adapter.lora").Lora(denoiser.module, 2)
+            adapter.load_state_dict(tensors)
+        sigma = denoiser.sigma_of(torch.tensor([0.5, 0.5])).float()
+        x = zoo.latent(name).view(1, *denoiser.shape).expand(2, *[-1] * len(denoiser.shape)) * (1 + sigma[0])
+        try:
+            out = denoiser(x, sigma, torch.tensor([0, -1]))
+        finally:
+            if tensors:
+                adapter.remove()
+    return x, sigma, *out
+
+
+def sampled(model, name, x, sigma):
+    """(x0 of the positive, x0 of the negative) that the host's own sampling path gives there."""
+    import comfy.samplers
+
+    found = []
+
+    class Once(comfy.samplers.Sampler):
+        def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image=None, *rest):
+            both = [wrap.conds["positive"], wrap.conds["negative"]]
+            options = extra_args["model_options"]
+            level = sigma[:1].expand(len(noise))
+            found.extend(
+                comfy.samplers.calc_cond_batch(wrap.inner_model, both, x[0].view_as(noise), level, options)
+            )
+            return noise
+
+    guider = cfg_guider(model, zoo.conditioning(name), zoo.conditioning(name, 1), 2.0)
+    empty = 0 * zoo.latent(name)
+    with torch.inference_mode():
+        guider.sample(empty, empty, Once(), torch.tensor([float(sigma[0]), 0.0]), disable_pbar=True, seed=0)
+    return found
+
+
+def off(a, b):
+    return float((a.reshape(b.shape) - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_the_student_is_asked_as_the_hosts_sampler_asks(host, models, name):
+    x, sigma, *ours = asked(host, models(name), name)
+    assert max(off(a, b) for a, b in zip(ours, sampled(models(name), name, x, sigma))) < 1e-4
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_trained_saved_and_loaded_by_the_stock_loader(host, models, few, name, caplog):
+    import comfy.quant_ops
+
+    model, before = models(name), dict(vars(comfy.quant_ops.ck))
+    inputs = {
+        "model": model,
+        "positive": zoo.conditioning(name),
+        "negative": zoo.conditioning(name, 1),
+        "latent": {"samples": 0 * zoo.latent(name)},
+        "cfg": 2.0,
+        "name": name,
+    }
+    tensors, losses, _, _, file = run(host, "FewstepDistil", **FEW, **inputs)
+    assert len(losses["loss"]) == 3 and all(0 < v < 1e4 for v in losses["loss"])
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        loaded = host.LoraLoaderModelOnly().load_lora_model_only(model, file, 1.0)[0]
+    assert "not loaded" not in caplog.text.lower()
+    plain, trained = asked(host, model, name)[2:], asked(host, model, name, tensors)[2:]
+    merged = asked(host, loaded, name)[2:]
+    assert max(off(a, b) for a, b in zip(merged, trained)) < 1e-3
+    assert off(plain[0], trained[0]) > 3 * off(merged[0], trained[0])  # and it does something
+    assert dict(vars(comfy.quant_ops.ck)) == before
