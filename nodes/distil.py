@@ -16,6 +16,7 @@ from ..training.trajectories.data import Data
 from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
+from .first_stage import first_stage_of
 from .restore import PROCESS
 from .training import FIXED, MEMORY, Order, Trained, train
 
@@ -74,6 +75,11 @@ class Distil(io.ComfyNode):
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
         guider: io.Guider.Type | None = None,
+        from_percent: float = 0.0,
+        to_percent: float = 1.0,
+        first_stage: io.Model.Type | None = None,
+        first_positive: io.Conditioning.Type | None = None,
+        first_negative: io.Conditioning.Type | None = None,
     ) -> io.NodeOutput:
         if process is not None:
             method = "restoration"
@@ -98,6 +104,8 @@ class Distil(io.ComfyNode):
             layers=layers,
             seed=seed,
             process=process or (),
+            from_percent=from_percent,
+            to_percent=to_percent,
         )
         order = Order(
             model=model,
@@ -115,6 +123,9 @@ class Distil(io.ComfyNode):
             warm=lora_files.tensors(start_from, model, config.rank, start_partly),
             data=None if pictures is None else data,
             guider=guider,
+            first=first_stage_of(
+                first_stage, first_positive or positive, first_negative or negative, model, positive, config
+            ),
         )
         return finish(train(order))
 
@@ -194,6 +205,7 @@ def _inputs() -> list:
             "ControlNets or regions it has. The LoRA has them built in. Each prompt takes the "
             "place of its positive. Not for the method consistency.",
         ),
+        *_part_inputs(),
     ]
 
 
@@ -286,6 +298,56 @@ def advanced_inputs() -> list:
     ]
 
 
+def _part_inputs() -> list:
+    """The part of the way that a LoRA is for, and who draws what comes before it."""
+    return [
+        io.Float.Input(
+            "from_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where this model's part of sampling begins, of its whole schedule: 0 is pure noise. For "
+            "the second of two models, a refiner or a low-noise expert, which needs first_stage.",
+        ),
+        io.Float.Input(
+            "to_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Where it ends: 1 is the picture. For the first of two models, whose LoRA hands on to "
+            "the second as the model itself does.",
+        ),
+        io.Model.Input(
+            "first_stage",
+            optional=True,
+            advanced=True,
+            tooltip="The model that samples before this one's part. Where from_percent is above 0 it draws "
+            "what the training starts from.",
+        ),
+        io.Conditioning.Input(
+            "first_positive",
+            optional=True,
+            advanced=True,
+            tooltip="The prompts as first_stage takes them, as many as in positive; where it takes the same, "
+            "nothing.",
+        ),
+        io.Conditioning.Input(
+            "first_negative",
+            optional=True,
+            advanced=True,
+            tooltip="The negative prompt as first_stage takes it; where it takes the same, nothing.",
+        ),
+    ]
+
+
 def outputs() -> list:
     """The outputs of the training nodes."""
     return [
@@ -312,6 +374,8 @@ def config_for(
     seed: int,
     images: int = DistilConfig.images,
     process: Sequence[dict] = (),
+    from_percent: float = 0.0,
+    to_percent: float = 1.0,
 ) -> DistilConfig:
     """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
     is usual for the model's family.
@@ -334,6 +398,8 @@ def config_for(
         exclude=exclude,
         lr=learning_rate or usual.lr,
         seed=seed,
+        from_percent=from_percent,
+        to_percent=to_percent,
     )
 
 

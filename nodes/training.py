@@ -25,9 +25,11 @@ from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
 from ..training.run.memory import BUDGETS, Plan, beside_weights, plan
 from ..training.run.run import Run
-from ..training.run.source import Cache, wanted
+from ..training.run.source import Cache, starts_wanted, wanted
 from ..training.trajectories.cache import LIMIT
 from ..training.trajectories.data import Data
+from ..training.trajectories.first_stage import FirstStage
+from ..training.trajectories.noises import as_noise
 from ..training.trajectories.sampling import teacher_cache
 from . import show
 from .comfy import families, folders, latents, levels, residency, session
@@ -36,6 +38,7 @@ from .comfy.denoiser import ComfyDenoiser, check_supported
 from .comfy.fingerprints import digest, patches_of
 from .comfy.guider_teacher import taught_by
 from .comfy.latents import latent_of
+from .first_stage import draw_starts
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
@@ -50,6 +53,8 @@ class Order:
 
     guider     what teaches in the place of the model at its guidance, or None
     taught     (folder, identity) of the trajectories that it drew, once it has
+    first      of a run from the middle of the way: what samples before it
+    starts     what that leaves to start from, once it is drawn
     residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
@@ -73,11 +78,23 @@ class Order:
     warm: dict | None = None
     guider: Any = None
     taught: Cache | None = None
+    first: Any = None
+    starts: FirstStage | None = None
 
     @property
     def budget(self) -> float | None:
         """Bytes that the run may take, None for what is free."""
         return None if self.memory == "auto" else int(self.memory.split()[0]) * 1e9
+
+    @property
+    def starts_wanted(self) -> int:
+        """How many states the run starts from, where it does not start from noise."""
+        return starts_wanted(0 if self.data else self.config.images)
+
+    @property
+    def after(self) -> str:
+        """What an identity tells of the model before."""
+        return f" after {self.starts.key}" if self.starts else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +153,9 @@ def train(order: Order) -> Trained:
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
     latent = latent_of(order.model, order.latent)
-    patches = patches_of(order.model, order.model.model_options)
+    if order.first is not None and order.starts is None:
+        order = dataclasses.replace(order, starts=_starts(order, tuple(latent.shape[1:])))
+    patches = patches_of(order.model, order.model.model_options) + order.after
     mask = order.latent.get("noise_mask")
     prompts = digest([order.positive, order.negative[0], *latents.content(latent, mask)])
     beside = _beside(order, latent)
@@ -163,12 +182,24 @@ def train(order: Order) -> Trained:
             identity = {"patches": patches, "conditioning": prompts, "seed": 0}
             own = None if data else (folders.of_user("trajectories"), identity)
             config = planned.applied(order.config)
-            run = Run(denoiser, config, cache=order.taught or own, data=data, warm=order.warm)
+            run = Run(
+                denoiser,
+                config,
+                cache=order.taught or own,
+                data=data,
+                warm=order.warm,
+                starts=order.starts and order.starts.states(order.starts_wanted),
+            )
             return _trained(run, about, folder, order)
     if planned is None:
         why = Message("weights streamed: beside all of them one sample found no room")
         return train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
     return train(dataclasses.replace(order, taught=_drawn(order, latent.shape[1:], data)))
+
+
+def _starts(order: Order, shape: tuple[int, ...]) -> FirstStage:
+    """What the run starts from, drawn by the model before it while that has the memory to itself."""
+    return draw_starts(order.first, order.model, order.config, shape, order.starts_wanted, order.node)
 
 
 def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
@@ -180,6 +211,10 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
     phases = Phases(config, levels.path_of(sampling), levels.sigma_of(sampling), on_the_grid)
     teacher = taught_by(order.guider, order.model, order.positive, shape, phases.fine)
     identity = {**teacher.identity, "seed": 0}
+    identity["patches"] += order.after
+    starts = order.starts and as_noise(
+        order.starts.states(order.starts_wanted), phases.fine, teacher.path, teacher.noise_scale
+    )
     cache = teacher_cache(
         teacher,
         cfg=teacher.cfg,
@@ -189,6 +224,7 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
         seed=0,
         folder=folders.of_user("trajectories"),
         identity=identity,
+        starts=starts,
     )
     if cache is None:
         raise BadValue(
@@ -379,7 +415,11 @@ def _preview(run, vae):
         f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
     out, frames = run.denoiser.model.process_latent_out, run.denoiser.first_frames
-    columns = {head: decode(vae, out(frames(latents[:SHOWN].cpu()))) for head, latents in drawn.items()}
+    condition = held.condition[:SHOWN]
+    columns = {
+        head: decode(vae, out(frames(run.task.finished(latents[:SHOWN], condition).cpu())))
+        for head, latents in drawn.items()
+    }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]
     tiles = pictures.grid(columns, rows, "Same starting noise", scale)

@@ -69,10 +69,10 @@ class ComfyDenoiser:
     """(x, sigma (B,), condition (B,)) -> x0 of a loaded ModelPatcher, x in model space.
 
     positives: CONDITIONING, each entry one condition; negative: its first entry is the unconditional one, -1.
-    latent: what would be sampled on, as the graph has it, its first sample alone; where the host takes a batch
-    for the frames of one video, all of it is one sample, whose shape is (frames, ...). mask: of the parts of
-    it that are to be painted, for models that are told. Every call looks for the user's cancel first, by
-    `check`.
+    latent: what would be sampled on, as the graph has it, its first sample alone; where the host takes a
+    batch for the frames of one video, all of it is one sample, whose shape is (frames, ...). mask: of the
+    parts of it that are to be painted, for models that are told. Every call looks for the user's cancel
+    first, by `check`.
 
     Samples whose conditions the host would batch share a call of the model, whatever their prompts. Where
     nothing is trained a call is as large as the host's own may be; a micro-batch is never parted, since its

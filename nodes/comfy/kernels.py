@@ -6,7 +6,6 @@ plain PyTorch beside it, which has one: that takes the operator's place wherever
 
 import contextlib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,13 +13,17 @@ from typing import Any
 import comfy.quant_ops
 import torch
 
-# modules of the formulas that are smooth: those of quantisation round, and rounding has no gradient of its own
-SMOOTH = ("comfy_kitchen.backends.eager.rope", "comfy_kitchen.backends.eager.adaln")
+try:  # the formulas that are smooth; those of quantisation round, and rounding has no gradient of its own
+    from comfy_kitchen.backends.eager import adaln, rope
+
+    SMOOTH = (adaln, rope)
+except ImportError:  # a host from before its kernels
+    SMOOTH = ()
 
 
 @contextlib.contextmanager
 def with_gradients() -> Iterator[None]:
-    """Within: operators of the host's kernel library that are smooth have a gradient where one is asked for."""
+    """Within: the smooth operators of the host's kernel library have a gradient where one is asked for."""
     library = getattr(comfy.quant_ops, "ck", None)
     formulas = _formulas(library)
     before = {name: getattr(library, name) for name in formulas}
@@ -35,10 +38,7 @@ def with_gradients() -> Iterator[None]:
 
 def _formulas(library: Any) -> dict[str, Callable]:
     """{operator's name: its formula} of those that make a new tensor; older hosts have fewer, or none."""
-    found = {}
-    for name in SMOOTH:
-        with contextlib.suppress(ImportError):
-            found |= dict(inspect.getmembers(importlib.import_module(name), inspect.isfunction))
+    found = dict(pair for module in SMOOTH for pair in inspect.getmembers(module, inspect.isfunction))
     ours = (name for name in found if not name.startswith("_") and not name.endswith("_"))
     return {name: found[name] for name in ours if callable(getattr(library, name, None))}
 

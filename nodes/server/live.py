@@ -147,6 +147,7 @@ class Live:
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
+        latents = self.run.task.finished(latents, self.run.probe.held.condition[: len(latents)])
         latents = self.run.denoiser.first_frames(latents.detach().cpu())
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):
             pixels = decode(vae, model.process_latent_out(latents))

@@ -17,8 +17,9 @@ from .checks import is_number, is_whole
 from .version import VERSION as MADE_BY
 
 METADATA_KEY = "fewstep.recipe"
-VERSION = 2
-READABLE = (1, 2)  # version 1 had no coefficients, shift and errors
+VERSION, OF_THE_WHOLE_WAY = 3, 2
+READABLE = (1, 2, 3)  # version 1 had no coefficients, shift and errors, 1 and 2 no parts of the way
+PARTS = {"from_percent": 0.0, "to_percent": 1.0}  # what is not written where it is this
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,12 @@ class Recipe:
     """How to sample: on `path`, along `sigmas`, with churn and guidance `cfg`.
 
     method        what made it: "consistency", "fitted", "classical", ...
-    sigmas        step grid, descending, last entry 0
+    sigmas        step grid, descending; its last entry is 0, or above where to_percent is below 1
     coefficients  rows of a solver of its own (`solvers.linear`), () for the kernel's solver of `order`
     shift         of the model's times that the grid was made with; sigmas have it in them already
     base          fingerprint of the base model
+    from_percent, to_percent   the part of the way that it is for, of the model's own time from noise (0) to
+                  picture (1), in the host's convention (percent_to_sigma); others sample the rest
     errors        RMSE to the converged picture on held-out noise in units of the pictures' deviation, by name
     trained       figures of the run that made it (steps, samples, teacher's cfg, ...), for people to read
     made_by       the version of Fewstep that made it; "" in files from before it was written down
@@ -44,6 +47,8 @@ class Recipe:
     cfg: float = 1.0
     shift: float = 1.0
     order: int = 1
+    from_percent: float = 0.0
+    to_percent: float = 1.0
     base: str = ""
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
     trained: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,6 +60,14 @@ class Recipe:
         for name in ("errors", "trained"):
             _check_object(name, getattr(self, name))
         _check_finite("trained", self.trained)
+        for name in PARTS:
+            _check_number(name, getattr(self, name))
+        if not 0 <= self.from_percent < self.to_percent <= 1:
+            raise BadValue(
+                "recipe from_percent must be below to_percent, both from 0 to 1, got {start:g} and {end:g}.",
+                start=self.from_percent,
+                end=self.to_percent,
+            )
         normalise(self, sigmas=self._checked_sigmas())
         if not is_number(self.churn) and self.churn != math.inf:
             raise BadValue("recipe churn must be a number of 0 or more, or inf, got {got!r}.", got=self.churn)
@@ -72,8 +85,12 @@ class Recipe:
         if odd := _not_numbers(self.sigmas):
             raise BadValue("recipe sigmas must be a list of numbers, got {got!r}.", got=odd[0])
         grid = check_sigmas(self.sigmas, path(self.path), "recipe sigmas").tolist()
-        if grid[-1] != 0:
+        if self.to_percent == 1 and grid[-1] != 0:
             raise BadValue("recipe sigmas must end at 0, got {got:g}.", got=grid[-1])
+        if self.to_percent < 1 and grid[-1] == 0:
+            raise BadValue(
+                "recipe sigmas must end above 0 where to_percent is {end:g}, got 0.", end=self.to_percent
+            )
         return tuple(grid)
 
     def _checked_coefficients(self):
@@ -105,6 +122,8 @@ class Recipe:
     def to_json(self) -> str:
         """The document as text. Infinite churn is written as "inf", as JSON has no number for it."""
         value = {"version": VERSION, **dataclasses.asdict(self)}
+        if all(value[name] == whole for name, whole in PARTS.items()):  # which older versions can read too
+            value = {k: v for k, v in value.items() if k not in PARTS} | {"version": OF_THE_WHOLE_WAY}
         value["churn"] = "inf" if math.isinf(self.churn) else self.churn
         return json.dumps(value, allow_nan=False)
 
@@ -128,6 +147,8 @@ class Recipe:
             )
         if version == 1:
             value = {"coefficients": [], "shift": 1.0, "errors": {}, **value}
+        if version < VERSION:
+            value = {**PARTS, **value}
         names = {field.name for field in dataclasses.fields(cls)}
         if set(value) != names:
             raise BadValue(

@@ -71,6 +71,7 @@ METHOD = register(
         draw=draw_neighbours,
         loss=loss,
         level=shifted_level,
+        in_parts=True,
         asks_teacher=True,
     )
 )

@@ -58,5 +58,6 @@ METHOD = register(
         draw=draw_neighbours,
         loss=loss,
         level=shifted_level,
+        in_parts=True,
     )
 )

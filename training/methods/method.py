@@ -96,6 +96,7 @@ class Method:
     on_the_grid     the student learns at the very levels that it is sampled from, which the grid therefore
                     keeps
     in_rounds       further rounds learn from pairs that the student of the round before drew
+    in_parts        can learn a part of the way alone, which neither begins at noise nor ends at a picture
     asks_teacher    the loss asks the teacher at every update; elsewhere it is asked while data are drawn only
     task            "distillation", or "restoration" for methods that learn to undo a process
     """
@@ -109,6 +110,7 @@ class Method:
     kind: str = "x0"
     on_the_grid: bool = False
     in_rounds: bool = False
+    in_parts: bool = False
     asks_teacher: bool = False
     task: str = "distillation"
 

@@ -53,5 +53,6 @@ METHOD = register(
         loss=loss,
         level=kept_level,
         on_the_grid=True,
+        in_parts=True,
     )
 )

@@ -6,6 +6,10 @@ A place u in [0, 1) in time stands for a noise level in one of four ways, each o
     kept_level      u of the way through the kept levels, linear in flow time between them
     flow_level      flow time (1 - u) of the largest
     own_level       the model's own time 1 - u
+
+A run may be of a part of the way alone, as a model that others go before or after wants it: from
+`from_percent` to `to_percent` of the model's own time, in the host's convention (percent_to_sigma): 0 is the
+largest noise level, 1 the data. All of the above then lies inside that part, and the grids end at its end.
 """
 
 from collections.abc import Callable
@@ -27,15 +31,18 @@ class GridSettings(Protocol):
     image_steps: int
     between: int
     shift: float
+    from_percent: float
+    to_percent: float
 
 
 class Phases:
     """The grid on which the teacher is solved, and the points of it that are kept: the phases' edges,
     `between` points inside each, and those from which the student is sampled.
 
-    own, sigma_of   t -> sigma: the model's, and with the run's shift
-    fine (n,)       the solver's levels, from noise to 0. The first step, where most of the error of a solver
-                    arises, is halved
+    own, sigma_of   t -> sigma: the model's, and with the run's shift; t in (0, 1] of the run's part
+    end             the level that the part ends at, 0 for the data
+    fine (n,)       the solver's levels, from noise to `end`. The first step, where most of the error of a
+                    solver arises, is halved
     kept            which of them are kept
     levels (k,)     sigma of every kept point, float32
     edges           which of the kept are edges of phases
@@ -51,7 +58,11 @@ class Phases:
     ):
         """on_the_grid: keep the levels, too, from which the student is sampled (`method.Method`)."""
         self.path, self.own = path, sigma_of
-        self.sigma_of = shifted(sigma_of, settings.shift)
+        self.part = 1 - settings.from_percent, 1 - settings.to_percent  # in the model's own time
+        whole = shifted(sigma_of, settings.shift)
+        top, low = (_unshifted(t, settings.shift) for t in self.part)
+        self.sigma_of = between(whole, top, low)
+        self.end = float(whole(torch.tensor([low], dtype=torch.float64))[0]) if low else 0.0
         steps = settings.image_steps
         length = steps // settings.phases
         edges = range(0, steps + 1, length)
@@ -62,14 +73,37 @@ class Phases:
         places = torch.arange(len(kept) - 1)
         self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]
         times = torch.tensor([0, 0.5, *range(1, steps)], dtype=torch.float64) / steps
-        self.fine = torch.cat([self.sigma_of(1 - times).to(torch.float64), torch.zeros(1)])
+        self.fine = torch.cat([self.sigma_of(1 - times).to(torch.float64), times.new_tensor([self.end])])
         coarse = self.sigmas_for(steps)
         self.kept = [int((self.fine - coarse[k]).abs().argmin()) for k in kept]
         self.levels = self.fine[self.kept].float()
 
     def sigmas_for(self, steps: int) -> torch.Tensor:
         """The grid for sampling in that many steps; with as many steps as phases, the phases' edges."""
-        return grid("uniform", steps, self.sigma_of, self.path)
+        return self._grid(steps, self.sigma_of)
+
+    def plain(self, steps: int) -> torch.Tensor:
+        """The same without the run's shift, as the model itself would be sampled."""
+        return self._grid(steps, between(self.own, *self.part))
+
+    def _grid(self, steps: int, sigma_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        levels = grid("uniform", steps, sigma_of, self.path)
+        levels[-1] = self.end
+        return levels
+
+
+def between(
+    sigma_of: Callable[[torch.Tensor], torch.Tensor], top: float, low: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`sigma_of` of the times from `low` to `top` alone: t -> sigma_of(top - (top - low) (1 - t))."""
+    if (top, low) == (1, 0):
+        return sigma_of
+    return lambda t: sigma_of(top - (top - low) * (1 - t))
+
+
+def _unshifted(t: float, shift: float) -> float:
+    """The time that `shifted` makes t of: shift u / (1 + (shift - 1) u) = t."""
+    return t if t in (0, 1) else t / (shift - (shift - 1) * t)
 
 
 def shifted_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:

@@ -70,5 +70,6 @@ METHOD = register(
         loss=loss,
         level=kept_level,
         kind="velocity",
+        in_parts=True,
     )
 )

@@ -50,7 +50,16 @@ WHOLE = {
     "micro": (1, 10_000),
 }
 FOLLOWING = ("phases", "image_steps", "micro")  # None where they follow from others
-RANGES = {"shift": (1e-3, 1e3), "cfg": (1, 100), "ema": (0, 1), "lr": (0, 1), "one_step": (0, 1)}
+RANGES = {
+    "shift": (1e-3, 1e3),
+    "cfg": (1, 100),
+    "ema": (0, 1),
+    "lr": (0, 1),
+    "one_step": (0, 1),
+    "from_percent": (0, 1),
+    "to_percent": (0, 1),
+}
+LEAST_PART = 0.01  # of the way, that a run can be of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,8 @@ class DistilConfig:
                  `formats.processes.KINDS`
     rank, alpha  of the LoRA; alpha None means rank. include, exclude: patterns of layer names
     lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
+    from_percent, to_percent   the part of the way that the LoRA is for, of the model's own time in the host's
+                 convention (percent_to_sigma): 0 is the largest noise level, 1 the data
     checkpointing  recompute the model's blocks in the backward pass: less memory, a third slower
     """
 
@@ -121,6 +132,8 @@ class DistilConfig:
     lr: float = 2e-3
     checkpointing: bool = False
     seed: int = 0
+    from_percent: float = 0.0
+    to_percent: float = 1.0
 
     def __post_init__(self) -> None:
         for name, (least, most) in WHOLE.items():
@@ -143,6 +156,7 @@ class DistilConfig:
         normalise(self, **patterns, process=_process_of(self))
         normalise(self, phases=self.steps if self.phases is None else self.phases)
         normalise(self, image_steps=_image_steps_of(self))
+        _check_part(self)
         if self.rounds > 1 and not methods.get(self.method).in_rounds:
             raise BadValue(
                 "rounds must be 1 for the method {method}, got {got}. Those that go on from their own pairs: "
@@ -151,6 +165,11 @@ class DistilConfig:
                 got=self.rounds,
                 methods=[name for name in methods.names() if methods.get(name).in_rounds],
             )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run is of the whole way, from noise to picture."""
+        return (self.from_percent, self.to_percent) == (0, 1)
 
     @property
     def restores(self) -> bool:
@@ -171,6 +190,25 @@ class DistilConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` gives an equal config back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _check_part(config: DistilConfig) -> None:
+    if config.to_percent - config.from_percent < LEAST_PART:
+        raise BadValue(
+            "to_percent must be at least {least} above from_percent ({start:g}), got {got:g}.",
+            least=LEAST_PART,
+            start=config.from_percent,
+            got=config.to_percent,
+        )
+    if not config.is_whole and not methods.get(config.method).in_parts:
+        raise BadValue(
+            "from_percent and to_percent must be 0 and 1 for the method {method}, got {start:g} and {end:g}. "
+            "Those that learn a part of the way: {methods}.",
+            method=config.method,
+            start=config.from_percent,
+            end=config.to_percent,
+            methods=[name for name in methods.names() if methods.get(name).in_parts],
+        )
 
 
 def _process_of(config: DistilConfig) -> tuple:

@@ -14,8 +14,8 @@ from .student import Adapter, Student
 class Distillation:
     """How the student is sampled and compared, as its recipe will say.
 
-    churn          of sampling in the recipe's steps. One phase ends at the data: what is sampled in several
-                   steps is then a consistency function, which wants fresh noise
+    churn          of sampling in the recipe's steps. One phase that ends at the data: what is sampled in
+                   several steps is then a consistency function, which wants fresh noise
     noise_scale    of the noise that training adds to pictures
     """
 
@@ -23,7 +23,8 @@ class Distillation:
 
     def __init__(self, student: Student, config: DistilConfig, method: Method, phases: Phases):
         self.student, self.config, self.phases = student, config, phases
-        self.churn = math.inf if method.kind == "x0" and config.phases == 1 < config.steps else 0.0
+        to_the_data = method.kind == "x0" and config.phases == 1 < config.steps and not phases.end
+        self.churn = math.inf if to_the_data else 0.0
         self.noise_scale = student.denoiser.noise_scale
 
     def sigmas_for(self, steps: int) -> torch.Tensor:
@@ -37,7 +38,16 @@ class Distillation:
 
     def before(self, held: HeldOut) -> torch.Tensor:
         """What the model itself makes of held-out noise in as many steps, guided."""
-        return self.student.sample_base(held.noise, held.condition, self.config.steps)
+        return self.student.sample_base(held.noise, held.condition, self.phases.plain(self.config.steps))
+
+    def finished(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The pictures that the teacher sees in latents (B, ...) at the end of the run's part of the way."""
+        end = self.phases.end
+        if not end:
+            return latents
+        with torch.no_grad():
+            levels = torch.full((len(latents),), end)
+            return self.student.teacher_in_parts(latents, levels, condition)
 
     def told(self) -> dict:
         """What the recipe tells of the task."""

@@ -41,6 +41,10 @@ WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES = 12
 METADATA_KEY = "fewstep.state"
+PART = (
+    "from_percent",
+    "to_percent",
+)  # which a run of the whole way is called nothing by, as before there were
 MOST_TEXT = 2000  # characters of an error that are kept
 
 
@@ -171,7 +175,8 @@ def _told(error):
 
 def manifest(config: DistilConfig, about: dict) -> dict:
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in ("micro", "checkpointing", "chunk")}
+    left_out = ("micro", "checkpointing", "chunk", *(PART if config.is_whole else ()))
+    settings = {k: v for k, v in config.to_dict().items() if k not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
 
 

@@ -79,6 +79,10 @@ class Restoration:
         """The destroyed pictures."""
         return self.destroyed(held.reference, held.noise)
 
+    def finished(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """What is restored is a picture already."""
+        return latents
+
     def told(self) -> dict:
         """What the recipe tells of the task."""
         return {"process": [dict(part) for part in self.config.process]}

@@ -46,6 +46,7 @@ class Run:
     data    to learn from instead of the teacher's trajectories
     metric  a distance (B, ...), (B, ...) -> (B,) in place of the config's, a perceptual one for instance
     warm    tensors of a LoRA file to begin with
+    starts  of a run from the middle of the way: see `source.Source`
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Run:
         data: Data | None = None,
         metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         warm: dict[str, torch.Tensor] | None = None,
+        starts: torch.Tensor | None = None,
     ):
         check(denoiser, config, data)
         method = methods.get(config.method)
@@ -71,7 +73,7 @@ class Run:
         self.student = Student(denoiser, config, warm)
         try:
             source = Pictures if config.restores and data is not None else Source
-            self.source = source(self.student, config, method, self.phases, data, cache)
+            self.source = source(self.student, config, method, self.phases, data, cache, starts)
             task = Restoration if config.restores else Distillation
             self.task = task(self.student, config, method, self.phases)
             self.descent = Descent(self.student, config)
@@ -231,6 +233,8 @@ def _recipe_of(run: Run) -> Recipe:
         churn=run.task.churn,
         cfg=1.0,
         shift=config.shift,
+        from_percent=config.from_percent,
+        to_percent=config.to_percent,
         base=run.denoiser.base,
         trained=_trained(run),
     )

@@ -17,7 +17,7 @@ from ..methods.method import Method
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser, Guided
 from ..trajectories.data import Data, from_trajectories
-from ..trajectories.noises import noises
+from ..trajectories.noises import as_noise, noises
 from ..trajectories.sampling import SHARD, teacher_cache, trajectories
 from .config import DistilConfig
 from .probe import HeldOut
@@ -33,6 +33,38 @@ def check(denoiser: Denoiser, config: DistilConfig, data: Data | None = None) ->
         raise BadValue("The run needs at least one conditioning (a prompt or a label), got none.")
     if data is not None:
         data.check(denoiser, methods.get(config.method).needs)
+    elif config.to_percent < 1 and methods.get(config.method).needs == "images":
+        raise BadValue(
+            "the method {method} needs pictures to learn a part of the way that does not end at one "
+            "(to_percent {end:g}), got none. Give it pictures, or choose phased.",
+            method=config.method,
+            end=config.to_percent,
+        )
+
+
+def starts_wanted(images: int) -> int:
+    """How many states a run from the middle of the way has to be given, to draw that many pictures from."""
+    return SHARD * math.ceil((images + PROBES) / SHARD)
+
+
+def _checked_starts(starts, denoiser, config, data):
+    """`starts` as given, or None for noise. Raises ValueError where the run can't begin with them."""
+    if config.from_percent == 0:
+        if starts is not None:
+            raise BadValue("a run from from_percent 0 starts from noise, and needs no other states.")
+        return None
+    shape = (starts_wanted(config.images if data is None else 0), *denoiser.shape)
+    got = None if starts is None else tuple(starts.shape)
+    if got != shape:
+        raise BadValue(
+            "a run from from_percent {start:g} needs states to start from, which the model before has drawn, "
+            "of the shape {wanted}, got {got}. Train it as a node with first_stage wired, or set "
+            "from_percent to 0.",
+            start=config.from_percent,
+            wanted=shape,
+            got=got,
+        )
+    return starts
 
 
 def wanted(config: DistilConfig, given: Data | None = None) -> int:
@@ -46,6 +78,8 @@ class Source:
     """Trajectories of the teacher; in further rounds of reflow, of the student.
 
     given    data of the user's, in place of the teacher's trajectories
+    starts   of a run from the middle of the way: `starts_wanted` states (N, ...) at its first level, in the
+             order of the conditions, which whatever goes before has drawn
     cache    (folder, identity) to keep trajectories in a `TrajectoryCache` there, for a run that was stopped
              and for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else
              of it is not this run's (`seed`). With a `guidance` in it the trajectories were drawn beforehand,
@@ -62,9 +96,14 @@ class Source:
         phases: Phases,
         given: Data | None = None,
         cache: Cache | None = None,
+        starts: torch.Tensor | None = None,
     ):
         self.student, self.config, self.method, self.phases = student, config, method, phases
         self.given, self.seed, self.cache = given, config.seed, None
+        denoiser, starts = student.denoiser, _checked_starts(starts, student.denoiser, config, given)
+        self.starts = None
+        if starts is not None:
+            self.starts = as_noise(starts, phases.fine, denoiser.path, denoiser.noise_scale)
         self.data: Data | None = None
         self.held: HeldOut | None = None
         self.pairs_of: Adapter | None = None
@@ -73,7 +112,7 @@ class Source:
             folder, identity = cache
             self.seed = identity.get("seed", config.seed)
             self.cache = teacher_cache(
-                student.denoiser,
+                denoiser,
                 cfg=config.cfg,
                 sigmas=phases.fine,
                 kept=phases.kept,
@@ -81,6 +120,7 @@ class Source:
                 seed=config.seed,
                 folder=folder,
                 identity=identity,
+                starts=self.starts,
             )
 
     @property
@@ -104,7 +144,7 @@ class Source:
                     yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
             noise, anchors = self.cache.noise(count), self.cache.read(count)[0]
         else:
-            noise = noises(self.seed, range(number * count, (number + 1) * count), denoiser.shape)
+            noise = self._noise(range(number * count, (number + 1) * count))
             parts = []
             for part in self._solve(noise, condition):
                 parts.append(part)
@@ -125,6 +165,11 @@ class Source:
                 condition=condition[-PROBES:],
                 reference=anchors[-PROBES:, -1].clone(),
             )
+
+    def _noise(self, numbers):
+        if self.starts is None:
+            return noises(self.seed, numbers, self.student.denoiser.shape)
+        return self.starts[numbers.start : numbers.stop]
 
     def _solve(self, noise, condition):
         """The trajectories from that noise, SHARD at a time: of the teacher, or of the round before."""

@@ -79,6 +79,11 @@ class Student:
         with self.lora.off():
             return guided(self.denoiser, x, sigma, condition, self.config.cfg)
 
+    def teacher_in_parts(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """`teacher`, for as many samples at once as memory takes."""
+        with self.lora.off():
+            return guided(self.asked, x, sigma, condition, self.config.cfg)
+
     @torch.no_grad()
     def follow(self, done: int) -> None:
         """Move the average towards the adapter after `done` updates: a_k += (1 - d)(p_k - a_k) with decay

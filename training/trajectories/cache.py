@@ -51,7 +51,7 @@ class CacheSpec:
     guidance      CFG as text, or what else guides
     path, shape   of the model, and of one sample
     sigmas, kept  the teacher's step grid, and which of its levels are stored, the first (noise) and the last
-                  (image) among them
+                  (image, or what is left to do for others) among them
     order, corrector    its solver
     noise_scale   what unit noise is multiplied by beside sigma
     seed          of the starting noises
@@ -78,8 +78,6 @@ class CacheSpec:
 
     def __post_init__(self):
         grid = check_sigmas(self.sigmas, path(self.path))
-        if grid[-1] != 0:
-            raise BadValue("sigmas must end at 0, got {got:g}.", got=grid[-1])
         samplers.check_order(self.order)
         normalise(
             self,
@@ -123,11 +121,14 @@ class CacheSpec:
 class TrajectoryCache:
     """The cache of a spec below `folder`.
 
-    `limit` bounds the bytes of all caches there; the longest unused give way.
+    `limit` bounds the bytes of all caches there; the longest unused give way. starts: unit noise (N, ...) of
+    whole shards to start from (`noises.as_noise`), which the spec must tell from others, in place of its own.
     """
 
-    def __init__(self, folder: str | Path, spec: CacheSpec, limit: int = LIMIT):
-        self.root, self.spec, self.limit = Path(folder), spec, limit
+    def __init__(
+        self, folder: str | Path, spec: CacheSpec, limit: int = LIMIT, starts: torch.Tensor | None = None
+    ):
+        self.root, self.spec, self.limit, self.starts = Path(folder), spec, limit, starts
         self.folder, self._held = self.root / spec.key, None
 
     def bytes(self, count: int) -> int:
@@ -174,7 +175,7 @@ class TrajectoryCache:
 
     def noise(self, count: int) -> torch.Tensor:
         """The unit noise that the first `count` trajectories start from, (count, *shape)."""
-        return noises(self.spec.seed, range(count), self.spec.shape)
+        return _noise_of(self, range(count))
 
     def conditions(self, count: int) -> torch.Tensor:
         """Which prompt each of the first `count` trajectories was drawn for, (count,)."""
@@ -193,7 +194,7 @@ class TrajectoryCache:
     def _start(self, number):
         """The shard's states at the first level: noise, from each trajectory's own seed."""
         spec = self.spec
-        noise = noises(spec.seed, spec.members(number), spec.shape)
+        noise = _noise_of(self, spec.members(number))
         return start(noise, spec.sigmas, path(spec.path), spec.noise_scale)
 
     def _solve(self, teacher, number):
@@ -270,6 +271,13 @@ class TrajectoryCache:
         self.close()
         folders.tidy(self.folder)
         self._held = folders.lock(self.folder)
+
+
+def _noise_of(cache, numbers):
+    """The unit noise that those trajectories start from."""
+    if cache.starts is None:
+        return noises(cache.spec.seed, numbers, cache.spec.shape)
+    return cache.starts[numbers.start : numbers.stop]
 
 
 def _not_finite(sigma, dtype):

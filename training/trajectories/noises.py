@@ -22,6 +22,17 @@ def start(
     noise: torch.Tensor, sigmas: Sequence[float] | torch.Tensor, path: Path, noise_scale: float = 1.0
 ) -> torch.Tensor:
     """Sampling's first state from unit noise: sigma_max eps; sqrt(1 + sigma_max^2) eps where alpha is 1."""
+    return noise * _scale(sigmas, path, noise_scale)
+
+
+def as_noise(
+    states: torch.Tensor, sigmas: Sequence[float] | torch.Tensor, path: Path, noise_scale: float = 1.0
+) -> torch.Tensor:
+    """What `start` makes these states at the first level of, whether it is noise or has a picture in it."""
+    return states / _scale(sigmas, path, noise_scale)
+
+
+def _scale(sigmas, path, noise_scale):
     first = torch.as_tensor(sigmas[0], dtype=torch.float64)
     level = (first**2 + path.alpha(first) ** 2).sqrt() if path.sigma_max > 1 else first
-    return noise * (float(level) * noise_scale)
+    return float(level) * noise_scale

@@ -121,13 +121,14 @@ def teacher_cache(
     seed: int,
     folder: str | Path,
     identity: dict,
+    starts: torch.Tensor | None = None,
 ) -> TrajectoryCache | None:
     """A cache below `folder` for `count` of the teacher's trajectories; None, which is logged, where it would
     be larger than may be.
 
     cfg: its guidance; sigmas: its step grid, of which the places `kept` are stored. identity: fields of the
     `CacheSpec` that a denoiser does not know (`patches`, `conditioning`), and what takes the place of a field
-    named here (`seed`).
+    named here (`seed`). starts: as of `TrajectoryCache`.
     """
     own = {
         "model": denoiser.base,
@@ -144,7 +145,7 @@ def teacher_cache(
         "shard": SHARD,
         "predictions": False,
     }
-    cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}))
+    cache = TrajectoryCache(folder, CacheSpec(**{**own, **identity}), starts=starts)
     size = cache.bytes(count)
     if size <= cache.limit:
         return cache

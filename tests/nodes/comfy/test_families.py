@@ -1,5 +1,5 @@
-"""In the real ComfyUI: families with conditioning or kernels of their own, trained three updates, saved, loaded;
-and that what the student is asked is what the host's sampler asks.
+"""In the real ComfyUI: families with conditioning or kernels of their own, trained three updates, saved,
+loaded; and that what the student is asked is what the host's sampler asks.
 """
 
 import logging
@@ -27,7 +27,7 @@ def models(host):
 
 
 def asked(host, model, name, tensors=None):
-    """(x, sigma, x0 of the positive, x0 of the negative) of the student, with those tensors in its adapter."""
+    """(x, sigma, x0 of the positive, x0 of the negative) of the student, those tensors in its adapter."""
     session, kind = pack(host, "nodes.comfy.session"), pack(host, "nodes.comfy.denoiser").ComfyDenoiser
     with session.training_session(model) as patcher, torch.no_grad():
         denoiser = kind(patcher, zoo.conditioning(name), zoo.conditioning(name, 1), 0 * zoo.latent(name))
@@ -77,7 +77,12 @@ def test_the_student_is_asked_as_the_hosts_sampler_asks(host, models, name):
     assert max(off(a, b) for a, b in zip(ours, sampled(models(name), name, x, sigma))) < 1e-4
 
 
-@pytest.mark.parametrize("name", zoo.FAMILIES)
+LARGE = ("anima", "sdxl inpainting", "sdxl inpainting, plain")  # as large as their real layers
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in zoo.FAMILIES]
+)
 def test_trained_saved_and_loaded_by_the_stock_loader(host, models, few, name, caplog):
     import comfy.quant_ops
 

@@ -28,7 +28,7 @@ def test_an_unsupported_model_is_refused_by_its_type(host, kind):
         ("EPS", "variance exploding", "epsilon"),
         ("EDM", "variance exploding", "edm"),
         ("FLUX", "flow", "velocity"),
-        ("FLOW_COSMOS", "variance exploding", "velocity"),  # a flow model that is sampled from sigma = t / (1 - t)
+        ("FLOW_COSMOS", "variance exploding", "velocity"),  # flow, sampled with sigma = t / (1 - t)
         ("V_PREDICTION_DDPM", "variance exploding", "v"),
     ],
 )

@@ -46,6 +46,17 @@ def test_round_trip(recipe, tmp_path):
     assert json.loads(recipe.to_json())["version"] == 2
 
 
+def test_a_part_of_the_way_has_its_own_ends_and_a_version_of_its_own():
+    part = Recipe(method="phased", path="flow", sigmas=(1.0, 0.8, 0.6), to_percent=0.5)
+    written = json.loads(part.to_json())
+    assert Recipe.from_json(part.to_json()) == part and written["version"] == 3
+    assert "to_percent" not in json.loads(PLAIN.to_json())
+    with pytest.raises(ValueError, match="sigmas must end above 0 where to_percent is 0.5"):
+        Recipe.from_json(json.dumps({**written, "sigmas": [1.0, 0.5, 0.0]}))
+    with pytest.raises(ValueError, match="from_percent must be below to_percent"):
+        Recipe.from_json(json.dumps({**written, "from_percent": 0.5}))
+
+
 def test_whole_numbers_serve_as_numbers():
     recipe = Recipe.from_json(
         changed(cfg=2, shift=1, churn=0, errors={"held_out": 0}, sigmas=[1, 0.7, 0.3, 0])
@@ -65,7 +76,7 @@ def test_version_1_is_read():
 @pytest.mark.parametrize("version", [99, 0, -1, "2", True, None, 2.0, [2]])
 def test_other_versions_are_refused(version):
     with pytest.raises(
-        ValueError, match="The recipe must be of version 2 or version 1, got .* Update Fewstep"
+        ValueError, match="must be of version 3 or version 2 or version 1, got .* Update Fewstep"
     ):
         Recipe.from_json(changed(version=version))
 
