@@ -7,8 +7,8 @@ const readonly = (...names) => Object.fromEntries(names.map((name) => [name, "re
 
 const BROWSER = readonly(
   "cancelAnimationFrame", "console", "devicePixelRatio", "document", "getComputedStyle",
-  "IntersectionObserver", "MutationObserver", "performance", "queueMicrotask", "requestAnimationFrame",
-  "ResizeObserver", "sessionStorage", "setTimeout", "URL",
+  "IntersectionObserver", "MutationObserver", "Notification", "performance", "queueMicrotask", "requestAnimationFrame",
+  "ResizeObserver", "sessionStorage", "setTimeout", "URL", "URLSearchParams",
 );
 const COMFYUI = readonly("LGraphGroup", "LiteGraph");
 

@@ -258,9 +258,7 @@ def show_table(title, rows, figure, counts):
 
 
 def summary(rows):
-    """The tables of docs/results.md: our error as a share of the best pair's in hindsight; how often it is no
-    worse.
-    """
+    """Our error as a share of the best pair's in hindsight, and how often it is no worse."""
     counts = sorted({row["nfe"] for row in rows})
     for kind, title in TITLES.items():
         those = [row for row in rows if row["kind"] == kind]

@@ -8,7 +8,7 @@ import { ask, tell } from "./routes.js";
 import { isLive } from "./store.js";
 
 const goOn = async ({ app, api }, run) => requeue(app, api, await ask(api, `runs/${run.id}/prompt`));
-const waits = (run) => run.resumable && (run.state === "paused" || run.state === "failed");
+const waits = (run) => run.resumable && ["paused", "failed", "stopped"].includes(run.state);
 
 /** Which runs each button is for, and what it does. */
 const ACTIONS = {

@@ -4,7 +4,7 @@
 // x is the training update, from 0 to `to`. loss and fidelity are Curves, see charts/curve.js; an area also
 // has `columns`, the pixel columns of the screen that it covers.
 
-import { drawDots, drawHairline, drawLine, drawTicks, drawValues } from "../charts/draw.js";
+import { drawDots, drawHairline, drawLine, drawRings, drawTicks, drawValues } from "../charts/draw.js";
 import { axis, label, ticks } from "../charts/scale.js";
 
 const MARGIN = { left: 38, right: 38, top: 8, bottom: 18 };
@@ -15,6 +15,7 @@ const RAW = 0.35;             // how strong what lies behind the smooth line is
 const DOT = 2.5;              // radius
 const ROOM = 6;               // columns for a point that has a dot
 const SHOWN = [2, 3];         // dashes where the picture is of
+const KEPT = 5;               // radius of the ring at the update that is kept
 
 /** The area of curves on a place of that size; ratio: pixels of the screen for one of the page. */
 export function plotArea(width, height, ratio = 1) {
@@ -71,10 +72,11 @@ function nearestPoint(curve, update) {
 }
 
 /**
- * colours: { loss, fidelity, grid, text }; at: the column that
- * is pointed at; shown: the update whose picture is shown.
+ * colours: { loss, fidelity, grid, text }; at: the column that is pointed at; shown: the
+ * update whose picture is shown; kept: the one that is saved; other: another run's fidelity.
  */
-export function drawCurves(context, area, { loss, fidelity, to, colours, at = null, shown = null }) {
+export function drawCurves(context, area, what) {
+  const { loss, fidelity, to, colours, at = null, shown = null, kept = null, other = null } = what;
   const x = (update) => area.left + (update / to) * (area.right - area.left);
   loss.view(to, area.columns);
   fidelity.view(to, area.columns);
@@ -90,9 +92,17 @@ export function drawCurves(context, area, { loss, fidelity, to, colours, at = nu
     drawLoss(context, loss, area, y, colours.loss);
   }
   if (fidelity.length) {
-    const { scale, y } = scaleOf(fidelity, area);
+    const { scale, y } = scaleOf(other?.length ? both(fidelity, other) : fidelity, area);
     drawValues(context, area, scale.ticks, y, { colour: colours.fidelity, side: "right" });
+    if (other?.length) {
+      const inside = pointsOf(other, x, y).filter(([place]) => place <= area.right + 1);
+      drawLine(context, inside, { colour: colours.text, dashed: true });
+    }
     drawFidelity(context, fidelity, x, y, colours.fidelity);
+    const i = fidelity.find(kept ?? Infinity);
+    if (i < fidelity.length && fidelity.updates[i] === kept) {
+      drawRings(context, [[x(kept), y(fidelity.values[i])]], KEPT, colours.fidelity);
+    }
   }
   if (at !== null) {
     drawHairline(context, area, middleOf(area, at), colours.text);
@@ -105,6 +115,8 @@ const updatesOf = (area, to) =>
 /** The pixel in the middle of a column. */
 export const middleOf = (area, column) =>
   area.left + ((column + 0.5) / area.columns) * (area.right - area.left);
+
+const both = (a, b) => ({ low: Math.min(a.low, b.low), high: Math.max(a.high, b.high) });
 
 function scaleOf(curve, area) {
   const scale = axis(curve.low, curve.high);

@@ -3,7 +3,8 @@
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
-import { memory, modelName, recipe, short, timeLeft, when, whole, word, wordsOf } from "./format.js";
+import { gained, memory, modelName, recipe, short, timeLeft, when, whole, word, wordsOf } from "./format.js";
+import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
 import { makeRunChart } from "./runchart.js";
 import { isLive } from "./store.js";
@@ -18,15 +19,17 @@ export function makeDetails(app, api, store) {
   const progress = makeProgress();
   const facts = makeFacts();
   const trouble = make("p", "trouble", { hidden: true });
+  const verdict = make("p", "verdict", { hidden: true });
   const actions = makeActions(app, api, store, () => name.focus());
   const chart = makeRunChart();
   const previews = makePreviews(api);
+  const more = makeMore(app, api, store);
   const element = make("section", "details", { "aria-label": t("panel.details") },
-    make("header", "head", {}, name, state), what, model, weights, progress.element, trouble, actions.element,
-    facts.element, chart.element, previews.element);
+    make("header", "head", {}, name, state), what, model, weights, progress.element, trouble, verdict,
+    actions.element, facts.element, chart.element, previews.element, more.element);
 
   function show(run) {
-    element.dataset.state = run.state;
+    element.dataset.state = run.state === "finished" && !gained(run) ? "no-gain" : run.state;
     say(name, run.name);
     say(state, word("states", run.state));
     say(what, recipe(run));
@@ -37,9 +40,11 @@ export function makeDetails(app, api, store) {
     facts.show(run, store);
     trouble.hidden = !run.error;
     say(trouble, run.error ?? "");
+    judge(verdict, run);
     actions.show(run);
     chart.show(run, store);
     previews.show(run, store);
+    more.show(run);
   }
 
   return { element, show, close: chart.close };
@@ -48,12 +53,11 @@ export function makeDetails(app, api, store) {
 function makeProgress() {
   const bar = make("div", "bar-fill");
   const stage = make("span");
-  const count = make("span", "number");
   const left = make("span", "muted");
   const share = make("span", "number muted");
   const track = make("div", "bar", { role: "progressbar", "aria-label": t("panel.progress") }, bar);
   const element = make("div", "progress", {},
-    make("div", "pair", {}, stage, count), track, make("div", "pair", {}, left, share));
+    make("div", "pair", {}, stage, share), track, make("div", "pair", {}, left));
   return {
     element,
     show(run) {
@@ -61,14 +65,28 @@ function makeProgress() {
       const live = isLive(run);
       const saved = when(run.saved_at ?? run.started_at);
       say(stage, live ? word("stages", run.stage) : t("panel.saved", { when: saved }));
-      say(count, live ? t("panel.step", { step: whole(run.step), total: whole(run.total) }) : percent(part));
+      say(share, t("panel.whole_run", { percent: percent(part) }));
       say(left, live ? timeLeft(run.seconds_left) : "");
-      say(share, live ? percent(part) : "");
       mark(track, "aria-valuenow", Math.floor(100 * part));
-      mark(track, "aria-valuetext", `${count.textContent} ${left.textContent}`.trim());
+      mark(track, "aria-valuetext", `${share.textContent} ${left.textContent}`.trim());
       bar.style.transform = `scaleX(${part})`;
     },
   };
+}
+
+/** What came of a run that is over, in a sentence: nearer to what it learns from than without it, or not. */
+function judge(element, run) {
+  const known = Number.isFinite(run.best) && Number.isFinite(run.before);
+  element.hidden = isLive(run) || !known;
+  if (element.hidden) {
+    return;
+  }
+  const values = { best: short(run.best), before: short(run.before), update: whole(run.kept) };
+  const share = Math.round(100 * (1 - run.best / run.before));
+  say(element, gained(run)
+    ? t("panel.verdict.gain", { ...values, percent: share })
+    : t("panel.verdict.none", values));
+  element.classList.toggle("fewstep-bad", !gained(run));
 }
 
 const percent = (part) => `${Math.floor(100 * part)} %`;
@@ -77,8 +95,7 @@ const percent = (part) => `${Math.floor(100 * part)} %`;
 const FACTS = {
   updates: (run) => t("panel.step", { step: whole(run.done), total: whole(run.updates) }),
   fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
-  before: (run, { fidelity }) =>
-    (fidelity.length && fidelity.updates[0] === 0 ? short(fidelity.values[0]) : ""),
+  before: (run) => (Number.isFinite(run.before) ? short(run.before) : ""),
   speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
   memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
   skipped: (run) => (run.skipped ? whole(run.skipped) : ""),
@@ -104,6 +121,7 @@ function makeFacts() {
         cell.hidden = !value.textContent;
       }
       distance.title = wordsOf(run, "best");
+      distance.classList.toggle("fewstep-bad", !gained(run));
     },
   };
 }

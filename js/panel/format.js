@@ -72,6 +72,14 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
+/** Whether a run has come nearer than the untrained model; true as long as one of the two is not known. */
+export const gained = ({ best, before }) =>
+  !Number.isFinite(best) || !Number.isFinite(before) || best < before;
+
+/** What a picture of that update is called. */
+export const nameOf = (run, update) =>
+  t(update === run.kept ? "panel.picture_kept" : "panel.picture_at", { update: whole(update) });
+
 export const restores = (run) => run.method === RESTORATION;
 
 /**

@@ -3,7 +3,7 @@
 
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
-import { about, timeLeft, when, word } from "./format.js";
+import { about, gained, timeLeft, when, word } from "./format.js";
 import { isLive } from "./store.js";
 
 const ROW = 46;           // pixels
@@ -100,13 +100,13 @@ function makeRow() {
     show(run, index, count, selected) {
       element.id = optionId(run.id);
       element.dataset.run = run.id;
-      element.dataset.state = run.state;
+      element.dataset.state = run.state === "finished" && !gained(run) ? "no-gain" : run.state;
       element.style.transform = `translateY(${index * ROW}px)`;
       mark(element, "aria-selected", selected);
       mark(element, "aria-posinset", index + 1);
       mark(element, "aria-setsize", count);
       say(name, run.name);
-      say(state, word("states", run.state));
+      say(state, word("states", element.dataset.state));
       say(what, about(run));
       what.title = what.textContent;
       say(time, isLive(run) ? timeLeft(run.seconds_left) : when(run.saved_at ?? run.started_at));

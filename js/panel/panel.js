@@ -1,6 +1,7 @@
 // The sidebar tab "Fewstep": the runs, the selected one, and the button that begins one.
 
 import { addStyles, button, make, say } from "../dom.js";
+import { toast } from "../graph/change.js";
 import { sourceOfModel } from "../graph/find.js";
 import { makeFewStep } from "../graph/oneclick.js";
 import { t } from "../text.js";
@@ -12,6 +13,7 @@ import { makeStore } from "./store.js";
 export function registerPanel(app, api, store = makeStore(api)) {
   addStyles(new URL("./panel.css", import.meta.url).href);
   let view = null;
+  store.ended = (run) => notice(app, run);
   api.addEventListener("reconnected", () => view && store.load());
   app.extensionManager.registerSidebarTab({
     id: "fewstep",
@@ -34,6 +36,17 @@ export function registerPanel(app, api, store = makeStore(api)) {
       view = null;
     },
   });
+}
+
+const SEVERITY = { finished: "success", stopped: "success", failed: "error", paused: "info" };
+
+/** Tells of a run that has come to its end: on the page, and by the system where that is allowed. */
+function notice(app, run) {
+  const text = t(`panel.notice.${run.state}`, { name: run.name });
+  toast(app, SEVERITY[run.state] ?? "info", t("panel.title"), text);
+  if (document.hidden && globalThis.Notification?.permission === "granted") {
+    new Notification(t("panel.title"), { body: text, tag: run.id });
+  }
 }
 
 /** {element, close()}: one showing of the store. */

@@ -2,7 +2,6 @@
 
 import { ROUTE } from "../names.js";
 import { t } from "../text.js";
-import { word } from "./format.js";
 
 /** JSON from a path below the pack's own. Throws an Error whose message can be shown. */
 export async function ask(api, path, options = {}) {
@@ -26,8 +25,9 @@ function explain(error) {
   if (!error?.code) {
     return t("panel.errors.unreachable");
   }
-  const text = word("errors", error.code);
-  return text === error.code ? error.message ?? error.code : text;
+  const key = `panel.errors.${error.code}`;
+  const text = t(key, { message: error.message });
+  return text === key ? error.message ?? error.code : text;
 }
 
 export const tell = (api, id, order) => ask(api, `runs/${id}/${order}`, { method: "POST" });

@@ -17,8 +17,9 @@ export function makeRunChart() {
   const values = make("output", "tip", { hidden: true });
   const place = make("div", "plot", {}, canvas, values);
   const distance = keyOf("", "fidelity");
+  const kept = make("span", "muted kept");
   const legend = make("figcaption", "legend", {},
-    keyOf(t("panel.loss"), "loss"), distance, make("span", "muted", {}, t("panel.by_update")));
+    keyOf(t("panel.loss"), "loss"), distance, kept, make("span", "muted", {}, t("panel.by_update")));
   const element = make("figure", "curves", {}, legend, place);
   const surface = makeSurface(place, canvas, draw);
   let [run, store, at] = [null, null, null];       // at: the share of the width that is pointed at
@@ -27,15 +28,17 @@ export function makeRunChart() {
     if (!run) {
       return;
     }
-    const { loss, fidelity, picked } = store;
+    const { loss, fidelity, picked, other } = store;
     const area = plotArea(width, height, ratio);
     const to = reach(Math.max(loss.last, fidelity.last), run.updates, !isLive(run));
     loss.view(to, area.columns);
     fidelity.view(to, area.columns);
+    other.curve.view(to, area.columns);
     const column = Math.min(area.columns - 1, Math.floor(at * area.columns));
     const found = at === null ? null : lookUp(store, column);
     const colours = coloursOfCurves();
-    drawCurves(context, area, { loss, fidelity, to, colours, at: found?.column ?? null, shown: picked });
+    const places = { at: found?.column ?? null, shown: picked, kept: run.kept };
+    drawCurves(context, area, { loss, fidelity, to, colours, other: other.curve, ...places });
     tell(found, area);
     mark(canvas, "aria-label", summary(run));
   }
@@ -87,6 +90,7 @@ export function makeRunChart() {
   function show(newRun, newStore) {
     [run, store] = [newRun, newStore];
     say(distance, wordsOf(run, "distance"));
+    say(kept, Number.isFinite(run.kept) ? t("panel.kept_mark", { update: whole(run.kept) }) : "");
     distance.title = wordsOf(run, "distance_hint");
     element.hidden = !store.loss.length && !store.fidelity.length;
     surface.dirty();

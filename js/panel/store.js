@@ -10,6 +10,12 @@ import { ask } from "./routes.js";
 
 export const isLive = (run) => run.state === "sampling" || run.state === "running";
 
+/** The update whose picture is shown where the user chose none: the kept one, of a run that is over. */
+export function usualPicture(run) {
+  const kept = run.previews ?? [];
+  return !isLive(run) && kept.includes(run.kept) ? run.kept : kept.at(-1) ?? null;
+}
+
 export function makeStore(api) {
   const watchers = new Set();
   const store = {
@@ -19,6 +25,8 @@ export function makeStore(api) {
     acting: false,        // whether a button's action is under way
     picked: null,         // the update whose picture the user wants to see; null follows the newest
     loss: new Curve(), fidelity: new Curve(),
+    ended: () => {},      // called with a run that has come to its end while the page was open
+    other: { id: null, curve: new Curve() },      // the run that the selected one is compared with
   };
   let listing = 0;            // snapshots asked for, and
   let tracing = 0;            // curves asked for: only the last answer of each counts
@@ -78,12 +86,29 @@ export function makeStore(api) {
     changed();
   };
 
+  /** The run to compare with, null for none. */
+  store.compare = async (id) => {
+    store.other.id = id;
+    store.other.curve.replace([]);
+    changed();
+    const found = id === null ? null : await ask(api, `runs/${id}/curves`).catch(() => null);
+    if (found && store.other.id === id) {
+      store.other.curve.replace(found.fidelity);
+      changed();
+    }
+  };
+
+  store.otherRun = () => store.runs.find((run) => run.id === store.other.id) ?? null;
+
   store.drop = (id) => {
     const index = store.runs.findIndex((run) => run.id === id);
     if (index < 0) {
       return;
     }
     store.runs = store.runs.filter((run) => run.id !== id);
+    if (id === store.other.id) {
+      store.compare(null);
+    }
     if (id === store.selected) {
       select(store.runs[Math.min(index, store.runs.length - 1)]?.id ?? null);
     } else {
@@ -94,6 +119,8 @@ export function makeStore(api) {
   function select(id) {
     if (id !== store.selected) {
       store.picked = null;
+      store.other.id = null;
+      store.other.curve.replace([]);
       store.loss.replace([]);
       store.fidelity.replace([]);
     }
@@ -143,7 +170,11 @@ export function makeStore(api) {
 
   function onRun({ detail }) {
     early?.push(detail.run);
+    const before = store.runs.find((run) => run.id === detail.run.id);
     const begins = put(detail.run);
+    if (before && isLive(before) && !isLive(detail.run)) {
+      store.ended(detail.run);
+    }
     const isWanted = begins && (store.expected || !store.chosen);
     if (begins) {
       store.expected = false;

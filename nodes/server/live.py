@@ -15,6 +15,7 @@ from server import PromptServer
 
 from ...diffusion.faults import BadValue
 from ...training.formats.files import write, write_json
+from ...training.formats.graph_texts import of_graph
 from ...training.reports import pictures
 from ...training.run import runs
 from ...training.run.job import Job
@@ -49,7 +50,11 @@ class Live:
 
     def __enter__(self) -> "Live":
         notes = self.job.notes
-        notes.update(name=self.order.name, model=model_name(self.order.prompt, self.order.node))
+        notes.setdefault("name", self.order.name)
+        notes.update(
+            model=model_name(self.order.prompt, self.order.node),
+            prompts=texts(self.order.prompt, self.order.node, len(self.order.positive)),
+        )
         weights = self.run.denoiser.weights
         notes["weights"] = weights and weights.to_dict()
         self._store()
@@ -215,6 +220,12 @@ def above(prompt: dict, node: str | None) -> dict:
             str(v[0]) for v in found[at].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2
         ]
     return found
+
+
+def texts(prompt: dict | None, node: str | None, count: int) -> list[str]:
+    """The text of a node's only prompt; [] where there are several, or it is not in the graph."""
+    found = of_graph(above(prompt or {}, node))[0]
+    return list(found) if count == 1 and len(found) == 1 else []
 
 
 def model_name(prompt: dict | None, node: str | None) -> str:

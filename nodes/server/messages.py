@@ -135,8 +135,13 @@ def of_run(run: dict | None) -> dict | None:
 
     They are messages as JSON holds them; the error of older runs is a text.
     """
-    said = {name: run[name] for name in ("error", "weights") if run.get(name)} if run else {}
-    return run and {**run, **{name: told(Message.from_dict(value)) for name, value in said.items()}}
+    if run is None:
+        return None
+    said = {
+        name: told(Message.from_dict(run[name])) for name in ("error", "weights", "plan") if run.get(name)
+    }
+    log = [{**entry, "message": told(Message.from_dict(entry["message"]))} for entry in run["log"]]
+    return {**run, **said, "log": log}
 
 
 def speaking(node: type) -> type:

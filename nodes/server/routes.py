@@ -7,21 +7,25 @@ Run ids are looked up among the folders that are there, and never become part of
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from aiohttp import web
 from server import PromptServer
 
-from ...diffusion.faults import Fault, Message, NotFound, message_of
+from ...diffusion.faults import BadValue, Fault, Message, NotFound, message_of
 from ...training.formats.files import cause
 from ...training.run import runs
 from ...training.run.job import delete
 from ...training.run.status import PROMPT
 from ..comfy import folders
 from . import messages
+from .exports import copy_of
 from .live import LIVE
 
 MOST_BODY = 1024  # bytes; no route reads one
+MOST_NAME = 200  # characters
 ROUTE = "/fewstep/runs/{id}"
 
 
@@ -32,12 +36,14 @@ def register() -> None:
         ("/fewstep/runs", listing),
         (ROUTE, single),
         (f"{ROUTE}/curves", curves),
+        (f"{ROUTE}/settings", settings),
         (f"{ROUTE}/preview/{{column}}", preview),
         (f"{ROUTE}/prompt", prompt),
         ("/fewstep/model", model),
     ):
         routes.get(path)(_answered(handler))
-    for name, handler in (("pause", pause), ("stop", stop), ("delete", remove)):
+    orders = {"pause": pause, "stop": stop, "delete": remove, "rename": rename, "export": export}
+    for name, handler in orders.items():
         routes.post(f"{ROUTE}/{name}")(_answered(handler))
     routes.post("/fewstep/language/{name}")(_answered(language))
 
@@ -119,6 +125,12 @@ def curves(request: web.Request) -> web.Response:
     return _json(runs.curves(folder))
 
 
+def settings(request: web.Request) -> web.Response:
+    """GET /fewstep/runs/{id}/settings: those that the run really has, and where its folder is."""
+    folder = _folder(request)
+    return _json({"settings": runs.settings(folder), "folder": str(folder)})
+
+
 def preview(request: web.Request) -> web.FileResponse:
     """GET /fewstep/runs/{id}/preview/{column}."""
     return web.FileResponse(
@@ -168,6 +180,39 @@ def stop(request: web.Request) -> web.Response:
             status=409,
         )
     return _json({})
+
+
+def rename(request: web.Request) -> web.Response:
+    """POST /fewstep/runs/{id}/rename?name=NAME: what the list calls the run; its files stay as they are."""
+    folder, name = _folder(request), request.query.get("name", "").strip()
+    if not 0 < len(name) <= MOST_NAME:
+        raise Refusal(
+            "name must have 1 to {most} characters, got {count}.",
+            code="bad-request",
+            status=400,
+            most=MOST_NAME,
+            count=len(name),
+        )
+    if live := LIVE.get(folder.name):
+        live.job.notes["name"] = name
+    else:
+        runs.rename(folder, name)
+    return _json({"name": name})
+
+
+def export(request: web.Request) -> web.Response:
+    """POST /fewstep/runs/{id}/export?to=comfyui|diffusers&precision=float32|float16|bfloat16: a copy of the
+    run's LoRA in other keys or fewer bits, beside it.
+    """
+    found = runs.summary(_folder(request))
+    known = folder_paths.get_full_path("loras", found["lora"]) if found and found["lora"] else None
+    if known is None:
+        raise NotFound("This run's LoRA file is not in models/loras. It has been moved, renamed or deleted.")
+    options = {name: request.query[name] for name in ("to", "precision") if name in request.query}
+    try:
+        return _json({"file": copy_of(Path(known), **options).name})
+    except BadValue as error:
+        raise Refusal("{error}", code="refused", status=409, error=error.message) from error
 
 
 def remove(request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ from ...diffusion.faults import BadFile, BadValue
 from ..adapter.lora import target_layers
 from ..formats.files import cause, load_lora, save_lora
 from ..formats.lora_keys import FAMILIES, from_diffusers, listed, read, to_diffusers
+from ..formats.recipe import Recipe
 from ..models.demo.data import label_width
 from ..models.demo.net import KINDS, EmojiNet
 
@@ -28,6 +29,26 @@ def export(lora: str | Path, out: str | Path, to: str = "diffusers", family: str
             parent=out.parent,
         )
     tensors, recipe = load_lora(lora)
+    made = converted(lora, tensors, recipe, to, family)
+    try:
+        save_lora(out, made, recipe)
+    except OSError as error:
+        raise BadFile(
+            "{out} can't be written ({cause}). Free some space, or choose another folder.",
+            out=out,
+            cause=cause(error),
+        ) from error
+    return len({key.rsplit(".", 2)[0] for key in made if not key.endswith(".alpha")})
+
+
+def converted(
+    lora: str | Path,
+    tensors: dict[str, torch.Tensor],
+    recipe: Recipe | None,
+    to: str = "diffusers",
+    family: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """A LoRA file's tensors in keys of another program; lora: its name in messages, others as of `export`."""
     if odd := [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]:
         raise BadValue(
             "{lora} must hold finite weights, got NaN or infinity in {odd}. Take another.",
@@ -40,18 +61,9 @@ def export(lora: str | Path, out: str | Path, to: str = "diffusers", family: str
     try:
         if read(tensors).keys() <= _demo_layers():
             raise BadValue("a packaged teacher's LoRA has no other format. ComfyUI loads it as it is.")
-        converted = (to_diffusers if to == "diffusers" else from_diffusers)(tensors, family, blocks)
+        return (to_diffusers if to == "diffusers" else from_diffusers)(tensors, family, blocks)
     except ValueError as error:
         raise BadValue("{lora}: {error}", lora=lora, error=error) from error
-    try:
-        save_lora(out, converted, recipe)
-    except OSError as error:
-        raise BadFile(
-            "{out} can't be written ({cause}). Free some space, or choose another folder.",
-            out=out,
-            cause=cause(error),
-        ) from error
-    return len({key.rsplit(".", 2)[0] for key in converted if not key.endswith(".alpha")})
 
 
 def _demo_layers():

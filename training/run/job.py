@@ -30,6 +30,7 @@ from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
 from ..formats.files import cause, check_folder, read_tensors, write_json, write_tensors
 from ..trajectories import folders
 from .config import DistilConfig
+from .events import MOST, Events, event
 from .progress import Progress
 from .run import Run
 from .status import STATUS, Status, notes_in
@@ -132,13 +133,22 @@ class Job:
 
     def progress(self) -> Iterator[Progress]:
         """The run's `Progress`, with states saved on the way."""
+        if self.resumed:
+            self.log(Message("Went on at update {done}.", done=self.resumed))
         self._write_status("running")
-        saved = self.run.done
+        saved, events = self.run.done, Events(self.run)
         for progress in self.run.progress():
+            for message in events.new():
+                self.log(message)
             if self.run.done - saved >= self.every:
                 saved = self.run.done
                 self.save("running", required=False)
             yield progress
+
+    def log(self, message: Message) -> None:
+        """Note what happened, with the update and the time."""
+        known = self.notes.get("log") or []
+        self.notes["log"] = [*known, event(message, self.run.done, self.now())][-MOST:]
 
     def save(self, state: str, required: bool = True) -> None:
         """Write the run's state. Where the disk refuses: raises OSError when `required`, else logs it."""
@@ -158,6 +168,7 @@ class Job:
             )
             if required:
                 raise BadFile(self.unsaved) from error
+            self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
 
     def _write_status(self, state):

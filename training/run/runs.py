@@ -5,15 +5,18 @@ it again from, and `previews/`, columns of pictures: teacher.png, before.png and
 fidelity was measured.
 """
 
+import dataclasses
+import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ...diffusion.faults import NotFound
+from ..formats.files import write_json
 from ..trajectories import folders
 from .job import STATE, history
-from .status import PREVIEWS, Status, previews
+from .status import PREVIEWS, STATUS, Status, previews
 
 ID = re.compile(r"[0-9a-f]{24}")
 COLUMNS = ("teacher", "before")
@@ -44,6 +47,23 @@ def summary(folder: Path) -> dict[str, Any] | None:
     """A run's `Status` as a JSON-able dict, None where it can't be read."""
     status = Status.read(folder)
     return status and status.to_dict()
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """The settings that the run really has, by the names of `DistilConfig`; {} where they can't be read."""
+    try:
+        manifest = json.loads((folder / folders.MANIFEST).read_text(encoding="utf-8"))
+        return dict(manifest["spec"]["config"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def rename(folder: Path, name: str) -> None:
+    """Call a run that is over by another name; raises LookupError where its status can't be read."""
+    status = Status.read(folder)
+    if status is None:
+        raise NotFound("This run's status can't be read. Queue it again.")
+    write_json(folder / STATUS, dataclasses.replace(status, name=name).to_file())
 
 
 def preview(folder: Path, column: str) -> Path:

@@ -11,11 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .probe import Probe
 from .progress import Progress
 from .run import Run
 
 STATUS, PROMPT, PREVIEWS = "status.json", "prompt.json", "previews"
-NOTES = ("name", "model", "started_at", "lora", "samples_per_second", "memory", "weights", "error")
+NOTES = (
+    "name",
+    "model",
+    "started_at",
+    "lora",
+    "samples_per_second",
+    "memory",
+    "weights",
+    "error",
+    "plan",
+    "log",
+    "prompts",
+)
 FROM_THE_FOLDER = ("id", "previews", "resumable")
 
 
@@ -31,12 +44,16 @@ class Status:
     step, total  of the whole run, trajectories included; done, updates: of the training alone
     skipped      updates left out as not finite
     loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
+    before       fidelity of the untrained model; kept: the update whose adapter is the best, and is saved
     seconds_left           None where unknown
     samples_per_second, memory   as measured; memory in bytes
     weights      where the model's weights live and why, a message as JSON; None where they have no choice
     started_at, saved_at   seconds since 1970
     lora         the file's name, once there is one
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
+    plan         what the memory plan decided, a message as JSON; None if unknown
+    prompts      of the pictures shown, where they are known
+    log          what happened on the way, as `events` has it, oldest first
     previews     the updates of which a picture was kept, rising
     resumable    whether the graph that it can be queued again from was kept
     """
@@ -58,12 +75,17 @@ class Status:
     loss: float | None = None
     fidelity: float | None = None
     best: float | None = None
+    before: float | None = None
+    kept: int | None = None
     seconds_left: float | None = None
     samples_per_second: float | None = None
     memory: int | None = None
     weights: dict | None = None
     lora: str | None = None
     error: dict | str | None = None
+    plan: dict | None = None
+    prompts: list = dataclasses.field(default_factory=list)
+    log: list = dataclasses.field(default_factory=list)
     previews: list = dataclasses.field(default_factory=list)
     resumable: bool = False
 
@@ -90,6 +112,8 @@ class Status:
             "loss": last(run.loss),
             "fidelity": last(run.probe.fidelity),
             "best": run.probe.best and run.probe.best.fidelity,
+            "before": before(run.probe.fidelity),
+            "kept": kept(run.probe),
             "stage": progress.stage if progress else "training",
             "seconds_left": progress.seconds_left if progress else None,
             "saved_at": round(now),
@@ -135,7 +159,7 @@ def notes_in(folder: Path) -> dict[str, Any]:
     """What was noted on the run of that folder before; {} where nothing can be read."""
     status = Status.read(folder)
     found = {name: getattr(status, name) for name in NOTES} if status else {}
-    return {name: value for name, value in found.items() if value not in (None, "") and name != "error"}
+    return {name: value for name, value in found.items() if value not in (None, "", []) and name != "error"}
 
 
 def previews(folder: Path) -> list[int]:
@@ -149,6 +173,17 @@ def previews(folder: Path) -> list[int]:
 def last(points: list[tuple[int, float]]) -> float | None:
     """The last value of a history [(update, value)]; None where there is none, or no finite number."""
     return points[-1][1] if points and math.isfinite(points[-1][1]) else None
+
+
+def before(points: list[tuple[int, float]]) -> float | None:
+    """What a history of fidelity begins with, the untrained model's; None where that was not measured."""
+    return last(points[:1]) if points and points[0][0] == 0 else None
+
+
+def kept(probe: Probe) -> int | None:
+    """The update whose adapter is the best so far, and the one that is saved."""
+    best = probe.best and probe.best.fidelity
+    return next((update for update, value in probe.fidelity if update and value == best), None)
 
 
 def _of_folder(folder):

@@ -56,6 +56,8 @@ def test_a_run_is_told_of_from_its_start_to_its_end(server, workflow):
     prompt = workflow("distil_in_one_click", n3__updates=26, n3__batch=2, n3__name="told", n3__seed=41)
     events = watch(server, prompt, lambda run: run["state"] == "finished")
     states = [event["run"]["state"] for event in events]
+    last = events[-1]["run"]
+    check_kept(last, server.get(f"/fewstep/runs/{last['id']}/curves")["fidelity"])
     assert states[0] == "sampling" and "running" in states and states[-1] == "finished"
     assert [u for event in events for u, _ in event["loss"]] == list(
         range(1, 27)
@@ -112,9 +114,38 @@ def test_pause_resume_stop_and_delete(server, workflow):
         and paused["done"] < stopped["done"] < 400
         and stopped["lora"] == paused["lora"]
     )
+    check_settings(server.get(f"{place}/settings"), server.base)
+    assert "Went on at update" in stopped["log"][0]["message"]
+    check_names_and_copies(server, place, stopped)
     assert request(server, "POST", f"{place}/delete")[0] == 200
-    assert not runs(server, "steered") and request(server, "GET", place)[0] == 404
+    assert not runs(server, "my own") and request(server, "GET", place)[0] == 404
     assert (server.base / "models" / "loras" / stopped["lora"]).exists()
+
+
+def check_kept(run, fidelity):
+    """What is kept is the best measured after training began; what came before stands apart."""
+    assert run["before"] == fidelity[0][1]
+    assert run["best"] == dict(fidelity)[run["kept"]] == min(value for update, value in fidelity if update)
+
+
+def check_settings(found, base):
+    settings = found["settings"]
+    assert settings["steps"] == 4 and settings["cfg"] > 1 and settings["rank"] > 0 and settings["lr"] > 0
+    assert found["folder"].startswith(str(base))
+
+
+def check_names_and_copies(server, place, run):
+    assert request(server, "POST", f"{place}/rename?name=my%20own")[0] == 200
+    assert server.get(place)["name"] == "my own"
+    for name in ("", "%20", "x" * 201):
+        assert request(server, "POST", f"{place}/rename?name={name}")[0] == 400
+    status, _, body = request(server, "POST", f"{place}/export?precision=float16")
+    copy = server.base / "models" / "loras" / json.loads(body)["file"]
+    whole = server.base / "models" / "loras" / run["lora"]
+    assert status == 200 and copy.stat().st_size < 0.6 * whole.stat().st_size
+    # the demo teacher's LoRA has no other keys, which is said and not guessed
+    assert request(server, "POST", f"{place}/export?to=diffusers")[0] == 409
+    assert request(server, "POST", f"{place}/export?to=kohya")[0] == 409
 
 
 BAD = ["..", "%2e%2e", "..%2f..%2fcomfy.db", "0" * 24, "x" * 5000, "%00", "{id}", "%F0%9F%98%80"]
@@ -126,9 +157,13 @@ BAD = ["..", "%2e%2e", "..%2f..%2fcomfy.db", "0" * 24, "x" * 5000, "%00", "{id}"
         *(
             ("GET", f"/fewstep/runs/{bad}{end}")
             for bad in BAD
-            for end in ("", "/curves", "/prompt", "/preview/teacher")
+            for end in ("", "/curves", "/settings", "/prompt", "/preview/teacher")
         ),
-        *(("POST", f"/fewstep/runs/{bad}/{verb}") for bad in BAD for verb in ("pause", "stop", "delete")),
+        *(
+            ("POST", f"/fewstep/runs/{bad}/{verb}")
+            for bad in BAD
+            for verb in ("pause", "stop", "delete", "rename?name=x", "export")
+        ),
         ("GET", "/fewstep/runs/../../comfy.db"),
         ("POST", "/fewstep/runs"),
         ("DELETE", "/fewstep/runs"),
