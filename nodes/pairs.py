@@ -20,7 +20,7 @@ from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
-from .comfy.latents import content, latent_of
+from .comfy.latents import content, latent_of, sample_shape
 from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
 from .training import FIXED, MEMORY, Order, check, follow_drawing, train
 
@@ -127,7 +127,7 @@ class ReflowPairs(io.ComfyNode):
         sampling = model.get_model_object("model_sampling")
         path = levels.path_of(sampling)
         sigmas = grid("uniform", steps, shifted(levels.sigma_of(sampling), families.shift(model)), path)
-        shape = tuple(empty.shape[1:])
+        shape = sample_shape(model, empty)
         with contextlib.ExitStack() as stack:
             if guider is not None:
                 teacher = taught_by(guider, model, positive, shape, sigmas)
@@ -139,7 +139,6 @@ class ReflowPairs(io.ComfyNode):
                     denoiser = ComfyDenoiser(
                         patcher, positive, negative, empty.clone().float(), latent.get("noise_mask")
                     )
-                shape = denoiser.shape
                 teacher = Guided(InParts(denoiser, chunk), cfg)
                 teacher.identity |= {
                     "patches": patches_of(model, model.model_options),

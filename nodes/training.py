@@ -154,7 +154,7 @@ def train(order: Order) -> Trained:
     check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
     latent = latent_of(order.model, order.latent)
     if order.first is not None and order.starts is None:
-        order = dataclasses.replace(order, starts=_starts(order, tuple(latent.shape[1:])))
+        order = dataclasses.replace(order, starts=_starts(order, latents.sample_shape(order.model, latent)))
     patches = patches_of(order.model, order.model.model_options) + order.after
     mask = order.latent.get("noise_mask")
     prompts = digest([order.positive, order.negative[0], *latents.content(latent, mask)])
@@ -194,7 +194,7 @@ def train(order: Order) -> Trained:
     if planned is None:
         why = Message("weights streamed: beside all of them one sample found no room")
         return train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
-    return train(dataclasses.replace(order, taught=_drawn(order, latent.shape[1:], data)))
+    return train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
 
 
 def _starts(order: Order, shape: tuple[int, ...]) -> FirstStage:
@@ -255,7 +255,8 @@ def _beside(order: Order, latent: torch.Tensor) -> float:
     if not residency.on_card(order.model):
         return 0
     module = order.model.get_model_object("diffusion_model")
-    one = [1, *latent.shape[1:]]
+    rows = len(latent) if latents.takes_batch_for_frames(order.model.model) else 1
+    one = [rows, *latent.shape[1:]]
     return beside_weights(module, order.config) + order.model.model.memory_required(one)
 
 
@@ -414,11 +415,11 @@ def _preview(run, vae):
         f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
         f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
-    out, frames = run.denoiser.model.process_latent_out, run.denoiser.first_frames
+    model = run.denoiser.model
     condition = held.condition[:SHOWN]
     columns = {
-        head: decode(vae, out(frames(run.task.finished(latents[:SHOWN], condition).cpu())))
-        for head, latents in drawn.items()
+        head: decode(vae, model.process_latent_out(latents.first_frames(model, x.cpu())))
+        for head, x in ((head, run.task.finished(x[:SHOWN], condition)) for head, x in drawn.items())
     }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]

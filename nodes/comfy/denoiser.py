@@ -19,6 +19,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...diffusion.faults import BadValue
 from .fingerprints import base_of
+from .latents import sample_shape, takes_batch_for_frames
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
 from .residency import streamed_layers, told
 
@@ -101,9 +102,9 @@ class ComfyDenoiser:
             "optimized_attention_override": _differentiable_attention,
         }
         self.check = comfy.model_management.throw_exception_if_processing_interrupted
+        self.frames = len(latent) if takes_batch_for_frames(self.model) else 0
+        self.shape = sample_shape(patcher, latent)
         about = _About(self.model, positives, negative[:1], mask, self.device)
-        self.frames = len(latent) if "num_video_frames" in about.conds(latent, first=True)[0] else 0
-        self.shape = tuple(latent.shape if self.frames else latent.shape[1:])
         self._conds = about.conds(latent if self.frames else latent[:1])
         self._uuids = [uuid.uuid4() for _ in self._conds]
         self._kinds = _kinds(self._conds)
@@ -146,12 +147,6 @@ class ComfyDenoiser:
         """The shape of that many samples as the model takes them."""
         return [count * self.frames, *self.shape[1:]] if self.frames else [count, *self.shape]
 
-    def first_frames(self, latents: torch.Tensor) -> torch.Tensor:
-        """Of latents (N, *shape) what stands alone as a picture: of videos their first frames."""
-        if self.frames:
-            return latents[:, 0]
-        return latents[:, :, :1] if latents.ndim == 5 else latents
-
     def _predict(self, x: torch.Tensor, sigma: torch.Tensor, numbers: list[int]) -> torch.Tensor:
         """x0 on the model's device, of samples whose conditions can be put together."""
         # from the CPU PyTorch would wait for either copy; what it reads is safe as soon as it returns
@@ -185,9 +180,9 @@ class _About(NamedTuple):
     mask: torch.Tensor | None
     device: torch.device
 
-    def conds(self, latent: torch.Tensor, first: bool = False) -> list[dict]:
+    def conds(self, latent: torch.Tensor) -> list[dict]:
         """What `apply_model` takes for one sample, all of `latent`, as the host's COND objects, one dict a
-        conditioning entry: on the device, and cloned out of inference mode. first: of the first entry alone.
+        conditioning entry: on the device, and cloned out of inference mode.
         """
         latent = latent.to(self.device)
         noise, mask = torch.zeros_like(latent), None
@@ -198,7 +193,7 @@ class _About(NamedTuple):
         entries = [("positive", entry) for entry in self.positives]
         entries += [("negative", entry) for entry in self.negatives]
         out = []
-        for kind, entry in entries[:1] if first else entries:
+        for kind, entry in entries:
             conds = comfy.samplers.process_conds(
                 self.model,
                 noise,

@@ -21,6 +21,7 @@ from comfy.samplers import CFGGuider
 
 from ...diffusion.faults import BadValue
 from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
+from .latents import takes_batch_for_frames
 from .levels import check_range, noise_scale_of, path_of, sigma_of
 
 ROWS = 8  # samples of one model call, at most: a shard of the cache
@@ -152,7 +153,9 @@ class Teacher:
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         self.base = base_of(patcher)
         self.cfg = cfg_of(guider)
-        self.device, self.rows = patcher.load_device, rows_at_once(patcher, self.shape)
+        self.frames = self.shape[0] if takes_batch_for_frames(patcher.model) else 0
+        self.device = patcher.load_device
+        self.rows = 1 if self.frames else rows_at_once(patcher, self.shape)
         self.identity = {
             "model": self.base,
             "patches": patches_of(patcher, guider.model_options),
@@ -168,7 +171,7 @@ class Teacher:
             self._ask = ask
             work()
 
-        empty = torch.zeros(self.rows, *self.shape)
+        empty = torch.zeros(self.shape if self.frames else (self.rows, *self.shape))
         sampler, levels = _Inside(inside), sigmas.float()
         try:
             self.guider.sample(empty, empty, sampler, levels, disable_pbar=True, seed=self.seed)
@@ -184,7 +187,9 @@ class Teacher:
             for which in (condition == number).nonzero()[:, 0].split(self.rows):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 rows, levels = (part[which].to(self.device, torch.float32) for part in (x, sigma))
-                out[which] = self._ask(rows, levels).to(out)
+                if self.frames:
+                    rows, levels = rows[0], levels.expand(self.frames)
+                out[which] = self._ask(rows, levels).to(out).view(-1, *self.shape)
         return out
 
 

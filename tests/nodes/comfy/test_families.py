@@ -105,3 +105,37 @@ def test_trained_saved_and_loaded_by_the_stock_loader(host, models, few, name, c
     assert max(off(a, b) for a, b in zip(merged, trained)) < 1e-3
     assert off(plain[0], trained[0]) > 3 * off(merged[0], trained[0])  # and it does something
     assert dict(vars(comfy.quant_ops.ck)) == before
+
+
+def test_a_guider_is_asked_for_whole_videos(host, models):
+    """The frames of SVD are one sample to Fit and to a guider as the teacher too."""
+    model = models("svd")
+    x, sigma, positive, _ = asked(host, model, "svd")
+    guider = cfg_guider(model, zoo.conditioning("svd"), zoo.conditioning("svd", 1), 1.0)
+    shape = pack(host, "nodes.comfy.latents").sample_shape(model, zoo.latent("svd"))
+    teacher = pack(host, "nodes.comfy.guider_teacher").Teacher(guider, shape)
+    found = []
+    teacher.run(lambda: found.append(teacher(x, sigma.double(), torch.tensor([0, 0]))), sigma[:1])
+    assert shape == (3, 4, 8, 8) and found[0].shape == x.shape
+    assert max(off(row, positive) for row in found[0]) < 1e-4
+
+
+@pytest.mark.parametrize("cls", ["ACEStep", "Hunyuan3Dv2mini", "SAM31", "DepthAnything3", "StableAudio3"])
+def test_what_makes_no_pictures_is_refused_by_name(host, flow, cls):
+    import types
+
+    import comfy.supported_models
+
+    config = object.__new__(getattr(comfy.supported_models, cls))
+    model = types.SimpleNamespace(model=types.SimpleNamespace(model_config=config))
+    with pytest.raises(ValueError, match=f"model must make pictures or videos; {cls} makes .*can't train"):
+        pack(host, "nodes.comfy.families").check_trainable(model)
+
+
+def test_an_error_of_the_models_own_code_names_its_family(host, models, few):
+    """A prompt of another model, which lacks what this one reads."""
+    wrong = [[torch.zeros(1, 77, 1280), {}]]
+    latent = {"samples": 0 * zoo.latent("sdxl refiner")}
+    inputs = {"model": models("sdxl refiner"), "positive": wrong, "negative": wrong, "latent": latent}
+    with pytest.raises(ValueError, match='the code of SDXLRefiner gave "KeyError: .*Wire the prompts'):
+        run(host, "FewstepDistil", **{**FEW, **inputs, "cfg": 2.0, "name": "no"})
