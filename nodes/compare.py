@@ -62,7 +62,7 @@ class Compare(io.ComfyNode):
         return io.Schema(
             node_id="FewstepCompare",
             display_name="Compare Few-Step",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="How many steps do I need? Draws the same noise with several samplers and step "
             "counts, measures how far each is from the converged picture, and hands on the cheapest that "
             "is near enough.",

@@ -70,7 +70,7 @@ class LoadDemoTeacher(io.ComfyNode):
         return io.Schema(
             node_id="FewstepLoadDemoTeacher",
             display_name="Load Demo Teacher (Fewstep)",
-            category="Fewstep",
+            category="Fewstep/training",
             description="A small emoji model that comes with Fewstep, so that every workflow here runs "
             "with no download. It makes 32x32 pictures: use an empty latent of that size, about 20 steps "
             "and CFG 2.",

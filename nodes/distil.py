@@ -18,7 +18,7 @@ from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
 from .first_stage import first_stage_of
 from .restore import PROCESS
-from .training import FIXED, MEMORY, Order, Trained, train
+from .training import FIXED, MEMORY, WIRE_GUIDER, Order, Trained, train
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 LEAST_CHUNK = (
@@ -36,7 +36,7 @@ class Distil(io.ComfyNode):
         return io.Schema(
             node_id="FewstepDistil",
             display_name="Distil Few-Step LoRA",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Trains a LoRA with which this very model needs only a few steps and no CFG. The "
             "data are the model's own pictures of the wired prompts. Cancel at any time: what has been "
             "learnt is saved, and queueing the same again goes on where it stopped. The file goes to "
@@ -123,11 +123,21 @@ class Distil(io.ComfyNode):
             warm=lora_files.tensors(start_from, model, config.rank, start_partly),
             data=None if pictures is None else data,
             guider=guider,
+            remedy=_remedy(method, guider),
             first=first_stage_of(
                 first_stage, first_positive or positive, first_negative or negative, model, positive, config
             ),
         )
         return finish(train(order))
+
+
+def _remedy(method: str, guider: io.Guider.Type | None) -> Message:
+    """What to do about a part of the graph that training would leave out."""
+    if guider is not None:
+        return Message("Take it off here: the LoRA learns it from the guider, if that has it")
+    if methods.get(method).asks_teacher:
+        return Message("Take it off, or choose another method and wire a guider that has it as the teacher")
+    return WIRE_GUIDER
 
 
 def _inputs() -> list:

@@ -21,7 +21,7 @@ class DrawSchedule(io.ComfyNode):
         return io.Schema(
             node_id="FewstepDrawSchedule",
             display_name="Draw Schedule",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="A schedule drawn by hand: drag the points of the curve. Left to right are the "
             "steps, from top to bottom the wired model's own time, from noise to picture.",
             search_aliases=["curve", "custom sigmas", "manual sigmas", "schedule editor", "fewstep"],

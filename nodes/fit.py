@@ -19,6 +19,7 @@ from .comfy import folders
 from .comfy.decoding import decode
 from .comfy.guider_teacher import Teacher, prompted
 from .comfy.latents import first_frames, latent_of, sample_shape
+from .comfy.whole_prompts import check_whole
 from .compare import step_counts
 from .training import FIXED
 
@@ -34,7 +35,7 @@ class Fit(io.ComfyNode):
         return io.Schema(
             node_id="FewstepFit",
             display_name="Fit Few-Step Solver",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Fits a solver of few steps to the wired model: where to ask it, and what to do "
             "with its answers, so that few steps come as near as they can to the picture that many would "
             "draw. No weight is changed. Wire a model and prompts, or a guider.",
@@ -81,6 +82,11 @@ class Fit(io.ComfyNode):
         teacher = Teacher(guider, sample_shape(patcher, latent_of(patcher, latent)), seed)
         folder = check_folder(folders.of_user("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
+        if positive:
+            sigmas = run.grid("auto", reference_steps)
+            check_whole(
+                "positive", positive, patcher, teacher.shape, sigmas, Message("Wire a guider that has it")
+            )
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[str, torch.Tensor] = {}
 

@@ -28,7 +28,7 @@ class InspectSampler(io.ComfyNode):
         return io.Schema(
             node_id="FewstepInspectSampler",
             display_name="Inspect Sampler",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Any sampler, ours, ComfyUI's or another pack's: how much each prediction weighs "
             "in the picture, how much of the seed's noise survives, and whether it is right on this kind "
             "of model. No model call.",

@@ -18,7 +18,7 @@ class LoadFewStepLora(io.ComfyNode):
         return io.Schema(
             node_id="FewstepLoadLora",
             display_name="Load Few-Step LoRA",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Loads a LoRA made by Fewstep and sets up sampling from the recipe inside it: wire "
             "all four outputs to the sampling node.",
             search_aliases=["lora", "recipe", "fewstep"],

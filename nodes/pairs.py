@@ -21,8 +21,10 @@ from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import content, latent_of, sample_shape
+from .comfy.teacher_proof import proven
+from .comfy.whole_prompts import check_whole
 from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
-from .training import FIXED, MEMORY, Order, check, follow_drawing, train
+from .training import FIXED, MEMORY, WIRE_GUIDER, Order, check, follow_drawing, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
 USUAL = "rectified-diffusion"
@@ -39,7 +41,7 @@ class ReflowPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepReflowPairs",
             display_name="Reflow Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Draws pictures with this model and keeps each with the noise that it came from: "
             "what reflow learns from. For another round, wire the model with the LoRA of the round before. "
             "The file goes to output/fewstep_pairs.",
@@ -127,6 +129,8 @@ class ReflowPairs(io.ComfyNode):
         sampling = model.get_model_object("model_sampling")
         path = levels.path_of(sampling)
         sigmas = grid("uniform", steps, shifted(levels.sigma_of(sampling), families.shift(model)), path)
+        for key, entries in (("positive", positive), ("negative", negative)):
+            check_whole(key, entries, model, tuple(empty.shape[1:]), sigmas, WIRE_GUIDER)
         shape = sample_shape(model, empty)
         with contextlib.ExitStack() as stack:
             if guider is not None:
@@ -139,6 +143,7 @@ class ReflowPairs(io.ComfyNode):
                     denoiser = ComfyDenoiser(
                         patcher, positive, negative, empty.clone().float(), latent.get("noise_mask")
                     )
+                    denoiser = proven(denoiser, patcher, positive, negative, cfg, sigmas, WIRE_GUIDER)
                 teacher = Guided(InParts(denoiser, chunk), cfg)
                 teacher.identity |= {
                     "patches": patches_of(model, model.model_options),
@@ -201,7 +206,7 @@ class LoadPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepLoadPairs",
             display_name="Load Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Pairs that Reflow Pairs saved, here or elsewhere.",
             search_aliases=["reflow", "dataset", "fewstep"],
             inputs=[io.Combo.Input("file", options=_files(), tooltip="A file in output/fewstep_pairs.")],
@@ -227,7 +232,7 @@ class TrainOnPairs(io.ComfyNode):
         return io.Schema(
             node_id="FewstepTrainOnPairs",
             display_name="Train on Pairs",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a "
             "model whose paths are straight needs few steps. Cancel at any time; queueing the same again "
             "goes on.",

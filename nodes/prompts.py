@@ -30,7 +30,7 @@ class Prompts(io.ComfyNode):
         return io.Schema(
             node_id="FewstepPrompts",
             display_name="Prompts for Distilling",
-            category="Fewstep",
+            category="Fewstep/training",
             description="Prompts to distil or fit with: yours, one a line; those that your own pictures were "
             "made with; and a bundled list. No data set is needed. Each becomes one conditioning entry.",
             search_aliases=["prompt list", "data set", "train", "harvest", "metadata", "fewstep"],

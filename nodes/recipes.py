@@ -81,7 +81,7 @@ class SaveRecipe(io.ComfyNode):
         return io.Schema(
             node_id="FewstepSaveRecipe",
             display_name="Save Recipe",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Saves a recipe as a small file in models/fewstep. Load Recipe sets up sampling "
             "from it.",
             search_aliases=["recipe", "solver", "fewstep"],
@@ -110,7 +110,7 @@ class LoadRecipe(io.ComfyNode):
         return io.Schema(
             node_id="FewstepLoadRecipe",
             display_name="Load Recipe",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Sets up sampling from a recipe: wire all three outputs to the sampling node.",
             search_aliases=["recipe", "solver", "fewstep"],
             inputs=[

@@ -60,7 +60,7 @@ class Process(io.ComfyNode):
         return io.Schema(
             node_id="FewstepForwardProcess",
             display_name="Forward Process",
-            category="Fewstep",
+            category="Fewstep/restore",
             description="A gradual destruction of pictures that a model can learn to undo: squares, blur, "
             "missing pixels, noise. Wire it to Distil Few-Step LoRA, and the LoRA becomes a restorer.",
             search_aliases=["blur", "pixelate", "mask", "cold diffusion", "restore", "fewstep"],
@@ -96,7 +96,7 @@ class Corrupt(io.ComfyNode):
         return io.Schema(
             node_id="FewstepCorrupt",
             display_name="Corrupt Image",
-            category="Fewstep",
+            category="Fewstep/restore",
             description="Destroys a picture as a process does, in the model's own space, and shows the way "
             "there as a strip.",
             search_aliases=["blur", "pixelate", "mask", "degrade", "fewstep"],
@@ -201,7 +201,7 @@ class Restore(io.ComfyNode):
         return io.Schema(
             node_id="FewstepRestore",
             display_name="Restore (Few-Step)",
-            category="Fewstep",
+            category="Fewstep/restore",
             description="Undoes a forward process with a LoRA that was trained to: de-pixelates, de-blurs, "
             "fills in. The LoRA's recipe knows the process.",
             search_aliases=["deblur", "depixelate", "inpaint", "super resolution", "udm", "fewstep"],

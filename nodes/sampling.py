@@ -208,7 +208,7 @@ class Sampler(io.ComfyNode):
         return io.Schema(
             node_id="FewstepSampler",
             display_name="Few-Step Sampler",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their kin in one sampler: order "
             "says how it steps, churn how much noise is renewed. Both mean the same on every model and for "
             "every step count.",
@@ -330,7 +330,7 @@ class ConsistencySampler(io.ComfyNode):
         return io.Schema(
             node_id="FewstepConsistencySampler",
             display_name="Consistency Sampler",
-            category="Fewstep",
+            category="Fewstep/sampling",
             description="For consistency-distilled models and LoRAs (LCM, TCD, PCM, Hyper): predict the "
             "picture, renew noise, predict again. On epsilon, v and flow models alike.",
             search_aliases=["lcm", "tcd", "pcm", "hyper", "consistency", "fewstep"],

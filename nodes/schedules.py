@@ -10,7 +10,7 @@ from ..training.reports import pictures
 from . import show
 from .comfy import levels, model_info
 
-CATEGORY = "Fewstep"
+CATEGORY = "Fewstep/sampling"
 MOST = 8.0  # log-SNR; nearly noise or data beyond, where a plot has no place for it
 
 

@@ -17,7 +17,7 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message, NoMemory
 from ..training import methods
-from ..training.formats.files import check_folder, file_stem, free_name, load_lora
+from ..training.formats.files import check_folder, file_stem, free_name, load_lora, write_near
 from ..training.methods.phases import Phases
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
@@ -34,15 +34,20 @@ from ..training.trajectories.sampling import teacher_cache
 from . import show
 from .comfy import families, folders, latents, levels, residency, session
 from .comfy.decoding import decode
-from .comfy.denoiser import ComfyDenoiser, check_supported
+from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
 from .comfy.guider_teacher import taught_by
 from .comfy.latents import latent_of
+from .comfy.teacher_proof import proven
+from .comfy.whole_prompts import check_whole
 from .first_stage import draw_starts
 from .server.live import SHOWN, Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
 LORA = ".safetensors"
+# what to do about a part of the graph that training would leave out
+WIRE_GUIDER = Message("Wire a guider that has it as the teacher, or take it off")
+TAKE_OFF = Message("Take it off")
 # the frontend would draw another seed after every queue, and so begin another run
 FIXED = io.ControlAfterGenerate.fixed
 
@@ -53,6 +58,7 @@ class Order:
 
     guider     what teaches in the place of the model at its guidance, or None
     taught     (folder, identity) of the trajectories that it drew, once it has
+    remedy     what to do about a part of the graph that training would leave out
     first      of a run from the middle of the way: what samples before it
     starts     what that leaves to start from, once it is drawn
     residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
@@ -78,6 +84,7 @@ class Order:
     warm: dict | None = None
     guider: Any = None
     taught: Cache | None = None
+    remedy: Message = TAKE_OFF
     first: Any = None
     starts: FirstStage | None = None
 
@@ -115,7 +122,6 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
             raise BadValue(
                 "{key} must hold at least one conditioning, got none. Wire a text encoder's output.", key=key
             )
-    check_supported(model, {"positive": positive, "negative": negative})
     if len(negative) > 1:
         raise BadValue(
             "negative must be a single prompt to distil from, got {count} that are combined. Write them as "
@@ -153,6 +159,10 @@ def train(order: Order) -> Trained:
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
     latent = latent_of(order.model, order.latent)
+    phases = _phases(order)
+    for name in ("positive", "negative"):
+        shape = tuple(latent.shape[1:])
+        check_whole(name, getattr(order, name), order.model, shape, phases.fine, order.remedy)
     if order.first is not None and order.starts is None:
         order = dataclasses.replace(order, starts=_starts(order, latents.sample_shape(order.model, latent)))
     patches = patches_of(order.model, order.model.model_options) + order.after
@@ -165,6 +175,11 @@ def train(order: Order) -> Trained:
         with families.named(order.model):
             denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent.clone().float(), mask)
         data = order.data(denoiser) if order.data else None
+        asks = order.guider is None and wanted(order.config, data) > 0
+        cfg = order.config.cfg if asks else 1.0
+        graph = (order.positive, order.negative, cfg)
+        with families.named(order.model):
+            denoiser = proven(denoiser, patcher, *graph, phases.fine, order.remedy)
         about = {
             "base": denoiser.base,
             "patches": patches,
@@ -197,6 +212,13 @@ def train(order: Order) -> Trained:
     return train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
 
 
+def _phases(order: Order) -> Phases:
+    """The grid of the run, of which the model's own noise levels are part."""
+    sampling = order.model.get_model_object("model_sampling")
+    on_the_grid = methods.get(order.config.method).on_the_grid
+    return Phases(order.config, levels.path_of(sampling), levels.sigma_of(sampling), on_the_grid)
+
+
 def _starts(order: Order, shape: tuple[int, ...]) -> FirstStage:
     """What the run starts from, drawn by the model before it while that has the memory to itself."""
     return draw_starts(order.first, order.model, order.config, shape, order.starts_wanted, order.node)
@@ -206,9 +228,7 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
     """(folder, identity) of what the guider drew for the run; what is there already is not drawn again. The
     student is not loaded meanwhile.
     """
-    config, sampling = order.config, order.model.get_model_object("model_sampling")
-    on_the_grid = methods.get(config.method).on_the_grid
-    phases = Phases(config, levels.path_of(sampling), levels.sigma_of(sampling), on_the_grid)
+    config, phases = order.config, _phases(order)
     teacher = taught_by(order.guider, order.model, order.positive, shape, phases.fine)
     identity = {**teacher.identity, "seed": 0}
     identity["patches"] += order.after
@@ -337,18 +357,16 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
     except (Exception, comfy.model_management.InterruptProcessingException):
         # the cancel is no Exception in newer hosts
         if run.done:
-            path = _save(job, folder, order.name)
-            show.say(
-                node,
-                Message(
-                    "Stopped after {done} updates. Saved {file}. Queue again to go on.",
-                    done=run.done,
-                    file=path.name,
-                ),
+            path, held = _save(job, folder, order.name)
+            stopped = Message(
+                "Stopped after {done} updates. Saved {file}. Queue again to go on.",
+                done=run.done,
+                file=path.name,
             )
+            show.say(node, _with_held(stopped, held))
         raise
-    path = _save(job, folder, order.name)
-    show.say(node, _saved(run, path))
+    path, held = _save(job, folder, order.name)
+    show.say(node, _with_held(_saved(run, path), held))
     return path
 
 
@@ -368,15 +386,29 @@ def _saved(run: Run, path: Path) -> Message:
     return Message("Saved {file}", file=path.name)
 
 
-def _save(job: Job, folder: Path, name: str) -> Path:
-    """Write the LoRA: over the file that this run wrote before under that name, else under a free one."""
+def _with_held(saved: Message, held: str) -> Message:
+    """What was saved, and the file that it could not be written over."""
+    if not held:
+        return saved
+    return Message(
+        "{held} is held by another program or a LoRA loader, and stays as it was. {saved}",
+        saved=saved,
+        held=held,
+    )
+
+
+def _save(job: Job, folder: Path, name: str) -> tuple[Path, str]:
+    """Write the LoRA: over the file that this run wrote before under that name, else under a free one.
+
+    Returns its path, and the name of the file that was to be written over and is held by others, or "".
+    """
     stem, known = file_stem(name), job.notes.get("lora") or ""
     path = folder / known
     if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):
         path = free_name(folder, stem, LORA)
-    job.run.save(path)
-    job.notes["lora"] = path.name
-    return path
+    written = write_near(path, job.run.save)
+    job.notes["lora"] = written.name
+    return written, path.name if written != path else ""
 
 
 def _is_of(path, label):

@@ -45,6 +45,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def windows(monkeypatch):
+    """Files that are held or mapped can't be replaced, as on Windows."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc/self/maps, which tells what is mapped")
+    from windows import Windows
+
+    return Windows(monkeypatch)
+
+
+@pytest.fixture
 def generator():
     """A generator of the test's own."""
     return torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ PAGES = (
     "docs/results.md",
     "docs/theory.md",
 )
-TOP = "diffusion|training|nodes|js|tests|benchmarks|locales|example_workflows|docs|\\.ci"
+TOP = "diffusion|training|nodes|js|tests|benchmarks|locales|example_workflows|subgraphs|docs|\\.ci"
 MADE = ("tests/browser/shots/", ".ci/node_modules/")  # what commands make lies there
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

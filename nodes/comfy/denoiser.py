@@ -1,7 +1,7 @@
 """A loaded MODEL as a `training.models.denoiser.Denoiser`: one differentiable prediction, conditional or not.
 
-It calls the model as the host's sampling does, but for what has no gradient. What it leaves out of the graph
-(`LEFT_OUT`, `GUIDANCE`) is refused beforehand by `check_supported`.
+It calls the model as the host's sampling does, but for what has no gradient; guidance and what else works on
+answers is left out. `teacher_proof` shows before a run that the graph has nothing of that kind.
 """
 
 import collections
@@ -17,53 +17,12 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
-from ...diffusion.faults import BadValue
 from .fingerprints import base_of
 from .latents import sample_shape, takes_batch_for_frames
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
 from .residency import streamed_layers, told
 
-# of a conditioning entry
-LEFT_OUT = ("control", "area", "mask", "hooks", "gligen", "start_percent", "end_percent")
-# of a model's options
-GUIDANCE = (
-    "sampler_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_post_cfg_function",
-    "model_function_wrapper",
-)
 HOST_MARGIN = 1.5  # by which the host's sampling has more memory free than a call is said to need
-
-
-def check_supported(model: ModelPatcher, conditionings: dict[str, list]) -> None:
-    """Raise ValueError for parts of the graph that training would leave out without a word, naming them.
-
-    conditionings: {input name: CONDITIONING}
-    """
-    for name, entries in conditionings.items():
-        odd = sorted({key for _, options in entries for key in LEFT_OUT if options.get(key) is not None})
-        if odd:
-            raise BadValue(
-                "{name} must be a plain prompt to distil from; it carries {odd}. Wire the conditioning "
-                "from before that node.",
-                name=name,
-                odd=odd,
-            )
-        most = max((len(tensor) for tensor, _ in entries if torch.is_tensor(tensor)), default=1)
-        if most > 1:
-            raise BadValue(
-                "{name} must hold one prompt in each of its entries, got {most} at once. Join prompts with "
-                "Conditioning Combine, or use Prompts for Distilling.",
-                name=name,
-                most=most,
-            )
-    odd = sorted(key for key in GUIDANCE if model.model_options.get(key))
-    if odd:
-        raise BadValue(
-            "model must be without changes to guidance to distil from; it has {odd}. Wire the model from "
-            "before that node.",
-            odd=odd,
-        )
 
 
 class ComfyDenoiser:
@@ -99,13 +58,14 @@ class ComfyDenoiser:
         self.conditions = len(positives)
         self.options = {
             **patcher.model_options.get("transformer_options", {}),
-            "optimized_attention_override": _differentiable_attention,
+            "optimized_attention_override": differentiable_attention,
         }
         self.check = comfy.model_management.throw_exception_if_processing_interrupted
         self.frames = len(latent) if takes_batch_for_frames(self.model) else 0
         self.shape = sample_shape(patcher, latent)
+        self.latent, self.mask = latent if self.frames else latent[:1], mask
         about = _About(self.model, positives, negative[:1], mask, self.device)
-        self._conds = about.conds(latent if self.frames else latent[:1])
+        self._conds = about.conds(self.latent)
         self._uuids = [uuid.uuid4() for _ in self._conds]
         self._kinds = _kinds(self._conds)
 
@@ -166,7 +126,7 @@ class ComfyDenoiser:
         return x0.view(count, *self.shape)
 
 
-def _differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+def differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """PyTorch's attention whatever backend the user chose: sage, flash and int8 have no gradient."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
@@ -197,7 +157,7 @@ class _About(NamedTuple):
             conds = comfy.samplers.process_conds(
                 self.model,
                 noise,
-                {kind: comfy.sampler_helpers.convert_cond([_clone(entry)])},
+                {kind: comfy.sampler_helpers.convert_cond([clone(entry)])},
                 self.device,
                 latent_image=latent,
                 denoise_mask=mask,
@@ -230,12 +190,12 @@ def _kinds(conds: list[dict]) -> list[int]:
     return kinds
 
 
-def _clone(value: Any) -> Any:
+def clone(value: Any) -> Any:
     """Conditioning with every tensor cloned: autograd refuses inference tensors, which other nodes make."""
     if torch.is_tensor(value):
         return value.clone()
     if isinstance(value, dict):
-        return {k: _clone(v) for k, v in value.items()}
+        return {k: clone(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_clone(v) for v in value)
+        return type(value)(clone(v) for v in value)
     return value

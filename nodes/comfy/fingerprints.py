@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...training.models.fingerprint import fingerprint
 from .residency import declared_dtype
@@ -68,6 +69,7 @@ class _Unpatched:
     def __init__(self, patcher: ModelPatcher):
         self.module = patcher.object_patches_backup.get("diffusion_model", patcher.model.diffusion_model)
         self.aside = patcher.backup
+        self.named_parameters, self.named_buffers = self.module.named_parameters, self.module.named_buffers
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """{name: dtype that the model declares for it}"""
@@ -192,10 +194,15 @@ class _Digest:
             self.add(_content(cell), depth)
 
     def tensor(self, value: torch.Tensor) -> None:
-        """Shape, dtype and numbers."""
-        if value.is_quantized or type(value).__name__ == "QuantizedTensor":
-            value = value.dequantize()
+        """Shape, dtype and numbers; of one that is made of others, these."""
         self.put(tuple(value.shape), value.dtype)
+        if is_traceable_wrapper_subclass(value):
+            names, about = value.__tensor_flatten__()
+            self.add([about, *(getattr(value, name) for name in names)])
+            return
+        if value.is_meta:
+            return
+        value = value.dequantize() if value.is_quantized else value
         flat = value.detach().reshape(-1)
         if flat.numel() > self.most:
             pick = torch.linspace(0, flat.numel() - 1, self.most, dtype=torch.float64).long()

@@ -117,7 +117,7 @@ def _instead(own: dict, entry: dict) -> dict:
     return {**own, **entry, "model_conds": {**own.get("model_conds", {}), **entry["model_conds"]}}
 
 
-class _Inside(comfy.samplers.Sampler):
+class Inside(comfy.samplers.Sampler):
     """Calls `work(ask)` in the place of a sampler, with `ask(x, sigma) -> x0`, x in model space."""
 
     def __init__(self, work: Callable[[Callable], None]):
@@ -172,7 +172,7 @@ class Teacher:
             work()
 
         empty = torch.zeros(self.shape if self.frames else (self.rows, *self.shape))
-        sampler, levels = _Inside(inside), sigmas.float()
+        sampler, levels = Inside(inside), sigmas.float()
         try:
             self.guider.sample(empty, empty, sampler, levels, disable_pbar=True, seed=self.seed)
         finally:

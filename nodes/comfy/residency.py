@@ -55,7 +55,7 @@ def choices(
         return {STREAMED: Message("weights streamed: their loader left no recipe to load them again")}
     if wanted == STREAMED:
         return {STREAMED: why or Message("weights streamed, as chosen")}
-    management.free_memory(ALL, model.load_device)
+    free_all(model.load_device)
     free = management.get_free_memory(model.load_device) - management.extra_reserved_memory()
     room = free if budget is None else min(free, budget)
     size = weight_bytes(model.model)
@@ -78,6 +78,12 @@ def choices(
     return {STREAMED: told}
 
 
+def free_all(device: torch.device) -> None:
+    """Let the models of a device leave it. The host made them in inference mode, and so they move in it."""
+    with torch.inference_mode():
+        management.free_memory(ALL, device)
+
+
 def patcher_for(model: ModelPatcher, residency: str) -> ModelPatcher:
     """A patcher to train with. It has weights of its own where the loader left a recipe to load them again;
     elsewhere they are shared with the graph.
@@ -94,7 +100,7 @@ def load(patcher: ModelPatcher, residency: str, beside: float) -> None:
     if residency == RESIDENT:
         management.load_models_gpu([patcher], memory_required=ALL, force_full_load=True)
         return
-    management.free_memory(ALL, patcher.load_device)
+    free_all(patcher.load_device)
     management.load_models_gpu([patcher], memory_required=beside)
     for layer in streamed_layers(patcher):
         if not hasattr(layer, "_v") and management.module_size(layer) <= SMALL:

@@ -1,6 +1,9 @@
-"""The shipped templates as a user meets them: opened by the frontend and run from its Run button."""
+"""The shipped templates and blueprints as a user meets them: opened by the frontend, run from its button."""
+
+import json
 
 import pytest
+from comfy_server import ROOT
 from frontend import FOLDER, TEMPLATES
 
 pytestmark = pytest.mark.browser
@@ -9,6 +12,41 @@ SENT = "async () => (await app.graphToPrompt()).output"
 LOADED = """() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
   .filter((widget) => widget.value === undefined || Number.isNaN(widget.value))
   .map((widget) => `${node.type}.${widget.name}`))"""
+
+
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+# a blueprint between the demo teacher, an empty latent and a preview: what would be queued
+WIRED = """async (blueprint) => {
+  await app.loadGraphData(blueprint);
+  const node = app.graph.nodes[0];
+  const add = (type) => {
+    const made = LiteGraph.createNode(type);
+    app.graph.add(made);
+    return made;
+  };
+  const [teacher, latent, preview] = ["FewstepLoadDemoTeacher", "EmptyLatentImage", "PreviewImage"].map(add);
+  for (const [i, { name }] of node.inputs.entries()) {
+    const slot = { model: 0, vae: 1, positive: 2, negative: 3 }[name];
+    if (slot !== undefined) teacher.connect(slot, node, i);
+    if (name.startsWith("latent")) latent.connect(0, node, i);
+  }
+  node.connect(0, preview, 0);
+  return (await app.graphToPrompt()).output;
+}"""
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_listed_and_can_be_queued(front, path):
+    listed = [entry["name"] for entry in front.server.get("/global_subgraphs").values()]
+    assert path.stem in listed
+    front.open(**{"Comfy.VueNodes.Enabled": False})
+    sent = front.page.evaluate(WIRED, json.loads(path.read_text()))
+    reply = front.server.post("/prompt", {"prompt": sent})
+    assert "prompt_id" in reply and not reply["node_errors"], reply
+    front.server.post("/queue", {"clear": True})
+    front.server.post("/interrupt", {})
+    types = {node["class_type"] for node in sent.values()}
+    assert types > {"FewstepLoadDemoTeacher", "EmptyLatentImage", "PreviewImage", "SamplerCustom"}
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])

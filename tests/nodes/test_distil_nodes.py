@@ -30,16 +30,44 @@ def distil(host, teacher, updates=12, **changes):
     return run(host, "FewstepDistil", **{**inputs, **changes})
 
 
+def conditional(args):
+    """A guidance that takes the conditional prediction alone."""
+    return args["cond"]
+
+
 def test_what_training_would_leave_out_is_refused_by_name(host, teacher):
-    masked = [[entry[0], {**entry[1], "mask": "any"}] for entry in teacher[2]]
-    with pytest.raises(ValueError, match="positive must be a plain prompt to distil from; it carries mask"):
-        distil(host, teacher, positive=masked)
+    half = torch.zeros(1, 32, 32)
+    half[..., :16] = 1
+    with torch.inference_mode():
+        parts = {
+            "mask": host.ConditioningSetMask().append(teacher[2], half, "default", 1.0)[0],
+            "area": host.ConditioningSetArea().append(teacher[2], 16, 16, 0, 0, 1.0)[0],
+            "start_percent": host.ConditioningSetTimestepRange().set_range(teacher[2], 0.3, 1.0)[0],
+            "end_percent": host.ConditioningSetTimestepRange().set_range(teacher[2], 0.0, 0.6)[0],
+        }
+    for part, positive in parts.items():
+        with pytest.raises(
+            ValueError, match=f"positive must be prompts .* entry 1 is not, by its {part}.*guider"
+        ):
+            distil(host, teacher, positive=positive)
+    with pytest.raises(ValueError, match="negative must be prompts .* entry 1 is not, by its mask"):
+        distil(host, teacher, negative=parts["mask"])
     patched = teacher[0].clone()
-    patched.set_model_sampler_cfg_function(lambda args: args["cond"])
-    with pytest.raises(
-        ValueError, match="model must be without changes to guidance .* it has sampler_cfg_function"
-    ):
+    patched.set_model_sampler_cfg_function(conditional)
+    with pytest.raises(ValueError, match=r"because of conditional \(sampler_cfg_function\). Wire a guider"):
         distil(host, [patched, *teacher[1:]])
+
+
+def test_what_makes_no_difference_is_not_refused(host, flow, monkeypatch):
+    monkeypatch.setitem(pack(host, "nodes.distil").QUALITY, "quick", (1, 2))
+    monkeypatch.setattr(pack(host, "training.run.source"), "PROBES", 1)
+    whole = torch.ones(1, 32, 32)
+    with torch.inference_mode():
+        positive = host.ConditioningSetMask().append(flow[2], whole, "default", 0.7)[0]
+        positive = host.ConditioningSetTimestepRange().set_range(positive, 0.0, 1.0)[0]
+    patched = flow[0].clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    assert distil(host, [patched, *flow[1:]], updates=1, positive=positive)[0]
 
 
 @pytest.mark.parametrize("node", ["FewstepDistil", "FewstepReflowPairs", "FewstepTrainOnPairs"])

@@ -11,7 +11,7 @@ def test_every_node_has_a_name_a_description_tooltips_and_a_help_page(host):
     assert len(nodes) == 22
     for node_id, node in nodes.items():
         schema = node.GET_SCHEMA()
-        assert schema.display_name and schema.description and schema.category == "Fewstep", node_id
+        assert schema.display_name and schema.description and schema.category.startswith("Fewstep/"), node_id
         assert all(i.tooltip for part in schema.inputs for i in part.get_all()), node_id
         assert (ROOT / "js" / "docs" / f"{node_id}.md").stat().st_size > 200, node_id
         widgets = [i for i in schema.inputs if hasattr(i, "default") and not getattr(i, "advanced", False)]

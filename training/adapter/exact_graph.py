@@ -69,7 +69,9 @@ class _CopyOnWrite(TorchDispatchMode):
         if func._schema.is_mutable:
             for tensor in _written(func._schema, args, kwargs):
                 self._copy(storage_of(tensor))
-        return func(*args, **kwargs)
+        # what an operation makes of other kinds of tensors is decided above this place, as without the mode
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
 
     def _copy(self, storage):
         copies = {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..formats.files import check_folder, write_json
+from ..formats.files import check_folder, write_json, write_near
 from ..models.demo import data
 from ..models.demo.features import features
 from ..models.demo.teacher import DemoTeacher
@@ -56,9 +56,9 @@ def demo(
             bar.set_postfix_str(f"loss {progress.loss:.4f}, distance to teacher {progress.fidelity:.3f}")
     images = _evaluate(run, seed, bar)
     metrics = _measure(images)
-    run.save(out / "lora.safetensors")
-    _picture(images, metrics).save(out / "demo.png")
-    pictures.run_curves(run.loss, run.probe.fidelity).save(out / "curves.png")
+    write_near(out / "lora.safetensors", run.save)
+    pictures.save(_picture(images, metrics), out / "demo.png")
+    pictures.save(pictures.run_curves(run.loss, run.probe.fidelity), out / "curves.png")
     peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _peak_memory()
     result = {
         "teacher": kind,
@@ -69,7 +69,7 @@ def demo(
         "columns": metrics,
         "fidelity": run.probe.fidelity,
     }
-    write_json(out / "metrics.json", result)
+    write_near(out / "metrics.json", lambda path: write_json(path, result))
     return result
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from ...diffusion.faults import BadValue
 from ...diffusion.samplers import solve
-from ..formats.files import check_folder, save_recipe, write
+from ..formats.files import check_folder, save_recipe, write, write_near
 from ..models.demo import data
 from ..models.demo.teacher import DemoTeacher
 from ..models.denoiser import Guided, for_sampler
@@ -52,9 +53,9 @@ def fit(
         _follow(run, out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(run, out)) from None
-    pictures.fit_report(run.rows).save(out / "report.png")
-    write(out / "report.txt", (run.report() + "\n").encode())
-    _samples(run, teacher.labels).save(out / "samples.png")
+    pictures.save(pictures.fit_report(run.rows), out / "report.png")
+    write_near(out / "report.txt", lambda path: write(path, (run.report() + "\n").encode()))
+    pictures.save(_samples(run, teacher.labels), out / "samples.png")
     return run
 
 
@@ -84,7 +85,7 @@ def _follow(run, out):
                 steps = list(run.found)[-1]
                 recipe = run.recipe(steps)
                 bar.set_postfix_str(f"error {recipe.errors['held_out']:.4f}, {recipe.method}")
-                save_recipe(recipe_file(out, steps), recipe)
+                write_near(recipe_file(out, steps), partial(save_recipe, recipe=recipe))
     finally:
         if bar is not None:
             bar.close()

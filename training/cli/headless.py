@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...diffusion.faults import BadValue
-from ..formats.files import check_folder, save_lora, write_json
+from ..formats.files import check_folder, save_lora, write_json, write_near
 from ..formats.lora_keys import from_diffusers, to_diffusers
 from ..methods.phases import usual_shift
 from ..models.denoiser import Denoiser
@@ -82,7 +82,7 @@ def distil(
             finally:
                 if run.done:
                     _save(run, out)
-                    pictures.run_curves(run.loss, run.probe.fidelity).save(out / "curves.png")
+                    pictures.save(pictures.run_curves(run.loss, run.probe.fidelity), out / "curves.png")
     finally:
         run.close()
     return run
@@ -92,7 +92,7 @@ def _save(run, out):
     """Save a packaged teacher's LoRA in its own keys (ComfyUI's), a diffusers model's in both programs'."""
     family = getattr(run.denoiser, "family", None)
     if family is None:
-        run.save(out / LORA)
+        write_near(out / LORA, run.save)
         return
     blocks, tensors, recipe = run.denoiser.blocks, run.lora_tensors(), run.recipe()
     # names and shapes are part of a fingerprint, so that ComfyUI's of the same weights is another; `export`
@@ -100,8 +100,9 @@ def _save(run, out):
     recipe = dataclasses.replace(
         recipe, base="", trained={**recipe.trained, "family": family, "blocks": blocks}
     )
-    save_lora(out / LORA, from_diffusers(tensors, family, blocks), recipe)
-    save_lora(out / FOR_DIFFUSERS, to_diffusers(tensors, family, blocks), recipe)
+    native, theirs = from_diffusers(tensors, family, blocks), to_diffusers(tensors, family, blocks)
+    write_near(out / LORA, lambda path: save_lora(path, native, recipe))
+    write_near(out / FOR_DIFFUSERS, lambda path: save_lora(path, theirs, recipe))
 
 
 def resume(out: str | Path, *, show: Show = _silent) -> Run:

@@ -1,13 +1,18 @@
-"""Files that are whole or absent: written beside the target, synced, then renamed over it."""
+"""Files that are whole or absent: written beside the target, synced, then renamed over it.
+
+Windows replaces no file that somebody has open or mapped into memory. So nothing that is read here stays
+mapped, and what others hold for long is written under another name where that serves as well (`write_near`).
+"""
 
 import errno
 import json
+import logging
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,9 @@ from . import version
 from .recipe import METADATA_KEY, Recipe
 
 RETRIES = 10  # of a renaming that Windows refuses
+# Windows' numbers for that: access denied, sharing and lock violations, a mapped file
+HELD = (5, 32, 33, 1224)
+NUMBER = re.compile(r"_\d{5,}$")  # at the end of a stem, of `free_name`
 STEM = 200  # bytes; file systems take 255, with number, suffix and what marks a temporary file
 
 Name = str | os.PathLike  # of a file or folder
@@ -28,6 +36,11 @@ Name = str | os.PathLike  # of a file or folder
 def cause(error: OSError) -> str:
     """What the system says went wrong, without its number for it and without the path."""
     return error.strerror or str(error)
+
+
+def is_held(error: OSError) -> bool:
+    """Whether Windows refused to touch a file because somebody has it open or mapped."""
+    return getattr(error, "winerror", None) in HELD
 
 
 def check_folder(folder: Name, size: int = 1 << 20, name: str | None = None) -> Path:
@@ -76,14 +89,31 @@ def write(path: Name, data: bytes) -> Path:
     return path
 
 
+def write_near(path: Name, write: Callable[[Path], Any]) -> Path:
+    """write(path), or write(another free name beside it) where that file is held, which is logged; returns
+    the path that was written.
+    """
+    path = Path(path)
+    try:
+        write(path)
+        return path
+    except OSError as error:
+        if not is_held(error):
+            raise
+    other = free_name(path.parent, NUMBER.sub("", path.stem), path.suffix)
+    logging.warning("Fewstep: %s is held by another program; saved as %s.", path.name, other.name)
+    write(other)
+    return other
+
+
 def _replace(temporary, path):
-    """Rename over `path`; Windows refuses that while somebody reads the file, which is soon over."""
+    """Rename over `path`; whoever reads the file is soon done, as a rule."""
     for left in reversed(range(RETRIES)):
         try:
             os.replace(temporary, path)
             return
-        except PermissionError:
-            if os.name == "posix" or not left:
+        except OSError as error:
+            if not is_held(error) or not left:
                 raise
             time.sleep(0.05)
 
@@ -123,20 +153,25 @@ def write_json(path: Name, value: Any) -> Path:
     return write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_tensors(path: Name, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+def write_tensors(
+    path: Name, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str], signed: bool = True
+) -> Path:
     """Write {name: tensor} as safetensors with {key: text} as metadata, whole or not at all.
 
-    The version of Fewstep that wrote the file is in the metadata too.
+    signed: with the version of Fewstep that wrote the file in the metadata too.
     """
-    metadata = {version.METADATA_KEY: version.VERSION, **metadata}
+    metadata = {version.METADATA_KEY: version.VERSION, **metadata} if signed else metadata
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
 def read_tensors(path: Name) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """({name: tensor}, {key: text}) of a safetensors file. A damaged one may raise any kind of error."""
+    """({name: tensor}, {key: text}) of a safetensors file. A damaged one may raise any kind of error.
+
+    The tensors are copies: those of the library keep the file mapped for as long as one of them lives.
+    """
     with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}
 
 
 def save_lora(path: Name, tensors: Mapping[str, torch.Tensor], recipe: Recipe | None = None) -> Path:

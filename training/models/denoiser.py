@@ -128,6 +128,27 @@ class InParts:
             self.most = (self.most + 1) // 2
 
 
+class ByLevel:
+    """A `Denoiser` asked for one noise level a call, as samplers ask, for a model with patches that take the
+    first sample's level for all.
+
+    of_one_prompt: for one condition a call too.
+    """
+
+    def __init__(self, denoiser: Denoiser, of_one_prompt: bool = False):
+        self.denoiser, self.of_one_prompt = denoiser, of_one_prompt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        key = torch.stack([sigma.double(), condition.double() * self.of_one_prompt], 1)
+        _, group = key.unique(dim=0, return_inverse=True)
+        places = [(group == number).nonzero()[:, 0] for number in group.unique()]
+        parts = [self.denoiser(x[p], sigma[p], condition[p]) for p in places]
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+
 class Guided:
     """A `Denoiser` at one guidance, which makes it a `Teacher`.
 

@@ -7,11 +7,14 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from ..formats.files import write, write_near
 
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
 NOISY = "each update"  # a line drawn thin and grey, behind the others
@@ -109,6 +112,11 @@ def png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def save(picture: Image.Image, path: Path) -> Path:
+    """Write a picture as PNG, whole or not at all, beside a file of that name that another program holds."""
+    return write_near(path, lambda place: write(place, png(picture)))
 
 
 # ---- curves ----------------------------------------------------------------------------------------

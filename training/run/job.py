@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 
 from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
-from ..formats.files import cause, check_folder, read_tensors, write_json, write_tensors
+from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
 from ..trajectories import folders
 from .config import DistilConfig
 from .events import MOST, Events, event
@@ -161,19 +161,35 @@ class Job:
             self._write_status(state)
             self.unsaved = None
         except OSError as error:
-            self.unsaved = Message(
-                "{folder} can't be written ({cause}). Free space; the state before is whole.",
-                folder=self.folder,
-                cause=cause(error),
-            )
-            if required:
+            self.unsaved = _unwritten(self.folder, error)
+            if required and not is_held(error):
                 raise BadFile(self.unsaved) from error
             self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
 
     def _write_status(self, state):
         status = Status.of(self.run, self.folder, state, self.now(), self.notes)
-        write_json(self.folder / STATUS, status.to_file())
+        try:
+            write_json(self.folder / STATUS, status.to_file())
+        except OSError as error:
+            if not is_held(error):  # whoever reads it will read a later one
+                raise
+
+
+def _unwritten(folder, error):
+    """Why a state is not on disk."""
+    if is_held(error):
+        return Message(
+            "The state in {folder} can't be replaced, as another program has it open ({cause}). Close that; "
+            "the state before is whole.",
+            folder=folder,
+            cause=cause(error),
+        )
+    return Message(
+        "{folder} can't be written ({cause}). Free space; the state before is whole.",
+        folder=folder,
+        cause=cause(error),
+    )
 
 
 def _told(error):

@@ -14,6 +14,7 @@ write the same bytes, and neither removes what the other has open to make room (
 trajectory are a reflow pair; consistency distillation and solver fitting learn from the states in between.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -244,7 +245,8 @@ class TrajectoryCache:
         check_folder(self.folder)
         self._hold()
         if manifest.exists():
-            os.utime(manifest)
+            with contextlib.suppress(OSError):  # it only tells when the cache was used
+                os.utime(manifest)
         else:
             write_json(manifest, wanted)
         there = folders.size(self.folder)

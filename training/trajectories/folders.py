@@ -64,7 +64,8 @@ def tidy(folder: Path) -> None:
     if alone := lock(folder, alone=True):
         with alone:
             for file in _named(folder, LEFT):
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # held by another program; it does no harm
+                    file.unlink(missing_ok=True)
 
 
 def make_room(root: Path, limit: int, folder: Path, wanted: int) -> None:

@@ -17,7 +17,7 @@ def write_shard(file: Path, tensors: Mapping[str, torch.Tensor], place: str) -> 
     Raises OSError, naming the file, where the disk can't take it.
     """
     try:
-        write_tensors(file, tensors, {"shard": _mark(place, tensors)})
+        write_tensors(file, tensors, {"shard": _mark(place, tensors)}, signed=False)
     except OSError as error:
         raise BadFile(
             '{file} must be written, which gave "{error}". Free some space and run again: what was '

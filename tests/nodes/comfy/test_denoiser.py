@@ -105,8 +105,9 @@ def test_a_call_is_as_large_as_the_hosts_unless_something_is_trained(host):
 
 def test_several_prompts_in_one_entry_are_refused(host):
     cross, options = prompt("sd15", 0, 77)
-    check = pack(host, "nodes.comfy.denoiser").check_supported
+    check, remedy = pack(host, "nodes.comfy.whole_prompts").check_whole, "Take it off"
+    two, levels = [[cross.repeat(2, 1, 1), options]], torch.tensor([1.0, 0.0])
     with pytest.raises(
         ValueError, match="positive must hold one prompt in each of its entries, got 2 at once"
     ):
-        check(zoo.load("sd15"), {"positive": [[cross.repeat(2, 1, 1), options]]})
+        check("positive", two, zoo.load("sd15"), (4, 8, 8), levels, remedy)

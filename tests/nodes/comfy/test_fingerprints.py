@@ -42,3 +42,14 @@ def test_changes_to_guidance_and_conditioning_have_a_cache_of_their_own(host, fl
         ]
         assert [keys(make()) for make in made] == [keys(make()) for make in made]
         assert len({keys(make()) for make in made}) == len(made)
+
+
+def test_packed_tensors_are_told_apart_by_their_parts_and_absent_ones_by_their_shapes(host):
+    from comfy.quant_ops import QuantizedTensor
+
+    digest = pack(host, "nodes.comfy.fingerprints").digest
+    packed = [QuantizedTensor.from_float(w, "TensorCoreNVFP4Layout") for w in torch.rand(3, 32, 32)]
+    assert len({digest(p, 16) for p in packed}) == 3
+    assert digest(packed[0], 16) == digest(packed[0].clone(), 16)
+    absent = [torch.empty(n, device="meta") for n in (2, 3)]
+    assert digest(absent[0]) == digest(absent[0].clone()) != digest(absent[1])

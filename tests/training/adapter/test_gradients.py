@@ -100,6 +100,20 @@ def test_exact_graph_nests_and_survives_lists_and_out():
     assert torch.allclose(inner, wanted)
 
 
+def test_exact_graph_makes_of_other_kinds_of_tensors_what_is_made_without_it():
+    class Named(torch.Tensor):
+        def __new__(cls, *args, name):
+            return super().__new__(cls, *args)
+
+        def __init__(self, *args, name):
+            super().__init__()
+
+    one = Named(torch.ones(2), name="one")
+    assert type(torch.Tensor(2 * one)) is torch.Tensor
+    with exact_graph():
+        assert type(torch.Tensor(2 * one)) is torch.Tensor
+
+
 def test_a_write_that_no_operation_shows_is_refused():
     w = torch.ones(3, requires_grad=True)
     with exact_graph():

@@ -114,6 +114,23 @@ def test_fingerprint_tells_models_apart_and_ignores_the_storage():
     assert fingerprint(a) != fingerprint(b)
 
 
+def test_fingerprint_looks_into_packed_weights_and_where_a_state_dict_holds_none():
+    class Packed(torch.nn.Module):
+        """As some layers do, it tells of its weight's size alone."""
+
+        def __init__(self, numbers):
+            super().__init__()
+            self.weight = torch.nn.Parameter(numbers, False)
+
+        def state_dict(self):
+            return {"weight": self.weight.to("meta"), "more": torch.empty(3, device="meta")}
+
+    numbers = torch.arange(200) % 100
+    for dtype in (torch.int8, torch.uint8, torch.float8_e5m2, torch.float8_e8m0fnu, torch.complex64):
+        one, other = numbers.to(dtype), numbers.flip(0).to(dtype)
+        assert fingerprint(Packed(one)) == fingerprint(Packed(one.clone())) != fingerprint(Packed(other))
+
+
 def test_a_lora_file_holds_its_recipe(tmp_path):
     lora = trained(Net())
     tensors, recipe = load_lora(save_lora(tmp_path / "x.safetensors", lora.state_dict(), RECIPE))

@@ -1,7 +1,18 @@
 """Names of files: what a user typed, cut to what every file system takes."""
 
 import pytest
-from fewstep.training.formats.files import STEM, check_folder, file_stem, free_name, write
+import torch
+from fewstep.training.formats.files import (
+    STEM,
+    check_folder,
+    file_stem,
+    free_name,
+    read_tensors,
+    write,
+    write_near,
+    write_tensors,
+)
+from safetensors import safe_open
 
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in "0123456789¹²³")}
 TYPED = [
@@ -46,3 +57,35 @@ def test_a_name_that_the_folder_does_not_take_is_refused_before_anything_is_writ
     with pytest.raises(ValueError, match="name must be shorter, as .* takes no file name as long as xxx"):
         check_folder(tmp_path, name="x" * 256)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_read_is_not_mapped_and_can_be_written_over(tmp_path, windows):
+    path = write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(100_000)}, {})
+    tensors, _ = read_tensors(path)
+    write_tensors(path, {"a": torch.zeros(2)}, {})
+    assert tensors["a"].sum() == 100_000 and windows.refused == []
+    with safe_open(path, "pt") as file:
+        kept = file.get_tensor("a")  # as the host's loaders do
+    with pytest.raises(PermissionError):
+        write_tensors(path, {"a": torch.ones(2)}, {})
+    assert kept.sum() == 0 and [f.name for f in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name, other", [("lora_00003.safetensors", "lora_00001"), ("lora.safetensors", "lora_00001")]
+)
+def test_beside_a_file_that_others_hold_another_is_written(tmp_path, windows, caplog, name, other):
+    write(tmp_path / name, b"theirs")
+    windows.hold(tmp_path / name)
+    written = write_near(tmp_path / name, lambda path: write(path, b"ours"))
+    assert written == tmp_path / f"{other}.safetensors" and written.read_bytes() == b"ours"
+    assert (tmp_path / name).read_bytes() == b"theirs" and f"{name} is held" in caplog.text
+
+
+def test_another_failure_is_no_reason_for_another_name(tmp_path):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_near(tmp_path / "x.json", full)
+    assert list(tmp_path.iterdir()) == []

@@ -243,6 +243,25 @@ def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkey
     assert same(trained, run(tmp_path / "other"))
 
 
+def test_on_windows_a_resumed_run_writes_over_its_own_state(tmp_path, windows):
+    """Its probe and its best come from the file that it saves to."""
+    run(tmp_path, last=7)
+    resumed = run(tmp_path)
+    assert windows.refused == [] and resumed.done == SMALL["updates"]
+    assert load_state(tmp_path / STATE)[1]["done"] == SMALL["updates"]
+
+
+def test_a_state_that_another_program_holds_is_left_whole_and_the_run_ends_well(tmp_path, windows, caplog):
+    run(tmp_path, last=7)
+    for name in (STATE, STATUS):
+        windows.hold(tmp_path / name)
+    resumed = run(tmp_path)  # raises nothing
+    assert resumed.done == SMALL["updates"] and load_state(tmp_path / STATE)[1]["done"] == 7
+    assert "can't be replaced, as another program has it open" in caplog.text
+    windows.held.clear()
+    assert same(run(tmp_path), resumed)  # from the state before
+
+
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() == 0, reason="needs a user whom folders can be closed to"
 )

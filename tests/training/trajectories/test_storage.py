@@ -97,11 +97,11 @@ def test_a_full_disk_is_said_beforehand_or_keeps_what_is_whole(tmp_path, monkeyp
     monkeypatch.undo()
     write, written = shards.write_tensors, []
 
-    def full(file, *contents):
+    def full(file, *contents, **how):
         if len(written) == 2:
             raise OSError(28, "No space left on device")
         written.append(file)
-        return write(file, *contents)
+        return write(file, *contents, **how)
 
     monkeypatch.setattr(shards, "write_tensors", full)
     with pytest.raises(
