@@ -8,7 +8,9 @@ import dataclasses
 import torch
 import zoo
 
-UNET = dict(zoo.UNET, transformer_depth=[1], use_linear_in_transformer=False, context_dim=768)
+UNET = dict(
+    zoo.UNET, model_channels=64, transformer_depth=[1], use_linear_in_transformer=False, context_dim=768
+)
 REFINER = dict(
     UNET,
     model_channels=64,
@@ -107,7 +109,7 @@ def drawn(*shape):
 
 IMAGE = {"concat_latent_image": drawn(1, 4, 8, 8), "concat_mask": (drawn(1, 1, 64, 64) > 0).float()}
 FLUX_IMAGE = {"concat_latent_image": drawn(1, 16, 8, 8), "concat_mask": (drawn(1, 1, 64, 64) > 0).float()}
-KOALA = dict(zoo.KOALA, in_channels=9)
+KOALA = dict(zoo.KOALA, in_channels=9, model_channels=64)
 FAMILIES = {
     "sd15 inpainting, plain": Family("SD15", dict(UNET, in_channels=9), (4, 8, 8), (77, 768)),
     "sd15 inpainting": Family("SD15", dict(UNET, in_channels=9), (4, 8, 8), (77, 768), extra=IMAGE),
