@@ -181,8 +181,13 @@ def loads_model(graph: dict) -> bool:
 
 def judge(page: Any, info: dict, action: tuple, name: str, graph: dict) -> tuple[dict, float | None]:
     """The row of one workflow, and the milliseconds from the click to the built group."""
+    return judge_shown(page, info, action, name, page.evaluate(OPEN, graph))
+
+
+def judge_shown(page: Any, info: dict, action: tuple, name: str, prompt: dict) -> tuple[dict, float | None]:
+    """The same for the graph that the page shows; prompt: what would be queued of it."""
     label, script, verdict, _ = action
-    before = ApiGraph(page.evaluate(OPEN, graph), info)
+    before = ApiGraph(prompt, info)
     found = page.evaluate(f"([seconds]) => ({ACT})([{script}, seconds])", [SECONDS])
     told = [*found["told"], *([found["end"]] if found["end"] else [])]
     seen = rules.Seen(asked=tuple(found["asked"]), told=tuple(told), built=found["built"])

@@ -30,12 +30,13 @@ GUIDES = re.compile(
     r"CFGNorm|CFGZeroStar|CFGOverride|RescaleCFG|SkipLayerGuidance|VideoLinearCFG|VideoTriangleCFG"
     r"|^APG$|Mahiro|LatentApplyOperationCFG|^TCFG$|EpsilonScaling|TemporalScoreRescaling|FreSca"
     r"|PerturbedAttention|SelfAttentionGuidance|DynamicThresholding|RenormCFG|PerpNeg$|LTXVApplySTG"
-    r"|NAGuidance|EasyCache|LazyCache|FluxKVCache|TeaCache|FewstepLoadLora"
+    r"|NAGuidance|EasyCache|LazyCache|FluxKVCache|TeaCache|WanAnimate2Cache|FewstepLoadLora"
 )
 FIXES = re.compile(
     r"ControlNetApply|ControlNetInpainting|ConditioningSetArea|ConditioningSetMask|SetTimestepRange|GLIGEN"
 )
-PLAIN = {"CONDITIONING", "CLIP"}
+PLAIN = {"CONDITIONING", "CLIP", "STRING", "BOOLEAN", "COMBO", None}
+NUMBERS = {"INT", "FLOAT"}
 MEDIA = {"IMAGE", "VIDEO", "AUDIO", "VOXEL", "MESH", "SPLAT", "MASK", "VIDEO_FRAMES", "LATENT_AUDIO"}
 FAMILIES = [
     (r"flux-?_?2|flux2", "Flux 2"),
@@ -133,7 +134,10 @@ def meant(graph: ApiGraph) -> list[Sampler]:
 def model_chain(graph: ApiGraph, sampler: Sampler) -> list[End]:
     """The model's ends from the sampler's input up to its loader."""
     names = [n for n in graph.inputs_of(sampler.guide, "MODEL") if n != "model_negative"]
-    end = graph.origin(sampler.guide, names[0]) if names else None
+    return _chain_from(graph, graph.origin(sampler.guide, names[0]) if names else None)
+
+
+def _chain_from(graph: ApiGraph, end: End | None) -> list[End]:
     chain = []
     while end and end not in chain:
         chain.append(end)
@@ -220,12 +224,15 @@ def carried(graph: ApiGraph, end: End | None) -> set[tuple]:
     found = set()
     for i in graph.above([end[0]] if end else [], "CONDITIONING"):
         inputs = graph.nodes[i]["inputs"]
-        others = [n for n in graph.wired(i) if graph.input_type(i, n) not in PLAIN]
-        numbers = [n for n in inputs if n not in graph.wired(i) and not isinstance(inputs[n], (str, list))]
-        if not others and (not numbers or graph.inputs_of(i, "CLIP")):
-            continue
-        sources = {(n, graph.origin(i, n)) for n in others if graph.input_type(i, n) != "STRING"}
-        found.add((graph.kind(i), frozenset(sources | {(n, inputs[n]) for n in numbers})))
+        others = [n for n in graph.wired(i) if graph.input_type(i, n) not in PLAIN | NUMBERS]
+        sources = {(n, graph.origin(i, n)) for n in others}
+        numbers = {
+            (n, graph.value(i, n))
+            for n in inputs
+            if graph.input_type(i, n) in NUMBERS and graph.value(i, n) is not UNREAD
+        }
+        if sources or (numbers and not graph.inputs_of(i, "CLIP")):
+            found.add((graph.kind(i), frozenset(sources | numbers)))
     return found
 
 
@@ -364,15 +371,47 @@ def _faults(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, se
         faults += _of_negative(after, after.origin(distil, "negative"), wanted_negative)
     given = after.value(distil, "cfg")
     guider = after.origin(distil, "guider")
+    faults += _of_guider(before, after, guider, sampler) if guider else []
     if not guider and (cfg is None or given is UNREAD or abs(max(cfg, 1.0) - float(given)) > 1e-6):
         faults.append(f"cfg {given} for {cfg}")
     wanted_latent, given_latent = latent(before, sampler), after.origin(distil, "latent")
     if given_latent != wanted_latent:
         faults.append(f"latent {_named(after, given_latent)}, not {_named(after, wanted_latent)}")
+    if stages(before, sampler):
+        faults += _of_stage(before, after, distil, sampler)
     vaes = _vaes(before, sampler)
     if vaes and after.origin(distil, "vae") not in vaes:
         faults.append(f"vae {_named(after, after.origin(distil, 'vae'))}")
     return faults
+
+
+def _of_stage(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler) -> list[str]:
+    """One of two models learns its own part of the way, and the second from where the first ends."""
+    part = [after.value(distil, name) for name in ("from_percent", "to_percent")]
+    steps = steps_of(before, sampler) or 1
+    widgets = [before.value(sampler.node, name) for name in ("start_at_step", "end_at_step")]
+    if all(isinstance(step, int) for step in widgets):
+        wanted = [min(1, step / steps) for step in widgets]
+        if any(abs(one - other) > 1e-3 for one, other in zip(part, wanted, strict=True)):
+            return [f"part {part}, not {wanted}"]
+    if part == [0, 1]:
+        return ["trained over the whole way"]
+    first = after.origin(distil, "first_stage")
+    others = {model_chain(before, one)[0] for one in stages(before, sampler)}
+    return [] if not part[0] or first in others else ["the first of two models is not there"]
+
+
+def _of_guider(before: ApiGraph, after: ApiGraph, guider: End, sampler: Sampler) -> list[str]:
+    """A guider that teaches is the sampler's own, or one of all that the sampler gets."""
+    if guider[0] == sampler.guide:
+        return []
+    made = Sampler(node=guider[0], guide=guider[0])
+    same = (
+        model_chain(after, made) == model_chain(before, sampler)
+        and conditioning(after, made) == conditioning(before, sampler)
+        and cfg_of(after, made) == cfg_of(before, sampler)
+    )
+    return [] if same else ["guider of other inputs than the sampler's"]
 
 
 def _named(graph: ApiGraph, end: End | None) -> str:
@@ -380,27 +419,40 @@ def _named(graph: ApiGraph, end: End | None) -> str:
 
 
 def _of_model(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, seen: Seen) -> list[str]:
-    chain, end = model_chain(before, sampler), after.origin(distil, "model")
-    if end not in chain:
-        return [f"model {_named(after, end)} is not what is sampled"]
-    left_out = chain[: chain.index(end)]
-    faults = [f"{before.kind(i)} is left out" for i, _ in left_out if not _may_go(before, i)]
+    chain = model_chain(before, sampler)[::-1]
+    given = _chain_from(after, after.origin(distil, "model"))[::-1]
     said = " ".join(seen.told)
-    faults += [f"{before.kind(i)} is left out in silence" for i, _ in left_out if before.title(i) not in said]
-    kept = chain[chain.index(end) :]
-    return faults + [
-        f"{before.kind(i)} stays, which training refuses" for i, _ in kept if GUIDES.search(before.kind(i))
-    ]
+    faults, left = [], list(given)
+    for i, slot in chain:
+        if left and (left[0] == (i, slot) or _same_patch(before, i, after, left[0][0])):
+            left.pop(0)
+            if GUIDES.search(before.kind(i)):
+                faults.append(f"{before.kind(i)} stays, which training refuses")
+        elif not GUIDES.search(before.kind(i)):
+            faults.append(f"{before.kind(i)} is left out")
+        elif before.title(i) not in said:
+            faults.append(f"{before.kind(i)} is left out in silence")
+    return faults + [f"model through {after.title(i)}, which is not sampled" for i, _ in left]
 
 
-def _may_go(graph: ApiGraph, i: str) -> bool:
-    return bool(GUIDES.search(graph.kind(i)))
+def _same_patch(before: ApiGraph, i: str, after: ApiGraph, other: str) -> bool:
+    """Whether a node does to a model what another does."""
+    if before.kind(i) != after.kind(other) or not before.inputs_of(i, "MODEL"):
+        return False
+    names = set(before.nodes[i]["inputs"]) - set(before.inputs_of(i, "MODEL"))
+    return all(
+        before.origin(i, n) == after.origin(other, n)
+        and (before.value(i, n) == after.value(other, n) or before.origin(i, n))
+        for n in names
+    )
 
 
 def _of_prompts(after: ApiGraph, end: End | None, wanted: End | None, name: str) -> list[str]:
     missing = texts(after, wanted) - texts(after, end)
     faults = [f"{name} lacks {min(missing)[:40]!r}"] if missing else []
-    if end and not texts(after, wanted) and end != wanted and carried(after, wanted) - carried(after, end):
+    kinds = {after.kind(i) for i in after.above([end[0]] if end else [], "CONDITIONING")}
+    own = end and (end == wanted or "FewstepPrompts" in kinds)
+    if not own and not texts(after, wanted):
         faults.append(f"{name} is another")
     lost = carried(after, wanted) - carried(after, end)
     return faults + [f"{name} lacks {kind}" for kind, _ in sorted(lost, key=str)]

@@ -11,7 +11,9 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
 from ..training import methods
+from ..training.formats.precision import PRECISIONS
 from ..training.run.config import DistilConfig
+from ..training.run.optimisers import OPTIMISERS
 from ..training.trajectories.data import Data
 from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
@@ -71,6 +73,8 @@ class Distil(io.ComfyNode):
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
         residency: str = residency.AUTO,
+        lora_precision: str = "fp16",
+        optimizer: str = "adamw",
         vae: io.Vae.Type | None = None,
         pictures: io.Latent.Type | None = None,
         process: list[dict] | None = None,
@@ -103,6 +107,8 @@ class Distil(io.ComfyNode):
             phases=phases,
             layers=layers,
             seed=seed,
+            lora_precision=lora_precision,
+            optimizer=optimizer,
             process=process or (),
             from_percent=from_percent,
             to_percent=to_percent,
@@ -216,6 +222,7 @@ def _inputs() -> list:
             "place of its positive. Not for the method consistency.",
         ),
         *_part_inputs(),
+        *outcome_inputs(),
     ]
 
 
@@ -358,6 +365,30 @@ def _part_inputs() -> list:
     ]
 
 
+def outcome_inputs() -> list:
+    """How the optimiser's state and the result are kept."""
+    return [
+        io.Combo.Input(
+            "lora_precision",
+            options=list(PRECISIONS),
+            default="fp16",
+            optional=True,
+            advanced=True,
+            tooltip="Of the LoRA file. fp16 halves it and loses least, bf16 is as small, fp32 keeps all that "
+            "was trained. A run that is queued again with another goes on, and saves in that.",
+        ),
+        io.Combo.Input(
+            "optimizer",
+            options=list(OPTIMISERS),
+            default="adamw",
+            optional=True,
+            advanced=True,
+            tooltip="adamw8bit takes a quarter of its memory, for a large rank on a small card. It needs "
+            "bitsandbytes or torchao in ComfyUI's Python.",
+        ),
+    ]
+
+
 def outputs() -> list:
     """The outputs of the training nodes."""
     return [
@@ -386,6 +417,8 @@ def config_for(
     process: Sequence[dict] = (),
     from_percent: float = 0.0,
     to_percent: float = 1.0,
+    lora_precision: str = DistilConfig.lora_precision,
+    optimizer: str = DistilConfig.optimizer,
 ) -> DistilConfig:
     """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
     is usual for the model's family.
@@ -410,6 +443,8 @@ def config_for(
         seed=seed,
         from_percent=from_percent,
         to_percent=to_percent,
+        lora_precision=lora_precision,
+        optimizer=optimizer,
     )
 
 

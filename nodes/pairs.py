@@ -23,7 +23,7 @@ from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import content, latent_of, sample_shape
 from .comfy.teacher_proof import proven
 from .comfy.whole_prompts import check_whole
-from .distil import HIDDEN, advanced_inputs, config_for, finish, outputs, workflow_of
+from .distil import HIDDEN, advanced_inputs, config_for, finish, outcome_inputs, outputs, workflow_of
 from .training import FIXED, MEMORY, WIRE_GUIDER, Order, check, follow_drawing, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
@@ -283,6 +283,7 @@ class TrainOnPairs(io.ComfyNode):
                     tooltip="Same seed, same LoRA on the same machine.",
                 ),
                 *advanced_inputs(),
+                *outcome_inputs(),
             ],
             outputs=outputs(),
             hidden=HIDDEN,
@@ -311,6 +312,8 @@ class TrainOnPairs(io.ComfyNode):
         start_from: str = lora_files.NONE,
         start_partly: bool = False,
         residency: str = residency.AUTO,
+        lora_precision: str = "fp16",
+        optimizer: str = "adamw",
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         data, about = pairs
@@ -326,6 +329,8 @@ class TrainOnPairs(io.ComfyNode):
             phases=phases,
             layers=layers,
             seed=seed,
+            lora_precision=lora_precision,
+            optimizer=optimizer,
         )
 
         def drawn_with(denoiser: ComfyDenoiser) -> Data:

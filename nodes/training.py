@@ -32,7 +32,7 @@ from ..training.trajectories.first_stage import FirstStage
 from ..training.trajectories.noises import as_noise
 from ..training.trajectories.sampling import teacher_cache
 from . import show
-from .comfy import families, folders, latents, levels, residency, session
+from .comfy import families, folders, latents, levels, residency, session, termination
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
@@ -331,7 +331,7 @@ def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order:
     """Run in that folder; the panel is told of it until its state is on disk."""
     run.label = folder_of_run.name
     try:
-        with Job(folder_of_run, run, about) as job, Live(job, order) as live:
+        with termination.after_saving(), Job(folder_of_run, run, about) as job, Live(job, order) as live:
             return _follow(job, folder, order, live)
     finally:
         ended(folder_of_run)

@@ -24,7 +24,7 @@ HOST = {
     "execution",
 }
 EXTRAS = {
-    "training": {"diffusers", "transformers"}
+    "training": {"diffusers", "transformers", "bitsandbytes", "torchao"}
 }  # room: packages that its functions may import, and no file at its head
 ALLOWED = {  # room: (own rooms it may import, packages it may import beside the standard library)
     "diffusion": ({"diffusion"}, {"torch"}),

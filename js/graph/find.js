@@ -143,16 +143,7 @@ export function vaeOf(graph, wires, sampling, loader) {
   return vaes.find(Boolean) ?? outputOf(graph, "VAE", loader);
 }
 
-/** The nodes that a prompt's end comes from: those that encode text. */
-export function encodersOf(wires, end) {
-  const encodes = (node) => takes(node, "CLIP");
-  return end ? upstream(wires, [end.node], ["CONDITIONING"], encodes).filter(encodes) : [];
-}
-
-/**
- * The node whose model the panel's button takes: a selected
- * one, else the loader of the shown graph, else of a subgraph.
- */
+/** The node whose model is meant: a selected one, else the loader of the shown graph, else of a subgraph. */
 export function sourceOfModel(app) {
   const shown = graphOf(app);
   const chosen = selectedIn(app).find((node) => gives(node, "MODEL"));

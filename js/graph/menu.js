@@ -20,7 +20,11 @@ export function graphMenu(app, api, node, runs) {
 export async function makeOrTell(app, api, node, runs) {
   runs.expect(true);
   try {
-    return await makeFewStep(app, api, node);
+    const distil = await makeFewStep(app, api, node);
+    if (!distil) {
+      runs.expect(false);
+    }
+    return distil;
   } catch (error) {
     runs.expect(false);
     toast(app, "error", t("graph.title"), error.message);

@@ -1,36 +1,44 @@
-// "Make this model few-step": a group of nodes that distils the
-// model a node gives, wired to the graph's own prompts, and queued.
+// "Make this model few-step": a group of nodes that distils the model that is
+// sampled, wired to all that its sampler gets, and queued. What it reads is in reading.js.
 
-import { DEMO, DISTIL, EMPTY_LATENT, FLUX_GUIDANCE, PREVIEW, PROMPTS } from "../names.js";
+import { DISTIL, PREVIEW } from "../names.js";
 import { t } from "../text.js";
-import { add, change, drawn, setMuted, toast, wire } from "./change.js";
-import { emptyLatent, inputsOf, mainOf, samplingBehind, sourceOfModel, teacherOf, vaeOf } from "./find.js";
-import { allNodes, ALWAYS, endOf, endOfType, gives, inputOf } from "./nodes.js";
-import { arrange, boxOfAll, frame, show } from "./places.js";
-import { promptsOf } from "./prompts.js";
-import { queueNodes } from "./queue.js";
-import { chainTo, dependants, origin, wiresOf } from "./walk.js";
-
-const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
-const LARGE = /xl|pony|illustrious|noob|animagine|sd3|flux|chroma|qwen|z[-_]?image|lumina|hidream/i;
-const SIDES = { demo: 32, large: 1024, other: 512 };      // of the pictures that a model was made for
-const SIZE = [380, 460];                                  // of the preview
+import { ask } from "./ask.js";
+import { begin, slotsTo, takeBack } from "./bring.js";
+import { build, modelName } from "./build.js";
+import { change, setMuted, toast } from "./change.js";
+import { allNodes, ALWAYS, gives, inputOf } from "./nodes.js";
+import { show } from "./places.js";
+import { labelsOf, promptsOf } from "./prompts.js";
+import { executionId, queueNodes } from "./queue.js";
+import { readQueued, sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
+import { readGraph } from "./reading.js";
+import { carriersOf, fewStepReason, guides, isLeftOut, refusalOf } from "./suits.js";
+import { dependants, origin } from "./walk.js";
 
 /**
  * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the
- * FewstepDistil node. Throws an Error to show where the graph lacks something.
+ * FewstepDistil node; null where the user has chosen not to. Throws an Error to show where it can't be.
  */
 export async function makeFewStep(app, api, node) {
-  const plan = planFor(node ?? sourceOfModel(app));
-  const known = distilOf(plan.graph, plan.end);
-  return change(app, plan.graph, async () => {
-    const distil = known ?? await build(app, plan);
+  const reading = await meantBy(app, node);
+  if (!reading) {
+    return null;
+  }
+  const plan = planFor(reading);
+  const known = distilOf(plan.place.graph, canvasEnd(reading, plan.model));
+  if (!known && !(await isWanted(app, api, reading))) {
+    return null;
+  }
+  return change(app, plan.place.graph, async () => {
+    const distil = known ?? await buildWhole(app, plan);
     if (known) {
       await wake(app, known);
     } else {
-      tellLeftOut(app, plan.leftOut, t("graph.title"));
+      tellParts(app, plan);
     }
-    await queueNodes(app, [distil, ...dependants(distil).filter((one) => one.type === PREVIEW)]);
+    const previews = dependants(distil).filter((one) => one.type === PREVIEW);
+    await queueNodes(app, [distil, ...previews], plan.place.within);
     return distil;
   });
 }
@@ -43,37 +51,102 @@ export function tellLeftOut(app, nodes, summary) {
   }
 }
 
-/** What is wired to what; nothing is changed yet. */
-function planFor(node) {
-  if (!gives(node, "MODEL")) {
-    throw new Error(t("graph.noModel"));
+/** Says what is passed by, what the teacher alone has, and what a model of edits is trained together with. */
+function tellParts(app, { reading, guided, leftOut }) {
+  const title = t("graph.title");
+  const names = carriersOf(reading).map((id) => reading.queued.get(id).node.title).join(", ");
+  if (guided && leftOut.length) {
+    const guiding = leftOut.map((node) => node.title).join(", ");
+    toast(app, "info", title, t("graph.teacherOnly", { names: guiding }));
+  } else {
+    tellLeftOut(app, leftOut, title);
   }
-  const graph = node.graph;
-  const wires = wiresOf(graph);
-  let chain = chainTo(wires, endOfType(node, "MODEL"));
-  if (chain.length === 1) {
-    chain = mainOf(wires, samplingBehind(wires, chain[0]))?.chain ?? chain;
+  if (names) {
+    toast(app, "info", title, t("graph.keeps", { names }));
   }
-  const { end, leftOut } = teacherOf(wires, chain);
-  const sampling = mainOf(wires, samplingBehind(wires, end))?.sampling;
-  const loader = chain[0].node;
-  const inputs = sampling && inputsOf(wires, sampling);
-  const prompts = loader.type === DEMO ? demoPrompts(loader) : promptsOf(graph, wires, inputs, loader);
-  if (!prompts.clip && !(prompts.positive && prompts.negative)) {
-    throw new Error(t("graph.noPrompts"));
-  }
-  const latent = emptyLatent(graph, wires, sampling);
-  return { graph, loader, end, leftOut, prompts, latent, vae: vaeOf(graph, wires, sampling, loader) };
 }
 
-function demoPrompts(loader) {
-  return { clip: null, positive: endOf(loader, "all_labels"), negative: endOf(loader, "negative") };
+// ---- before anything is changed --------------------------------------------------------------------
+
+/** The reading that is meant, refused where it must be; null where the user was asked and wants none. */
+async function meantBy(app, node) {
+  if (node && !gives(node, "MODEL")) {
+    throw new Error(t("graph.noModel"));
+  }
+  const reading = await readGraph(app, node);
+  if (!reading?.chain.length) {
+    throw new Error(t(node ? "graph.notSampled" : "graph.noSampler"));
+  }
+  const refusal = refusalOf(reading);
+  if (refusal) {
+    throw new Error(refusal);
+  }
+  return reading.stages.length ? stageOf(reading) : reading;
 }
+
+/** The stage that the user chooses where several models share one way. */
+function stageOf({ queued, stages }) {
+  const label = ({ chain, from, to }) => t("graph.stage", {
+    model: modelName(queued, chain[0].id) ?? queued.get(chain[0].id).node.title,
+    from: Math.round(100 * from),
+    to: Math.round(100 * to),
+  });
+  const answers = stages.map((stage) => [label(stage), Object.freeze({ ...stage, stages })]);
+  return ask(t("graph.title"), [t("graph.whichStage")], [...answers, [t("graph.cancel"), null]]);
+}
+
+/** Whether the user wants it of a model that is few-step already; true without a question for others. */
+async function isWanted(app, api, reading) {
+  const reason = await fewStepReason(app, api, reading);
+  return !reason || ask(
+    t("graph.title"), [reason, t("graph.fewAdvice")], [[t("graph.anyway"), true], [t("graph.cancel"), false]],
+  );
+}
+
+/** What is wired to what; nothing is changed yet. */
+function planFor(reading) {
+  const { queued, chain, cfg, plain, stages, sampler } = reading;
+  const ids = chain.map(({ id }) => id);
+  const cut = ids.findIndex((id, i) => i && isLeftOut(queued, id));
+  const rest = cut < 0 ? [] : ids.slice(cut);
+  const leftOut = rest.filter((id) => isLeftOut(queued, id));
+  const first = stages[stages.findIndex((stage) => stage.sampler === sampler) - 1] ?? null;
+  const prompts = promptsOf(reading);
+  const paired = !first || promptsOf(first)?.whole === prompts?.whole;
+  return {
+    reading,
+    first,
+    place: placeFor(reading, paired ? prompts : null),
+    model: chain[cut < 0 ? chain.length - 1 : cut - 1],
+    again: rest.filter((id) => !isLeftOut(queued, id)),
+    leftOut: leftOut.map((id) => queued.get(id).node),
+    guided: !plain || (cfg > 1 && leftOut.length > 0 && leftOut.every((id) => guides(queued, id))),
+    prompts: paired ? prompts : null,
+  };
+}
+
+/**
+ * Where the new nodes lie: in the sampler's graph or in one around it,
+ * where the walls of subgraphs need the fewest new slots; the outermost of those.
+ */
+function placeFor(reading, prompts) {
+  const { queued, chain, positive, negative, latent, vae, within, graph } = reading;
+  const sources = (id) => wiredOf(queued, id).map((name) => sourceOf(queued, id, name)).filter(Boolean);
+  const between = (prompts?.way ?? []).flatMap(sources).filter(({ id }) => !prompts.way.includes(id));
+  const spoken = prompts ? [prompts.clip, ...between] : [labelsOf(reading) ?? positive];
+  const ends = [chain.at(-1), negative, latent, vae, ...spoken].filter(Boolean);
+  const around = within.map((outer, i) => ({ graph: outer.graph, within: within.slice(0, i) }));
+  const places = [...around, { graph, within }];
+  const costs = places.map((place) => ends.reduce((sum, end) => sum + slotsTo(queued, end, place), 0));
+  return places[costs.indexOf(Math.min(...costs))];
+}
+
+const canvasEnd = ({ queued }, { id, slot }) => ({ node: queued.get(id).node, slot });
 
 /** The node that distils that very model already; one that the user has muted counts too. */
 export function distilOf(graph, end) {
   return allNodes(graph).find((node) => {
-    const from = node.type === DISTIL && origin(node, inputOf(node, "model"));
+    const from = node.type === DISTIL && origin(node, inputOf(node, "model"), { cross: true });
     return from && from.node === end.node && from.slot === end.slot;
   });
 }
@@ -84,63 +157,36 @@ async function wake(app, distil) {
   await show(app, [distil]);
 }
 
-async function build(app, plan) {
-  const { graph, loader, end, prompts, vae } = plan;
-  const place = beside(graph);
-  const name = nameOf(loader);
-  const distil = add(graph, DISTIL, { pos: place, values: { name: name && `${name}_fewstep` } });
-  const columns = [[], [], [distil], []];
-  const more = (column, type, values) => {
-    const node = add(graph, type, { pos: place, values });
-    columns[column].push(node);
-    return node;
-  };
-  let { positive, negative, latent } = { ...prompts, latent: plan.latent };
-  if (prompts.clip) {
-    const node = more(0, PROMPTS, { text: prompts.text, negative: prompts.negativeText });
-    wire(prompts.clip, node, "clip");
-    positive = { node, slot: 0 };
-    negative ??= { node, slot: 1 };
-  }
-  if (prompts.clip && prompts.guidance !== undefined) {
-    const node = more(1, FLUX_GUIDANCE, { guidance: prompts.guidance });
-    wire(positive, node, "conditioning");
-    positive = { node, slot: 0 };
-  }
-  if (!latent) {
-    const side = sideOf(loader, name);
-    latent = { node: more(0, EMPTY_LATENT, { width: side, height: side }), slot: 0 };
-  }
-  for (const [input, from] of Object.entries({ model: end, positive, negative, latent, vae })) {
-    wire(from, distil, input);
-  }
-  const preview = more(3, PREVIEW);
-  preview.setSize([...SIZE]);
-  wire(endOf(distil, "preview"), preview, "images");
+// ---- building --------------------------------------------------------------------------------------
 
-  arrange(columns, place);
-  await drawn();
-  arrange(columns, place);
-  frame(graph, t("graph.group", { model: name ?? loader.title }), columns.flat());
-  await show(app, columns.flat());
-  return distil;
+/** The new group, read again as the server would run it: it holds what was promised, or nothing is left. */
+async function buildWhole(app, plan) {
+  const made = begin();
+  try {
+    const distil = await build(plan, made);
+    const missing = lacking(await readQueued(app), plan, distil);
+    if (missing) {
+      throw new Error(t("graph.notWhole", { input: missing }));
+    }
+    await show(app, made.nodes);
+    return distil;
+  } catch (error) {
+    takeBack(made);
+    throw error;
+  }
 }
 
-/** Below a wide graph, to the right of a tall one. */
-function beside(graph) {
-  const [x, y, width, height] = boxOfAll(graph);
-  return width > height ? [x + 20, y + height + 160] : [x + width + 120, y + 80];
-}
-
-/** The name of the file that a loader loads, without folder and ending; undefined where it shows none. */
-function nameOf(loader) {
-  const found = (loader.widgets ?? []).map((widget) => MODEL_FILE.exec(String(widget.value))).find(Boolean);
-  return found?.[1].replace(/[^\p{L}\p{N}_-]+/gu, "_");
-}
-
-function sideOf(loader, name) {
-  if (loader.type === DEMO) {
-    return SIDES.demo;
+/** The first input of the new node that would not get what it was to; null where all do. */
+function lacking(queued, { reading, place, model, again }, distil) {
+  const id = executionId([...place.within, distil]);
+  if (!queued.has(id)) {
+    return "model";
   }
-  return LARGE.test(name ?? "") ? SIDES.large : SIDES.other;
+  const wanted = { latent: reading.latent, vae: reading.vae, ...(again.length ? {} : { model }) };
+  const source = (name) => sourceOf(queued, id, name);
+  const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(source(name), wanted[name]));
+  const needed = ["model", "positive", "negative", "latent"].find((name) => !source(name));
+  const told = reading.plain && reading.cfg !== undefined;
+  const other = told && worthOf(queued, id, "cfg") !== Math.max(1, reading.cfg);
+  return lost ?? needed ?? (other ? "cfg" : null);
 }

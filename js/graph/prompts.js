@@ -1,31 +1,105 @@
-// The prompts of the user's graph: their text where it can be read, and what makes conditioning of it.
+// The prompts to train on: the sampler's text in a node of ours, with others beside it, through copies of the
+// nodes that the sampler's positive conditioning goes through (guidance, frame rate, reference pictures).
 
-import { FLUX_GUIDANCE } from "../names.js";
-import { encodersOf, outputOf } from "./find.js";
-import { inputOf, slotOf, widgetOf } from "./nodes.js";
-import { chainTo, origin } from "./walk.js";
+import { DEMO } from "../names.js";
+import { inputType, sourceOf, typesOf, wiredOf, worthOf } from "./queued.js";
+
+const ENCODES = /^CLIPTextEncode/;
+const LABELS = "all_labels";                 // output of our demo teacher
+
+/** The node whose conditioning is a list: what it joins are prompts of their own. */
+export const JOIN = "ConditioningCombine";
+
+/** Types of inputs that bring no more than text and numbers. */
+export const TEXT_ONLY = ["CONDITIONING", "CLIP", "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"];
+
 
 /**
- * What to distil on: { clip, text, negativeText, positive, negative, guidance }. Where clip, an end, is null
- * the ends `positive` and `negative` are all there is; `negative` beside a clip is one that comes from no
- * text of its own. guidance: a Flux model's.
+ * How the positive conditioning can be made anew from a list of prompts; null
+ * where it can't, and is best taken as it is:
+ *   clip       the end that encodes
+ *   text       the sampler's prompts, as our node takes them
+ *   whole      whether that is all that the encoders are given; else the conditioning itself is a prompt too
+ *   guidance   what the encoder itself holds
+ *   encoders   ids of the nodes that make conditioning of text; way: those between them and the sampler
+ *   pictures   whether more than text comes in on that way
  */
-export function promptsOf(graph, wires, inputs, loader) {
-  const encoders = encodersOf(wires, inputs?.positive);
-  const others = encodersOf(wires, inputs?.negative).filter((node) => !encoders.includes(node));
-  const wired = encoders.map((node) => origin(node, slotOf(node.inputs, "CLIP"))).find(Boolean);
-  const clip = wired ?? outputOf(graph, "CLIP", loader);
-  const apart = inputs?.negative && inputs.negative.node !== inputs.positive?.node;
-  const zeroed = apart && !others.length && encoders.length;
-  return {
-    clip,
-    text: listOf(encoders.map(textOf)),
-    negativeText: others.map(textOf).filter(Boolean).join(", "),
-    positive: inputs?.positive ?? null,
-    negative: clip && !zeroed ? null : inputs?.negative ?? null,
-    guidance: guidanceOf(wires, inputs?.positive),
-  };
+export function promptsOf({ queued, positive }) {
+  const way = positive ? wayUp(queued, positive) : [];
+  const encoders = way.filter((id) => wiredOf(queued, id, "CLIP").length);
+  const between = way.filter((id) => !encoders.includes(id));
+  const texts = encoders.map((id) => textOf(queued, id));
+  const ends = between.filter((id) => !conditioningInto(queued, id).length);
+  const joins = between.filter((id) => conditioningInto(queued, id).length > 1
+    && queued.get(id).type !== JOIN);
+  if (!encoders.length || !encoders.every((id) => isText(queued, id)) || ends.length || joins.length) {
+    return null;
+  }
+  const clip = sourceOf(queued, encoders[0], wiredOf(queued, encoders[0], "CLIP")[0]);
+  const guidance = worthOf(queued, encoders[0], "guidance");
+  const pictures = between.some((id) =>
+    wiredOf(queued, id).some((name) => !TEXT_ONLY.includes(inputType(queued, id, name))));
+  const whole = !texts.includes(undefined);
+  return { clip, text: listOf(texts.filter(Boolean)), whole, guidance, encoders, pictures, way: between };
 }
+
+/** Whether the sampler's prompt is a label of our demo teacher, which has an output with all of them. */
+export const labelsOf = ({ queued, positive }) => {
+  const node = positive && queued.get(positive.id).node;
+  const slot = node?.type === DEMO ? node.outputs.findIndex(({ name }) => name === LABELS) : -1;
+  return slot < 0 ? null : { id: positive.id, slot };
+};
+
+/** Ids of the nodes that a conditioning comes through, the nearest first; encoders end it. */
+function wayUp(queued, end) {
+  const met = new Set();
+  const open = [end];
+  for (const { id, slot } of open) {      // grows while it is walked
+    if (met.has(id)) {
+      continue;
+    }
+    met.add(id);
+    if (!wiredOf(queued, id, "CLIP").length) {
+      const names = conditioningInto(queued, id, slot);
+      open.push(...names.map((name) => sourceOf(queued, id, name)).filter(Boolean));
+    }
+  }
+  return [...met];
+}
+
+/**
+ * Names of the inputs whose conditioning a node hands on at an output: where it
+ * passes several through, the one that belongs to it; without a slot those of the first.
+ */
+export function conditioningInto(queued, id, slot = undefined) {
+  const { node } = queued.get(id);
+  const names = wiredOf(queued, id, "CONDITIONING");
+  const outputs = typesOf(queued, id).flatMap((type, i) => (type === "CONDITIONING" ? [i] : []));
+  if (outputs.length < 2 || names.length < 2) {
+    return names;
+  }
+  const at = slot ?? outputs[0];
+  const same = names.find((name) => name === node.outputs[at].name);
+  return [same ?? names[outputs.indexOf(at)] ?? names[0]];
+}
+
+/** Whether a node makes conditioning of text alone, as our list of prompts does. */
+const isText = (queued, id) => ENCODES.test(queued.get(id).type)
+  && wiredOf(queued, id).every((name) => TEXT_ONLY.includes(inputType(queued, id, name)));
+
+/** The prompt that an encoder is given; undefined where that is not one text, or only running tells. */
+function textOf(queued, id) {
+  const linked = wiredOf(queued, id, "STRING").map((name) => worthOf(queued, id, name));
+  const options = choicesOf(queued, id);
+  const values = Object.keys(queued.get(id).inputs).filter((name) => !options.includes(name))
+    .map((name) => worthOf(queued, id, name)).filter((value) => typeof value === "string");
+  const texts = [...new Set(values.map((text) => text.trim()))];
+  return linked.includes(undefined) || texts.length > 1 ? undefined : values[0] ?? "";
+}
+
+/** Names of the widgets that are lists to choose from. */
+const choicesOf = (queued, id) => (queued.get(id).node.widgets ?? [])
+  .filter(({ type }) => type === "combo").map(({ name }) => name);
 
 /** As the node's text takes them: one a line, or a line of --- after each. */
 function listOf(texts) {
@@ -34,22 +108,3 @@ function listOf(texts) {
   return own.map((text) => (long ? `${text}\n---` : text)).join("\n");
 }
 
-/** The longest text of an encoder's widgets; where one is wired to a node with a single text, that. */
-function textOf(node) {
-  const texts = textWidgets(node).map((widget) => {
-    const from = origin(node, inputOf(node, widget.name));
-    const there = from ? textWidgets(from.node) : [widget];
-    return there.length === 1 ? there[0].value : "";
-  });
-  return texts.reduce((longest, text) => (text.length > longest.length ? text : longest), "");
-}
-
-const textWidgets = (node) => (node.widgets ?? []).filter((widget) => typeof widget.value === "string"
-  && !["combo", "button"].includes(widget.type));
-
-/** The guidance of a Flux model that is the nearest before a prompt's end; undefined where there is none. */
-function guidanceOf(wires, end) {
-  const chain = end ? chainTo(wires, end, "CONDITIONING") : [];
-  const nearest = chain.findLast(({ node }) => node.type === FLUX_GUIDANCE)?.node;
-  return nearest && widgetOf(nearest, "guidance")?.value;
-}

@@ -4,16 +4,18 @@ import { t } from "../text.js";
 import { nodesWithin, pathTo } from "./walk.js";
 
 /**
- * Queues these nodes of the user's graph with what they need, and no others.
+ * Queues these nodes of the user's graph with what they need, and no others. within:
+ * the nodes of the subgraphs that they lie in; without it they are looked for.
  * Throws where the host refuses; it tells why by itself. Some frontends draw new
  * seeds for all of the graph then, also where nothing runs: those are put back.
  */
-export async function queueNodes(app, nodes) {
+export async function queueNodes(app, nodes, within = null) {
+  const paths = nodes.map((node) => (within ? [...within, node] : pathTo(app.graph, node) ?? [node]));
   await queueing(app);
   const putBack = noteDraws(widgetsOf(app.graph));
   let queued;
   try {
-    queued = await app.queuePrompt(0, 1, nodes.map((node) => executionId(app.graph, node)));
+    queued = await app.queuePrompt(0, 1, paths.map(executionId));
   } finally {
     putBack();
   }
@@ -86,9 +88,7 @@ function widgetsOf(graph) {
 }
 
 /** A node's id as the server knows it: behind those of the subgraphs that it lies in. */
-function executionId(graph, node) {
-  return (pathTo(graph, node) ?? [node]).map(({ id }) => id).join(":");
-}
+export const executionId = (path) => path.map(({ id }) => id).join(":");
 
 /**
  * Queues a kept prompt: { prompt, workflow, node }. Answers the

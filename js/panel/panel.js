@@ -2,7 +2,6 @@
 
 import { addStyles, button, make, say } from "../dom.js";
 import { toast } from "../graph/change.js";
-import { sourceOfModel } from "../graph/find.js";
 import { makeFewStep } from "../graph/oneclick.js";
 import { t } from "../text.js";
 import { makeDetails } from "./details.js";
@@ -113,7 +112,9 @@ function makeBegin(app, api, store) {
     trouble = "";
     store.expect(true);
     try {
-      await makeFewStep(app, api, sourceOfModel(app));
+      if (!(await makeFewStep(app, api))) {
+        store.expect(false);
+      }
     } catch (error) {
       trouble = error.message;
       store.expect(false);

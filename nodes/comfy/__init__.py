@@ -11,6 +11,7 @@ fresh_noise     which noise a picture of a batch gets while it is sampled
 fingerprints    hashes that tell weights, patches and settings apart
 session         a MODEL loaded for training, and put back
 kernels         the host's fused operators, with a gradient while a model is trained
+precision       in which precision it computes
 residency       where its weights live while gradients run through it: on the card, or fetched for each call
 denoiser        a loaded MODEL as `training` asks it: one prediction, differentiable
 guider_teacher  a guider as `training` asks it: what the host's own sampling predicts

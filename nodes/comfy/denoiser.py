@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from .fingerprints import base_of
 from .latents import sample_shape, takes_batch_for_frames
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
+from .precision import in_float32
 from .residency import streamed_layers, told
 
 HOST_MARGIN = 1.5  # by which the host's sampling has more memory free than a call is said to need
@@ -53,6 +54,7 @@ class ComfyDenoiser:
         self.model, self.module = patcher.model, patcher.model.diffusion_model
         self.device, self.base = patcher.load_device, base_of(patcher)
         self.weights = told(patcher)  # where they live, in words
+        self.in_float32 = functools.partial(in_float32, patcher)
         self.streamed = functools.partial(streamed_layers, patcher)
         self.free_memory = functools.partial(patcher.get_free_memory, patcher.load_device)
         self.conditions = len(positives)

@@ -20,12 +20,12 @@ ABOUT = {"base": "demo", "conditioning": "labels"}
 
 
 def run(folder, last=None, every=3, **changes):
-    """A run in that folder, cut off by a cancel after update `last`; closed."""
+    """A run in that folder, cut off by a cancel after update `last`; closed. Its clock counts updates."""
     if changes.get("method") == "restoration":
         changes["process"] = [{"kind": "blur", "width": 1.0}, {"kind": "noise"}]
     run = Run(Tiny(), DistilConfig(**{**SMALL, **changes}))
     try:
-        with Job(folder, run, ABOUT, every=every) as job:
+        with Job(folder, run, ABOUT, every, clock=lambda: run.done) as job:
             for _ in job.progress():
                 if run.done == last:
                     raise KeyboardInterrupt

@@ -1,9 +1,9 @@
 """Exact gradients on any architecture.
 
-A model that never writes over what autograd has saved gets a plain graph, at no cost; one that does, an
-`exact_graph`. With checkpointing a block is recomputed on copies of its inputs (`checkpointing`); a layer
-whose weights don't stay where it computes is called again with its weights fetched anew (`streaming`).
-`proof` shows that a gradient is right, `saved_bytes` what its graph holds.
+A model that never writes over what autograd has saved gets a plain graph, at no cost; of one that does, what
+it writes over is copied, and nothing else (`overwrites`). With checkpointing a block is recomputed on copies
+of its inputs (`checkpointing`); a layer whose weights don't stay where it computes is called again with its
+weights fetched anew (`streaming`). `proof` shows that a gradient is right, `saved_bytes` what a graph holds.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import torch
 
 from .checkpointing import blocks, recomputed, replaced
 from .exact_graph import exact_graph
+from .overwrites import NOTICED, Log, Overwrites
 from .saved_bytes import saved_bytes
 from .streaming import fetched_again
 
@@ -35,13 +36,20 @@ class Backward:
     ):
         self.module, self.parameters, self.streamed = module, list(parameters), streamed
         self.blocks = blocks(module) if checkpointing else []
-        self.overwrites = False  # the model was seen to write over saved activations
+        self.places = Overwrites(module)
+        self.seen = False  # a first call was looked at
+        self.always = False  # the model writes where no place can be told: every operation is looked at
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether the model was seen to write over what autograd had saved."""
+        return self.always or bool(self.places.found)
 
     def __call__(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """`compute()` () without its graph; its gradient is added to the parameters' .grad.
 
-        compute is called once, or twice when the model is first seen to write over saved activations. When it
-        raises, .grad is as it was.
+        compute is called once, or twice when the model writes over saved activations where no call before it
+        did. When it raises, .grad is as it was.
         """
         kept = [p.grad for p in self.parameters]
         try:
@@ -56,23 +64,31 @@ class Backward:
         return loss
 
     def _attempt(self, compute):
-        if not self.overwrites:
+        if self.always:
+            return self._run(compute, exact_graph(), contextlib.nullcontext(), exact_graph)
+        if self.seen:
             try:
-                return self._run(compute, contextlib.nullcontext)
+                copied = self.places.copied_around(), self.places.copied()
+                return self._run(compute, *copied, contextlib.nullcontext)
             except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
+                if NOTICED not in str(error):
                     raise
-                self.overwrites = True
         # outside of `except`, which would keep the failed graph in memory
-        return self._run(compute, exact_graph)
+        log = Log()
+        loss = self._run(compute, log.graph(), log.watching(self.places.modules), log.graph)
+        self.always = not self.places.learn(log) and self.seen
+        self.seen = True
+        return loss
 
-    def _run(self, compute, graph):
+    def _run(self, compute, around, inside, recomputing):
+        """around: context of the whole call; inside: of the module's; recomputing: of each block's again."""
         for p in self.parameters:
             p.grad = None
         with (
-            graph(),
+            around,
             replaced(self.streamed(), fetched_again),
-            replaced(self.blocks, lambda forward: recomputed(forward, graph)),
+            inside,
+            replaced(self.blocks, lambda forward: recomputed(forward, recomputing)),
         ):
             loss = compute()
             loss.backward()

@@ -114,6 +114,8 @@ def _autocast(kind):
 
     From that cache PyTorch has handed out weights that were cast without a graph.
     """
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
 

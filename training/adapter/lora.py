@@ -2,7 +2,7 @@
 
 Hooks leave the base weights alone, so any storage works (half precision, quantised), and one base is both
 teacher (adapter off) and student (adapter on). Linear and Conv1d/2d/3d layers are covered; the adapter is
-float32.
+float32, and computes in the layer's dtype (`products`).
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ...diffusion.faults import BadValue
+from .products import Casts, added
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -40,6 +40,7 @@ class Lora:
         if rank < 1:
             raise BadValue("rank must be 1 or more, got {got}.", got=rank)
         self.rank, self.alpha, self.enabled = rank, float(rank if alpha is None else alpha), True
+        self.scale = self.alpha / rank
         g = torch.Generator().manual_seed(seed)
         self.weights, self._hooks = {}, []
         try:
@@ -47,6 +48,8 @@ class Lora:
         except BaseException:
             self.remove()
             raise
+        self._own = self._used = Casts(self.parameters(), self.scale)
+        self._lent = None  # casts of other weights, kept from one loan to the next
 
     def _attach(self, layers, g, wanted):
         for name, layer in layers.items():
@@ -57,15 +60,18 @@ class Lora:
                 "down": down.to(device).requires_grad_(),
                 "up": torch.zeros(shape[0], self.rank, device=device, requires_grad=True),
             }
-            self._hooks.append(layer.register_forward_hook(self._hook(self.weights[name])))
+            self._hooks.append(layer.register_forward_hook(self._hook(len(self._hooks), layer)))
 
-    def _hook(self, pair):
+    def _hook(self, number, layer):
+        linear = is_linear(layer)
+
         def add(layer, inputs, output):
             if not self.enabled:
                 return output
-            x = inputs[0]
-            change = _up_of_down(layer, x, pair["down"].to(x), pair["up"].to(x))
-            return output + (self.alpha / self.rank) * change
+            used = self._used
+            weights = used.values[2 * number : 2 * number + 2] if used is self._own else (None, None)
+            casts = used.pair(number, output)
+            return added(layer, linear, inputs[0], output, weights, casts, self.scale)
 
         return add
 
@@ -88,14 +94,24 @@ class Lora:
             self.enabled = enabled
 
     @contextlib.contextmanager
-    def using(self, values: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Within: the adapter has these weights (a list as `parameters()` gives), the EMA's for instance."""
-        kept = [p.detach().clone() for p in self.parameters()]
-        self.load(values)
+    def using(self, values: Sequence[torch.Tensor], keep: bool = False) -> Iterator[None]:
+        """Within: the layers answer with these weights (a list as `parameters()` gives, on any device), the
+        EMA's for instance, and the adapter's own get no gradient. keep: their casts, until the next loan.
+        """
+        assert len(values) == 2 * len(self.weights), "an adapter of other layers"
+        if self._lent is None or self._lent.values is not values:
+            self._lent = Casts(values, self.scale)
+        before, self._used = self._used, self._lent
         try:
             yield
         finally:
-            self.load(kept)
+            self._used = before
+            if not keep:
+                self._lent = None
+
+    def written(self) -> None:
+        """Say that the weights were written over where PyTorch may not have seen it."""
+        self._own.forget()
 
     @torch.no_grad()
     def load(self, values: Sequence[torch.Tensor]) -> None:
@@ -127,8 +143,8 @@ class Lora:
         return out
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """The inverse of `state_dict`. Raises ValueError naming the first layer that is missing or of another
-        shape.
+        """The inverse of `state_dict`, in whatever precision and scale the layers are kept. Raises ValueError
+        naming the first layer that is missing or of another shape.
         """
         values = []
         for name, pair in self.weights.items():
@@ -144,6 +160,8 @@ class Lora:
                         got=None if tensor is None else tuple(tensor.shape),
                     )
                 values.append(tensor.reshape(like.shape))
+            alpha = float(tensors.get(f"diffusion_model.{name}.alpha", self.alpha))
+            values[-1] = values[-1].float() * (alpha / self.alpha)
         self.load(values)
 
 
@@ -158,16 +176,6 @@ def lora_bytes(
 def _shape(layer):
     """(out, in...) of a layer's weight, however it is stored."""
     return (layer.out_features, layer.in_features) if is_linear(layer) else layer.weight.shape
-
-
-def _up_of_down(layer, x, down, up):
-    """up(down(x)) (B, out, ...), where `down` has the kernel, stride and padding of the layer."""
-    if is_linear(layer):
-        return F.linear(F.linear(x, down), up)
-    hidden = layer._conv_forward(x, down, None)
-    if hidden.ndim == 4:
-        return F.conv2d(hidden, up[..., None, None])
-    return torch.einsum("or,br...->bo...", up, hidden)
 
 
 def is_linear(layer: nn.Module) -> bool:

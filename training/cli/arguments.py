@@ -5,7 +5,9 @@ import math
 
 from .. import methods
 from ..formats.lora_keys import FAMILIES
+from ..formats.precision import PRECISIONS
 from ..formats.version import VERSION
+from ..run.optimisers import OPTIMISERS
 from . import commands
 
 ABOUT_FIT = """\
@@ -147,6 +149,16 @@ def _distil(subparsers, name, method, about):
         "--method", choices=methods.names(task=None), help=f"how to distil (default: {method})"
     )
     command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
+    command.add_argument(
+        "--optimizer",
+        choices=OPTIMISERS,
+        help="adamw8bit: a quarter of its memory, if bitsandbytes or torchao is installed (default: adamw)",
+    )
+    command.add_argument(
+        "--lora-precision",
+        choices=tuple(PRECISIONS),
+        help="of the LoRA's file: fp16 and bf16 halve it, fp16 loses least (default: fp16)",
+    )
     command.set_defaults(run=commands.distil, usual_method=method)
 
 

@@ -70,7 +70,7 @@ def distil(args: Namespace) -> int:
     if args.config:
         settings |= read_config(args.config)
     settings |= dict(_setting(text) for text in args.set)
-    settings |= _given(args, "method", "seed")
+    settings |= _given(args, "method", "seed", "optimizer", "lora_precision")
     if methods.restores(settings["method"]) and not settings.get("process"):
         raise BadValue(
             "process must be given for the method restoration, got none. Write process = [{{kind = "
@@ -128,6 +128,7 @@ def _shown(work, out):
     """Run with a progress bar; say what came of it."""
     from tqdm import tqdm
 
+    from ..run.interrupts import ended_in_order
     from .headless import SPEC
 
     bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3)  # no bar before there is work
@@ -142,7 +143,7 @@ def _shown(work, out):
         bar.update(0)
 
     try:
-        with bar:
+        with bar, ended_in_order():
             run = work(show=show)
     except KeyboardInterrupt:
         if not (Path(out) / SPEC).exists():

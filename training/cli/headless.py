@@ -14,6 +14,7 @@ from typing import Any
 from ...diffusion.faults import BadValue
 from ..formats.files import check_folder, save_lora, write_json, write_near
 from ..formats.lora_keys import from_diffusers, to_diffusers
+from ..formats.precision import in_precision
 from ..methods.phases import usual_shift
 from ..models.denoiser import Denoiser
 from ..models.families import usual
@@ -100,9 +101,9 @@ def _save(run, out):
     recipe = dataclasses.replace(
         recipe, base="", trained={**recipe.trained, "family": family, "blocks": blocks}
     )
-    native, theirs = from_diffusers(tensors, family, blocks), to_diffusers(tensors, family, blocks)
-    write_near(out / LORA, lambda path: save_lora(path, native, recipe))
-    write_near(out / FOR_DIFFUSERS, lambda path: save_lora(path, theirs, recipe))
+    for name, convert in ((LORA, from_diffusers), (FOR_DIFFUSERS, to_diffusers)):
+        rounded = in_precision(convert(tensors, family, blocks), run.config.lora_precision)
+        write_near(out / name, lambda path, rounded=rounded: save_lora(path, rounded, recipe))
 
 
 def resume(out: str | Path, *, show: Show = _silent) -> Run:

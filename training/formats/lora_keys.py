@@ -29,6 +29,7 @@ import torch
 
 from ...diffusion.faults import BadValue, Message
 from .layer_names import BLOCKS, FAMILIES, TRANSFORMERS, table
+from .precision import holds
 
 Tensors = Mapping[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]  # up (out, rank), down (rank, in)
@@ -147,8 +148,8 @@ def _folded(layer, halves):
             layer=layer,
             shape=tuple(alpha.shape),
         )
-    scale = float(alpha) / len(down)
-    return (up.flatten(1).float() * scale).to(up.dtype), down.flatten(1)
+    scaled = up.flatten(1).float() * (float(alpha) / len(down))
+    return scaled.to(up.dtype) if holds(up.dtype, scaled) else scaled, down.flatten(1)
 
 
 def _fit(up, down):

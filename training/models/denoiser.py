@@ -26,7 +26,8 @@ class Denoiser(Protocol):
     base        fingerprint of the weights (`fingerprint`)
 
     One that runs on another device than the CPU also has `device`; one whose weights don't all stay there has
-    `streamed()`, which gives the layers of its module that fetch theirs for each call.
+    `streamed()`, which gives the layers of its module that fetch theirs for each call. One that computes in a
+    lower precision has `in_float32()`, a context in which it computes in float32 with the same weights.
     """
 
     path: Path

@@ -15,8 +15,9 @@ diffusers and transformers are optional, imported late. `pipelines` reads the fo
 the noise levels; `diffusers_networks` knows the networks.
 """
 
+import contextlib
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,21 @@ class DiffusersDenoiser:
             module = module.to(dtype)
         self.module = module.to(self.device).eval().requires_grad_(False)
         self.base = fingerprint(module)
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Within: the network computes in float32. Its weights are cast there and back: nothing is lost."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        before, kept = self.dtype, [(t, t.dtype) for t in tensors if t.is_floating_point()]
+        try:
+            self.dtype = torch.float32
+            for tensor, _ in kept:
+                tensor.data = tensor.data.float()
+            yield
+        finally:
+            self.dtype = before
+            for tensor, dtype in kept:
+                tensor.data = tensor.data.to(dtype)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         home, x = x.device, x.to(self.device, torch.float32)

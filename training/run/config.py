@@ -18,10 +18,12 @@ from ..formats.checks import (
     check_whole,
     is_number,
 )
+from ..formats.precision import PRECISIONS
 from ..formats.processes import checked, process_of
 from ..methods.distances import METRICS
 from ..methods.teacher_step import SOLVERS
 from ..methods.times import DISTRIBUTIONS
+from .optimisers import ADAMW, OPTIMISERS
 
 TARGETS = ("stop-gradient", "ema")
 CHOICES = {
@@ -30,6 +32,8 @@ CHOICES = {
     "solver": SOLVERS,
     "times": DISTRIBUTIONS,
     "weighting": ("none", *WEIGHTINGS),
+    "optimizer": OPTIMISERS,
+    "lora_precision": tuple(PRECISIONS),
 }
 # whole numbers, least and most: more than anybody trains with, so that a slip of the keyboard does not ask
 # for more memory than there is
@@ -98,6 +102,9 @@ class DistilConfig:
     lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
     from_percent, to_percent   the part of the way that the LoRA is for, of the model's own time in the host's
                  convention (percent_to_sigma): 0 is the largest noise level, 1 the data
+    optimizer    "adamw", or "adamw8bit": a quarter of its memory, by bitsandbytes or torchao, if installed
+    lora_precision  of the saved LoRA: "fp16" halves the file and loses least, "bf16" is as small, "fp32"
+                 keeps all; what the run itself learns on is float32
     checkpointing  recompute the model's blocks in the backward pass: less memory, a third slower
     """
 
@@ -130,6 +137,8 @@ class DistilConfig:
     include: tuple = ("*",)
     exclude: tuple = ()
     lr: float = 2e-3
+    optimizer: str = ADAMW
+    lora_precision: str = "fp16"
     checkpointing: bool = False
     seed: int = 0
     from_percent: float = 0.0

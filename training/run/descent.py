@@ -14,10 +14,12 @@ import torch
 from ...diffusion.faults import Message, NoMemory, NotFinite
 from ..methods.method import Batch
 from ..models.memory_errors import is_out_of_memory, recover
+from . import optimisers
 from .config import DistilConfig
 from .student import Student, backward_of
 
 MOST_SKIPPED = 10
+OPTIMISER = "optimiser."  # before the names of its tensors in a saved state
 NUMBERS = ("scale", "micro", "done", "skipped", "in_a_row")  # of a saved state
 
 
@@ -27,7 +29,7 @@ class Descent:
     def __init__(self, student: Student, config: DistilConfig):
         self.student, self.lora, self.config = student, student.lora, config
         parameters = self.lora.parameters()
-        self.optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr)
         self.backward = backward_of(student.denoiser, parameters, config.checkpointing)
         numbers_in_a_batch = config.batch * math.prod(student.denoiser.shape)
         self.scale = 2.0 ** math.floor(math.log2(numbers_in_a_batch))
@@ -95,8 +97,8 @@ class Descent:
         norm = torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         finite = norm.isfinite() and math.isfinite(loss)
         if finite:
-            self.optimiser.param_groups[0]["lr"] = self.config.lr * self._lr_factor()
-            self.optimiser.step()
+            optimisers.step(self.optimiser, self.config.lr * self._lr_factor())
+            self.lora.written()
         self.optimiser.zero_grad(set_to_none=True)
         if finite:
             self.in_a_row = 0
@@ -127,35 +129,22 @@ class Descent:
         """({name: tensor}, {name: number}) of adapter, average and optimiser, for `restore`."""
         tensors = {f"adapter.{i}": p.detach() for i, p in enumerate(self.lora.parameters())}
         tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
-        for i, p in enumerate(self.lora.parameters()):
-            for name, value in self.optimiser.state.get(p, {}).items():
-                tensors[f"optimiser.{i}.{name}"] = torch.as_tensor(value)
+        kept = optimisers.state(self.optimiser, self.lora.parameters())
+        tensors |= {f"{OPTIMISER}{name}": tensor for name, tensor in kept.items()}
         numbers = {name: getattr(self, name) for name in NUMBERS}
-        return tensors, numbers | {"overwrites": self.backward.overwrites}
+        return tensors, numbers
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
         """Take over what `state` gave."""
         parameters = self.lora.parameters()
+        kept = {n.removeprefix(OPTIMISER): t for n, t in tensors.items() if n.startswith(OPTIMISER)}
+        optimisers.restore(self.optimiser, parameters, kept)
         self.lora.load([tensors[f"adapter.{i}"] for i in range(len(parameters))])
         with torch.no_grad():
             for i, average in enumerate(self.student.averaged):
                 average.copy_(tensors[f"averaged.{i}"])
-        for i, p in enumerate(parameters):
-            if found := _moments(tensors, i, p):
-                self.optimiser.state[p] = found
         most = self.micro
         for name in NUMBERS:
             setattr(self, name, numbers[name])
         self.micro = min(most, self.micro)  # memory may be less today
         self.in_a_row = 0  # whoever resumes gets new patience
-        self.backward.overwrites = numbers["overwrites"]
-
-
-def _moments(tensors, number, like):
-    """AdamW's state of one parameter; its count of steps stays on the CPU."""
-    found = {}
-    for name in ("step", "exp_avg", "exp_avg_sq"):
-        value = tensors.get(f"optimiser.{number}.{name}")
-        if value is not None:
-            found[name] = value.clone() if name == "step" else value.to(like).clone()
-    return found

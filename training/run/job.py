@@ -8,9 +8,10 @@
                                 there
     folder/status.json          for people and the panel: a `status.Status`
 
-A state is written every `every` updates and at the end, to a temporary file that is synced and renamed.
-Killed at any moment a run loses the updates since then, and no file. A full disk is reported and the run goes
-on: the state before it stays whole.
+A state is written every two minutes, seldom enough to take a few percent of the time, and on every way out:
+end, stop, cancel, error, a full memory, a SIGTERM (`interrupts`, and in the host `nodes.comfy.termination`).
+It goes to a temporary file that is synced and renamed. Killed at any moment a run loses the updates since
+then, and no file. A full disk is reported and the run goes on: the state before it stays whole.
 """
 
 import json
@@ -28,6 +29,7 @@ from safetensors import safe_open
 
 from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
 from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
+from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
 from .config import DistilConfig
 from .events import MOST, Events, event
@@ -36,12 +38,15 @@ from .run import Run
 from .status import STATUS, Status, notes_in
 
 VERSION = 1
+EVERY = 120.0  # seconds from one state to the next
+SHARE = 0.03  # of a run's time that writing them may take
 STATE = "state.safetensors"
 # what runs write, which is never put over what is somebody else's
 WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES = 12
 METADATA_KEY = "fewstep.state"
+LATER = {"optimizer": "adamw"}  # settings that older runs lack, and what those had
 PART = (
     "from_percent",
     "to_percent",
@@ -50,7 +55,8 @@ MOST_TEXT = 2000  # characters of an error that are kept
 
 
 class Job:
-    """`run` in `folder`. about: a JSON-able dict that tells runs of one config apart (model, prompts).
+    """`run` in `folder`. about: a JSON-able dict that tells runs of one config apart (model, prompts); every:
+    seconds of `clock` between two states.
 
     notes     what whoever runs it adds to its status, by the names of `status.NOTES`
     resumed   the update at which it went on, 0 for a new one
@@ -65,10 +71,11 @@ class Job:
         folder: str | Path,
         run: Run,
         about: dict,
-        every: int = 50,
+        every: float = EVERY,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self.run, self.every, self.now = run, every, now
+        self.run, self.every, self.now, self.clock = run, every, now, clock
         self.folder = check_folder(folder, COPIES * run.student.lora.bytes + (1 << 20))
         self.about = json.loads(json.dumps(about))
         self.resumed = 0
@@ -104,6 +111,8 @@ class Job:
         trace: TracebackType | None,
     ) -> None:
         self.notes["error"] = _told(error) if isinstance(error, Exception) else None
+        if error is not None and is_out_of_memory(error):
+            recover()  # writing takes some too
         try:
             self.save(self._ending(kind), required=kind is None)
         finally:
@@ -136,13 +145,16 @@ class Job:
         if self.resumed:
             self.log(Message("Went on at update {done}.", done=self.resumed))
         self._write_status("running")
-        saved, events = self.run.done, Events(self.run)
+        done, last, cost, events = self.run.done, self.clock(), 0.0, Events(self.run)
         for progress in self.run.progress():
             for message in events.new():
                 self.log(message)
-            if self.run.done - saved >= self.every:
-                saved = self.run.done
+            began = self.clock()
+            if self.run.done > done and began - last >= max(self.every, cost / SHARE):
+                done = self.run.done
                 self.save("running", required=False)
+                last = self.clock()
+                cost = last - began
             yield progress
 
     def log(self, message: Message) -> None:
@@ -201,9 +213,12 @@ def _told(error):
 
 
 def manifest(config: DistilConfig, about: dict) -> dict:
-    """What makes two runs the same, as it is written. How the work is cut to fit the memory does not."""
-    left_out = ("micro", "checkpointing", "chunk", *(PART if config.is_whole else ()))
-    settings = {k: v for k, v in config.to_dict().items() if k not in left_out}
+    """What makes two runs the same, as it is written. How the work is cut to fit the memory does not, nor how
+    the result is rounded for its file.
+    """
+    left_out = {"micro", "checkpointing", "chunk", "lora_precision", *(PART if config.is_whole else ())}
+    left_out |= {name for name, usual in LATER.items() if getattr(config, name) == usual}
+    settings = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
 
 
@@ -226,7 +241,7 @@ def _claim(folder, wanted):
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        theirs = {**found["spec"]["config"], **found["spec"]["about"]}
+        theirs = {**LATER, **found["spec"]["config"], **found["spec"]["about"]}
     except (ValueError, LookupError, TypeError) as error:
         raise BadValue(
             "{file} must be the manifest of a run, and can't be read ({error}). Take another folder.",
@@ -234,7 +249,7 @@ def _claim(folder, wanted):
             error=error,
         ) from error
     if found != wanted:
-        ours = {**wanted["spec"]["config"], **wanted["spec"]["about"]}
+        ours = {**LATER, **wanted["spec"]["config"], **wanted["spec"]["about"]}
         odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
         raise BadValue(
             "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "

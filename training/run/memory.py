@@ -125,10 +125,11 @@ def plan(
             budget = available(getattr(denoiser, "device", "cpu")) + memory.weights
         most = min(config.batch, config.micro or config.batch)
         micro, checkpointing = memory.choose(budget, most)
+        in_float32 = getattr(denoiser, "in_float32", None)
         for recompute in dict.fromkeys((checkpointing or config.checkpointing, True)):
             try:
                 backward = backward_of(denoiser, parameters, recompute)
-                check_gradient(compute, parameters, dtype, backward)
+                check_gradient(compute, parameters, dtype, backward, in_float32)
                 return Plan(micro=micro, checkpointing=recompute, memory=memory)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -167,7 +168,10 @@ def _loss(denoiser: Denoiser, phases: Phases) -> Callable[[], torch.Tensor]:
     noise, goal = (torch.randn(1, *denoiser.shape, generator=generator) for _ in range(2))
     x = noise * float(denoiser.path.alpha(sigma).hypot(sigma))
     condition = torch.zeros(1, dtype=torch.long)
-    return lambda: squared_error(denoiser(x, sigma, condition), goal).mean()
+    # In float64, and scaled as a run's: differences of rounded losses, or gradients that vanish in half
+    # precision, would prove nothing.
+    scale = 2.0 ** math.floor(math.log2(goal.numel()))
+    return lambda: scale * squared_error(denoiser(x, sigma, condition).double(), goal.double()).mean()
 
 
 def _measure(denoiser: Denoiser, lora: Lora, compute: Callable[[], torch.Tensor]):

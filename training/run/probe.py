@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from .average import on_host
 from .student import Adapter
 
 MEASURED = 12
@@ -65,7 +66,7 @@ class Probe:
         self.drawn = drawn
         value = float((drawn - self.held.reference).square().mean().sqrt())
         if done and math.isfinite(value) and (self.best is None or value < self.best.fidelity):
-            self.best = Best(fidelity=value, adapter=[a.clone() for a in adapter])
+            self.best = Best(fidelity=value, adapter=on_host(adapter))
         self.fidelity.append((done, value))  # last: cut off before it, the measurement is made again
         return value
 
@@ -77,7 +78,7 @@ class Probe:
         return tensors, {"best": self.best and self.best.fidelity, "fidelity": self.fidelity}
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict, like: Adapter) -> None:
-        """Take over what `state` gave; like: an adapter on the device that the best one belongs to."""
+        """Take over what `state` gave; like: an adapter of the same model."""
         best = adapter_in(tensors, "best", like)
         self.best = Best(fidelity=numbers["best"], adapter=best) if best else None
         if PARTS[0] in tensors:
@@ -89,7 +90,7 @@ class Probe:
 
 
 def adapter_in(tensors: dict[str, torch.Tensor], name: str, like: Adapter) -> list[torch.Tensor] | None:
-    """The adapter that a state has under that name, on the device of `like`; None where it has none."""
+    """The adapter, with as many tensors as `like`, that a state has under that name; None if it has none."""
     if f"{name}.0" not in tensors:
         return None
-    return [tensors[f"{name}.{i}"].to(v).clone() for i, v in enumerate(like)]
+    return on_host([tensors[f"{name}.{i}"] for i in range(len(like))])

@@ -21,6 +21,7 @@ import torch
 
 from .. import methods
 from ..formats.files import save_lora
+from ..formats.precision import in_precision
 from ..formats.recipe import Recipe
 from ..methods.distances import METRICS
 from ..methods.method import Context
@@ -28,6 +29,7 @@ from ..methods.phases import Phases
 from ..methods.times import Times, Weighting
 from ..models.denoiser import Denoiser
 from ..trajectories.data import Data
+from .average import on_host
 from .config import DistilConfig
 from .descent import Descent
 from .distillation import Distillation
@@ -102,7 +104,7 @@ class Run:
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
             if number != current:
                 if number and self.done == _first_update(number, config):
-                    self.source.pairs_of = [a.clone() for a in self.student.averaged]
+                    self.source.pairs_of = on_host(self.student.averaged)
                 for share in self.source.gather(number):
                     if self.stopped:
                         return
@@ -170,8 +172,8 @@ class Run:
         return _recipe_of(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the LoRA with its recipe, whole or not at all."""
-        return save_lora(path, self.lora_tensors(), self.recipe())
+        """Write the LoRA with its recipe, whole or not at all, in the config's precision."""
+        return save_lora(path, in_precision(self.lora_tensors(), self.config.lora_precision), self.recipe())
 
     # ---- its state -----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from ..models.denoiser import Denoiser, Guided
 from ..trajectories.data import Data, from_trajectories
 from ..trajectories.noises import as_noise, noises
 from ..trajectories.sampling import SHARD, teacher_cache, trajectories
+from . import optimisers
 from .config import DistilConfig
 from .probe import HeldOut
 from .student import Adapter, Student
@@ -31,6 +32,7 @@ def check(denoiser: Denoiser, config: DistilConfig, data: Data | None = None) ->
     """Raise ValueError for a model without conditionings, and for data that do not fit model and method."""
     if denoiser.conditions < 1:
         raise BadValue("The run needs at least one conditioning (a prompt or a label), got none.")
+    optimisers.check(config.optimizer, getattr(denoiser, "device", "cpu"))
     if data is not None:
         data.check(denoiser, methods.get(config.method).needs)
     elif config.to_percent < 1 and methods.get(config.method).needs == "images":

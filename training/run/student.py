@@ -14,6 +14,7 @@ from ..adapter.lora import Lora
 from ..adapter.warm_start import warm_start
 from ..models.denoiser import Denoiser, InParts, guided
 from ..trajectories.sampling import SHARD, in_chunks, teacher_samples
+from .average import Average
 from .config import DistilConfig
 
 Adapter = Sequence[torch.Tensor]  # weights as `Lora.parameters` gives them
@@ -53,7 +54,6 @@ class Student:
     """Who answers, as `(x, sigma (B,), condition (B,)) -> x0`: `student`, `target` and `teacher`.
 
     lora       the adapter that is trained
-    averaged   its running average
     asked      the model where nothing is trained: for as many samples at once as memory takes
     """
 
@@ -61,7 +61,12 @@ class Student:
         self.denoiser, self.config = denoiser, config
         self.asked = InParts(denoiser, config.chunk)
         self.lora = adapter_for(denoiser, config, warm)
-        self.averaged = [p.detach().clone() for p in self.lora.parameters()]
+        self.average = Average(self.lora.parameters())
+
+    @property
+    def averaged(self) -> list[torch.Tensor]:
+        """The adapter's running average, in the computer's memory."""
+        return self.average.values
 
     def student(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The model with the adapter."""
@@ -71,7 +76,7 @@ class Student:
         """What the student learns from: itself, or its average."""
         if self.config.target == "stop-gradient":
             return self.student(x, sigma, condition)
-        with self.lora.using(self.averaged):
+        with self.lora.using(self.averaged, keep=True):
             return self.denoiser(x, sigma, condition)
 
     def teacher(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -84,14 +89,12 @@ class Student:
         with self.lora.off():
             return guided(self.asked, x, sigma, condition, self.config.cfg)
 
-    @torch.no_grad()
     def follow(self, done: int) -> None:
         """Move the average towards the adapter after `done` updates: a_k += (1 - d)(p_k - a_k) with decay
         d = min(ema, (1 + done)/(10 + done)).
         """
         decay = min(self.config.ema, (1 + done) / (10 + done))
-        for average, p in zip(self.averaged, self.lora.parameters()):
-            average.lerp_(p, 1 - decay)
+        self.average.follow(1 - decay)
 
     @torch.no_grad()
     def sample(
@@ -120,3 +123,4 @@ class Student:
     def close(self) -> None:
         """Take the adapter off the model."""
         self.lora.remove()
+        self.average.close()

@@ -43,8 +43,8 @@ def folders_in(base):
     folder_paths.folder_names_and_paths["loras"] = ([str(loras)], {".safetensors"})
 
 
-def answer_as_a_card(bfloat16):
-    """The host's and PyTorch's questions about the card; bfloat16: whether it computes in that."""
+def answer_as_a_card(bfloat16, float16=False):
+    """The host's and PyTorch's questions about the card; bfloat16, float16: whether it computes in these."""
     free_of, total_of = management.get_free_memory, management.get_total_memory
 
     def free_memory(device=None, torch_free_too=False):
@@ -62,7 +62,7 @@ def answer_as_a_card(bfloat16):
     management.is_nvidia = lambda: True
     management.current_stream = lambda device: None
     management.soft_empty_cache = lambda force=False: None
-    management.should_use_fp16 = lambda *args, **kwargs: False
+    management.should_use_fp16 = lambda *args, **kwargs: float16
     management.should_use_bf16 = lambda *args, **kwargs: bfloat16
     for name in ("supports_fp8_compute", "supports_nvfp4_compute", "supports_mxfp8_compute"):
         setattr(management, name, lambda device=None: False)

@@ -19,11 +19,12 @@ BUFFER = 64 << 20  # bytes of a stream's buffer
 class Room:
     """Bytes for pages on the card, and every page that was ever handed out.
 
-    fleeting: a page is taken away as soon as nobody pins it
+    fleeting: a page is taken away as soon as nobody pins it; every: of so many pages one finds no room, 0
+    for all that fit
     """
 
     def __init__(self):
-        self.pages, self.room, self.fleeting = [], 1 << 62, False
+        self.pages, self.room, self.fleeting, self.every = [], 1 << 62, False, 0
 
     @property
     def taken(self):
@@ -42,13 +43,15 @@ class Page:
     """The place of one layer's weights."""
 
     def __init__(self, size):
+        self.number = len(ROOM.pages)
         self.size, self.memory = size, np.zeros(size, np.uint8)
         self.resident, self.times, self.pinned = False, 0, False
 
     def fault(self):
         """Pin it; the number of times that it has come into being, None where there is no room."""
         if not self.resident:
-            if ROOM.taken + self.size > ROOM.room:
+            left_out = ROOM.every and self.number % ROOM.every == 0
+            if left_out or ROOM.taken + self.size > ROOM.room:
                 return None
             self.resident, self.times = True, self.times + 1
         self.pinned = True

@@ -22,6 +22,14 @@ SLOW = [
     *((family, dtype, dtype) for family in ("sdxl", "sd3", "ltxv", "wan21") for dtype in (FLOAT, HALF)),
 ]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+PROVED = [
+    ("sd15", HALF, ("60 %",)),
+    *(
+        pytest.param(family, dtype, (), marks=pytest.mark.slow)
+        for family in ("sd15", "sdxl", "sd3", "flux_dev", "ltxv", "wan21")
+        for dtype in (FLOAT, HALF, "float16")
+    ),
+]
 COSINE, SLOPE = 0.9999, 2e-3
 COUNTED = [("sd15",), pytest.param(("sdxl", "sd3", "flux_dev", "ltxv", "wan21"), marks=pytest.mark.slow)]
 # the most that may happen with weights that stay: of these the network's own are up to 2 in a forward pass
@@ -85,6 +93,33 @@ def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
     assert all(is_right(case, dtype) for case in mended)
     if stored == dtype:  # else the host casts into memory of its own each time, which nothing takes back
         assert not any(is_right(case, dtype) for case in cases if case["kind"] == "unmended")
+
+
+@pytest.mark.parametrize("family, dtype, ways", PROVED)
+def test_a_wrong_gradient_is_refused_and_a_right_one_is_not(script, pytestconfig, family, dtype, ways):
+    """In the model's own precision, by the proof that every run begins with."""
+    verdicts = script("faults.py", family, dtype, *ways)
+    lines = ["", f"{family + ', ' + dtype:36}{'recomputed':>12}{'really off':>12}  the proof"]
+    for case in verdicts:
+        off = "no number" if case["off"] is None else f"{case['off']:.1e}"
+        said = case["refused"] or f"{case['copies']:.3f} and {case['directions']:.3f} of what is refused"
+        lines.append(
+            f"{case['way']:36}{'blocks' if case.get('checkpointing') else '':>12}{off:>12}  {said[:80]}"
+        )
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
+    for case in verdicts:
+        wrong = case["off"] is None or case["off"] > 1e-2  # right ones differ by rounding, at most 4e-3
+        assert (case["refused"] is not None) == wrong, case
+        if wrong and "called again" in case["way"]:
+            assert "weights are moved or taken away" in case["refused"]
+    (unseen,) = [case for case in verdicts if case["way"] == "written over, unseen"]
+    assert "something writes over them" in unseen["refused"]
+    (cut,) = [case for case in verdicts if case["way"] == "input cut off"]
+    assert "a part of the model cuts it off" in cut["refused"]
+    for way in set(ways or ("60 %", "evicted")) & {"60 %", "evicted"}:
+        found = [case["refused"] for case in verdicts if case["way"] == f"{way}, not called again"]
+        assert len(found) == 2 and None not in found
 
 
 def test_where_a_session_lets_weights_live(script):

@@ -2,6 +2,7 @@
 hold.
 """
 
+import contextlib
 import logging
 
 import pytest
@@ -48,9 +49,9 @@ def test_gradients_of_two_calls_add_up_and_the_second_knows_the_model(checkpoint
         return compute()
 
     backward(counted)
-    assert len(calls) == 2 and backward.overwrites
+    assert len(calls) == 1 and backward.overwrites
     backward(counted)
-    assert len(calls) == 3 and parameters[0].grad is first
+    assert len(calls) == 2 and parameters[0].grad is first
     parameters[0].grad = first - 1
     grad, wanted = torch.cat([p.grad.flatten() for p in parameters]), reference()[1]
     assert (grad - 2 * wanted).norm() / wanted.norm() < 1e-6
@@ -148,7 +149,8 @@ def test_slope_of_a_right_gradient_is_1_and_nothing_is_changed(overwrite):
     before = [p.detach().clone() for p in parameters], kept.clone()
     backward = Backward(net, parameters, checkpointing=True)
     assert abs(slope(compute, parameters, backward=backward) - 1) < 1e-3
-    assert abs(check_gradient(compute, parameters, backward=backward) - 1) < 1e-3
+    proof = check_gradient(compute, parameters, backward=backward)
+    assert proof.copies < 0.1 and proof.directions < 0.5
     assert all(torch.equal(p, w) for p, w in zip(parameters, before[0]))
     assert parameters[0].grad is kept and torch.equal(kept, before[1])
     assert all(p.grad is None for p in parameters[1:])
@@ -162,7 +164,9 @@ def test_a_wrong_gradient_is_found(factor):
         return Scaled.apply(compute(), factor)
 
     assert abs(slope(wrong, parameters) - 1 / factor) < 1e-3
-    with pytest.raises(ArithmeticError, match="must have slope 1 along itself, within 0.002; it has -?[01]"):
+    with pytest.raises(
+        ArithmeticError, match="must be the slope of the loss in every direction, and is off by"
+    ):
         check_gradient(wrong, parameters)
 
 
@@ -170,20 +174,69 @@ def test_a_gradient_that_lives_in_one_half_of_a_lora_is_proved():
     net, _, compute = case(True)
     lora = Lora(net.requires_grad_(False), 2)
     backward = Backward(net, lora.parameters(), checkpointing=True)
-    assert abs(check_gradient(compute, lora.parameters(), backward=backward) - 1) < 2e-3
+    before = [p.detach().clone() for p in lora.parameters()]
+    proof = check_gradient(compute, lora.parameters(), backward=backward)
+    assert proof.copies < 0.1 and proof.directions < 0.5
+    assert all(torch.equal(p, w) for p, w in zip(lora.parameters(), before))
 
 
-def test_doubt_is_logged_and_not_raised(caplog):
-    """A loss that rounds: its slopes contradict each other."""
-    w = torch.tensor([1.0, 2.0], requires_grad=True)
-    noise = iter(torch.tensor([0, 1, -1, -9, 9, 5, -2]).tolist())
+def test_what_passes_no_gradient_on_is_found_though_the_slope_along_it_is_right():
+    """Of what stands before the cut all is missing, and the slope asks for nothing of it."""
+    g = torch.Generator().manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)), torch.randn(3, 6, generator=g)
+    net[2].register_forward_pre_hook(lambda _, args: args[0].detach())
+    parameters = list(net.parameters())
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(torch.randn(p.shape, generator=g))
 
     def compute():
-        return w.square().sum() + next(noise)
+        return net(x).square().mean()
+
+    assert abs(slope(compute, parameters) - 1) < 1e-4
+    with pytest.raises(ArithmeticError, match="a part of the model cuts it off"):
+        check_gradient(compute, parameters, backward=Backward(net, parameters))
+
+
+def test_what_is_written_over_unseen_is_found_and_named():
+    """By saved-tensor hooks, which PyTorch's own check of versions does not look behind."""
+    net, parameters, compute = case(overwrite=True)
+
+    def unseen(compute):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            loss = compute()
+        loss.backward()
+        return loss
+
+    unseen.module = net
+    with pytest.raises(ArithmeticError, match="something writes over them before the backward pass"):
+        check_gradient(compute, parameters, backward=unseen)
+
+
+def test_a_proof_that_finds_no_memory_or_no_float32_is_logged_and_the_run_goes_on(caplog):
+    net, parameters, compute = case(False)
+    calls = []
+
+    def short():
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("Allocation on device ")
+        return compute()
 
     with caplog.at_level(logging.WARNING):
-        check_gradient(compute, [w])
-    assert "couldn't be checked" in caplog.text
+        assert check_gradient(short, parameters).copies is None
+    assert "couldn't be proved in full" in caplog.text
+
+    @contextlib.contextmanager
+    def refusing():
+        raise TypeError("no float32 here")
+        yield
+
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        proof = check_gradient(compute, parameters, torch.bfloat16, in_float32=refusing)
+    assert proof.copies < 0.1 and proof.directions is None and "no float32 here" in caplog.text
+    assert check_gradient(compute, parameters, torch.bfloat16).directions is None
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])

@@ -28,7 +28,8 @@ SMALL = dict(updates=30, images=24, batch=16, image_steps=8)
 @pytest.fixture(scope="module", params=KINDS)
 def finished(request):
     """A finished small run and the progress it reported."""
-    run = Run(DemoTeacher(request.param), DistilConfig(**{**SMALL, "updates": 60, "images": 96}))
+    config = DistilConfig(**{**SMALL, "updates": 60, "images": 96}, lora_precision="fp32")
+    run = Run(DemoTeacher(request.param), config)
     reports = list(run.progress())
     yield run, reports
     run.close()
