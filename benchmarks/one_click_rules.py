@@ -375,7 +375,8 @@ def _faults(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, se
     if not guider and (cfg is None or given is UNREAD or abs(max(cfg, 1.0) - float(given)) > 1e-6):
         faults.append(f"cfg {given} for {cfg}")
     wanted_latent, given_latent = latent(before, sampler), after.origin(distil, "latent")
-    if given_latent != wanted_latent:
+    first = [latent(before, one) for one in stages(before, sampler)]  # its size is the second's too
+    if given_latent not in (wanted_latent, *first):
         faults.append(f"latent {_named(after, given_latent)}, not {_named(after, wanted_latent)}")
     if stages(before, sampler):
         faults += _of_stage(before, after, distil, sampler)

@@ -123,7 +123,9 @@ def _value(value: Any, spec: str, conversion: str | None, language: Language) ->
         return value.worded(language)
     if isinstance(value, BaseException):
         return message_of(value).worded(language)
-    if isinstance(value, list) and not conversion:
+    if _is_shape(value) and not conversion:
+        return " × ".join(map(str, value)) or "()"
+    if isinstance(value, (list, tuple)) and not conversion:
         return language.comma.join(_value(part, spec, None, language) for part in value)
     if isinstance(value, str) and not spec and not conversion:
         return language.name(value)
@@ -140,6 +142,13 @@ def _plain(value: Any, spec: str = "", conversion: str | None = None) -> Any:
     if value is None or isinstance(value, (str, int, bool)) or _is_finite(value):
         return value
     return {"written": _value(value, spec, conversion, ENGLISH)}
+
+
+def _is_shape(value: Any) -> bool:
+    """Whether it is a tensor's shape: whole numbers in a tuple (lists are read out one by one)."""
+    return isinstance(value, tuple) and all(
+        isinstance(part, int) and not isinstance(part, bool) for part in value
+    )
 
 
 def _is_finite(value: Any) -> bool:

@@ -4,8 +4,10 @@ All of them start from the same noise.
 """
 
 import dataclasses
+import difflib
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
@@ -184,10 +186,10 @@ def setting(model: io.Model.Type, name: str, steps: int) -> Result:
         sampler, schedule = comfy.samplers.sampler_object(sampler_name), schedule or "simple"
     else:
         raise BadValue(
-            "samplers must be among {ours} or ComfyUI's own ({samplers}), got {got!r}.",
+            "samplers must be among {ours}, or a sampler of ComfyUI; got {got!r}. Nearest: {nearest}.",
             ours=list(OURS),
-            samplers=list(comfy.samplers.KSampler.SAMPLERS),
             got=sampler_name,
+            nearest=nearest(sampler_name, [*OURS, *comfy.samplers.KSampler.SAMPLERS]),
         )
     if schedule in comfy.samplers.KSampler.SCHEDULERS and sampler_name not in OURS:
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, schedule).sigmas.cpu()
@@ -195,16 +197,20 @@ def setting(model: io.Model.Type, name: str, steps: int) -> Result:
         sigmas = grids.grid(schedule, steps, levels.sigma_of(sampling), levels.path_of(sampling)).float()
     else:
         raise BadValue(
-            "the schedule of {name!r} must be among {names}, or for ComfyUI's samplers {schedulers}; got "
-            "{got!r}.",
+            "the schedule of {name!r} must be one of Few-Step Schedule or, for ComfyUI's samplers, of "
+            "ComfyUI; got {got!r}. Nearest: {nearest}.",
             name=name,
-            names=list(grids.NAMES),
-            schedulers=list(comfy.samplers.KSampler.SCHEDULERS),
             got=schedule,
+            nearest=nearest(schedule, [*grids.NAMES, *comfy.samplers.KSampler.SCHEDULERS]),
         )
     called = Message("the schedule of {name!r} with {steps} steps", name=name, steps=steps)
     levels.check_range(sigmas, sampling, called)
     return Result(name, steps, sampler, sigmas)
+
+
+def nearest(name: str, known: Sequence[str], most: int = 4) -> list[str]:
+    """The known names that are most like this one, for people who slipped; the first few where none is."""
+    return difflib.get_close_matches(name, known, most, 0.5) or list(known[:most])
 
 
 class _Runner:

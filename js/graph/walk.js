@@ -52,14 +52,23 @@ export function linkOf(graph, id) {
 }
 
 /**
- * The link into an input. The host's own getInputLink
- * answers for the node of a subgraph what comes out of it.
+ * All links of a graph. Slots are found by these and never by their own `link` and `links`, which newer hosts
+ * have deprecated; the host's getInputLink answers for the node of a subgraph what comes out of it.
  */
-export const linkInto = (node, into) => linkOf(node.graph, node.inputs?.[into]?.link);
+function linksOf(graph) {
+  const links = graph?.links ?? graph?._links ?? [];
+  return links instanceof Map ? [...links.values()] : Object.values(links);
+}
+
+/** The link into an input, or null. */
+export function linkInto(node, into) {
+  const isWanted = (link) => link?.target_id === node.id && link.target_slot === into;
+  return linksOf(node.graph).find(isWanted) ?? null;
+}
 
 /** The links out of an output. */
 export function linksFrom(node, slot) {
-  return (node.outputs?.[slot]?.links ?? []).map((id) => linkOf(node.graph, id)).filter(Boolean);
+  return linksOf(node.graph).filter((link) => link?.origin_id === node.id && link.origin_slot === slot);
 }
 
 /** Whether a node hands on input number n as output number n. */

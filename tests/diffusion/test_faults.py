@@ -29,7 +29,7 @@ class Shouting(Language):
 CASES = {
     "no fields": (Message("steps must be 1 or more."), "steps must be 1 or more."),
     "formats": (Message("{a} of {b:.2f}, {c!r}", a=3, b=math.pi, c="x"), "3 of 3.14, 'x'"),
-    "a shape": (Message("got {shape}", shape=(1, 4, 8)), "got (1, 4, 8)"),
+    "a shape": (Message("got {shape}", shape=(1, 4, 8)), "got 1 × 4 × 8"),
     "a shape in a format": (Message("got {shape!r}", shape=(1,)), "got (1,)"),
     "a list": (Message("one of {names}", names=["a", "b", 3]), "one of a, b, 3"),
     "an empty list": (Message("one of {names}.", names=[]), "one of ."),

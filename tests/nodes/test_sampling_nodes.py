@@ -260,7 +260,7 @@ def test_a_mask_of_another_size_is_refused_before_the_model_is_called(host, flow
     )
     wrapped = __import__("comfy.samplers", fromlist=["x"]).KSamplerX0Inpaint(guider, torch.tensor([1.0, 0.0]))
     with pytest.raises(
-        ValueError, match=r"mask must fit the latent, whose shape is \(1, 3, 32, 32\), got \(1, 1, 16, 16\)"
+        ValueError, match=r"mask must fit the latent, whose shape is 1 × 3 × 32 × 32, got 1 × 1 × 16 × 16"
     ):
         sampling.sample(
             wrapped,
