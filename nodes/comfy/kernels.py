@@ -7,18 +7,15 @@ plain PyTorch beside it, which has one: that takes the operator's place wherever
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.quant_ops
 import torch
 
-try:  # the formulas that are smooth; those of quantisation round, and rounding has no gradient of its own
-    from comfy_kitchen.backends.eager import adaln, rope
-
-    SMOOTH = (adaln, rope)
-except ImportError:  # a host from before its kernels
-    SMOOTH = ()
+# where the formulas that are smooth are: those of quantisation round, and rounding has no gradient of its own
+SMOOTH = ("backends.eager.rope", "backends.eager.adaln")
 
 
 @contextlib.contextmanager
@@ -38,7 +35,8 @@ def with_gradients() -> Iterator[None]:
 
 def _formulas(library: Any) -> dict[str, Callable]:
     """{operator's name: its formula} of those that make a new tensor; older hosts have fewer, or none."""
-    found = dict(pair for module in SMOOTH for pair in inspect.getmembers(module, inspect.isfunction))
+    modules = [sys.modules.get(f"{getattr(library, '__name__', '')}.{name}") for name in SMOOTH]
+    found = dict(pair for module in modules for pair in inspect.getmembers(module, inspect.isfunction))
     ours = (name for name in found if not name.startswith("_") and not name.endswith("_"))
     return {name: found[name] for name in ours if callable(getattr(library, name, None))}
 
