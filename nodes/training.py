@@ -5,6 +5,7 @@ It is saved as it goes, and resumed when the same is queued again.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue, Message, NoMemory
+from ..diffusion.faults import BadValue, Failed, Message, NoMemory
 from ..training import methods
 from ..training.formats.files import check_folder, file_stem, free_name, load_lora, write_near
 from ..training.methods.phases import Phases
+from ..training.models.devices import can_train
+from ..training.models.memory_errors import is_out_of_memory, named
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
@@ -132,6 +135,13 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
             count=len(negative),
         )
     families.check_trainable(model)
+    if not can_train(model.load_device):
+        raise Failed(
+            "model must be on a device that tells PyTorch its free memory and its random state to be "
+            "trained, got {device}, which does not. Start ComfyUI with CUDA, ROCm, XPU or MPS, or with "
+            "--cpu.",
+            device=str(model.load_device),
+        )
     levels.path_of(model.get_model_object("model_sampling"))
     file_stem(name)
 
@@ -155,8 +165,16 @@ def _check_guided(order: Order) -> None:
 
 
 def train(order: Order) -> Trained:
-    """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel."""
+    """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel.
+
+    Where memory runs out it raises MemoryError that says while what.
+    """
     check(order.model, order.positive, order.negative, order.name)
+    with named(Message("the run was made ready")):
+        return _train(order)
+
+
+def _train(order: Order) -> Trained:
     if order.guider is not None:
         _check_guided(order)
     folder = Path(folder_paths.get_folder_paths("loras")[0])
@@ -211,8 +229,8 @@ def train(order: Order) -> Trained:
             return _trained(run, about, folder, order)
     if planned is None:
         why = Message("weights streamed: beside all of them one sample found no room")
-        return train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
-    return train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
+        return _train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
+    return _train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
 
 
 def _phases(order: Order) -> Phases:
@@ -450,10 +468,21 @@ def _time(seconds: float) -> Message:
 
 
 def _preview(run, vae):
-    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE curves alone."""
+    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE, or the memory to
+    draw and decode, curves alone.
+    """
     history = run.loss, run.probe.fidelity
-    if vae is None:
-        return show.image(pictures.run_curves(*history))
+    try:
+        if vae is not None:
+            return show.image(pictures.run_report(_tiles(run, vae), *history))
+    except Exception as error:  # the LoRA is on disk
+        if not is_out_of_memory(error):
+            raise
+        logging.warning("Fewstep: no preview, as memory ran out (%s).", error)
+    return show.image(pictures.run_curves(*history))
+
+
+def _tiles(run, vae):
     steps, held = run.config.steps, run.probe.held
     drawn = {
         "teacher": held.reference,
@@ -468,5 +497,4 @@ def _preview(run, vae):
     }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]
-    tiles = pictures.grid(columns, rows, "Same starting noise", scale)
-    return show.image(pictures.run_report(tiles, *history))
+    return pictures.grid(columns, rows, "Same starting noise", scale)

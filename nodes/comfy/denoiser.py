@@ -17,6 +17,7 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
+from ...training.models.devices import has_float64
 from .fingerprints import base_of
 from .latents import sample_shape, takes_batch_for_frames
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
@@ -112,6 +113,7 @@ class ComfyDenoiser:
     def _predict(self, x: torch.Tensor, sigma: torch.Tensor, numbers: list[int]) -> torch.Tensor:
         """x0 on the model's device, of samples whose conditions can be put together."""
         # from the CPU PyTorch would wait for either copy; what it reads is safe as soon as it returns
+        sigma = sigma if has_float64(self.device) else sigma.float()
         x, sigma = (part.to(self.device, non_blocking=True) for part in (x, sigma))
         count = len(x)
         if self.frames:

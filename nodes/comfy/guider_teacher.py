@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
 from ...diffusion.faults import BadValue
+from ...training.models.denoiser import InParts
 from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
 from .latents import takes_batch_for_frames
 from .levels import check_range, noise_scale_of, path_of, sigma_of
@@ -165,7 +166,7 @@ class Teacher:
             "conditioning": digest(getattr(guider, "original_conds", None)),
             "guidance": guidance_of(guider),
         }
-        self._ask = None
+        self._ask, self._in_parts = None, InParts(self._asked, self.rows)
 
     def run(self, work: Callable[[], None], sigmas: torch.Tensor) -> None:
         """Call work() where a sampler would run along `sigmas`, the model loaded for batches of `rows`."""
@@ -191,13 +192,16 @@ class Teacher:
         for number in condition.unique().tolist():
             if isinstance(self.guider, Prompts):
                 self.guider.choose(number)
-            for which in (condition == number).nonzero()[:, 0].split(self.rows):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                rows, levels = (part[which].to(self.device, torch.float32) for part in (x, sigma))
-                if self.frames:
-                    rows, levels = rows[0], levels.expand(self.frames)
-                out[which] = self._ask(rows, levels).to(out).view(-1, *self.shape)
+            which = condition == number
+            out[which] = self._in_parts(x[which], sigma[which], condition[which])
         return out
+
+    def _asked(self, x, sigma, _):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        rows, levels = (part.to(self.device, torch.float32) for part in (x, sigma))
+        if self.frames:
+            rows, levels = rows.flatten(0, 1), levels.repeat_interleave(self.frames)
+        return self._ask(rows, levels).to("cpu", torch.float32).view(x.shape)
 
 
 def taught_by(

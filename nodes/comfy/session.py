@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...diffusion.faults import Message, NoMemory
 from ...training.adapter.lora import is_linear
+from ...training.models.devices import reset_most
 from ...training.models.memory_errors import is_out_of_memory
 from . import residency
 from .kernels import with_gradients
@@ -64,8 +65,7 @@ def _opened(model, choice, why, beside):
             with _told_by_name(model, choice):
                 residency.load(patcher, choice, beside)
             make_exact()
-            if management.is_device_cuda(patcher.load_device):
-                torch.cuda.reset_peak_memory_stats(patcher.load_device)  # of which a run shows what it took
+            reset_most(patcher.load_device)  # of which a run shows what it took
             _leave_inference_mode(patcher.model)
             yield patcher
     finally:

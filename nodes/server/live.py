@@ -16,6 +16,7 @@ from server import PromptServer
 from ...diffusion.faults import BadValue
 from ...training.formats.files import write, write_json
 from ...training.formats.graph_texts import of_graph
+from ...training.models.memory_errors import is_out_of_memory, recover
 from ...training.reports import pictures
 from ...training.run import runs
 from ...training.run.job import Job
@@ -150,6 +151,8 @@ class Live:
         except Exception as error:  # pictures are a courtesy: a run does not end for want of them
             logging.warning("Fewstep: no previews of this run (%s).", error)
             self.pictures = False
+            if is_out_of_memory(error):
+                recover()
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae

@@ -36,7 +36,8 @@ class LiveBytes(TorchDispatchMode):
             for storage in _written(func._schema, args, kwargs):
                 self._add(sum(self._kept.pop(storage, {}).values()))
         known = {_storage(leaf) for leaf in tree_leaves((args, kwargs))}
-        out = func(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():  # as in `exact_graph`
+            out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             storage = _storage(leaf)
             if storage is not None and storage not in known and storage not in self._alive:
