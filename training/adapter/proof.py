@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from ...diffusion.faults import NotFinite
+from ..models.devices import as_double
 from ..models.memory_errors import is_out_of_memory, recover
 from .checkpointing import blocks, recomputed, replaced
 from .streaming import fetched_again, private_copies
@@ -321,8 +322,8 @@ def _checked_norm(gradient):
 
 
 def _dot(a, b):
-    return float((a.double() * b.double()).sum())
+    return float((as_double(a) * as_double(b)).sum())
 
 
 def _norm(tensors):
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+    return math.sqrt(sum(float(as_double(t.detach()).square().sum()) for t in tensors))
