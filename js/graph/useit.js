@@ -18,9 +18,11 @@ import { readQueued, sameEnd, sourceOf } from "./queued.js";
 import { readGraph } from "./reading.js";
 import { restore, restorerOf, restoringPlan, unload } from "./restorers.js";
 import { sampleAnew } from "./samplers.js";
+import { isLeftOut } from "./suits.js";
 import { chainTo, dependants, wiresOf } from "./walk.js";
 
 const RECIPE = "fewstep.recipe";      // in the metadata of our LoRA files
+const EXACT = ["WanAnimate2Cache"];      // caches that change no picture: only training can't have them
 const WHOLE = { from_percent: 0, to_percent: 1 };
 
 /**
@@ -123,7 +125,7 @@ async function useInto(app, reading, name, recipe) {
   if (reason) {
     throw new Error(reason);
   }
-  const bare = bareModel(reading);
+  const bare = bareModel(reading, (all, id) => isLeftOut(all, id) && !EXACT.includes(all.get(id).type));
   const { graph, within } = queued.get(guide);
   const targets = targetsOf(reading, { whole: !isPart(recipe) });
   const plan = { reading, targets, bare, place: { graph, within } };
@@ -181,7 +183,7 @@ function muteDistils({ queued, chain }, journal) {
 function useAnew(app, name) {
   const plan = planFor(app);
   if (!plan.distil && plan.chain[0].node.type !== DEMO) {
-    throw new Error(t("graph.noSampler"));
+    throw new Error(t("graph.noPlace"));
   }
   return change(app, plan.graph, async () => {
     const node = add(plan.graph, LOAD_LORA, { pos: [...plan.end.node.pos], values: { lora_name: name } });
