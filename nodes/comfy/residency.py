@@ -7,6 +7,10 @@ What is fetched lies in memory that is used again: in the pages of dynamic VRAM,
 as soon as the layer has answered, or in the one buffer of its offload stream. So a resident model must not be
 a `ModelPatcherDynamic`, whose pages are only ever lent, and a streamed one needs its layers called again in
 the backward pass (`training.adapter.streaming`). On the CPU every model is resident.
+
+A layer's weights arrive while another computes, in both passes: the host takes its two offload streams in
+turn, a stream waits only for the layer that used its buffer before, and nothing in a call makes the computer
+wait for the card. So the weights of two layers are there at most.
 """
 
 import comfy.model_management

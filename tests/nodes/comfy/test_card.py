@@ -1,6 +1,6 @@
-"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, where a
-session lets them live, and how often a run waits for the card. Each model is a process of its own, for a card
-can't be taken out of one again.
+"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live and their
+proof, where a session lets them live, how they arrive, and how often a run waits for the card. Each model is a
+process of its own, for a card can't be taken out of one again.
 """
 
 import json
@@ -175,6 +175,29 @@ def test_a_run_learns_the_same_wherever_weights_live(script):
         assert found[name]["said"].endswith(words)
     assert "weights streamed: they take 61 MiB and the run" in found["streamed"]["said"]
     assert set(found) == {"resident", "streamed", "preset", "no room beside"}
+
+
+@pytest.mark.parametrize(
+    "family", ["sd15", *(pytest.param(f, marks=pytest.mark.slow) for f in ("flux_dev", "wan21"))]
+)
+def test_a_layers_weights_arrive_while_another_computes_forward_and_backward(script, pytestconfig, family):
+    with_streams, without = script("overlap.py", family)
+    lines = [
+        "",
+        f"{family + ', times in operations':40}{'copies':>8}{'computing':>11}{'all':>8}{'hidden':>8}",
+    ]
+    for case in (with_streams, without):
+        for name in ("forward", "with its gradient"):
+            part = case[name]
+            hidden = (part["copies"] + part["computing"] - part["all"]) / part["copies"]
+            sizes = f"{part['copies']:8.0f}{part['computing']:11.0f}{part['all']:8.0f}{hidden:8.0%}"
+            lines.append(f"{name + ', streams: ' + str(case['streams']):40}{sizes}")
+            if case is without:
+                assert hidden == 0
+            else:  # a layer's weights lie in its stream's buffer: of two layers at most
+                assert hidden >= 0.8 and part["streams"] == 2
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
 
 
 @pytest.mark.parametrize("counted", COUNTED, ids="-".join)
