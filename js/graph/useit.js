@@ -18,7 +18,7 @@ import { readQueued, sameEnd, sourceOf } from "./queued.js";
 import { readGraph } from "./reading.js";
 import { restore, restorerOf, restoringPlan, unload } from "./restorers.js";
 import { sampleAnew } from "./samplers.js";
-import { isLeftOut } from "./suits.js";
+import { acceleratorOf, isLeftOut, nameOf } from "./suits.js";
 import { chainTo, dependants, wiresOf } from "./walk.js";
 
 const RECIPE = "fewstep.recipe";      // in the metadata of our LoRA files
@@ -135,6 +135,7 @@ async function useInto(app, reading, name, recipe) {
       const node = loader ? otherFile(loader, name, journal) : await putWhole(app, plan, name, made, journal);
       const muted = muteDistils(reading, journal);
       await show(app, loader ? [loader] : made.nodes);
+      tellFast(app, reading);
       tell(app, loader ? [] : bare.leftOut.map((id) => queued.get(id).node), muted);
       return node;
     } catch (error) {
@@ -143,6 +144,14 @@ async function useInto(app, reading, name, recipe) {
       throw error;
     }
   });
+}
+
+/** Says that an accelerator of another's is in the chain still, as the LoRA may have been trained with it. */
+function tellFast(app, reading) {
+  const file = acceleratorOf(reading);
+  if (file) {
+    toast(app, "warn", t("graph.useIt"), t("graph.twoFast", { name: nameOf(file) }));
+  }
 }
 
 /** Builds, and reads the graph again as it would run: it holds what was promised, or nothing stays. */
