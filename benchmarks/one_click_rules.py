@@ -8,6 +8,7 @@ first by themselves what an artist would accept: they know nothing of the pack's
 """
 
 import dataclasses
+import itertools
 import re
 
 from api_graph import UNREAD, ApiGraph, End
@@ -334,8 +335,9 @@ def verdict(before: ApiGraph, after: ApiGraph, seen: Seen) -> tuple[str, str]:
         return WRONG, f"built although {expected.why}"
     if expected.kind == "ask" and not seen.asked:
         return WRONG, f"not asked: {expected.why}"
-    faults = [_faults(before, after, distils[0], sampler, seen) for sampler in expected.samplers]
-    best = min(faults, key=len)
+    # a subgraph that stands in the graph twice has them twice
+    pairs = itertools.product(distils, expected.samplers)
+    best = min((_faults(before, after, distil, sampler, seen) for distil, sampler in pairs), key=len)
     if best:
         return WRONG, "; ".join(best)
     return (ASKED, expected.why or seen.asked[0]) if seen.asked else (RIGHT, "")

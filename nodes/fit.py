@@ -17,6 +17,7 @@ from ..training.run.fitting import FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
 from .comfy.decoding import decode
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import Teacher, prompted
 from .comfy.latents import latent_of
 from .comfy.whole_prompts import check_whole
@@ -89,6 +90,14 @@ class Fit(io.ComfyNode):
             )
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[str, torch.Tensor] = {}
+
+        if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
+            settle(teacher, run.grid("auto", reference_steps))
+        if teacher.each_path:
+            raise BadValue(
+                "guider must answer by a sample and its noise level alone to be fitted, and this one's "
+                "answers depend on what it was asked before. Take off what remembers, or distil through it."
+            )
 
         def work() -> None:
             _progress(run, cls.hidden.unique_id)

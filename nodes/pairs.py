@@ -19,6 +19,7 @@ from . import show
 from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import latent_of
 from .comfy.teacher_proof import proven
@@ -134,7 +135,7 @@ class ReflowPairs(io.ComfyNode):
             check_whole(key, entries, model, shape, sigmas, WIRE_GUIDER)
         with contextlib.ExitStack() as stack:
             if guider is not None:
-                teacher = taught_by(guider, model, positive, shape, sigmas)
+                teacher = settle(taught_by(guider, model, positive, shape, sigmas), sigmas)
             else:
                 beside = model.model.memory_required([2 * chunk, *shape])
                 patcher = stack.enter_context(session.training_session(model, beside=beside))
@@ -156,6 +157,7 @@ class ReflowPairs(io.ComfyNode):
                 noise_scale=teacher.noise_scale,
                 seed=seed,
                 predictions=False,
+                shard=1 if getattr(teacher, "each_path", None) else CacheSpec.shard,
             )
             data = _drawn(TrajectoryCache(folders.of_user("trajectories"), spec), teacher, count, node)
         about = {
@@ -182,7 +184,7 @@ def _drawn(cache: TrajectoryCache, teacher: Guided | Teacher, count: int, node: 
     work = functools.partial(follow_drawing, cache.build(teacher, count), node)
     try:
         if isinstance(teacher, Teacher):
-            teacher.run(work, sigmas)
+            teacher.draw(work, sigmas)
         else:
             work()
         with torch.inference_mode(False):  # they are trained on
@@ -347,6 +349,7 @@ class TrainOnPairs(io.ComfyNode):
             vae=vae,
             data=drawn_with,
             warm=lora_files.tensors(start_from, model, config.rank, start_partly),
+            lower_rank=not rank and start_from == lora_files.NONE,
         )
         return finish(train(order))
 

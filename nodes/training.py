@@ -23,7 +23,7 @@ from ..training.reports import pictures
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
-from ..training.run.memory import BUDGETS, Plan, beside_weights, plan
+from ..training.run.memory import BUDGETS, Plan, beside_weights, plan, staying
 from ..training.run.run import Run
 from ..training.run.source import Cache, starts_wanted, wanted
 from ..training.trajectories.cache import LIMIT
@@ -36,6 +36,7 @@ from .comfy import folders, levels, residency, session, termination
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import taught_by
 from .comfy.latents import latent_of
 from .comfy.teacher_proof import proven
@@ -64,6 +65,7 @@ class Order:
     residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
+    lower_rank   whether the config's rank may be lowered to what fits
     prompt, workflow   the graph that it is part of, as the host runs it and as the frontend keeps it
     """
 
@@ -82,6 +84,7 @@ class Order:
     why: Message | None = None
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
+    lower_rank: bool = False
     guider: Any = None
     taught: Cache | None = None
     remedy: Message = TAKE_OFF
@@ -91,7 +94,7 @@ class Order:
     @property
     def budget(self) -> float | None:
         """Bytes that the run may take, None for what is free."""
-        return None if self.memory == "auto" else int(self.memory.split()[0]) * 1e9
+        return None if self.memory == "auto" else int(self.memory.split()[0]) << 30
 
     @property
     def starts_wanted(self) -> int:
@@ -226,7 +229,8 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
     """
     config, phases = order.config, _phases(order)
     teacher = taught_by(order.guider, order.model, order.positive, shape, phases.fine)
-    identity = {**teacher.identity, "seed": 0}
+    settle(teacher, phases.fine)
+    identity = {**teacher.identity, "seed": 0, **({"shard": 1} if teacher.each_path else {})}
     identity["patches"] += order.after
     starts = order.starts and as_noise(
         order.starts.states(order.starts_wanted), phases.fine, teacher.path, teacher.noise_scale
@@ -250,7 +254,7 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
         )
     try:
         work = functools.partial(follow_drawing, cache.build(teacher, wanted(config, data)), order.node)
-        teacher.run(work, phases.fine)
+        teacher.draw(work, phases.fine)
     finally:
         cache.close()
     return folders.of_user("trajectories"), identity
@@ -272,24 +276,33 @@ def _beside(order: Order, latent: torch.Tensor) -> float:
         return 0
     module = order.model.get_model_object("diffusion_model")
     one = [1, *latent.shape[1:]]
-    return beside_weights(module, order.config) + order.model.model.memory_required(one)
+    beside = beside_weights(module, order.config, order.lower_rank)
+    return beside + order.model.model.memory_required(one)
 
 
 def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None) -> Plan | None:
     """The plan, told on the node. None where one sample finds no room beside a model that stays on the card
     whole, and may be streamed.
     """
-    budget, away = order.budget, residency.bytes_away(patcher)
-    if away:
-        budget = residency.budget_with_weights(patcher, order.budget)
+    budget = residency.room(patcher, staying(denoiser), order.budget)
+    whole = residency.on_card(patcher) and not denoiser.streamed()
+    may_stream = whole and order.residency == residency.AUTO
     try:
-        planned = plan(denoiser, order.config, budget, data=data, warm=order.warm)
+        planned = plan(
+            denoiser,
+            order.config,
+            budget,
+            data=data,
+            warm=order.warm,
+            lower_rank=order.lower_rank,
+            first_rank=may_stream,
+        )
     except NoMemory:
-        if away or order.residency != residency.AUTO or not residency.on_card(order.model):
-            raise
-        return None
+        if may_stream:
+            return None
+        raise
     weights = [denoiser.weights] if denoiser.weights else []
-    show.say(order.node, _told(planned, order.config, planned.peak - away, weights))
+    show.say(order.node, _told(planned, order.config, weights))
     return planned
 
 
@@ -297,9 +310,8 @@ def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
     """Train to the end, and close the run."""
     try:
         check_folder(folder, 2 * run.student.lora.bytes + (1 << 20))
-        file = _run_as_job(
-            run, folders.of_user("runs") / folder_name(order.config, about), about, folder, order
-        )
+        asked = dataclasses.replace(order.config, rank=run.config.rank)  # a lower rank is another run
+        file = _run_as_job(run, folders.of_user("runs") / folder_name(asked, about), about, folder, order)
         return Trained(
             lora=run.lora_tensors(),
             losses={"loss": [value for _, value in run.loss]},
@@ -311,11 +323,13 @@ def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
         run.close()
 
 
-def _told(planned: Plan, config: DistilConfig, peak: float, how: list[Message]) -> Message:
+def _told(planned: Plan, config: DistilConfig, how: list[Message]) -> Message:
     """The plan in words; how: what else there is to say of it."""
-    fields = {"peak": gib(peak), "micro": planned.micro, "batch": config.batch}
+    fields = {"peak": gib(planned.peak), "micro": planned.micro, "batch": config.batch}
     if planned.checkpointing:
         how = [*how, Message("blocks recomputed")]
+    if planned.rank != config.rank:
+        how = [*how, Message("rank {rank}", rank=planned.rank)]
     if how:
         return Message("about {peak}: {micro} of {batch} samples at once, {how}", **fields, how=how)
     return Message("about {peak}: {micro} of {batch} samples at once", **fields)

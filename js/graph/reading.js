@@ -166,7 +166,8 @@ function vaeFor(queued, sampler, latent, loader) {
 // ---- which one -------------------------------------------------------------------------------------
 
 function choose(app, queued, all, node) {
-  const selected = new Set(selectedIn(app).map((one) => idOf(queued, one)).filter(Boolean));
+  const marked = selectedIn(app);
+  const selected = new Set(marked.map((one) => idOf(queued, one)).filter(Boolean));
   const picked = all.find(({ sampler, guide }) => selected.has(sampler) || selected.has(guide));
   if (picked && !node) {
     return picked;
@@ -174,7 +175,8 @@ function choose(app, queued, all, node) {
   const shown = all.filter(({ sampler }) => isShown(queued, sampler));
   const ways = [
     (one) => (node ? touches(queued, one, node) : true),
-    (one) => node || [...selected].some((id) => one.chain.some((end) => end.id === id)),
+    (one) => node || one.chain.some(({ id }) => selected.has(id))
+      || one.within.some((outer) => marked.includes(outer)),
     (one) => shown.includes(one),
     (one) => isPicture(one),
     (one) => !isLess(app, one),

@@ -140,8 +140,11 @@ class Inside(comfy.samplers.Sampler):
 class Teacher:
     """A guider as `training` asks it: (x, sigma, condition) -> x0, on the CPU in float32. Only within `run`.
 
-    Every call looks for the user's cancel first. shape: of one sample.
+    Every call looks for the user's cancel first. shape: of one sample; rows: how many are asked in one call;
+    each_path: what each path has to be solved in, where the guider remembers (`guider_proof`).
     """
+
+    each_path: Callable[[Callable[[], None]], None] | None = None
 
     def __init__(self, guider: CFGGuider, shape: tuple[int, ...], seed: int = 0):
         patcher = guider.model_patcher
@@ -174,6 +177,10 @@ class Teacher:
             self.guider.sample(empty, empty, sampler, levels, disable_pbar=True, seed=self.seed)
         finally:
             self._ask = None
+
+    def draw(self, work: Callable[[], None], sigmas: torch.Tensor) -> None:
+        """`run` of work that solves paths along `sigmas`."""
+        work() if self.each_path else self.run(work, sigmas)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """x0 (B, *shape) from x (B, *shape), sigma (B,) and condition (B,)."""

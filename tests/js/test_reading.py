@@ -158,6 +158,32 @@ answer({ text, whole, way, pictures, negative: reading.negative });
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"text": "a cat"}, ["a cat", True]),
+        ({"clip_l": "a cat", "t5xxl": "a cat ", "guidance": 3.5}, ["a cat", True]),
+        ({"clip_l": "cat", "t5xxl": "a cat in the sun", "guidance": 3.5}, ["", False]),
+        ({"text_g": "a cat", "text_l": "a cat", "width": 4096}, ["", False]),
+        ({"text": ("STRING", "llm", 0)}, ["", False]),
+        ({"text": ("STRING", "typed", 0)}, ["a dog", True]),
+        ({"text": "two\nlines"}, ["two\nlines\n---", True]),
+    ],
+)
+def test_a_list_of_prompts_stands_for_no_more_than_one_text(tmp_path, given, wanted):
+    parts = {
+        **LOADER,
+        **TEXT,
+        "llm": ("TextGenerate", {"prompt": "write", "clip": ("CLIP", "load", 1)}, ["STRING"]),
+        "typed": ("PrimitiveString", {"value": "a dog"}, ["STRING"]),
+        "yes": ("CLIPTextEncodeAny", {"clip": ("CLIP", "load", 1), **given}, ["CONDITIONING"]),
+        "k": sampler(),
+        "d": decode("k"),
+    }
+    script = "const { text, whole } = promptsOf(await readGraph(app)); answer([text, whole]);"
+    assert read(tmp_path, script, parts) == wanted
+
+
 LORA = {"model": ("MODEL", "load", 0), "strength_model": 1.0}
 
 

@@ -52,6 +52,9 @@ class Teacher(Protocol):
     """A `Denoiser` at its guidance, as trajectories are drawn from it and solvers fitted to it. It needs no
     module: `Guided` here, a ComfyUI guider in `nodes`.
 
+    One whose answers depend on what it was asked before has `each_path(work)`, in which work, that solves one
+    path from noise to picture, is called; None elsewhere.
+
     cfg       the guidance that a recipe names, 1 for none
     identity  what a cache must tell apart: `model`, `patches`, `conditioning` and `guidance` of a `CacheSpec`
     """

@@ -70,6 +70,7 @@ def answer_as_a_card(bfloat16, float16=False):
         setattr(management, name, lambda device=None: False)
     torch.cuda.synchronize = lambda device=None: waited("synchronize")
     torch.cuda.reset_peak_memory_stats = lambda device=None: None
+    torch.cuda.current_device, torch.cuda.set_device = lambda: CARD.index, lambda device: None
     torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.set_rng_state = lambda state, device=None: None
     torch.cuda.mem_get_info = lambda device=None: (left[0], VRAM)

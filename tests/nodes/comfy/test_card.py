@@ -1,6 +1,6 @@
 """In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live and their
-proof, where a session lets them live, how they arrive, and how often a run waits for the card. Each model is a
-process of its own, for a card can't be taken out of one again.
+proof, where a session lets them live, how they arrive, and how often a run waits for the card. Each model is
+a process of its own, for a card can't be taken out of one again.
 """
 
 import json
