@@ -390,18 +390,26 @@ def _faults(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, se
 
 def _of_stage(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler) -> list[str]:
     """One of two models learns its own part of the way, and the second from where the first ends."""
-    part = [after.value(distil, name) for name in ("from_percent", "to_percent")]
-    steps = steps_of(before, sampler) or 1
-    widgets = [before.value(sampler.node, name) for name in ("start_at_step", "end_at_step")]
-    if all(isinstance(step, int) for step in widgets):
-        wanted = [min(1, step / steps) for step in widgets]
-        if any(abs(one - other) > 1e-3 for one, other in zip(part, wanted, strict=True)):
-            return [f"part {part}, not {wanted}"]
-    if part == [0, 1]:
-        return ["trained over the whole way"]
+    begins, ends = (after.value(distil, name) for name in ("from_percent", "to_percent"))
+    wanted = _ends_of(before, sampler)
+    # of the model's time: the steps tell whether it is cut, where it is cut the schedule
+    if ((begins > 0), (ends < 1)) != wanted or not 0 <= begins < ends <= 1:
+        return [f"part {begins:g} to {ends:g} of the way, where it begins and ends inside is {wanted}"]
     first = after.origin(distil, "first_stage")
     others = {model_chain(before, one)[0] for one in stages(before, sampler)}
-    return [] if not part[0] or first in others else ["the first of two models is not there"]
+    return [] if not begins or first in others else ["the first of two models is not there"]
+
+
+def _ends_of(graph: ApiGraph, sampler: Sampler) -> tuple[bool, bool]:
+    """Whether a sampler begins, and whether it ends, inside the way from noise to picture."""
+    inputs = graph.nodes[sampler.node]["inputs"]
+    if "start_at_step" in inputs:
+        steps = steps_of(graph, sampler) or 1
+        return graph.value(sampler.node, "start_at_step") > 0, graph.value(
+            sampler.node, "end_at_step"
+        ) < steps
+    sigmas = graph.origin(sampler.node, graph.inputs_of(sampler.node, "SIGMAS")[0])
+    return sigmas[1] == 1, sigmas[1] == 0
 
 
 def _of_guider(before: ApiGraph, after: ApiGraph, guider: End, sampler: Sampler) -> list[str]:

@@ -68,6 +68,20 @@ def test_the_memory_plan_has_a_row_for_each_preset(comfyui_folder, tmp_path):
         assert row["fits"] and 0 < row["weights"] < row["peak"] <= row["budget"] < row["preset"] << 30
 
 
+def test_the_memory_plans_published_rows_honour_their_budgets():
+    """To the byte; and the cards that training is meant for are enough."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "memory_plan.json").read_text())["rows"]
+    assert all(row["peak"] <= row["budget"] for row in rows if row["fits"])
+    found = {(row["family"], row["size"], row["preset"]): row for row in rows}
+    for family, size, preset, residency in (
+        ("SDXL", "1024", 8, "streamed"),
+        ("Flux dev fp8", "1024", 12, "streamed"),
+        ("SD1.5", "512", 6, "resident"),
+    ):
+        row = found[family, size, preset]
+        assert row["fits"] and row["residency"] == residency, row
+
+
 def card():
     """`benchmarks/card.py` as a module."""
     spec = importlib.util.spec_from_file_location("fewstep_card", ROOT / "benchmarks" / "card.py")

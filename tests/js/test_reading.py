@@ -167,6 +167,8 @@ answer({ text, whole, way, pictures, negative: reading.negative });
         ({"text_g": "a cat", "text_l": "a cat", "width": 4096}, ["", False]),
         ({"text": ("STRING", "llm", 0)}, ["", False]),
         ({"text": ("STRING", "typed", 0)}, ["a dog", True]),
+        ({"text": ("STRING", "constant", 0)}, ["a cow", True]),
+        ({"text": ("STRING", "file", 0)}, ["", False]),
         ({"text": "two\nlines"}, ["two\nlines\n---", True]),
     ],
 )
@@ -176,6 +178,8 @@ def test_a_list_of_prompts_stands_for_no_more_than_one_text(tmp_path, given, wan
         **TEXT,
         "llm": ("TextGenerate", {"prompt": "write", "clip": ("CLIP", "load", 1)}, ["STRING"]),
         "typed": ("PrimitiveString", {"value": "a dog"}, ["STRING"]),
+        "constant": ("String Literal", {"text": "a cow"}, ["STRING"]),
+        "file": ("LoadTextFile", {"file": "prompts.txt"}, ["STRING"]),
         "yes": ("CLIPTextEncodeAny", {"clip": ("CLIP", "load", 1), **given}, ["CONDITIONING"]),
         "k": sampler(),
         "d": decode("k"),

@@ -5,8 +5,8 @@
     live.most
 
 A storage counts from the operation that makes it until nothing refers to it any more. What was there before
-(weights, the pages that they are lent in, a LoRA) is only looked at, and does not count. Nor does what an
-operation takes for itself while it runs.
+(weights, the pages that they are lent in, a LoRA) is only looked at, and does not count. Of what operations
+take for themselves while they run, a convolution's counts: the libraries lay out anew what goes into one.
 """
 
 import weakref
@@ -35,12 +35,17 @@ class LiveBytes(TorchDispatchMode):
         if self._kept and func._schema.is_mutable:
             for storage in _written(func._schema, args, kwargs):
                 self._add(sum(self._kept.pop(storage, {}).values()))
-        known = {_storage(leaf) for leaf in tree_leaves((args, kwargs))}
-        out = func(*args, **kwargs)
+        leaves = tree_leaves((args, kwargs))
+        known = set(map(_storage, leaves))
+        with torch._C.DisableTorchFunctionSubclass():  # as in `exact_graph`
+            out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             storage = _storage(leaf)
             if storage is not None and storage not in known and storage not in self._alive:
                 self._made(storage, leaf.untyped_storage())
+        if "convolution" in func._schema.name:
+            laid_out = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+            self.most = max(self.most, self.now + laid_out)
         return out
 
     def keep(self, tensor: torch.Tensor) -> None:

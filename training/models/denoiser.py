@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ...diffusion.faults import NoMemory
 from ...diffusion.paths import Path
 from .memory_errors import is_out_of_memory, recover
 
@@ -126,8 +127,14 @@ class InParts:
                 parts = (slice(i, i + self.most) for i in range(0, len(x), self.most))
                 return torch.cat([self.denoiser(x[p], sigma[p], condition[p]) for p in parts])
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.most == 1:
+                if not is_out_of_memory(error):
                     raise
+                if self.most == 1:
+                    raise NoMemory(
+                        "One sample of the model must fit into memory where nothing is trained, and does "
+                        "not. Close what else uses memory, or choose a smaller latent or a smaller or "
+                        "quantised model."
+                    ) from error
             recover()
             self.most = (self.most + 1) // 2
 

@@ -106,3 +106,11 @@ def test_a_pass_leaves_gradients_as_they_were():
 
 def test_a_pass_grows_with_its_samples():
     assert [Pass(10, 14).bytes(n) for n in (1, 2, 3)] == [10, 14, 18]
+
+
+def test_a_convolution_holds_what_goes_into_it_once_more():
+    net = torch.nn.Conv2d(64, 64, 3).requires_grad_(False)
+    x = torch.ones(2, 64, 8, 8, requires_grad=True)
+    found = taken(lambda: net(x).square().mean(), Backward(net, [x]))
+    weight = net.weight.nbytes
+    assert weight < found < weight + 6 * x.nbytes
