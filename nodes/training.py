@@ -35,7 +35,7 @@ from ..training.trajectories.first_stage import FirstStage
 from ..training.trajectories.noises import as_noise
 from ..training.trajectories.sampling import teacher_cache
 from . import show
-from .comfy import folders, levels, residency, session, termination
+from .comfy import families, folders, latents, levels, residency, session, termination
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
@@ -134,6 +134,7 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
             "one prompt, or wire one of them.",
             count=len(negative),
         )
+    families.check_trainable(model)
     if not can_train(model.load_device):
         raise Failed(
             "model must be on a device that tells PyTorch its free memory and its random state to be "
@@ -184,19 +185,22 @@ def _train(order: Order) -> Trained:
         shape = tuple(latent.shape[1:])
         check_whole(name, getattr(order, name), order.model, shape, phases.fine, order.remedy)
     if order.first is not None and order.starts is None:
-        order = dataclasses.replace(order, starts=_starts(order, tuple(latent.shape[1:])))
+        order = dataclasses.replace(order, starts=_starts(order, latents.sample_shape(order.model, latent)))
     patches = patches_of(order.model, order.model.model_options) + order.after
-    prompts = digest([order.positive, order.negative[0]])
+    mask = order.latent.get("noise_mask")
+    prompts = digest([order.positive, order.negative[0], *latents.content(latent, mask)])
     beside = _beside(order, latent)
     with session.training_session(
         order.model, order.residency, beside=beside, budget=order.budget, why=order.why
     ) as patcher:
-        denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
+        with families.named(order.model):
+            denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent.clone().float(), mask)
         data = order.data(denoiser) if order.data else None
         asks = order.guider is None and wanted(order.config, data) > 0
         cfg = order.config.cfg if asks else 1.0
         graph = (order.positive, order.negative, cfg)
-        denoiser = proven(denoiser, patcher, *graph, phases.fine, order.remedy)
+        with families.named(order.model):
+            denoiser = proven(denoiser, patcher, *graph, phases.fine, order.remedy)
         about = {
             "base": denoiser.base,
             "patches": patches,
@@ -226,7 +230,7 @@ def _train(order: Order) -> Trained:
     if planned is None:
         why = Message("weights streamed: beside all of them one sample found no room")
         return _train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
-    return _train(dataclasses.replace(order, taught=_drawn(order, latent.shape[1:], data)))
+    return _train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
 
 
 def _phases(order: Order) -> Phases:
@@ -293,9 +297,9 @@ def _beside(order: Order, latent: torch.Tensor) -> float:
     if not residency.on_card(order.model):
         return 0
     module = order.model.get_model_object("diffusion_model")
-    one = [1, *latent.shape[1:]]
+    rows = len(latent) if latents.takes_batch_for_frames(order.model.model) else 1
     beside = beside_weights(module, order.config, order.lower_rank)
-    return beside + order.model.model.memory_required(one)
+    return beside + order.model.model.memory_required([rows, *latent.shape[1:]])
 
 
 def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None) -> Plan | None:
@@ -306,15 +310,16 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
     whole = residency.on_card(patcher) and not denoiser.streamed()
     may_stream = whole and order.residency == residency.AUTO
     try:
-        planned = plan(
-            denoiser,
-            order.config,
-            budget,
-            data=data,
-            warm=order.warm,
-            lower_rank=order.lower_rank,
-            first_rank=may_stream,
-        )
+        with families.named(order.model):
+            planned = plan(
+                denoiser,
+                order.config,
+                budget,
+                data=data,
+                warm=order.warm,
+                lower_rank=order.lower_rank,
+                first_rank=may_stream,
+            )
     except NoMemory:
         if may_stream:
             return None
@@ -484,11 +489,11 @@ def _tiles(run, vae):
         f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
         f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
-    out = run.denoiser.model.process_latent_out
+    model = run.denoiser.model
     condition = held.condition[:SHOWN]
     columns = {
-        head: decode(vae, out(run.task.finished(latents[:SHOWN], condition).cpu()))
-        for head, latents in drawn.items()
+        head: decode(vae, model.process_latent_out(latents.first_frames(model, x.cpu())))
+        for head, x in ((head, run.task.finished(x[:SHOWN], condition)) for head, x in drawn.items())
     }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]

@@ -67,12 +67,13 @@ def inside(
     patcher: ModelPatcher,
     graph: Graph,
     number: int,
-    empty: torch.Tensor,
+    latent: torch.Tensor,
+    mask: torch.Tensor | None,
     sigmas: torch.Tensor,
     work: Callable[[Callable], None],
 ) -> None:
     """Call work(ask) where a sampler would run along `sigmas` with that prompt; ask(x, sigma (n,)) -> x0, on
-    the model's device. empty: a latent of the shape of x.
+    the model's device. latent: what would be sampled on, in the shape of x; mask: of its parts to be painted.
     """
     before = patcher.wrappers, patcher.callbacks
     patcher.wrappers, patcher.callbacks = graph.wrappers, graph.callbacks
@@ -81,7 +82,8 @@ def inside(
         guider.set_conds([graph.positive[number]], graph.negative)
         guider.set_cfg(graph.cfg)
         guider.model_options = graph.options
-        guider.sample(empty, empty, Inside(work), sigmas.float(), disable_pbar=True, seed=0)
+        sampler, levels = Inside(work), sigmas.float()
+        guider.sample(torch.zeros_like(latent), latent, sampler, levels, mask, disable_pbar=True, seed=0)
     finally:
         patcher.wrappers, patcher.callbacks = before
 

@@ -22,6 +22,7 @@ from comfy.samplers import CFGGuider
 from ...diffusion.faults import BadValue
 from ...training.models.denoiser import InParts
 from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
+from .latents import takes_batch_for_frames
 from .levels import check_range, noise_scale_of, path_of, sigma_of
 
 ROWS = 8  # samples of one model call, at most: a shard of the cache
@@ -156,7 +157,9 @@ class Teacher:
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         self.base = base_of(patcher)
         self.cfg = cfg_of(guider)
-        self.device, self.rows = patcher.load_device, rows_at_once(patcher, self.shape)
+        self.frames = self.shape[0] if takes_batch_for_frames(patcher.model) else 0
+        self.device = patcher.load_device
+        self.rows = 1 if self.frames else rows_at_once(patcher, self.shape)
         self.identity = {
             "model": self.base,
             "patches": patches_of(patcher, guider.model_options),
@@ -172,7 +175,7 @@ class Teacher:
             self._ask = ask
             work()
 
-        empty = torch.zeros(self.rows, *self.shape)
+        empty = torch.zeros(self.shape if self.frames else (self.rows, *self.shape))
         sampler, levels = Inside(inside), sigmas.float()
         try:
             self.guider.sample(empty, empty, sampler, levels, disable_pbar=True, seed=self.seed)
@@ -196,7 +199,9 @@ class Teacher:
     def _asked(self, x, sigma, _):
         comfy.model_management.throw_exception_if_processing_interrupted()
         rows, levels = (part.to(self.device, torch.float32) for part in (x, sigma))
-        return self._ask(rows, levels).to("cpu", torch.float32)
+        if self.frames:
+            rows, levels = rows.flatten(0, 1), levels.repeat_interleave(self.frames)
+        return self._ask(rows, levels).to("cpu", torch.float32).view(x.shape)
 
 
 def taught_by(

@@ -15,6 +15,7 @@ from ...training.adapter.lora import is_linear
 from ...training.models.devices import reset_most
 from ...training.models.memory_errors import is_out_of_memory
 from . import residency
+from .kernels import with_gradients
 
 management = comfy.model_management
 
@@ -58,7 +59,7 @@ def _opened(model, choice, why, beside):
     residency.keep_why(patcher, why)
     patcher.model.requires_grad_(False).eval()
     try:
-        with _host_in_training(), _exact_products(patcher) as make_exact:
+        with _host_in_training(), with_gradients(), _exact_products(patcher) as make_exact:
             residency.free_all(patcher.load_device)
             _leave_inference_mode(patcher.model)
             with _told_by_name(model, choice):

@@ -148,7 +148,7 @@ class Host:
                 if i + 1 < len(levels):
                     states.append(step(states[-1], answers[-1], self.denoiser.path, level, levels[i + 1]))
 
-        inside(self.patcher, self.graph, number, noise, self.sigmas, work)
+        self._inside(self.graph, number, work)
         return Asked(number=number, x=torch.cat(states), sigma=levels.float(), answers=torch.cat(answers))
 
     def again(self, graph: Graph, asked: Asked, x: torch.Tensor) -> torch.Tensor:
@@ -159,13 +159,18 @@ class Host:
             rows = zip(x.split(1), asked.sigma.split(1))
             answers.extend(self._ask(ask, row, level) for row, level in rows)
 
-        inside(self.patcher, graph, asked.number, torch.zeros_like(x[:1]), self.sigmas, work)
+        self._inside(graph, asked.number, work)
         return torch.cat(answers)
+
+    def _inside(self, graph, number, work):
+        latent, mask = self.denoiser.latent, self.denoiser.mask
+        inside(self.patcher, graph, number, latent, mask, self.sigmas, work)
 
     def _ask(self, ask, x, level):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        device = self.patcher.load_device
-        return ask(x.to(device), level.to(device, torch.float32)).to(x)
+        device, batch = self.patcher.load_device, self.denoiser.batch(len(x))
+        level = level.to(device, torch.float32).expand(batch[0])
+        return ask(x.to(device).view(batch), level).to(x).view(x.shape)
 
     @property
     def digit(self) -> float:

@@ -24,6 +24,7 @@ from ...training.run.machine import used
 from ...training.run.progress import Progress
 from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
+from ..comfy.latents import first_frames
 from . import messages
 
 EVERY = 0.2  # seconds between events
@@ -156,8 +157,7 @@ class Live:
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
         latents = self.run.task.finished(latents, self.run.probe.held.condition[: len(latents)])
-        latents = latents.detach().cpu()
-        latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
+        latents = first_frames(model, latents.detach().cpu())
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):
             pixels = decode(vae, model.process_latent_out(latents))
             if not comfy.model_management.is_device_cpu(vae.device):  # whose memory the run was promised
