@@ -299,9 +299,13 @@ def recipe(name, seconds, tiny):
     import lcm_recipe
 
     dtype = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16
-    with torch.device(DEVICE):
-        module, latent, width = unet(name, tiny)
-    module = module.to(dtype).requires_grad_(False)
+    torch.set_default_dtype(dtype)  # made in it: a float32 copy of SDXL alone would fill a small card
+    try:
+        with torch.device(DEVICE):
+            module, latent, width = unet(name, tiny)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    module = module.requires_grad_(False)
     model = lcm_recipe.adapted(module, 0, 4 if tiny else 64)
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:

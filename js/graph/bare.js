@@ -6,14 +6,14 @@ import { sameEnd, sourceOf, wiredOf } from "./queued.js";
 import { isLeftOut } from "./suits.js";
 
 /** { model, again, leftOut }: the end before what is left out; ids of what patches it after; their ids. */
-export function bareModel({ queued, chain }) {
+export function bareModel({ queued, chain }, goes = isLeftOut) {
   const ids = chain.map(({ id }) => id);
-  const first = ids.findIndex((id, i) => i && isLeftOut(queued, id));
+  const first = ids.findIndex((id, i) => i && goes(queued, id));
   const rest = first < 0 ? [] : ids.slice(first);
   return {
     model: chain[first < 0 ? chain.length - 1 : first - 1],
-    again: rest.filter((id) => !isLeftOut(queued, id)),
-    leftOut: rest.filter((id) => isLeftOut(queued, id)),
+    again: rest.filter((id) => !goes(queued, id)),
+    leftOut: rest.filter((id) => goes(queued, id)),
   };
 }
 

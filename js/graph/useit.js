@@ -18,9 +18,11 @@ import { readQueued, sameEnd, sourceOf } from "./queued.js";
 import { readGraph } from "./reading.js";
 import { restore, restorerOf, restoringPlan, unload } from "./restorers.js";
 import { sampleAnew } from "./samplers.js";
+import { acceleratorOf, isLeftOut, nameOf } from "./suits.js";
 import { chainTo, dependants, wiresOf } from "./walk.js";
 
 const RECIPE = "fewstep.recipe";      // in the metadata of our LoRA files
+const EXACT = ["WanAnimate2Cache"];      // caches that change no picture: only training can't have them
 const WHOLE = { from_percent: 0, to_percent: 1 };
 
 /**
@@ -123,7 +125,7 @@ async function useInto(app, reading, name, recipe) {
   if (reason) {
     throw new Error(reason);
   }
-  const bare = bareModel(reading);
+  const bare = bareModel(reading, (all, id) => isLeftOut(all, id) && !EXACT.includes(all.get(id).type));
   const { graph, within } = queued.get(guide);
   const targets = targetsOf(reading, { whole: !isPart(recipe) });
   const plan = { reading, targets, bare, place: { graph, within } };
@@ -133,6 +135,7 @@ async function useInto(app, reading, name, recipe) {
       const node = loader ? otherFile(loader, name, journal) : await putWhole(app, plan, name, made, journal);
       const muted = muteDistils(reading, journal);
       await show(app, loader ? [loader] : made.nodes);
+      tellFast(app, reading);
       tell(app, loader ? [] : bare.leftOut.map((id) => queued.get(id).node), muted);
       return node;
     } catch (error) {
@@ -141,6 +144,14 @@ async function useInto(app, reading, name, recipe) {
       throw error;
     }
   });
+}
+
+/** Says that an accelerator of another's is in the chain still, as the LoRA may have been trained with it. */
+function tellFast(app, reading) {
+  const file = acceleratorOf(reading);
+  if (file) {
+    toast(app, "warn", t("graph.useIt"), t("graph.twoFast", { name: nameOf(file) }));
+  }
 }
 
 /** Builds, and reads the graph again as it would run: it holds what was promised, or nothing stays. */
@@ -181,7 +192,7 @@ function muteDistils({ queued, chain }, journal) {
 function useAnew(app, name) {
   const plan = planFor(app);
   if (!plan.distil && plan.chain[0].node.type !== DEMO) {
-    throw new Error(t("graph.noSampler"));
+    throw new Error(t("graph.noPlace"));
   }
   return change(app, plan.graph, async () => {
     const node = add(plan.graph, LOAD_LORA, { pos: [...plan.end.node.pos], values: { lora_name: name } });

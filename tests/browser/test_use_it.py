@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import one_click
 import one_click_use as rules
 from api_graph import ApiGraph
-from one_click_rules import ASKED, RIGHT, Seen
+from one_click_rules import ASKED, REFUSED, RIGHT, Seen
 
 pytestmark = pytest.mark.browser
 # of each kind of graph: what it once came to nothing or to something else in
@@ -28,6 +28,8 @@ KINDS = {
     "video_ltx2_3_t2v": RIGHT,  # the first pass, not the one that makes it larger
     "sdxl_refiner_prompt_example": ASKED,  # the base hands its leftover noise on
     "video_wan2_2_14B_t2v": ASKED,  # one expert takes its own part
+    "video_wan_animate2": RIGHT,  # a cache that changes no picture
+    "utility_sdpose_ood_image_to_pose": REFUSED,  # nothing draws
 }
 STATE = """() => {
   const { nodes, links, groups } = app.graph.serialize();
