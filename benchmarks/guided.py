@@ -92,8 +92,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--updates", type=int, default=300)
-    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--updates", type=int, default=160)
+    parser.add_argument("--images", type=int, default=96)
     options = parser.parse_args()
     core.start()
     import folder_paths

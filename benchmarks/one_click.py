@@ -125,7 +125,7 @@ def use_it() -> tuple:
     """ "Use it" of a finished run."""
     import one_click_use
 
-    return "use it", one_click_use.SCRIPT, one_click_use.verdict, one_click_use.prepare
+    return "use it", one_click_use.script(), one_click_use.verdict, one_click_use.prepare
 
 
 # ---- the page --------------------------------------------------------------------------------------

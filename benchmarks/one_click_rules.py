@@ -8,6 +8,7 @@ first by themselves what an artist would accept: they know nothing of the pack's
 """
 
 import dataclasses
+import itertools
 import re
 
 from api_graph import UNREAD, ApiGraph, End
@@ -334,8 +335,9 @@ def verdict(before: ApiGraph, after: ApiGraph, seen: Seen) -> tuple[str, str]:
         return WRONG, f"built although {expected.why}"
     if expected.kind == "ask" and not seen.asked:
         return WRONG, f"not asked: {expected.why}"
-    faults = [_faults(before, after, distils[0], sampler, seen) for sampler in expected.samplers]
-    best = min(faults, key=len)
+    # a subgraph that stands in the graph twice has them twice
+    pairs = itertools.product(distils, expected.samplers)
+    best = min((_faults(before, after, distil, sampler, seen) for distil, sampler in pairs), key=len)
     if best:
         return WRONG, "; ".join(best)
     return (ASKED, expected.why or seen.asked[0]) if seen.asked else (RIGHT, "")
@@ -375,7 +377,8 @@ def _faults(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, se
     if not guider and (cfg is None or given is UNREAD or abs(max(cfg, 1.0) - float(given)) > 1e-6):
         faults.append(f"cfg {given} for {cfg}")
     wanted_latent, given_latent = latent(before, sampler), after.origin(distil, "latent")
-    if given_latent != wanted_latent:
+    first = [latent(before, one) for one in stages(before, sampler)]  # its size is the second's too
+    if given_latent not in (wanted_latent, *first):
         faults.append(f"latent {_named(after, given_latent)}, not {_named(after, wanted_latent)}")
     if stages(before, sampler):
         faults += _of_stage(before, after, distil, sampler)
@@ -387,18 +390,26 @@ def _faults(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler, se
 
 def _of_stage(before: ApiGraph, after: ApiGraph, distil: str, sampler: Sampler) -> list[str]:
     """One of two models learns its own part of the way, and the second from where the first ends."""
-    part = [after.value(distil, name) for name in ("from_percent", "to_percent")]
-    steps = steps_of(before, sampler) or 1
-    widgets = [before.value(sampler.node, name) for name in ("start_at_step", "end_at_step")]
-    if all(isinstance(step, int) for step in widgets):
-        wanted = [min(1, step / steps) for step in widgets]
-        if any(abs(one - other) > 1e-3 for one, other in zip(part, wanted, strict=True)):
-            return [f"part {part}, not {wanted}"]
-    if part == [0, 1]:
-        return ["trained over the whole way"]
+    begins, ends = (after.value(distil, name) for name in ("from_percent", "to_percent"))
+    wanted = _ends_of(before, sampler)
+    # of the model's time: the steps tell whether it is cut, where it is cut the schedule
+    if ((begins > 0), (ends < 1)) != wanted or not 0 <= begins < ends <= 1:
+        return [f"part {begins:g} to {ends:g} of the way, where it begins and ends inside is {wanted}"]
     first = after.origin(distil, "first_stage")
     others = {model_chain(before, one)[0] for one in stages(before, sampler)}
-    return [] if not part[0] or first in others else ["the first of two models is not there"]
+    return [] if not begins or first in others else ["the first of two models is not there"]
+
+
+def _ends_of(graph: ApiGraph, sampler: Sampler) -> tuple[bool, bool]:
+    """Whether a sampler begins, and whether it ends, inside the way from noise to picture."""
+    inputs = graph.nodes[sampler.node]["inputs"]
+    if "start_at_step" in inputs:
+        steps = steps_of(graph, sampler) or 1
+        return graph.value(sampler.node, "start_at_step") > 0, graph.value(
+            sampler.node, "end_at_step"
+        ) < steps
+    sigmas = graph.origin(sampler.node, graph.inputs_of(sampler.node, "SIGMAS")[0])
+    return sigmas[1] == 1, sigmas[1] == 0
 
 
 def _of_guider(before: ApiGraph, after: ApiGraph, guider: End, sampler: Sampler) -> list[str]:

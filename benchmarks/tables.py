@@ -308,6 +308,18 @@ def overhead() -> list[str]:
     return table(["latent", "order", "µs a step", "ComfyUI's `euler`", "ratio", "aim"], body)
 
 
+def adapter() -> list[str]:
+    """What a LoRA and its exact gradient cost beside a Flux of full size, in operations."""
+    found = read("adapter")
+    body = [["the LoRA, in each layer", f"{found['lora_plain']:.0f}", f"{found['lora']:.0f}", NONE]]
+    names = {"whole": "a gradient, kept whole", "checkpointed": "a gradient, blocks recomputed"}
+    for key, name in names.items():
+        row = found[key]
+        share = f"{row['share']:.1%} of {row['operations']}"
+        body.append([f"{name}: looked at", str(row["looked_at_always"]), str(row["looked_at"]), share])
+    return table(["operations", "before", "now", "share (aim: at most 5 %)"], body)
+
+
 def udm_cost() -> list[str]:
     """Cost of a blur against Gaussian noise."""
     body = []
@@ -343,6 +355,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         restored,
         overhead,
         udm_cost,
+        adapter,
     )
 }
 

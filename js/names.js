@@ -6,6 +6,7 @@ export const CORRUPT = "FewstepCorrupt";
 export const DEMO = "FewstepLoadDemoTeacher";
 export const DISTIL = "FewstepDistil";
 export const DRAW_SCHEDULE = "FewstepDrawSchedule";
+export const EDIT_SCHEDULE = "FewstepEditSchedule";
 export const FIT = "FewstepFit";
 export const INSPECT = "FewstepInspectSampler";
 export const LOAD_LORA = "FewstepLoadLora";

@@ -127,6 +127,7 @@ class Distil(io.ComfyNode):
             workflow=workflow_of(cls.hidden),
             vae=vae,
             warm=lora_files.tensors(start_from, model, config.rank, start_partly),
+            lower_rank=not rank and start_from == lora_files.NONE,
             data=None if pictures is None else data,
             guider=guider,
             remedy=_remedy(method, guider),

@@ -17,8 +17,9 @@ from ..training.run.fitting import FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
 from .comfy.decoding import decode
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import Teacher, prompted
-from .comfy.latents import latent_of
+from .comfy.latents import first_frames, latent_of, sample_shape
 from .comfy.whole_prompts import check_whole
 from .compare import step_counts
 from .training import FIXED
@@ -79,7 +80,7 @@ class Fit(io.ComfyNode):
             seed=seed,
         )
         patcher = guider.model_patcher
-        teacher = Teacher(guider, latent_of(patcher, latent).shape[1:], seed)
+        teacher = Teacher(guider, sample_shape(patcher, latent_of(patcher, latent)), seed)
         folder = check_folder(folders.of_user("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
         if positive:
@@ -89,6 +90,14 @@ class Fit(io.ComfyNode):
             )
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[str, torch.Tensor] = {}
+
+        if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
+            settle(teacher, run.grid("auto", reference_steps))
+        if teacher.each_path:
+            raise BadValue(
+                "guider must answer by a sample and its noise level alone to be fitted, and this one's "
+                "answers depend on what it was asked before. Take off what remembers, or distil through it."
+            )
 
         def work() -> None:
             _progress(run, cls.hidden.unique_id)
@@ -289,7 +298,8 @@ def held_out(run: SolverFit, steps: int) -> dict[str, torch.Tensor]:
 
 def _grid(drawn, vae, model):
     """The latents as pictures side by side."""
-    columns = {head: decode(vae, model.process_latent_out(x)) for head, x in drawn.items()}
+    out = model.process_latent_out
+    columns = {head: decode(vae, out(first_frames(model, x))) for head, x in drawn.items()}
     first = next(iter(columns.values()))
     rows = [str(i + 1) for i in range(len(first))]
     scale = max(1, TILE // first.shape[-1])

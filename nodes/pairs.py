@@ -19,8 +19,9 @@ from . import show
 from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import Teacher, cfg_of, taught_by
-from .comfy.latents import latent_of
+from .comfy.latents import content, latent_of, sample_shape
 from .comfy.teacher_proof import proven
 from .comfy.whole_prompts import check_whole
 from .distil import HIDDEN, advanced_inputs, config_for, finish, outcome_inputs, outputs, workflow_of
@@ -129,22 +130,27 @@ class ReflowPairs(io.ComfyNode):
         sampling = model.get_model_object("model_sampling")
         path = levels.path_of(sampling)
         sigmas = grid("uniform", steps, shifted(levels.sigma_of(sampling), families.shift(model)), path)
-        shape = tuple(empty.shape[1:])
         for key, entries in (("positive", positive), ("negative", negative)):
-            check_whole(key, entries, model, shape, sigmas, WIRE_GUIDER)
+            check_whole(key, entries, model, tuple(empty.shape[1:]), sigmas, WIRE_GUIDER)
+        shape = sample_shape(model, empty)
         with contextlib.ExitStack() as stack:
             if guider is not None:
-                teacher = taught_by(guider, model, positive, shape, sigmas)
+                teacher = settle(taught_by(guider, model, positive, shape, sigmas), sigmas)
             else:
                 beside = model.model.memory_required([2 * chunk, *shape])
                 patcher = stack.enter_context(session.training_session(model, beside=beside))
                 stack.enter_context(torch.no_grad())
-                denoiser = ComfyDenoiser(patcher, positive, negative, empty[:1].clone().float())
-                denoiser = proven(denoiser, patcher, positive, negative, cfg, sigmas, WIRE_GUIDER)
+                with families.named(model):
+                    denoiser = ComfyDenoiser(
+                        patcher, positive, negative, empty.clone().float(), latent.get("noise_mask")
+                    )
+                    denoiser = proven(denoiser, patcher, positive, negative, cfg, sigmas, WIRE_GUIDER)
                 teacher = Guided(InParts(denoiser, chunk), cfg)
                 teacher.identity |= {
                     "patches": patches_of(model, model.model_options),
-                    "conditioning": digest([positive, negative[0]]),
+                    "conditioning": digest(
+                        [positive, negative[0], *content(empty, latent.get("noise_mask"))]
+                    ),
                 }
             spec = CacheSpec(
                 **teacher.identity,
@@ -156,6 +162,7 @@ class ReflowPairs(io.ComfyNode):
                 noise_scale=teacher.noise_scale,
                 seed=seed,
                 predictions=False,
+                shard=1 if getattr(teacher, "each_path", None) else CacheSpec.shard,
             )
             data = _drawn(TrajectoryCache(folders.of_user("trajectories"), spec), teacher, count, node)
         about = {
@@ -182,7 +189,7 @@ def _drawn(cache: TrajectoryCache, teacher: Guided | Teacher, count: int, node: 
     work = functools.partial(follow_drawing, cache.build(teacher, count), node)
     try:
         if isinstance(teacher, Teacher):
-            teacher.run(work, sigmas)
+            teacher.draw(work, sigmas)
         else:
             work()
         with torch.inference_mode(False):  # they are trained on
@@ -347,6 +354,7 @@ class TrainOnPairs(io.ComfyNode):
             vae=vae,
             data=drawn_with,
             warm=lora_files.tensors(start_from, model, config.rank, start_partly),
+            lower_rank=not rank and start_from == lora_files.NONE,
         )
         return finish(train(order))
 

@@ -16,6 +16,7 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Failed, Message
 from ..training.formats import prompts
+from ..training.models.memory_errors import named
 from . import show
 
 TYPED, MINE, BUNDLED = SOURCES = ("typed only", "my pictures, then the bundled list", "bundled list")
@@ -187,7 +188,8 @@ def output_folder(folder: str) -> Path:
 
 def encode(clip: comfy.sd.CLIP, text: str) -> list:
     """A prompt's conditioning entry, as CLIP Text Encode makes it; raises ValueError if it makes several."""
-    entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    with named(Message("a prompt was encoded")):
+        entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(entries) != 1:
         raise BadValue(
             "clip must make one conditioning entry of a prompt, this one makes {count}, as it has "

@@ -201,6 +201,12 @@ class EditSchedule(io.ComfyNode):
                     tooltip="HIGH holds the steps before this one, LOW the others. 0: HIGH is all, LOW the "
                     "last step.",
                 ),
+                io.Sigmas.Input(
+                    "part",
+                    optional=True,
+                    tooltip="A schedule that runs a part of the way, of a second pass or of one of two "
+                    "models: only the levels between its ends are kept, which become its own. Before split.",
+                ),
             ],
             outputs=[
                 io.Sigmas.Output(display_name="SIGMAS"),
@@ -220,6 +226,7 @@ class EditSchedule(io.ComfyNode):
         snap: int,
         split: int,
         blend_with: torch.Tensor | None = None,
+        part: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
         path, sigma_of = levels.path_of(sampling), levels.sigma_of(sampling)
@@ -229,6 +236,8 @@ class EditSchedule(io.ComfyNode):
             grid = edits.blend(grid, levels.check_range(blend_with, sampling, "blend_with"), sigma_of, blend)
         if snap:
             grid = edits.snap(grid, sigma_of, snap)
+        if part is not None:
+            grid = edits.part(grid, levels.check_range(part, sampling, "part"), path)
         high, low = edits.split(grid, split) if split else (grid, grid[-2:])
         return io.NodeOutput(grid.float(), high.float(), low.float())
 

@@ -5,6 +5,7 @@ It is saved as it goes, and resumed when the same is queued again.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue, Message, NoMemory
+from ..diffusion.faults import BadValue, Failed, Message, NoMemory
 from ..training import methods
 from ..training.formats.files import check_folder, file_stem, free_name, load_lora, write_near
 from ..training.methods.phases import Phases
+from ..training.models.devices import can_train
+from ..training.models.memory_errors import is_out_of_memory, named
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
-from ..training.run.memory import BUDGETS, Plan, beside_weights, plan
+from ..training.run.memory import BUDGETS, Plan, beside_weights, plan, staying
 from ..training.run.run import Run
 from ..training.run.source import Cache, starts_wanted, wanted
 from ..training.trajectories.cache import LIMIT
@@ -32,10 +35,11 @@ from ..training.trajectories.first_stage import FirstStage
 from ..training.trajectories.noises import as_noise
 from ..training.trajectories.sampling import teacher_cache
 from . import show
-from .comfy import folders, levels, residency, session, termination
+from .comfy import families, folders, latents, levels, residency, session, termination
 from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
+from .comfy.guider_proof import settle
 from .comfy.guider_teacher import taught_by
 from .comfy.latents import latent_of
 from .comfy.teacher_proof import proven
@@ -64,6 +68,7 @@ class Order:
     residency  where the model's weights live, of `nodes.comfy.residency.CHOICES`
     data     of a `ComfyDenoiser` -> `Data` to learn from, or None for the model's own pictures
     warm     tensors of a LoRA to begin with, or None
+    lower_rank   whether the config's rank may be lowered to what fits
     prompt, workflow   the graph that it is part of, as the host runs it and as the frontend keeps it
     """
 
@@ -82,6 +87,7 @@ class Order:
     why: Message | None = None
     data: Callable[[ComfyDenoiser], Data] | None = None
     warm: dict | None = None
+    lower_rank: bool = False
     guider: Any = None
     taught: Cache | None = None
     remedy: Message = TAKE_OFF
@@ -91,7 +97,7 @@ class Order:
     @property
     def budget(self) -> float | None:
         """Bytes that the run may take, None for what is free."""
-        return None if self.memory == "auto" else int(self.memory.split()[0]) * 1e9
+        return None if self.memory == "auto" else int(self.memory.split()[0]) << 30
 
     @property
     def starts_wanted(self) -> int:
@@ -128,6 +134,14 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
             "one prompt, or wire one of them.",
             count=len(negative),
         )
+    families.check_trainable(model)
+    if not can_train(model.load_device):
+        raise Failed(
+            "model must be on a device that tells PyTorch its free memory and its random state to be "
+            "trained, got {device}, which does not. Start ComfyUI with CUDA, ROCm, XPU or MPS, or with "
+            "--cpu.",
+            device=str(model.load_device),
+        )
     levels.path_of(model.get_model_object("model_sampling"))
     file_stem(name)
 
@@ -151,8 +165,16 @@ def _check_guided(order: Order) -> None:
 
 
 def train(order: Order) -> Trained:
-    """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel."""
+    """Train as the node was asked to; the LoRA is on disk when this returns, or raises for a cancel.
+
+    Where memory runs out it raises MemoryError that says while what.
+    """
     check(order.model, order.positive, order.negative, order.name)
+    with named(Message("the run was made ready")):
+        return _train(order)
+
+
+def _train(order: Order) -> Trained:
     if order.guider is not None:
         _check_guided(order)
     folder = Path(folder_paths.get_folder_paths("loras")[0])
@@ -163,19 +185,22 @@ def train(order: Order) -> Trained:
         shape = tuple(latent.shape[1:])
         check_whole(name, getattr(order, name), order.model, shape, phases.fine, order.remedy)
     if order.first is not None and order.starts is None:
-        order = dataclasses.replace(order, starts=_starts(order, tuple(latent.shape[1:])))
+        order = dataclasses.replace(order, starts=_starts(order, latents.sample_shape(order.model, latent)))
     patches = patches_of(order.model, order.model.model_options) + order.after
-    prompts = digest([order.positive, order.negative[0]])
+    mask = order.latent.get("noise_mask")
+    prompts = digest([order.positive, order.negative[0], *latents.content(latent, mask)])
     beside = _beside(order, latent)
     with session.training_session(
         order.model, order.residency, beside=beside, budget=order.budget, why=order.why
     ) as patcher:
-        denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent[:1].clone().float())
+        with families.named(order.model):
+            denoiser = ComfyDenoiser(patcher, order.positive, order.negative, latent.clone().float(), mask)
         data = order.data(denoiser) if order.data else None
         asks = order.guider is None and wanted(order.config, data) > 0
         cfg = order.config.cfg if asks else 1.0
         graph = (order.positive, order.negative, cfg)
-        denoiser = proven(denoiser, patcher, *graph, phases.fine, order.remedy)
+        with families.named(order.model):
+            denoiser = proven(denoiser, patcher, *graph, phases.fine, order.remedy)
         about = {
             "base": denoiser.base,
             "patches": patches,
@@ -204,8 +229,8 @@ def train(order: Order) -> Trained:
             return _trained(run, about, folder, order)
     if planned is None:
         why = Message("weights streamed: beside all of them one sample found no room")
-        return train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
-    return train(dataclasses.replace(order, taught=_drawn(order, latent.shape[1:], data)))
+        return _train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
+    return _train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
 
 
 def _phases(order: Order) -> Phases:
@@ -226,7 +251,8 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
     """
     config, phases = order.config, _phases(order)
     teacher = taught_by(order.guider, order.model, order.positive, shape, phases.fine)
-    identity = {**teacher.identity, "seed": 0}
+    settle(teacher, phases.fine)
+    identity = {**teacher.identity, "seed": 0, **({"shard": 1} if teacher.each_path else {})}
     identity["patches"] += order.after
     starts = order.starts and as_noise(
         order.starts.states(order.starts_wanted), phases.fine, teacher.path, teacher.noise_scale
@@ -250,7 +276,7 @@ def _drawn(order: Order, shape: tuple[int, ...], data: Data | None) -> Cache:
         )
     try:
         work = functools.partial(follow_drawing, cache.build(teacher, wanted(config, data)), order.node)
-        teacher.run(work, phases.fine)
+        teacher.draw(work, phases.fine)
     finally:
         cache.close()
     return folders.of_user("trajectories"), identity
@@ -271,25 +297,35 @@ def _beside(order: Order, latent: torch.Tensor) -> float:
     if not residency.on_card(order.model):
         return 0
     module = order.model.get_model_object("diffusion_model")
-    one = [1, *latent.shape[1:]]
-    return beside_weights(module, order.config) + order.model.model.memory_required(one)
+    rows = len(latent) if latents.takes_batch_for_frames(order.model.model) else 1
+    beside = beside_weights(module, order.config, order.lower_rank)
+    return beside + order.model.model.memory_required([rows, *latent.shape[1:]])
 
 
 def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None) -> Plan | None:
     """The plan, told on the node. None where one sample finds no room beside a model that stays on the card
     whole, and may be streamed.
     """
-    budget, away = order.budget, residency.bytes_away(patcher)
-    if away:
-        budget = residency.budget_with_weights(patcher, order.budget)
+    budget = residency.room(patcher, staying(denoiser), order.budget)
+    whole = residency.on_card(patcher) and not denoiser.streamed()
+    may_stream = whole and order.residency == residency.AUTO
     try:
-        planned = plan(denoiser, order.config, budget, data=data, warm=order.warm)
+        with families.named(order.model):
+            planned = plan(
+                denoiser,
+                order.config,
+                budget,
+                data=data,
+                warm=order.warm,
+                lower_rank=order.lower_rank,
+                first_rank=may_stream,
+            )
     except NoMemory:
-        if away or order.residency != residency.AUTO or not residency.on_card(order.model):
-            raise
-        return None
+        if may_stream:
+            return None
+        raise
     weights = [denoiser.weights] if denoiser.weights else []
-    show.say(order.node, _told(planned, order.config, planned.peak - away, weights))
+    show.say(order.node, _told(planned, order.config, weights))
     return planned
 
 
@@ -297,9 +333,8 @@ def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
     """Train to the end, and close the run."""
     try:
         check_folder(folder, 2 * run.student.lora.bytes + (1 << 20))
-        file = _run_as_job(
-            run, folders.of_user("runs") / folder_name(order.config, about), about, folder, order
-        )
+        asked = dataclasses.replace(order.config, rank=run.config.rank)  # a lower rank is another run
+        file = _run_as_job(run, folders.of_user("runs") / folder_name(asked, about), about, folder, order)
         return Trained(
             lora=run.lora_tensors(),
             losses={"loss": [value for _, value in run.loss]},
@@ -311,11 +346,13 @@ def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
         run.close()
 
 
-def _told(planned: Plan, config: DistilConfig, peak: float, how: list[Message]) -> Message:
+def _told(planned: Plan, config: DistilConfig, how: list[Message]) -> Message:
     """The plan in words; how: what else there is to say of it."""
-    fields = {"peak": gib(peak), "micro": planned.micro, "batch": config.batch}
+    fields = {"peak": gib(planned.peak), "micro": planned.micro, "batch": config.batch}
     if planned.checkpointing:
         how = [*how, Message("blocks recomputed")]
+    if planned.rank != config.rank:
+        how = [*how, Message("rank {rank}", rank=planned.rank)]
     if how:
         return Message("about {peak}: {micro} of {batch} samples at once, {how}", **fields, how=how)
     return Message("about {peak}: {micro} of {batch} samples at once", **fields)
@@ -431,23 +468,33 @@ def _time(seconds: float) -> Message:
 
 
 def _preview(run, vae):
-    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE curves alone."""
+    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE, or the memory to
+    draw and decode, curves alone.
+    """
     history = run.loss, run.probe.fidelity
-    if vae is None:
-        return show.image(pictures.run_curves(*history))
+    try:
+        if vae is not None:
+            return show.image(pictures.run_report(_tiles(run, vae), *history))
+    except Exception as error:  # the LoRA is on disk
+        if not is_out_of_memory(error):
+            raise
+        logging.warning("Fewstep: no preview, as memory ran out (%s).", error)
+    return show.image(pictures.run_curves(*history))
+
+
+def _tiles(run, vae):
     steps, held = run.config.steps, run.probe.held
     drawn = {
         "teacher": held.reference,
         f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
         f"now\n{steps} steps": run.task.draw(held, run.adapter),
     }
-    out = run.denoiser.model.process_latent_out
+    model = run.denoiser.model
     condition = held.condition[:SHOWN]
     columns = {
-        head: decode(vae, out(run.task.finished(latents[:SHOWN], condition).cpu()))
-        for head, latents in drawn.items()
+        head: decode(vae, model.process_latent_out(latents.first_frames(model, x.cpu())))
+        for head, x in ((head, run.task.finished(x[:SHOWN], condition)) for head, x in drawn.items())
     }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]
-    tiles = pictures.grid(columns, rows, "Same starting noise", scale)
-    return show.image(pictures.run_report(tiles, *history))
+    return pictures.grid(columns, rows, "Same starting noise", scale)

@@ -1,8 +1,8 @@
-"""Changes to a finished step grid: shift, scale, blend, split, snap, and the move to another model.
+"""Changes to a finished step grid: shift, scale, blend, split, snap, cut to a part, move to another model.
 
-Grids are `sigmas` (steps + 1,), float64, descending (`paths.check_sigmas`). Edits keep the number of steps,
-the entry 0 at the end where there is one, and the order: entries that an edit would make equal are pulled
-apart by a relative 1e-4.
+Grids are `sigmas` (steps + 1,), float64, descending (`paths.check_sigmas`). Edits but `split` and `part` keep
+the number of steps, the entry 0 at the end where there is one, and the order: entries that an edit would make
+equal are pulled apart by a relative 1e-4.
 """
 
 import math
@@ -13,6 +13,8 @@ import torch
 from ..faults import BadValue
 from ..paths import Path, check_sigmas
 from .grids import SigmaOf, descending, shifted, time_of
+
+NEAR = 0.02  # of a part: levels this near to its ends are its ends
 
 
 def _positive(name, value, neutral):
@@ -127,6 +129,19 @@ def split(sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
             got=step,
         )
     return sigmas[: step + 1], sigmas[step:]
+
+
+def part(sigmas: torch.Tensor, of: torch.Tensor, path: Path) -> torch.Tensor:
+    """What of a grid lies between the ends of another, `of`, whose ends it gets.
+
+    Levels nearer to them than NEAR of the way, in flow time, give way. At least the one step between the ends
+    is left.
+    """
+    high, low = path.flow_time(of[[0, -1]].double()).tolist()
+    near = NEAR * (high - low)
+    times = path.flow_time(sigmas.double())
+    inner = sigmas[(times < high - near) & (times > low + near)]
+    return torch.cat([of[:1].to(sigmas), inner, of[-1:].to(sigmas)])
 
 
 def translate(

@@ -1,15 +1,16 @@
 // The group of nodes of "Make this model few-step": what distils, with all that the sampler gets wired to it.
 //
-//   plan   { reading, place, first, model, again, guided, prompts }, see oneclick.js
+//   plan   { reading, place, first, latent, model, again, guided, prompts }, see oneclick.js
 
 import { DISTIL, FLUX_GUIDANCE, isOurs, PREVIEW, PROMPTS } from "../names.js";
 import { t } from "../text.js";
+import { bring } from "./bare.js";
 import { copyNode, wireEnd } from "./bring.js";
 import { add, drawn } from "./change.js";
-import { endOf, endOfType } from "./nodes.js";
+import { endOf } from "./nodes.js";
 import { arrange, boxOfAll, frame } from "./places.js";
 import { conditioningInto, JOIN, labelsOf, promptsOf } from "./prompts.js";
-import { sameEnd, sourceOf, typesOf, wiredOf } from "./queued.js";
+import { sameEnd, sourceOf, typesOf } from "./queued.js";
 
 const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
 const SIZE = [380, 460];                                  // of the preview
@@ -18,14 +19,14 @@ const GUIDER = "CFGGuider";
 
 /** The new nodes, in a frame; made: takes note of them. Answers the one that distils. */
 export async function build(plan, made) {
-  const { place, reading: { queued, chain, latent, vae } } = plan;
+  const { place, latent, reading: { queued, chain, vae } } = plan;
   const corner = beside(place.graph);
   const name = modelName(queued, chain[0].id);
   const distil = add(place.graph, DISTIL, { pos: corner, values: valuesOf(plan.reading, name) });
   const preview = add(place.graph, PREVIEW, { pos: corner });
   preview.setSize([...SIZE]);
   const wireIt = (end, input) => end && wireEnd(queued, end, place, made, { to: distil, name: input });
-  wireIt(modelFor(plan, made), "model");
+  wireIt(bring(plan.reading, plan, place, made), "model");
   const { positive, negative, first } = promptsFor(plan, made);
   Object.entries({ positive, negative, latent, vae }).forEach(([input, end]) => wireIt(end, input));
   wireGuidance(plan, made, wireIt);
@@ -45,17 +46,6 @@ export async function build(plan, made) {
 function valuesOf({ cfg, from, to, stages }, name) {
   const part = stages.length ? { from_percent: from, to_percent: to } : {};
   return { name: name && `${name}_fewstep`, cfg: cfg && Math.max(1, cfg), ...part };
-}
-
-/** The model without what is left out: what patches it after that is added once more. */
-function modelFor({ reading: { queued, chain }, model, again, place }, made) {
-  let end = model;
-  for (const id of again) {
-    const before = chain[chain.findIndex((one) => one.id === id) - 1];
-    const input = wiredOf(queued, id).find((name) => sameEnd(sourceOf(queued, id, name), before));
-    end = endOfType(copyNode(queued, id, place, made, { [input]: end }), "MODEL");
-  }
-  return end;
 }
 
 /**

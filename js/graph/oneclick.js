@@ -4,6 +4,7 @@
 import { DISTIL, PREVIEW } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
+import { bareModel } from "./bare.js";
 import { begin, slotsTo, takeBack } from "./bring.js";
 import { build, modelName } from "./build.js";
 import { change, setMuted, toast } from "./change.js";
@@ -13,7 +14,7 @@ import { labelsOf, promptsOf } from "./prompts.js";
 import { executionId, queueNodes } from "./queue.js";
 import { readQueued, sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
 import { readGraph } from "./reading.js";
-import { carriersOf, fewStepReason, guides, isLeftOut, refusalOf } from "./suits.js";
+import { carriersOf, fewStepReason, guides, refusalOf } from "./suits.js";
 import { dependants, origin } from "./walk.js";
 
 /**
@@ -105,20 +106,18 @@ async function isWanted(app, api, reading) {
 
 /** What is wired to what; nothing is changed yet. */
 function planFor(reading) {
-  const { queued, chain, cfg, plain, stages, sampler } = reading;
-  const ids = chain.map(({ id }) => id);
-  const cut = ids.findIndex((id, i) => i && isLeftOut(queued, id));
-  const rest = cut < 0 ? [] : ids.slice(cut);
-  const leftOut = rest.filter((id) => isLeftOut(queued, id));
+  const { queued, cfg, plain, stages, sampler } = reading;
+  const { model, again, leftOut } = bareModel(reading);
   const first = stages[stages.findIndex((stage) => stage.sampler === sampler) - 1] ?? null;
   const prompts = promptsOf(reading);
   const paired = !first || promptsOf(first)?.whole === prompts?.whole;
   return {
     reading,
     first,
+    latent: stages[0]?.latent ?? reading.latent,      // only its size counts: nothing is to be sampled for it
     place: placeFor(reading, paired ? prompts : null),
-    model: chain[cut < 0 ? chain.length - 1 : cut - 1],
-    again: rest.filter((id) => !isLeftOut(queued, id)),
+    model,
+    again,
     leftOut: leftOut.map((id) => queued.get(id).node),
     guided: !plain || (cfg > 1 && leftOut.length > 0 && leftOut.every((id) => guides(queued, id))),
     prompts: paired ? prompts : null,
@@ -177,12 +176,12 @@ async function buildWhole(app, plan) {
 }
 
 /** The first input of the new node that would not get what it was to; null where all do. */
-function lacking(queued, { reading, place, model, again }, distil) {
+function lacking(queued, { reading, place, model, again, latent }, distil) {
   const id = executionId([...place.within, distil]);
   if (!queued.has(id)) {
     return "model";
   }
-  const wanted = { latent: reading.latent, vae: reading.vae, ...(again.length ? {} : { model }) };
+  const wanted = { latent, vae: reading.vae, ...(again.length ? {} : { model }) };
   const source = (name) => sourceOf(queued, id, name);
   const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(source(name), wanted[name]));
   const needed = ["model", "positive", "negative", "latent"].find((name) => !source(name));

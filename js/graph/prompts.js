@@ -2,9 +2,11 @@
 // nodes that the sampler's positive conditioning goes through (guidance, frame rate, reference pictures).
 
 import { DEMO } from "../names.js";
+import { widgetOf } from "./nodes.js";
 import { inputType, sourceOf, typesOf, wiredOf, worthOf } from "./queued.js";
 
 const ENCODES = /^CLIPTextEncode/;
+const GUIDANCE = "guidance";                 // of Flux, that some encoders hold
 const LABELS = "all_labels";                 // output of our demo teacher
 
 /** The node whose conditioning is a list: what it joins are prompts of their own. */
@@ -36,7 +38,7 @@ export function promptsOf({ queued, positive }) {
     return null;
   }
   const clip = sourceOf(queued, encoders[0], wiredOf(queued, encoders[0], "CLIP")[0]);
-  const guidance = worthOf(queued, encoders[0], "guidance");
+  const guidance = worthOf(queued, encoders[0], GUIDANCE);
   const pictures = between.some((id) =>
     wiredOf(queued, id).some((name) => !TEXT_ONLY.includes(inputType(queued, id, name))));
   const whole = !texts.includes(undefined);
@@ -87,19 +89,17 @@ export function conditioningInto(queued, id, slot = undefined) {
 const isText = (queued, id) => ENCODES.test(queued.get(id).type)
   && wiredOf(queued, id).every((name) => TEXT_ONLY.includes(inputType(queued, id, name)));
 
-/** The prompt that an encoder is given; undefined where that is not one text, or only running tells. */
+/** The prompt that an encoder is given; undefined where it is given more, or only running tells what. */
 function textOf(queued, id) {
-  const linked = wiredOf(queued, id, "STRING").map((name) => worthOf(queued, id, name));
-  const options = choicesOf(queued, id);
-  const values = Object.keys(queued.get(id).inputs).filter((name) => !options.includes(name))
-    .map((name) => worthOf(queued, id, name)).filter((value) => typeof value === "string");
-  const texts = [...new Set(values.map((text) => text.trim()))];
-  return linked.includes(undefined) || texts.length > 1 ? undefined : values[0] ?? "";
+  const own = Object.keys(queued.get(id).inputs).filter((name) =>
+    name !== GUIDANCE && inputType(queued, id, name) !== "CLIP");
+  const values = own.map((name) => (isChoice(queued, id, name) ? null : worthOf(queued, id, name)));
+  const texts = new Set(values.map((value) => (typeof value === "string" ? value.trim() : null)));
+  return texts.size === 1 && !texts.has(null) ? values[0] : undefined;
 }
 
-/** Names of the widgets that are lists to choose from. */
-const choicesOf = (queued, id) => (queued.get(id).node.widgets ?? [])
-  .filter(({ type }) => type === "combo").map(({ name }) => name);
+/** Whether an input is a list to choose from. */
+const isChoice = (queued, id, name) => widgetOf(queued.get(id).node, name)?.type === "combo";
 
 /** As the node's text takes them: one a line, or a line of --- after each. */
 function listOf(texts) {

@@ -22,6 +22,8 @@ import { allNodes, inputOf } from "./nodes.js";
 
 const MOST = 1000;                            // switches in a row: they can be wired in a circle
 const ANY = ["*", "", undefined, 0];
+// what other packs call their nodes of one plain value
+const CONSTANT = /constant|literal|multiline|^(easy )?(int|float|string|text|boolean)$/i;
 const GOALS = new WeakMap();                  // queued -> its goals, worked out once
 
 export async function readQueued(app) {
@@ -200,8 +202,6 @@ function madeBy(queued, id, slot) {
     const values = Object.fromEntries(names.map((name) => [name.slice("values.".length), worth(name)]));
     return calculate(String(worth("expression")), values);
   }
-  const only = Object.keys(inputs);        // other packs' constants: one value in, that value out
-  const own = inputs[only[0]];
-  const gives = queued.get(id).node.outputs?.length;
-  return only.length === 1 && gives === 1 && !Array.isArray(own) ? own : undefined;
+  const [own, ...others] = Object.values(inputs);
+  return CONSTANT.test(type) && !others.length && !Array.isArray(own) ? own : undefined;
 }

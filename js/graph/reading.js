@@ -12,13 +12,14 @@
 //     sigmas     the end of a schedule of its own, or null
 //     becomes    types of what its latent is made into: IMAGE, AUDIO, ...
 //     stages     [reading, ...] where several models share one way from noise to picture, in their order
-//     from, to   the part of the schedule that this one takes, 0 to 1
+//     from, to   the part of the way that this one takes, of the model's time: 0 is noise, 1 the picture
 //
 // Which sampler is meant: the selected one; else one that the given node's model reaches; else one in the
 // shown graph; of those the one whose picture is shown, and of several passes of one model the first.
 
 import { isOurs } from "../names.js";
 import { graphOf, selectedIn } from "./find.js";
+import { shareTaken } from "./parts.js";
 import {
   aboveOf, goalsFrom, idOf, readQueued, sameEnd, sourceOf, typeOf, typesOf, wiredOf, worthOf,
 } from "./queued.js";
@@ -61,7 +62,7 @@ export function samplersOf(queued) {
   return found;
 }
 
-/** Whether a node has the settings of a sampler: some hand on the model and the prompts beside what they make. */
+/** Whether a node has the settings of a sampler; such ones may hand on model and prompts as well. */
 const takesSteps = (queued, id) => ["steps", "cfg"].every((name) => name in queued.get(id).inputs);
 
 function read(queued, { sampler, guide }) {
@@ -80,7 +81,7 @@ function read(queued, { sampler, guide }) {
     cfg: cfgOf(queued, guide),
     plain: guide === sampler || wiredOf(queued, guide).every((name) => PLAIN_INPUTS.includes(name)),
     becomes: Object.freeze(madeFrom(queued, sampler)),
-    ...partOf(queued, sampler, steps),
+    ...shareTaken(queued, sampler, steps),
   });
 }
 
@@ -162,28 +163,11 @@ function vaeFor(queued, sampler, latent, loader) {
   return above ?? (own >= 0 ? { id: loader.id, slot: own } : null);
 }
 
-/** { from, to }: the part of the schedule that a sampler takes, by its widgets or by a split. */
-function partOf(queued, sampler, steps) {
-  const part = { from: 0, to: 1 };
-  const start = worthOf(queued, sampler, "start_at_step");
-  const end = worthOf(queued, sampler, "end_at_step");
-  if (steps && Number.isFinite(start) && Number.isFinite(end)) {
-    return { from: Math.min(1, start / steps), to: Math.min(1, end / steps) };
-  }
-  const [name] = wiredOf(queued, sampler, "SIGMAS");
-  const split = name ? sourceOf(queued, sampler, name) : null;
-  const at = split && queued.get(split.id).type === "SplitSigmas" ? worthOf(queued, split.id, "step") : NaN;
-  if (steps && Number.isFinite(at)) {
-    const middle = Math.min(1, at / steps);
-    return split.slot === 0 ? { from: 0, to: middle } : { from: middle, to: 1 };
-  }
-  return part;
-}
-
 // ---- which one -------------------------------------------------------------------------------------
 
 function choose(app, queued, all, node) {
-  const selected = new Set(selectedIn(app).map((one) => idOf(queued, one)).filter(Boolean));
+  const marked = selectedIn(app);
+  const selected = new Set(marked.map((one) => idOf(queued, one)).filter(Boolean));
   const picked = all.find(({ sampler, guide }) => selected.has(sampler) || selected.has(guide));
   if (picked && !node) {
     return picked;
@@ -191,7 +175,8 @@ function choose(app, queued, all, node) {
   const shown = all.filter(({ sampler }) => isShown(queued, sampler));
   const ways = [
     (one) => (node ? touches(queued, one, node) : true),
-    (one) => node || [...selected].some((id) => one.chain.some((end) => end.id === id)),
+    (one) => node || one.chain.some(({ id }) => selected.has(id))
+      || one.within.some((outer) => marked.includes(outer)),
     (one) => shown.includes(one),
     (one) => isPicture(one),
     (one) => !isLess(app, one),

@@ -110,10 +110,11 @@ export async function fewStepReason(app, api, reading) {
   return telling ? t("graph.fewName", { name: nameOf(telling) }) : null;
 }
 
-const acceleratorOf = ({ queued, chain }) =>
+/** The file of the first LoRA of the chain that makes its model few-step already, by its name. */
+export const acceleratorOf = ({ queued, chain }) =>
   chain.slice(1).flatMap(({ id }) => lorasOf(queued, id)).find((file) => ACCELERATOR.test(nameOf(file)));
 
-const nameOf = (file) => file.split(/[\\/]/).at(-1).replace(MODEL_FILE, "");
+export const nameOf = (file) => file.split(/[\\/]/).at(-1).replace(MODEL_FILE, "");
 
 /** The files of a node that loads LoRAs onto the model, those that have an effect. */
 function lorasOf(queued, id) {

@@ -51,9 +51,9 @@ export function makeActions(app, api, store, onLost) {
     store.act(true);
     showActing();
     try {
-      await act({ app, api }, asked);
+      const came = await act({ app, api }, asked);      // null where the user was asked and wants none
       if (stamp(run) === stamp(asked)) {
-        inform(name in DONE ? t(DONE[name]) : "");
+        inform(name in DONE && came !== null ? t(DONE[name]) : "");
       }
     } catch (error) {
       if (run.id === asked.id) {

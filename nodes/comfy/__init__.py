@@ -10,6 +10,7 @@ lora_files      the user's LoRA files, as the stock loader reads them
 fresh_noise     which noise a picture of a batch gets while it is sampled
 fingerprints    hashes that tell weights, patches and settings apart
 session         a MODEL loaded for training, and put back
+kernels         the host's fused operators, with a gradient while a model is trained
 precision       in which precision it computes
 residency       where its weights live while gradients run through it: on the card, or fetched for each call
 denoiser        a loaded MODEL as `training` asks it: one prediction, differentiable

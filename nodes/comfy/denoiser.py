@@ -7,7 +7,7 @@ answers is left out. `teacher_proof` shows before a run that the graph has nothi
 import collections
 import functools
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention
 import comfy.model_management
@@ -17,7 +17,9 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
+from ...training.models.devices import has_float64
 from .fingerprints import base_of
+from .latents import sample_shape, takes_batch_for_frames
 from .levels import noise_scale_of, path_of, prediction_of, sigma_of
 from .precision import in_float32
 from .residency import streamed_layers, told
@@ -29,14 +31,24 @@ class ComfyDenoiser:
     """(x, sigma (B,), condition (B,)) -> x0 of a loaded ModelPatcher, x in model space.
 
     positives: CONDITIONING, each entry one condition; negative: its first entry is the unconditional one, -1.
-    latent: one sample of the shape to be asked for. Every call looks for the user's cancel first, by `check`.
+    latent: what would be sampled on, as the graph has it, its first sample alone; where the host takes a
+    batch for the frames of one video, all of it is one sample, whose shape is (frames, ...). mask: of the
+    parts of it that are to be painted, for models that are told. Every call looks for the user's cancel
+    first, by `check`.
 
     Samples whose conditions the host would batch share a call of the model, whatever their prompts. Where
     nothing is trained a call is as large as the host's own may be; a micro-batch is never parted, since its
     graph would be held all the same.
     """
 
-    def __init__(self, patcher: ModelPatcher, positives: list, negative: list, latent: torch.Tensor):
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        positives: list,
+        negative: list,
+        latent: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ):
         sampling = patcher.get_model_object("model_sampling")
         self.path, self.sigma_of = path_of(sampling), sigma_of(sampling)
         self.prediction, self.noise_scale = prediction_of(sampling), noise_scale_of(sampling)
@@ -46,13 +58,17 @@ class ComfyDenoiser:
         self.in_float32 = functools.partial(in_float32, patcher)
         self.streamed = functools.partial(streamed_layers, patcher)
         self.free_memory = functools.partial(patcher.get_free_memory, patcher.load_device)
-        self.shape, self.conditions = tuple(latent.shape[1:]), len(positives)
+        self.conditions = len(positives)
         self.options = {
             **patcher.model_options.get("transformer_options", {}),
             "optimized_attention_override": differentiable_attention,
         }
         self.check = comfy.model_management.throw_exception_if_processing_interrupted
-        self._conds = _model_conds(self.model, [*positives, negative[0]], latent, self.device)
+        self.frames = len(latent) if takes_batch_for_frames(self.model) else 0
+        self.shape = sample_shape(patcher, latent)
+        self.latent, self.mask = latent if self.frames else latent[:1], mask
+        about = _About(self.model, positives, negative[:1], mask, self.device)
+        self._conds = about.conds(self.latent)
         self._uuids = [uuid.uuid4() for _ in self._conds]
         self._kinds = _kinds(self._conds)
 
@@ -86,14 +102,22 @@ class ComfyDenoiser:
         for parts in range(1, len(numbers)):
             most = len(numbers) // parts
             shapes = {key: each[:most] for key, each in sizes.items()}
-            if self.model.memory_required([most, *self.shape], cond_shapes=shapes) * HOST_MARGIN < free:
+            if self.model.memory_required(self.batch(most), cond_shapes=shapes) * HOST_MARGIN < free:
                 return most
         return 1
+
+    def batch(self, count: int) -> list[int]:
+        """The shape of that many samples as the model takes them."""
+        return [count * self.frames, *self.shape[1:]] if self.frames else [count, *self.shape]
 
     def _predict(self, x: torch.Tensor, sigma: torch.Tensor, numbers: list[int]) -> torch.Tensor:
         """x0 on the model's device, of samples whose conditions can be put together."""
         # from the CPU PyTorch would wait for either copy; what it reads is safe as soon as it returns
+        sigma = sigma if has_float64(self.device) else sigma.float()
         x, sigma = (part.to(self.device, non_blocking=True) for part in (x, sigma))
+        count = len(x)
+        if self.frames:
+            x, sigma = x.flatten(0, 1), sigma.repeat_interleave(self.frames)
         options = {  # the last four: what patches of attention look at in a sampler's call
             **self.options,
             "sigmas": sigma,
@@ -102,7 +126,8 @@ class ComfyDenoiser:
             "uuids": [self._uuids[number] for number in numbers],
         }
         conds = comfy.samplers.cond_cat([self._conds[number] for number in numbers])
-        return self.model.apply_model(x, sigma, transformer_options=options, **conds).to(x)
+        x0 = self.model.apply_model(x, sigma, transformer_options=options, **conds).to(x)
+        return x0.view(count, *self.shape)
 
 
 def differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -110,20 +135,43 @@ def differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch.
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
-def _model_conds(model: BaseModel, entries: list, latent: torch.Tensor, device: torch.device) -> list[dict]:
-    """What `apply_model` takes for one sample, as the host's COND objects, one dict a conditioning entry: on
-    the device, and cloned out of inference mode.
-    """
-    noise = torch.zeros_like(latent).to(device)
-    out = []
-    for entry in entries:
-        conds = {"positive": comfy.sampler_helpers.convert_cond([clone(entry)])}
-        done = comfy.samplers.process_conds(model, noise, conds, device, seed=0, latent_shapes=[noise.shape])
-        found = done["positive"][0]["model_conds"]
-        out.append(
-            {key: _on(cond.process_cond(batch_size=1, area=None), device) for key, cond in found.items()}
-        )
-    return out
+class _About(NamedTuple):
+    """What the host works out conditioning from."""
+
+    model: BaseModel
+    positives: list
+    negatives: list
+    mask: torch.Tensor | None
+    device: torch.device
+
+    def conds(self, latent: torch.Tensor) -> list[dict]:
+        """What `apply_model` takes for one sample, all of `latent`, as the host's COND objects, one dict a
+        conditioning entry: on the device, and cloned out of inference mode.
+        """
+        latent = latent.to(self.device)
+        noise, mask = torch.zeros_like(latent), None
+        if latent.any():  # an empty one stays so
+            latent = self.model.process_latent_in(latent)
+        if self.mask is not None:
+            mask = comfy.sampler_helpers.prepare_mask(self.mask.clone(), noise.shape, self.device)
+        entries = [("positive", entry) for entry in self.positives]
+        entries += [("negative", entry) for entry in self.negatives]
+        out = []
+        for kind, entry in entries:
+            conds = comfy.samplers.process_conds(
+                self.model,
+                noise,
+                {kind: comfy.sampler_helpers.convert_cond([clone(entry)])},
+                self.device,
+                latent_image=latent,
+                denoise_mask=mask,
+                seed=0,
+                latent_shapes=[noise.shape],
+            )
+            found = conds[kind][0]["model_conds"]
+            each = {key: cond.process_cond(batch_size=len(latent), area=None) for key, cond in found.items()}
+            out.append({key: _on(cond, self.device) for key, cond in each.items()})
+        return out
 
 
 def _on(cond: Any, device: torch.device) -> Any:

@@ -67,12 +67,13 @@ def inside(
     patcher: ModelPatcher,
     graph: Graph,
     number: int,
-    empty: torch.Tensor,
+    latent: torch.Tensor,
+    mask: torch.Tensor | None,
     sigmas: torch.Tensor,
     work: Callable[[Callable], None],
 ) -> None:
     """Call work(ask) where a sampler would run along `sigmas` with that prompt; ask(x, sigma (n,)) -> x0, on
-    the model's device. empty: a latent of the shape of x.
+    the model's device. latent: what would be sampled on, in the shape of x; mask: of its parts to be painted.
     """
     before = patcher.wrappers, patcher.callbacks
     patcher.wrappers, patcher.callbacks = graph.wrappers, graph.callbacks
@@ -81,7 +82,8 @@ def inside(
         guider.set_conds([graph.positive[number]], graph.negative)
         guider.set_cfg(graph.cfg)
         guider.model_options = graph.options
-        guider.sample(empty, empty, Inside(work), sigmas.float(), disable_pbar=True, seed=0)
+        sampler, levels = Inside(work), sigmas.float()
+        guider.sample(torch.zeros_like(latent), latent, sampler, levels, mask, disable_pbar=True, seed=0)
     finally:
         patcher.wrappers, patcher.callbacks = before
 
@@ -107,31 +109,45 @@ def parts_of(graph: Graph, number: int) -> Iterator[tuple[str, Graph]]:
                 yield f"{field}: {key}", dataclasses.replace(graph, **{field: rest})
 
 
-def _without(value: dict | list, depth: int, path: tuple = ()) -> Iterator[tuple[str, Any]]:
-    """(name, the container without it) of every leaf of nested dicts and lists, down to that depth."""
+def _without(value: dict, depth: int) -> Iterator[tuple[str, dict]]:
+    """(name, the dict without it) of every leaf of nested dicts and lists, down to that depth, and of all
+    leaves that one node put there.
+    """
+    makers: dict[str, list[tuple]] = {}
+    for path, part in _leaves(value, depth):
+        where = " ".join(str(key) for key in path if isinstance(key, str) and key != "transformer_options")
+        maker = _maker(part)
+        makers.setdefault(maker, []).append(path)
+        yield f"{maker} ({where})" if maker else where, _removed(value, {path})
+    for maker, paths in makers.items():
+        if maker and len(paths) > 1:
+            yield maker, _removed(value, set(paths))
+
+
+def _leaves(value: Any, depth: int, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """(keys that lead to it, what is there)."""
     for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
-        if key == OWN or part is differentiable_attention:
+        if key == OWN or part is None or part is differentiable_attention:
             continue
         if depth and isinstance(part, (dict, list)):
-            for name, kept in _without(part, depth - 1, (*path, key)):
-                yield name, _replaced(value, key, kept)
-        elif part is not None:
-            yield _named((*path, key), part), _replaced(value, key, None)
+            yield from _leaves(part, depth - 1, (*path, key))
+        else:
+            yield (*path, key), part
 
 
-def _replaced(value, key, part):
-    """A container with something else under a key, or nothing."""
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k != key}
-        return kept if part is None else {**kept, key: part}
-    return [*value[:key], *([] if part is None else [part]), *value[key + 1 :]]
+def _removed(value: Any, paths: set[tuple], here: tuple = ()) -> Any:
+    """Nested dicts and lists without what those keys lead to."""
+    if not any(path[: len(here)] == here for path in paths):
+        return value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    kept = [(k, _removed(v, paths, (*here, k))) for k, v in pairs if (*here, k) not in paths]
+    return dict(kept) if isinstance(value, dict) else [part for _, part in kept]
 
 
-def _named(path: tuple, part: Any) -> str:
-    """What a part is called: the node or function that put it there, and where it is."""
-    where = " ".join(str(key) for key in path if isinstance(key, str) and key != "transformer_options")
+def _maker(part: Any) -> str:
+    """The node or function that put a part there; "" for plain values."""
     function = part[0] if isinstance(part, list) and part else part
-    if isinstance(function, (bool, int, float, str, dict, torch.Tensor)):
-        return where
-    maker = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return f"{maker.split('.<locals>')[0].removesuffix('.execute').removesuffix('.patch')} ({where})"
+    if isinstance(function, (bool, int, float, str, dict, list, torch.Tensor)):
+        return ""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return name.split(".<locals>")[0].removesuffix(".execute").removesuffix(".patch")

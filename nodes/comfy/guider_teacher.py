@@ -20,7 +20,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
 from ...diffusion.faults import BadValue
+from ...training.models.denoiser import InParts
 from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
+from .latents import takes_batch_for_frames
 from .levels import check_range, noise_scale_of, path_of, sigma_of
 
 ROWS = 8  # samples of one model call, at most: a shard of the cache
@@ -140,8 +142,11 @@ class Inside(comfy.samplers.Sampler):
 class Teacher:
     """A guider as `training` asks it: (x, sigma, condition) -> x0, on the CPU in float32. Only within `run`.
 
-    Every call looks for the user's cancel first. shape: of one sample.
+    Every call looks for the user's cancel first. shape: of one sample; rows: how many are asked in one call;
+    each_path: what each path has to be solved in, where the guider remembers (`guider_proof`).
     """
+
+    each_path: Callable[[Callable[[], None]], None] | None = None
 
     def __init__(self, guider: CFGGuider, shape: tuple[int, ...], seed: int = 0):
         patcher = guider.model_patcher
@@ -152,14 +157,16 @@ class Teacher:
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         self.base = base_of(patcher)
         self.cfg = cfg_of(guider)
-        self.device, self.rows = patcher.load_device, rows_at_once(patcher, self.shape)
+        self.frames = self.shape[0] if takes_batch_for_frames(patcher.model) else 0
+        self.device = patcher.load_device
+        self.rows = 1 if self.frames else rows_at_once(patcher, self.shape)
         self.identity = {
             "model": self.base,
             "patches": patches_of(patcher, guider.model_options),
             "conditioning": digest(getattr(guider, "original_conds", None)),
             "guidance": guidance_of(guider),
         }
-        self._ask = None
+        self._ask, self._in_parts = None, InParts(self._asked, self.rows)
 
     def run(self, work: Callable[[], None], sigmas: torch.Tensor) -> None:
         """Call work() where a sampler would run along `sigmas`, the model loaded for batches of `rows`."""
@@ -168,12 +175,16 @@ class Teacher:
             self._ask = ask
             work()
 
-        empty = torch.zeros(self.rows, *self.shape)
+        empty = torch.zeros(self.shape if self.frames else (self.rows, *self.shape))
         sampler, levels = Inside(inside), sigmas.float()
         try:
             self.guider.sample(empty, empty, sampler, levels, disable_pbar=True, seed=self.seed)
         finally:
             self._ask = None
+
+    def draw(self, work: Callable[[], None], sigmas: torch.Tensor) -> None:
+        """`run` of work that solves paths along `sigmas`."""
+        work() if self.each_path else self.run(work, sigmas)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """x0 (B, *shape) from x (B, *shape), sigma (B,) and condition (B,)."""
@@ -181,11 +192,16 @@ class Teacher:
         for number in condition.unique().tolist():
             if isinstance(self.guider, Prompts):
                 self.guider.choose(number)
-            for which in (condition == number).nonzero()[:, 0].split(self.rows):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                rows, levels = (part[which].to(self.device, torch.float32) for part in (x, sigma))
-                out[which] = self._ask(rows, levels).to(out)
+            which = condition == number
+            out[which] = self._in_parts(x[which], sigma[which], condition[which])
         return out
+
+    def _asked(self, x, sigma, _):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        rows, levels = (part.to(self.device, torch.float32) for part in (x, sigma))
+        if self.frames:
+            rows, levels = rows.flatten(0, 1), levels.repeat_interleave(self.frames)
+        return self._ask(rows, levels).to("cpu", torch.float32).view(x.shape)
 
 
 def taught_by(

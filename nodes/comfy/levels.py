@@ -20,11 +20,12 @@ SLACK = 1e-4  # relative: what float32 sigmas may exceed the largest level by
 
 
 def path_of(model_sampling: torch.nn.Module, name: str = "model") -> Path:
-    """The path of a model's sampling object. Raises ValueError naming a type that has none of ours."""
-    if isinstance(model_sampling, KINDS.CONST) and not isinstance(model_sampling, ODD):
-        return FLOW
-    if isinstance(model_sampling, KINDS.EPS) and not isinstance(model_sampling, ODD):
-        return VARIANCE_EXPLODING
+    """The path of a model's sampling object, told by how it mixes noise in: sigma eps + (1 - sigma) x_0, or
+    sigma eps + x_0. Raises ValueError naming a type that has none of ours.
+    """
+    is_flow = isinstance(model_sampling, KINDS.CONST)  # by which the host's samplers tell
+    if not isinstance(model_sampling, ODD) and _mixes(model_sampling, 0.75 if is_flow else 1.0):
+        return FLOW if is_flow else VARIANCE_EXPLODING
     mro = type(model_sampling).__mro__
     kinds = [base.__name__ for base in mro if base.__module__ == KINDS.__name__]
     raise BadValue(
@@ -35,17 +36,29 @@ def path_of(model_sampling: torch.nn.Module, name: str = "model") -> Path:
     )
 
 
+def _mixes(model_sampling: torch.nn.Module, signal: float) -> bool:
+    """Whether noise at level 1/4 leaves that share of the signal."""
+    level, noise, x0 = (torch.full((1, 1), value) for value in (0.25, 1.0, 3.0))
+    mixed = float(model_sampling.noise_scaling(level[0], noise, x0.clone()))
+    return abs(mixed - 0.25 * noise_scale_of(model_sampling) - signal * 3.0) < 1e-4
+
+
 def prediction_of(model_sampling: torch.nn.Module) -> str:
     """What the model's network predicts, one of `diffusion.predictions.KINDS`."""
-    if path_of(model_sampling) is FLOW:
+    if path_of(model_sampling) is FLOW or isinstance(model_sampling, _of("COSMOS_RFLOW")):
         return "velocity"
     if isinstance(model_sampling, KINDS.EDM):
         return "edm"
-    if isinstance(model_sampling, KINDS.V_PREDICTION):
+    if isinstance(model_sampling, (KINDS.V_PREDICTION, *_of("V_PREDICTION_DDPM"))):
         return "v"
-    if isinstance(model_sampling, getattr(KINDS, "X0", ())):  # older hosts have no such kind
+    if isinstance(model_sampling, _of("X0")):
         return "x0"
     return "epsilon"
+
+
+def _of(kind: str) -> tuple[type, ...]:
+    """The host's class of that name, none where it is older than that."""
+    return (getattr(KINDS, kind),) if hasattr(KINDS, kind) else ()
 
 
 def sigma_of(model_sampling: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

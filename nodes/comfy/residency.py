@@ -7,6 +7,10 @@ What is fetched lies in memory that is used again: in the pages of dynamic VRAM,
 as soon as the layer has answered, or in the one buffer of its offload stream. So a resident model must not be
 a `ModelPatcherDynamic`, whose pages are only ever lent, and a streamed one needs its layers called again in
 the backward pass (`training.adapter.streaming`). On the CPU every model is resident.
+
+A layer's weights arrive while another computes, in both passes: the host takes its two offload streams in
+turn, a stream waits only for the layer that used its buffer before, and nothing in a call makes the computer
+wait for the card. So the weights of two layers are there at most.
 """
 
 import comfy.model_management
@@ -15,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ...diffusion.faults import BadValue, Failed, Message, NoMemory
-from ...training.run.machine import gib
+from ...training.run.machine import available, gib
 
 management = comfy.model_management
 ALL = 1e20  # bytes to be made free, so that other models leave
@@ -56,11 +60,11 @@ def choices(
     if wanted == STREAMED:
         return {STREAMED: why or Message("weights streamed, as chosen")}
     free_all(model.load_device)
-    free = management.get_free_memory(model.load_device) - management.extra_reserved_memory()
-    room = free if budget is None else min(free, budget)
+    free = management.get_free_memory(model.load_device)
+    most = (free if budget is None else min(free, budget)) - management.extra_reserved_memory()
     size = weight_bytes(model.model)
-    sizes = {"weights": gib(size), "beside": gib(beside), "room": gib(max(0, room))}
-    if size + beside <= room:
+    sizes = {"weights": gib(size), "beside": gib(beside), "room": gib(max(0, most))}
+    if size + beside <= most:
         if wanted == RESIDENT:
             return {RESIDENT: Message("weights resident, as chosen")}
         return {
@@ -139,23 +143,26 @@ def weight_bytes(module: torch.nn.Module) -> int:
     return total
 
 
-def bytes_away(patcher: ModelPatcher) -> int:
-    """Bytes of the weights that are streamed, 0 for a resident model."""
-    layers = streamed_layers(patcher)
-    return sum(p.nbytes for layer in layers for p in layer._parameters.values() if p is not None)
+def room(patcher: ModelPatcher, stay: int, budget: float | None) -> float | None:
+    """Bytes that a run may take where the model computes, its weights included; None on the CPU without a
+    budget, for the caller to judge.
 
-
-def budget_with_weights(patcher: ModelPatcher, budget: float | None) -> float:
-    """Bytes for a plan that counts streamed weights as if they took room on the card.
-
-    budget: what the user allows on the card, None for what is free there, with the pages that dynamic VRAM
-    gives back.
+    stay: bytes of the weights that stay there; budget: what the user allows, None for what is free. Of either
+    the host's own reserve is left to others; the pages that dynamic VRAM takes back count as free.
     """
-    if budget is not None:
-        return budget + bytes_away(patcher)
-    module = patcher.model.diffusion_model
-    kept = sum(w.nbytes for w in (*module.parameters(), *module.buffers()))
-    return patcher.get_free_memory(patcher.load_device) + kept
+    device = patcher.load_device
+    if not on_card(patcher):
+        return budget
+    ask = (
+        available
+        if management.is_device_cuda(device) and not patcher.is_dynamic()
+        else patcher.get_free_memory
+    )
+    free = ask(device)
+    if budget is not None:  # what lies there beside the weights, conditionings above all, is part of the run
+        held = torch.cuda.memory_allocated(device) if management.is_device_cuda(device) else 0
+        free = min(free, budget - max(stay, held))
+    return free + stay - management.extra_reserved_memory()
 
 
 def keep_why(patcher: ModelPatcher, why: Message) -> None:

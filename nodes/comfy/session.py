@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...diffusion.faults import Message, NoMemory
 from ...training.adapter.lora import is_linear
+from ...training.models.devices import reset_most
 from ...training.models.memory_errors import is_out_of_memory
 from . import residency
+from .kernels import with_gradients
 
 management = comfy.model_management
 
@@ -57,14 +59,13 @@ def _opened(model, choice, why, beside):
     residency.keep_why(patcher, why)
     patcher.model.requires_grad_(False).eval()
     try:
-        with _host_in_training(), _exact_products(patcher) as make_exact:
+        with _host_in_training(), with_gradients(), _exact_products(patcher) as make_exact:
             residency.free_all(patcher.load_device)
             _leave_inference_mode(patcher.model)
             with _told_by_name(model, choice):
                 residency.load(patcher, choice, beside)
             make_exact()
-            if management.is_device_cuda(patcher.load_device):
-                torch.cuda.reset_peak_memory_stats(patcher.load_device)  # of which a run shows what it took
+            reset_most(patcher.load_device)  # of which a run shows what it took
             _leave_inference_mode(patcher.model)
             yield patcher
     finally:

@@ -79,7 +79,8 @@ def proven(
                 failed = failed or error
                 continue
             if len(tried) == 1 and (distance(tried[0], goal) > allowed).any():
-                allowed = torch.maximum(allowed, TIMES_ROUNDING * host.rounding(paths))
+                host.check_repeats(paths, allowed, remedy)
+                allowed = torch.maximum(allowed, TIMES_ROUNDING * host.moved(paths, host.digit))
             if (distance(tried[-1], goal) <= allowed).all():
                 return way
         if not tried:
@@ -147,7 +148,7 @@ class Host:
                 if i + 1 < len(levels):
                     states.append(step(states[-1], answers[-1], self.denoiser.path, level, levels[i + 1]))
 
-        inside(self.patcher, self.graph, number, noise, self.sigmas, work)
+        self._inside(self.graph, number, work)
         return Asked(number=number, x=torch.cat(states), sigma=levels.float(), answers=torch.cat(answers))
 
     def again(self, graph: Graph, asked: Asked, x: torch.Tensor) -> torch.Tensor:
@@ -158,29 +159,54 @@ class Host:
             rows = zip(x.split(1), asked.sigma.split(1))
             answers.extend(self._ask(ask, row, level) for row, level in rows)
 
-        inside(self.patcher, graph, asked.number, torch.zeros_like(x[:1]), self.sigmas, work)
+        self._inside(graph, asked.number, work)
         return torch.cat(answers)
+
+    def _inside(self, graph, number, work):
+        latent, mask = self.denoiser.latent, self.denoiser.mask
+        inside(self.patcher, graph, number, latent, mask, self.sigmas, work)
 
     def _ask(self, ask, x, level):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        device = self.patcher.load_device
-        return ask(x.to(device), level.to(device, torch.float32)).to(x)
+        device, batch = self.patcher.load_device, self.denoiser.batch(len(x))
+        level = level.to(device, torch.float32).expand(batch[0])
+        return ask(x.to(device).view(batch), level).to(x).view(x.shape)
 
-    def rounding(self, paths: list[Asked]) -> torch.Tensor:
-        """How far the answers (n,) move with the last digit of the states. A backend of attention that the
-        graph chose may compute in 8 bits.
+    @property
+    def digit(self) -> float:
+        """The last digit, as a share, of what the model computes with. A backend of attention that the graph
+        chose may compute in 8 bits.
         """
-        digit = torch.finfo(self.patcher.model.get_dtype_inference()).eps
         if ATTENTION in self.patcher.model_options.get("transformer_options", {}):
-            digit = torch.finfo(torch.bfloat16).eps
-        elif not comfy.model_management.is_device_cpu(self.patcher.load_device):
-            digit = max(digit, TENSOR_CORES)
-        generator, moved = torch.Generator().manual_seed(0), []
+            return torch.finfo(torch.bfloat16).eps
+        digit = torch.finfo(self.patcher.model.get_dtype_inference()).eps
+        on_cpu = comfy.model_management.is_device_cpu(self.patcher.load_device)
+        return digit if on_cpu else max(digit, TENSOR_CORES)
+
+    def moved(self, paths: list[Asked], digit: float, graph: Graph | None = None) -> torch.Tensor:
+        """How far the answers (n,) move with the last digit of the states."""
+        generator, found = torch.Generator().manual_seed(0), []
         for path in paths:
             sign = torch.randint(2, path.x.shape, generator=generator) * 2 - 1
-            answers = self.again(self.graph, path, path.x * (1 + digit * sign))
-            moved.append(distance(answers, path.answers))
-        return torch.cat(moved)
+            first = path.answers if graph is None else self.again(graph, path, path.x)
+            found.append(distance(self.again(graph or self.graph, path, path.x * (1 + digit * sign)), first))
+        return torch.cat(found)
+
+    def check_repeats(self, paths: list[Asked], allowed: torch.Tensor, remedy: Message) -> None:
+        """Raise ValueError where the same questions get other answers, naming what is random."""
+        if (self.moved(paths, 0.0) <= allowed).all():
+            return
+        parts = []
+        for name, without in parts_of(self.graph, paths[0].number):
+            with contextlib.suppress(Exception):  # what other parts need
+                if (self.moved(paths[:1], 0.0, without) <= allowed[: len(paths[0].x)]).all():
+                    parts.append(name)
+        raise BadValue(
+            "Training must get the same answer to the same question, and ComfyUI's own sampling gives "
+            "another each time, because of {parts}. {remedy}.",
+            parts=parts or Message("the model itself"),
+            remedy=remedy,
+        )
 
     def to_blame(self, paths: list[Asked], ours: torch.Tensor, worst: int, allowed: float) -> list[str]:
         """The parts of the graph without which the host's answer number `worst` is ours: the one that brings

@@ -16,6 +16,7 @@ from server import PromptServer
 from ...diffusion.faults import BadValue
 from ...training.formats.files import write, write_json
 from ...training.formats.graph_texts import of_graph
+from ...training.models.memory_errors import is_out_of_memory, recover
 from ...training.reports import pictures
 from ...training.run import runs
 from ...training.run.job import Job
@@ -23,6 +24,7 @@ from ...training.run.machine import used
 from ...training.run.progress import Progress
 from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
+from ..comfy.latents import first_frames
 from . import messages
 
 EVERY = 0.2  # seconds between events
@@ -149,12 +151,13 @@ class Live:
         except Exception as error:  # pictures are a courtesy: a run does not end for want of them
             logging.warning("Fewstep: no previews of this run (%s).", error)
             self.pictures = False
+            if is_out_of_memory(error):
+                recover()
 
     def _column(self, path, latents):
         model, vae = self.run.denoiser.model, self.order.vae
         latents = self.run.task.finished(latents, self.run.probe.held.condition[: len(latents)])
-        latents = latents.detach().cpu()
-        latents = latents[:, :, :1] if latents.ndim == 5 else latents  # a video's first frame stands alone
+        latents = first_frames(model, latents.detach().cpu())
         if vae is not None and _fits(vae, latents, self.run.denoiser.device):
             pixels = decode(vae, model.process_latent_out(latents))
             if not comfy.model_management.is_device_cpu(vae.device):  # whose memory the run was promised

@@ -219,3 +219,23 @@ def test_all_of_a_click_is_one_step_of_undo(show, click, official, opened):
     page.wait_for_timeout(1000)
     page.keyboard.press("Control+z")
     page.wait_for_function(f"(types) => String({TYPES}) === String(types)", arg=before)
+
+
+def test_a_refiner_learns_its_own_part_from_what_the_base_leaves(show, official, opened):
+    page, _ = opened
+    show(official["sdxl_refiner_prompt_example"])
+    page.evaluate("() => { app.extensionManager.command.execute('Fewstep.MakeFewStep'); }")
+    page.locator(".fewstep-ask").get_by_role("button", name="refiner").click()
+    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'FewstepDistil') && bench.queued")
+    after = page.evaluate("async () => (await app.graphToPrompt()).output")
+    [distil] = [node["inputs"] for node in after.values() if node["class_type"] == "FewstepDistil"]
+    # step 20 of the 25 levels that the scheduler "normal" spreads over the whole time
+    assert distil["from_percent"] == pytest.approx(20 / 24) and (distil["to_percent"], distil["cfg"]) == (
+        1,
+        8,
+    )
+    assert (distil["model"], distil["first_stage"], distil["latent"]) == (["12", 0], ["4", 0], ["5", 0])
+    lists = [after[distil[name][0]]["inputs"] for name in ("positive", "first_positive")]
+    assert [one["clip"] for one in lists] == [["12", 1], ["4", 1]]
+    assert [one["text"].split()[0] for one in lists] == ["daytime", "daytime"]
+    assert lists[0]["source"] == lists[1]["source"] and lists[0]["count"] == lists[1]["count"]

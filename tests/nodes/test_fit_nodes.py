@@ -84,6 +84,7 @@ def test_cancel_keeps_the_trajectories_and_the_next_fit_goes_on(host, folders, f
             management.interrupt_current_processing()
         return asked(self, *args)
 
+    monkeypatch.setattr(pack(host, "nodes.fit"), "settle", lambda teacher, sigmas: teacher)
     monkeypatch.setattr(kind, "__call__", counting)
     with pytest.raises(management.InterruptProcessingException):
         fit(host, flow, trajectories=16, steps="2")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fewstep.tests.js.plots import node
 from graph import load, pack, run
 
 pytestmark = pytest.mark.comfy
@@ -101,3 +102,27 @@ def test_parts_that_cannot_be_are_refused_by_name(host, flow, changes, why, monk
     changes = {k: given.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
     with pytest.raises(ValueError, match=why):
         distil(host, flow, **changes)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_the_shares_that_one_click_takes_from_steps_are_the_hosts_noise_levels(host, kind, tmp_path):
+    """What the page works out of steps and scheduler is the level that the host hands on at."""
+    import comfy.samplers
+    from comfy.model_base import ModelType, model_sampling
+
+    sampling = model_sampling(None, ModelType[kind])
+    if kind == "FLOW":
+        sampling.set_parameters(shift=3.0)
+    sigma_of = pack(host, "nodes.comfy.levels").sigma_of(sampling)
+    names = ["simple", "normal", "sgm_uniform", "ddim_uniform", "beta"]
+    names += ["karras", "exponential"] if kind == "EPS" else []
+    cases = [(name, step, steps) for name in names for step, steps in ((20, 25), (10, 20), (2, 8))]
+    script = """
+import { shareAt } from "./js/graph/parts.js";
+answer(data.map((one) => shareAt(...one)));
+"""
+    shares = node(tmp_path, script, cases)
+    for (name, step, steps), share in zip(cases, shares):
+        wanted = float(comfy.samplers.calculate_sigmas(sampling, name, steps)[step])
+        found = float(sigma_of(torch.tensor([1 - share], dtype=torch.float64)))
+        assert found == pytest.approx(wanted, rel=0.04), (name, step, steps)

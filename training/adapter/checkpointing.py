@@ -2,8 +2,8 @@
 
 The block gets copies of its tensors both times, wherever they lie in its arguments (dicts, lists, tuples,
 dataclasses), so that it may write over them; what it puts into such a container the caller doesn't see.
-Random state (CPU, CUDA) and autocast are the same both times. Gradients of weights go straight to their
-.grad: `torch.autograd.grad` doesn't see them.
+Random state (of the CPU and the device) and autocast are the same both times. Gradients of weights go
+straight to their .grad: `torch.autograd.grad` doesn't see them.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..models.devices import dice
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -70,7 +72,7 @@ def recomputed(
             return forward(*args, **kwargs)
         template, tensors = flatten((args, kwargs))
         device = tensors[0].device if tensors else torch.device("cpu")
-        dice = _dice(device) if draws else contextlib.nullcontext
+        again = dice(device) if draws else contextlib.nullcontext
         autocast, form = _autocast(device.type), []
 
         def call(tensors):
@@ -81,7 +83,7 @@ def recomputed(
 
         # the block's weights may want gradients when none of its inputs does
         token = torch.empty(0, requires_grad=True)
-        out = _Recomputed.apply(call, dice, graph, token, *tensors)
+        out = _Recomputed.apply(call, again, graph, token, *tensors)
         return unflatten(form, out)[0]
 
     return run
@@ -91,8 +93,8 @@ class _Recomputed(torch.autograd.Function):
     """call(tensors) -> tuple of tensors, without a graph in the forward pass."""
 
     @staticmethod
-    def forward(ctx, call, dice, graph, token, *tensors):
-        ctx.call, ctx.dice, ctx.graph = call, dice, graph
+    def forward(ctx, call, again, graph, token, *tensors):
+        ctx.call, ctx.again, ctx.graph = call, again, graph
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         # a view would forbid the caller to write over it
@@ -102,7 +104,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, *grads):
         needed = ctx.needs_input_grad[4:]
         leaves = [t.detach().requires_grad_(needs) for t, needs in zip(ctx.saved_tensors, needed)]
-        with torch.enable_grad(), ctx.graph(), ctx.dice():
+        with torch.enable_grad(), ctx.graph(), ctx.again():
             pairs = [(o, g) for o, g in zip(ctx.call(leaves), grads) if g is not None and o.requires_grad]
             if pairs:
                 torch.autograd.backward(*zip(*pairs))
@@ -118,23 +120,6 @@ def _autocast(kind):
         return contextlib.nullcontext
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
-
-
-def _dice(device):
-    """A context in which the CPU's and the CUDA device's random generators go on from where they are now."""
-    cuda = device.type == "cuda"
-    state = torch.get_rng_state()
-    device_state = torch.cuda.get_rng_state(device) if cuda else None
-
-    @contextlib.contextmanager
-    def again():
-        with torch.random.fork_rng([device] if cuda else []):
-            torch.set_rng_state(state)
-            if cuda:
-                torch.cuda.set_rng_state(device_state, device)
-            yield
-
-    return again
 
 
 class _Place(int):

@@ -60,18 +60,20 @@ class Lora:
                 "down": down.to(device).requires_grad_(),
                 "up": torch.zeros(shape[0], self.rank, device=device, requires_grad=True),
             }
-            self._hooks.append(layer.register_forward_hook(self._hook(len(self._hooks), layer)))
+            self._hooks.append(
+                layer.register_forward_hook(self._hook(len(self._hooks), layer), with_kwargs=True)
+            )
 
     def _hook(self, number, layer):
         linear = is_linear(layer)
 
-        def add(layer, inputs, output):
+        def add(layer, inputs, named, output):
             if not self.enabled:
                 return output
             used = self._used
             weights = used.values[2 * number : 2 * number + 2] if used is self._own else (None, None)
-            casts = used.pair(number, output)
-            return added(layer, linear, inputs[0], output, weights, casts, self.scale)
+            x, casts = inputs[0] if inputs else named["input"], used.pair(number, output)
+            return added(layer, linear, x, output, weights, casts, self.scale)
 
         return add
 

@@ -58,11 +58,11 @@ def distil(
     DistilConfig.from_dict(settings)  # refused before the model is loaded
     out = check_folder(out, 8 << 20)
     denoiser = spec.denoiser()
-    settings = suited(denoiser, settings)
+    asked, settings = settings, suited(denoiser, settings)
     config = DistilConfig.from_dict(settings)
     if "shift" not in settings:
         config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
-    config = plan(denoiser, config, memory).applied(config)
+    config = plan(denoiser, config, memory, lower_rank="rank" not in asked).applied(config)
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
     run = Run(denoiser, config, cache=(out / "trajectories", identity))
     about = {
@@ -75,7 +75,12 @@ def distil(
         with Job(out, run, about) as job:
             write_json(
                 out / SPEC,
-                {"version": 1, "spec": dataclasses.asdict(spec), "settings": settings, "memory": memory},
+                {
+                    "version": 1,
+                    "spec": dataclasses.asdict(spec),
+                    "settings": {**settings, "rank": config.rank},
+                    "memory": memory,
+                },
             )
             try:
                 for progress in job.progress():

@@ -73,13 +73,17 @@ def check_folder(folder: Name, size: int = 1 << 20, name: str | None = None) -> 
 
 
 def write(path: Name, data: bytes) -> Path:
-    """Write bytes to `path` whole or not at all: temporary file, fsync, rename."""
+    """Write bytes to `path` whole or not at all."""
+    return _whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def _whole(path, fill):
+    """fill(temporary file), fsync, rename."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
+        fill(temporary)
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         _replace(temporary, path)
         _sync_folder(path.parent)
@@ -162,7 +166,7 @@ def write_tensors(
     """
     metadata = {version.METADATA_KEY: version.VERSION, **metadata} if signed else metadata
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write(path, safetensors.torch.save(tensors, metadata=metadata))
+    return _whole(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
 def read_tensors(path: Name) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

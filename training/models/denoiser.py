@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ...diffusion.faults import NoMemory
 from ...diffusion.paths import Path
 from .memory_errors import is_out_of_memory, recover
 
@@ -51,6 +52,9 @@ class Denoiser(Protocol):
 class Teacher(Protocol):
     """A `Denoiser` at its guidance, as trajectories are drawn from it and solvers fitted to it. It needs no
     module: `Guided` here, a ComfyUI guider in `nodes`.
+
+    One whose answers depend on what it was asked before has `each_path(work)`, in which work, that solves one
+    path from noise to picture, is called; None elsewhere.
 
     cfg       the guidance that a recipe names, 1 for none
     identity  what a cache must tell apart: `model`, `patches`, `conditioning` and `guidance` of a `CacheSpec`
@@ -123,8 +127,14 @@ class InParts:
                 parts = (slice(i, i + self.most) for i in range(0, len(x), self.most))
                 return torch.cat([self.denoiser(x[p], sigma[p], condition[p]) for p in parts])
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.most == 1:
+                if not is_out_of_memory(error):
                     raise
+                if self.most == 1:
+                    raise NoMemory(
+                        "One sample of the model must fit into memory where nothing is trained, and does "
+                        "not. Close what else uses memory, or choose a smaller latent or a smaller or "
+                        "quantised model."
+                    ) from error
             recover()
             self.most = (self.most + 1) // 2
 

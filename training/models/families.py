@@ -42,6 +42,19 @@ FAMILIES = {
     "WAN21_T2V": Family(cfg=5.0, lr=5e-5),
     "LTXV": Family(cfg=3.0, lr=5e-5),
 }
+# what the host loads by the side of models of pictures and videos, and the nearest class of all its kind
+OTHERS = {
+    "StableAudio": "sound",
+    "ACEStep": "sound",
+    "ACEStep15": "sound",
+    "MiniMaxMusic3": "sound",
+    "Hunyuan3Dv2": "shapes in 3D",
+    "TripoSplat": "shapes in 3D",
+    "Trellis2": "shapes in 3D",
+    "RT_DETR_v4": "boxes around things",
+    "SAM3": "outlines of things",
+    "DepthAnything3": "depth",
+}
 # the same by the names of `formats.lora_keys`, which a diffusers model has
 FAMILIES |= {
     "sd1": FAMILIES["SD15"],
@@ -50,6 +63,11 @@ FAMILIES |= {
     "sd3": FAMILIES["SD3"],
     "flux": FAMILIES["Flux"],
 }
+
+
+def makes_otherwise(*names: str) -> str | None:
+    """What a model of those classes makes instead of pictures or videos, None where it makes these."""
+    return next((OTHERS[name] for name in names if name in OTHERS), None)
 
 
 def usual(*names: str) -> Family:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message
+from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message, NoMemory
 from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
 from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
@@ -146,7 +146,7 @@ class Job:
             self.log(Message("Went on at update {done}.", done=self.resumed))
         self._write_status("running")
         done, last, cost, events = self.run.done, self.clock(), 0.0, Events(self.run)
-        for progress in self.run.progress():
+        for progress in self._run():
             for message in events.new():
                 self.log(message)
             began = self.clock()
@@ -157,13 +157,30 @@ class Job:
                 cost = last - began
             yield progress
 
+    def _run(self):
+        """The run's progress; where memory runs out for good, that is told by name."""
+        try:
+            yield from self.run.progress()
+        except Exception as error:
+            if isinstance(error, Fault) or not is_out_of_memory(error):
+                raise
+            recover()
+            raise NoMemory(
+                "Memory ran out after {done} of {updates} updates, and what was learnt is kept. Close what "
+                "else uses memory and start the same again, or choose a smaller latent or a lower rank than "
+                "{rank}.",
+                done=self.run.done,
+                updates=self.run.config.updates,
+                rank=self.run.config.rank,
+            ) from error
+
     def log(self, message: Message) -> None:
         """Note what happened, with the update and the time."""
         known = self.notes.get("log") or []
         self.notes["log"] = [*known, event(message, self.run.done, self.now())][-MOST:]
 
     def save(self, state: str, required: bool = True) -> None:
-        """Write the run's state. Where the disk refuses: raises OSError when `required`, else logs it."""
+        """Write the run's state. Where disk or memory refuse: raises that when `required`, else logs it."""
         try:
             if self.run.done:
                 tensors, numbers = self.run.state()
@@ -172,10 +189,13 @@ class Job:
                 save_state(self.folder / STATE, tensors, numbers)
             self._write_status(state)
             self.unsaved = None
-        except OSError as error:
+        except Exception as error:
+            on_disk = isinstance(error, OSError)
+            if not on_disk and not is_out_of_memory(error):
+                raise
             self.unsaved = _unwritten(self.folder, error)
-            if required and not is_held(error):
-                raise BadFile(self.unsaved) from error
+            if required and not (on_disk and is_held(error)):
+                raise (BadFile if on_disk else NoMemory)(self.unsaved) from error
             self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
 
@@ -190,6 +210,12 @@ class Job:
 
 def _unwritten(folder, error):
     """Why a state is not on disk."""
+    if not isinstance(error, OSError):
+        return Message(
+            "The state can't be written to {folder}, as memory ran out. Close what else uses it; the state "
+            "before is whole.",
+            folder=folder,
+        )
     if is_held(error):
         return Message(
             "The state in {folder} can't be replaced, as another program has it open ({cause}). Close that; "

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from ..models.devices import free_bytes, most_bytes
+
 ROOT = Path("/")
 # version 2, version 1: folder, limit, taken, what of it the system gives back
 CGROUPS = (
@@ -19,9 +21,8 @@ def available(device: torch.device | str) -> float:
 
     That is what is free there, and what this process can give back.
     """
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if torch.device(device).type != "cpu":
+        return free_bytes(device)
     try:  # with what the system gives back of its caches
         lines = (ROOT / "proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
@@ -47,10 +48,10 @@ def _granted(folder, limit, taken, cache):
 def used(device: torch.device | str) -> int | None:
     """Bytes that this process holds on that device; None where unknown.
 
-    On CUDA, the most that its tensors took since the run began.
+    On an accelerator that tells, the most that its tensors took since the run began.
     """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if torch.device(device).type != "cpu":
+        return most_bytes(device)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

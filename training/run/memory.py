@@ -1,11 +1,12 @@
-"""What memory a run will take, said before anything long begins: from one sample's forward pass and counting.
+"""What memory a run will take, measured on a sample before anything long begins, and how it is cut to fit.
 
-    peak = weights + adapter + extra + micro x (bytes of one sample)
+    peak = weights + copies x adapter + extra + margin x (bytes of the worst pass)
 
-adapter   the LoRA as float32: itself, its gradient, AdamW's two moments, the average, the best, and one copy
-          in an exchange
-sample    what autograd holds for the backward pass, kept whole or recomputed block by block; MARGIN above it
-          for what is in passing
+weights   those that stay where the model computes; of streamed layers, on a card, two of the largest as cast
+adapter   the LoRA as float32: itself, its gradient, AdamW's two moments or what 8 bits make of them, casts
+          in the dtype of the layers, of an average that answers too; on the CPU also average and best
+pass      of the micro-batch forward and backward, kept whole or recomputed block by block, or of the
+          teacher's answer to it (`weighing`)
 
 The plan follows from a description of the run (model, config, data, LoRA to begin with); no run is built.
 """
@@ -27,43 +28,110 @@ from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories.data import Data
 from .config import DistilConfig
 from .machine import available, gib
+from .optimisers import ADAMW_8BIT
 from .source import check
 from .student import adapter_for, backward_of
+from .weighing import NEVER, Pass, taken, weigh
 
-COPIES = 7  # of the adapter, see above
-MARGIN = 1.3  # over what autograd holds: tensors in passing, the allocator's rounding
-EXTRA = 256 << 20  # contexts and workspaces
-BUDGETS = (8, 12, 16, 24, 48)  # GB, of the presets
+BUDGETS = (8, 12, 16, 24, 48)  # GiB, of the presets
+LEAST_RANK = 8
+ADAPTERS = 1 / 4  # of the budget: more a rank that may be lowered does not take
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """What lies where a model computes.
+
+    averages of the adapter that lie there too
+    fetched  copies of the largest streamed layer, in memory that no operation makes
+    extra    bytes of workspaces
+    margin   for the pieces that the allocator leaves over
+    """
+
+    averages: int
+    fetched: int
+    extra: int
+    margin: float
+
+
+CARD = Place(averages=0, fetched=2, extra=256 << 20, margin=1.1)
+CPU = Place(averages=2, fetched=0, extra=0, margin=1.0)
+
+
+def place_of(denoiser: Denoiser) -> Place:
+    """The `Place` where a denoiser computes."""
+    return CPU if torch.device(getattr(denoiser, "device", "cpu")).type == "cpu" else CARD
+
+
+def copies_of(config: DistilConfig, place: Place, dtype: torch.dtype = torch.bfloat16) -> float:
+    """How often a run holds its adapter where it computes, in float32's bytes; dtype: of the layers."""
+    moments = 0.5 if config.optimizer == ADAMW_8BIT else 2
+    casts = 0 if dtype.itemsize >= 4 else (2 if config.target == "ema" else 1) * dtype.itemsize / 4
+    return 2 + moments + casts + place.averages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of the weights, the adapter with all copies, and one training sample, whole and recomputed."""
+    """Bytes of the weights, of one adapter, and of the passes of a run.
+
+    copies     how often the adapter is there (`copies_of`); place: where it is
+    guided     samples of a guided call of the teacher for each that is wanted; online: whether updates ask it
+    confirmed  whether a pass that is held whole was run, and not only reckoned
+    """
 
     weights: int
     adapter: int
-    whole: int
-    recomputed: int
+    whole: Pass
+    recomputed: Pass
+    answer: Pass
+    copies: float = 6
+    place: Place = CPU
+    guided: int = 2
+    online: bool = True
+    confirmed: bool = False
+
+    def with_whole(self, one: int) -> "Memory":
+        """The same with what one whole sample was really seen to take."""
+        more = max(self.whole.two - self.whole.one, 0)
+        return dataclasses.replace(self, whole=Pass(one, one + more), confirmed=True)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that are taken whatever the number of samples."""
+        return math.ceil(self.weights + self.copies * self.adapter + self.place.extra)
 
     def peak(self, micro: int, checkpointing: bool) -> int:
-        """Bytes at the peak of an update with micro-batches of that many samples."""
-        return int(self.weights + self.adapter + EXTRA + micro * self._each(checkpointing))
+        """Bytes at the worst moment of an update with micro-batches of that many samples.
 
-    def _each(self, checkpointing):
-        return MARGIN * (min(self.recomputed, self.whole) if checkpointing else self.whole)
+        That is forward and backward, the target's or the teacher's answer before, or AdamW's step after them,
+        which holds one adapter more.
+        """
+        train = self.recomputed if checkpointing else self.whole
+        answers = micro * (self.guided if self.online else 1)
+        worst = max(train.bytes(micro), self.answer.bytes(answers), self.adapter)
+        return math.ceil(self.fixed + self.place.margin * worst)
 
-    def choose(self, budget: float, batch: int) -> tuple[int, bool]:
-        """(micro, checkpointing): as many samples as fit `budget` bytes, recomputed if no whole one fits.
+    def chunk(self, budget: float, most: int) -> int:
+        """Samples, up to `most`, of one guided call of the teacher within the budget; 1 at least."""
+        for chunk in range(most, 1, -1):
+            if self.fixed + self.place.margin * self.answer.bytes(self.guided * chunk) <= budget:
+                return chunk
+        return 1
+
+    def choose(self, budget: float, batch: int, recompute: bool = False) -> tuple[int, bool]:
+        """(micro, checkpointing): as many samples as fit `budget` bytes, recomputed if no whole one fits or
+        that is asked for.
 
         Raises MemoryError that says what is missing and which setting to lower.
         """
-        for checkpointing in (False, True):
-            micro = min(batch, (budget - self.peak(0, checkpointing)) // max(self._each(checkpointing), 1))
-            if micro >= 1:
-                return int(micro), checkpointing
-        if budget > self.weights + self.adapter + EXTRA:
+        for checkpointing in dict.fromkeys((recompute, True)):
+            for micro in range(batch, 0, -1):
+                if self.peak(micro, checkpointing) <= budget:
+                    return micro, checkpointing
+        adapter = self.copies * self.adapter
+        if budget > self.fixed:
             remedy = Message("Choose a smaller latent")
-        elif self.adapter > self.weights / 2:
+        elif adapter > self.weights / 2:
             remedy = Message("Choose a lower rank")
         else:
             remedy = Message("Choose a smaller or quantised model")
@@ -73,29 +141,36 @@ class Memory:
             budget=gib(budget),
             needed=gib(self.peak(1, True)),
             weights=gib(self.weights),
-            adapter=gib(self.adapter),
-            sample=gib(MARGIN * self.recomputed),
+            adapter=gib(adapter),
+            sample=gib(self.peak(1, True) - self.weights - adapter),
             remedy=remedy,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How the work is cut to fit: samples of one pass, whether blocks are recomputed, and what that takes."""
+    """How the work is cut to fit, and what that takes.
+
+    micro: samples of one pass; checkpointing: whether blocks are recomputed; chunk: samples of one call of
+    the teacher; rank: of the LoRA.
+    """
 
     micro: int
     checkpointing: bool
+    chunk: int
+    rank: int
     memory: Memory
 
     @property
     def peak(self) -> int:
-        """Bytes at the peak of an update."""
+        """Bytes at the worst moment of an update."""
         return self.memory.peak(self.micro, self.checkpointing)
 
     def applied(self, config: DistilConfig) -> DistilConfig:
         """The config with this plan in it."""
-        chunk = min(config.chunk, max(4, self.micro))
-        return dataclasses.replace(config, micro=self.micro, checkpointing=self.checkpointing, chunk=chunk)
+        return dataclasses.replace(
+            config, micro=self.micro, checkpointing=self.checkpointing, chunk=self.chunk, rank=self.rank
+        )
 
 
 def plan(
@@ -105,48 +180,117 @@ def plan(
     *,
     data: Data | None = None,
     warm: dict[str, torch.Tensor] | None = None,
+    lower_rank: bool = False,
+    first_rank: bool = False,
 ) -> Plan:
     """The `Plan` of a run within `budget` bytes, its gradient proved that way.
 
-    budget: None for what is free, of which the weights have their part already; data, warm: as of `run.Run`.
-    The loss is the distance of one sample's x0 to a random picture, from noise at half of the time. Raises
-    MemoryError that names what to lower, ArithmeticError when the gradient is not the loss's own
-    (`proof.check_gradient`), ValueError when data or model can't be used like this.
+    budget: None for what is free, of which the weights have their part already; data, warm: as of `run.Run`;
+    lower_rank: whether the config's rank may be halved until it fits; first_rank: but to the first of `ranks`
+    alone, for who would rather stream the weights than go lower. The loss is the distance of a sample's
+    x0 to a random picture, from noise at half of the time. Raises MemoryError that names what to lower,
+    ArithmeticError when the gradient is not the loss's own (`proof.check_gradient`), ValueError when data or
+    model can't be used like this.
     """
     check(denoiser, config, data)
     phases = Phases(config, denoiser.path, denoiser.sigma_of, methods.get(config.method).on_the_grid)
-    lora = adapter_for(denoiser, config, warm)
-    try:
-        compute, parameters = _loss(denoiser, phases), lora.parameters()
-        memory, dtype = _measure(denoiser, lora, compute)
-        if data is None:
-            _check_trajectories(denoiser, config, len(phases.kept))
-        if budget is None:
-            budget = available(getattr(denoiser, "device", "cpu")) + memory.weights
-        most = min(config.batch, config.micro or config.batch)
-        micro, checkpointing = memory.choose(budget, most)
-        in_float32 = getattr(denoiser, "in_float32", None)
-        for recompute in dict.fromkeys((checkpointing or config.checkpointing, True)):
-            try:
-                backward = backward_of(denoiser, parameters, recompute)
-                check_gradient(compute, parameters, dtype, backward, in_float32)
-                return Plan(micro=micro, checkpointing=recompute, memory=memory)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            recover()
-    finally:
-        lora.remove()
-    raise NoMemory(
+    if data is None:
+        _check_trajectories(denoiser, config, len(phases.kept))
+    place, weights = place_of(denoiser), weights_of(denoiser)
+    if budget is None:
+        budget = available(getattr(denoiser, "device", "cpu")) + weights
+    loss = _loss(denoiser, phases)
+    found = ranks(denoiser.module, config, copies_of(config, place), budget, lower_rank)
+    for rank in found[:1] if first_rank else found:
+        lora = adapter_for(denoiser, dataclasses.replace(config, rank=rank), warm)
+        try:
+            return _planned(denoiser, config, lora, loss, budget, weights)
+        except NoMemory as error:
+            refused = error
+        finally:
+            lora.remove()
+        recover()
+    raise refused
+
+
+def ranks(
+    module: torch.nn.Module, config: DistilConfig, copies: float, budget: float, lower: bool
+) -> list[int]:
+    """Ranks to try: the config's, and where it may be lowered its halves down to `LEAST_RANK`, from the first
+    whose copies are `ADAPTERS` of the budget at most.
+    """
+    found = [config.rank]
+    while lower and found[-1] // 2 >= LEAST_RANK:
+        found.append(found[-1] // 2)
+    one = lora_bytes(module, 1, config.include, config.exclude)
+    small = [rank for rank in found if copies * rank * one <= ADAPTERS * budget]
+    return small or found[-1:]
+
+
+def beside_weights(module: torch.nn.Module, config: DistilConfig, lower_rank: bool = False) -> int:
+    """Bytes that a run takes on a card beside weights and samples, at least: from the model's layers alone,
+    nothing is loaded.
+    """
+    rank = min(config.rank, LEAST_RANK) if lower_rank else config.rank
+    copies = copies_of(config, CARD)
+    return math.ceil(copies * lora_bytes(module, rank, config.include, config.exclude)) + CARD.extra
+
+
+def weights_of(denoiser: Denoiser) -> int:
+    """Bytes of a model's weights where it computes: `staying`, and on a card, of the layers whose weights are
+    fetched for each call, two of the largest: one at work and one on its way.
+    """
+    streamed = getattr(denoiser, "streamed", list)()
+    return staying(denoiser) + place_of(denoiser).fetched * max(map(_cast_size, streamed), default=0)
+
+
+def staying(denoiser: Denoiser) -> int:
+    """Bytes of the weights that stay where the model computes, in the formats in which they are stored."""
+    streamed = getattr(denoiser, "streamed", list)()
+    away = {id(w) for layer in streamed for w in _own(layer)}
+    weights = (*denoiser.module.parameters(), *denoiser.module.buffers())
+    return sum(w.numel() * w.element_size() for w in weights if id(w) not in away)
+
+
+def _own(layer):
+    return [w for w in (*layer._parameters.values(), *layer._buffers.values()) if w is not None]
+
+
+def _cast_size(layer):
+    """Bytes of a layer as it comes and, where that is a format of less than two bytes, as it is cast."""
+    return sum(w.numel() * (w.element_size() + (2 if w.element_size() < 2 else 0)) for w in _own(layer))
+
+
+def _planned(denoiser, config, lora, loss, budget, weights):
+    """The `Plan` with that LoRA; raises NoMemory where nothing fits."""
+    most, parameters = min(config.batch, config.micro or config.batch), lora.parameters()
+    memory, dtype = _measured(denoiser, config, lora, loss, most, weights)
+    in_float32 = getattr(denoiser, "in_float32", None)
+    while True:
+        micro, recompute = memory.choose(budget, most, config.checkpointing)
+        backward = backward_of(denoiser, parameters, recompute)
+        try:
+            if not recompute and not memory.confirmed:
+                memory = memory.with_whole(taken(loss(1), backward))
+                continue
+            check_gradient(loss(1), parameters, dtype, backward, in_float32)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            chunk = memory.chunk(budget, config.chunk)
+            return Plan(micro=micro, checkpointing=recompute, chunk=chunk, rank=lora.rank, memory=memory)
+        if recompute:
+            raise _too_large()
+        recover()
+        memory = memory.with_whole(NEVER)
+
+
+def _too_large():
+    return NoMemory(
         "One sample of the model must fit into memory with its gradient, and does not. Choose a smaller "
         "latent or a lower rank."
     )
-
-
-def beside_weights(module: torch.nn.Module, config: DistilConfig) -> int:
-    """Bytes that a run takes beside weights and samples, from the model's layers alone: nothing is loaded."""
-    each = lora_bytes(module, config.rank, config.include, config.exclude)
-    return COPIES * each + EXTRA
 
 
 def _check_trajectories(denoiser, config, kept):
@@ -162,32 +306,39 @@ def _check_trajectories(denoiser, config, kept):
         )
 
 
-def _loss(denoiser: Denoiser, phases: Phases) -> Callable[[], torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def _loss(denoiser: Denoiser, phases: Phases) -> Callable[[int], Callable[[], torch.Tensor]]:
+    """Number of samples -> their loss.
+
+    In float64, and scaled as a run's: differences of rounded losses, or gradients that vanish in half
+    precision, would prove nothing.
+    """
     sigma = phases.sigma_of(torch.tensor([0.5], dtype=torch.float64)).float()
-    noise, goal = (torch.randn(1, *denoiser.shape, generator=generator) for _ in range(2))
-    x = noise * float(denoiser.path.alpha(sigma).hypot(sigma))
-    condition = torch.zeros(1, dtype=torch.long)
-    # In float64, and scaled as a run's: differences of rounded losses, or gradients that vanish in half
-    # precision, would prove nothing.
-    scale = 2.0 ** math.floor(math.log2(goal.numel()))
-    return lambda: scale * squared_error(denoiser(x, sigma, condition).double(), goal.double()).mean()
+    level = float(denoiser.path.alpha(sigma).hypot(sigma))
+    scale = 2.0 ** math.floor(math.log2(math.prod(denoiser.shape)))
+
+    def of(samples):
+        generator = torch.Generator().manual_seed(0)
+        noise, goal = (torch.randn(samples, *denoiser.shape, generator=generator) for _ in range(2))
+        x, condition = noise * level, torch.arange(samples) % denoiser.conditions
+        levels, goal = sigma.expand(samples), goal.double()
+        return lambda: scale * squared_error(denoiser(x, levels, condition).double(), goal).mean()
+
+    return of
 
 
-def _measure(denoiser: Denoiser, lora: Lora, compute: Callable[[], torch.Tensor]):
-    """(`Memory`, the coarsest dtype in which a layer answers), from forward passes that hold nothing."""
-    module, parameters, seen = denoiser.module, lora.parameters(), set()
+def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callable, most: int, weights: int):
+    """(`Memory`, the coarsest dtype in which a layer answers)."""
+    seen = set()
 
     def look(layer, inputs, output):
         seen.add(getattr(output, "dtype", None))
 
-    hooks = [layer.register_forward_hook(look) for layer in target_layers(module).values()]
+    hooks = [layer.register_forward_hook(look) for layer in target_layers(denoiser.module).values()]
     try:
-        _, whole = backward_of(denoiser, parameters, checkpointing=False).saved_bytes(compute)
-        _, recomputed = backward_of(denoiser, parameters, checkpointing=True).saved_bytes(compute)
-    except (RuntimeError, TypeError, KeyError) as error:
+        passes = weigh(denoiser, lora, loss, most)
+    except (RuntimeError, TypeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise
+            raise _too_large() from error
         raise BadValue(
             'The model must answer for this latent and these prompts, and gave "{error}". Wire a latent '
             "made for this model and prompts from its own text encoder; take off patches of its attention.",
@@ -196,11 +347,15 @@ def _measure(denoiser: Denoiser, lora: Lora, compute: Callable[[], torch.Tensor]
     finally:
         for hook in hooks:
             hook.remove()
-    weights = [*module.parameters(), *module.buffers()]
+    dtype = next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)
+    place = place_of(denoiser)
     memory = Memory(
-        weights=sum(w.numel() * w.element_size() for w in weights),
-        whole=whole,
-        recomputed=recomputed,
-        adapter=COPIES * lora.bytes,
+        weights=weights,
+        adapter=lora.bytes,
+        copies=copies_of(config, place, dtype),
+        place=place,
+        guided=1 if config.cfg == 1 else 2,
+        online=methods.get(config.method).asks_teacher,
+        **passes,
     )
-    return memory, next((d for d in (torch.bfloat16, torch.float16) if d in seen), torch.float32)
+    return memory, dtype

@@ -117,7 +117,7 @@ class Student:
         """Images (B, ...) of the model itself, guided; steps: how many at uniform times, or a grid."""
         config = self.config
         return teacher_samples(
-            self.lora, self.denoiser, noise, condition, config.cfg, steps, order=order, chunk=config.chunk
+            self.lora, self.asked, noise, condition, config.cfg, steps, order=order, chunk=SHARD
         )
 
     def close(self) -> None:

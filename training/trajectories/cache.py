@@ -14,8 +14,10 @@ write the same bytes, and neither removes what the other has open to make room (
 trajectory are a reflow pair; consistency distillation and solver fitting learn from the states in between.
 """
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -150,7 +152,10 @@ class TrajectoryCache:
         self._open(count)
         for number in range(shards):
             if self._load(number) is None:
-                for share in self._solve(teacher, number):
+                shares = self._solve(teacher, number)
+                if getattr(teacher, "each_path", None) is not None:
+                    teacher.each_path(functools.partial(collections.deque, shares, maxlen=0))
+                for share in shares:
                     yield (number + share) / shards
             yield (number + 1) / shards
 

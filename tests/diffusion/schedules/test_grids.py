@@ -253,3 +253,16 @@ def test_translation_keeps_lambda_and_there_and_back_is_the_same():
     flow = edits.translate(sigmas, path, top, FLOW, 1.0)
     assert flow[0] == 1 and torch.allclose(FLOW.log_snr(flow[1:6]), path.log_snr(sigmas[1:6]))
     assert torch.allclose(edits.translate(flow, FLOW, 1.0, path, top), sigmas, rtol=1e-9)
+
+
+def test_a_part_of_a_grid_keeps_what_lies_between_the_ends_of_another():
+    grid, path = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0], dtype=torch.float64), FLOW
+    for of, wanted in (
+        ([1.0, 0.6, 0.0], grid.tolist()),  # a whole way changes nothing
+        ([1.0, 0.95, 0.875], [1.0, 0.9, 0.875]),
+        ([0.875, 0.3, 0.0], [0.875, 0.75, 0.5, 0.0]),
+        ([0.7499, 0.0], [0.7499, 0.5, 0.0]),  # a level next to the end is the end
+        ([0.45, 0.0], [0.45, 0.0]),
+    ):
+        cut = edits.part(grid, torch.tensor(of, dtype=torch.float64), path)
+        assert cut.tolist() == wanted

@@ -66,11 +66,11 @@ def outcomes(file):
     yield "plenty", opened(model)
     yield "just enough", opened(model, free=enough)
     yield "not with the run", opened(model, free=enough, beside=2 << 20)
-    yield "not in the budget", opened(model, budget=size - 1)
+    yield "not in the budget", opened(model, budget=size + reserved - 1)
     yield "forced to be streamed", opened(model, residency.STREAMED)
     yield "forced resident", opened(model, residency.RESIDENT)
     yield "forced resident, not with the run", opened(model, residency.RESIDENT, enough, beside=2 << 20)
-    yield "forced resident, not in the budget", opened(model, residency.RESIDENT, budget=size - 1)
+    yield "forced resident, not in the budget", opened(model, residency.RESIDENT, budget=size + reserved - 1)
     with Full(residency.RESIDENT):
         yield "resident runs out", opened(model)
         yield "forced resident runs out", opened(model, residency.RESIDENT)

@@ -10,12 +10,14 @@ operation makes lies on the card when one of its arguments does. An operation on
 written down, not refused: an exception in the backward pass would be told as something else.
 
 The computer waits for the card where it asks for numbers (`item`, `bool`, `tolist`), for a size that depends
-on them (`nonzero`, masks as indices), or for a copy, unless that goes to the card and was told not to block.
+on them (`nonzero`, masks as indices), or for a copy, unless that was told not to block and goes to the card,
+or from it to locked pages.
 
 It changes `torch.Tensor` for the whole process, and belongs into one of its own.
 """
 
 import collections
+import contextlib
 import sys
 
 import torch
@@ -58,7 +60,7 @@ class Marks:
         return reference is not None and not reference.expired()
 
 
-ON_CARD = Marks()
+ON_CARD, LOCKED = Marks(), Marks()
 
 
 def _storage(tensor):
@@ -83,12 +85,73 @@ def waited(what):
     SYNCS[what, _line()] += 1
 
 
-def transferred(tensor, on_card, blocking):
-    """Count one copy from one side to the other."""
+def transferred(tensor, on_card, blocking, locked=False):
+    """Count one copy from one side to the other; locked: what the computer gets lies in locked pages."""
     what = f"{'to' if on_card else 'from'} the card {tuple(tensor.shape)}"
     TRANSFERS[what, _line()] += 1
-    if blocking or not on_card:
+    CURRENT[-1].queue("copy", COPY)
+    if blocking or not (on_card or locked):
+        Stream.computer = CURRENT[-1].time
         waited(what)
+
+
+class Stream:
+    """A queue of the card: each thing begins when what was queued before it is done, what the queue was told
+    to wait for, and the computer had asked for it. Times are in operations; a copy takes `COPY` of them.
+    """
+
+    cuda_stream = 0
+    computer = 0.0  # until when the computer waited for the card; else it asks for everything at once
+
+    def __init__(self, *args, **options):
+        self.time = 0.0
+
+    def wait_stream(self, other):
+        self.time = max(self.time, other.time)
+
+    def queue(self, what, length):
+        begin = max(self.time, Stream.computer)
+        self.time = begin + length
+        TIMELINE.append((what, self, begin, self.time))
+
+    def synchronize(self):
+        Stream.computer = max(Stream.computer, self.time)
+        waited("synchronize a stream")
+
+
+COPY = 3
+MAIN = Stream()
+CURRENT, TIMELINE = [MAIN], []  # (what, stream, begin, end)
+
+
+@contextlib.contextmanager
+def on_stream(stream):
+    """Within: what is asked of the card is queued there."""
+    CURRENT.append(stream)
+    try:
+        yield
+    finally:
+        CURRENT.pop()
+
+
+class Event:
+    """A moment of a queue. Who waits for it here is never the computer's main thread."""
+
+    def record(self, stream):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+def _empty(real):
+    """`torch.empty` that knows locked pages."""
+
+    def make(*size, pin_memory=False, **options):
+        made = real(*size, **options)
+        return LOCKED.add(made) if pin_memory else made
+
+    return make
 
 
 class Moved(torch.autograd.Function):
@@ -180,6 +243,7 @@ class PretendedCard(TorchDispatchMode):
         }
         for name, value in replaced.items():
             setattr(torch.Tensor, name, value)
+        torch.empty = _empty(torch.empty)
         torch.tensor, torch.as_tensor = _from_data(torch.tensor), _from_data(torch.as_tensor)
         torch.cuda._lazy_init = lambda: None  # asked for whenever a device is named
         return super().__enter__()
@@ -202,6 +266,8 @@ class PretendedCard(TorchDispatchMode):
         if on_card:
             for tensor in made:
                 put(tensor)
+            if name not in COPYING:
+                CURRENT[-1].queue(name, 1)
         elif not tensors and torch._C._current_graph_task_id() != -1:  # in the backward pass
             for tensor in made:
                 self.undecided.add(tensor)
@@ -210,10 +276,12 @@ class PretendedCard(TorchDispatchMode):
     def _count(self, name, tensors, sides, args):
         """Count a wait or a transfer."""
         if name == "copy_" and sides[0] != sides[1]:
-            transferred(tensors[1], sides[0], blocking=not (len(args) > 2 and args[2]))
+            blocking = not (len(args) > 2 and args[2])
+            transferred(tensors[1], sides[0], blocking, locked=tensors[0] in LOCKED)
         elif any(sides) and (
             name in WAITING or name in INDEXING and any(t.dtype == torch.bool for t in tensors[1:])
         ):
+            Stream.computer = CURRENT[-1].time
             waited(name)
 
     def _look(self, name, tensors, sides):

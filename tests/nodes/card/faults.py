@@ -77,9 +77,19 @@ class Case:
         return {**said, "off": off if off == off else None}
 
     def middle(self):
-        """A layer half of the way through the largest list of blocks, whose input wants a gradient."""
-        layers = [name for name in self.lora.weights if "block" in name]
-        return self.denoiser.module.get_submodule(layers[len(layers) // 2])
+        """Of the blocks' layers whose input wants a gradient, a prompt's does not, the one in the middle."""
+        layers = [self.denoiser.module.get_submodule(name) for name in self.lora.weights if "block" in name]
+        found = []
+        hooks = [
+            layer.register_forward_pre_hook(
+                lambda layer, x: found.append(layer) if x[0].requires_grad else None
+            )
+            for layer in layers
+        ]
+        self.loss()
+        for hook in hooks:
+            hook.remove()
+        return found[len(found) // 2]
 
 
 class Unseen(backwards.Backward):

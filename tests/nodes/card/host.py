@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 
 import torch
-from device import CARD, waited
+from device import CARD, MAIN, Event, Stream, on_stream, waited
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
@@ -60,7 +60,9 @@ def answer_as_a_card(bfloat16, float16=False):
     management.cpu_state, management.vram_state = management.CPUState.GPU, management.VRAMState.NORMAL_VRAM
     management.lowvram_available, management.NUM_STREAMS = True, 2
     management.is_nvidia = lambda: True
-    management.current_stream = lambda device: None
+    management.current_stream = lambda device: MAIN if management.is_device_cuda(device) else None
+    torch.cuda.Stream, torch.cuda.stream, torch.cuda.Event = Stream, on_stream, Event
+    torch.cuda.current_stream = lambda device=None: MAIN
     management.soft_empty_cache = lambda force=False: None
     management.should_use_fp16 = lambda *args, **kwargs: float16
     management.should_use_bf16 = lambda *args, **kwargs: bfloat16
@@ -68,6 +70,7 @@ def answer_as_a_card(bfloat16, float16=False):
         setattr(management, name, lambda device=None: False)
     torch.cuda.synchronize = lambda device=None: waited("synchronize")
     torch.cuda.reset_peak_memory_stats = lambda device=None: None
+    torch.cuda.current_device, torch.cuda.set_device = lambda: CARD.index, lambda device: None
     torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.set_rng_state = lambda state, device=None: None
     torch.cuda.mem_get_info = lambda device=None: (left[0], VRAM)

@@ -5,14 +5,10 @@ while its layer computes, and may be taken away afterwards; what lies there then
 that finds no room goes through its stream's one buffer, which the next weight is written over.
 """
 
-import contextlib
-import itertools
-
 import numpy as np
 import torch
-from device import put, waited
+from device import put
 
-STREAMS = 2
 BUFFER = 64 << 20  # bytes of a stream's buffer
 
 
@@ -127,21 +123,6 @@ class HostBuffer:
         pass
 
 
-class Stream:
-    """A stream on which everything happens at once."""
-
-    cuda_stream = 0
-
-    def wait_stream(self, other):
-        pass
-
-    def synchronize(self):
-        waited("synchronize a stream")
-
-    def as_context(self, stream):
-        return contextlib.nullcontext()
-
-
 def fault(place):
     return place[0].own[place[1]].fault()
 
@@ -185,5 +166,3 @@ def install():
     comfy.memory_management.aimdo_enabled = True
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.utils.load_safetensors = lambda file: (safetensors.torch.load_file(file), None)
-    turns = itertools.cycle([Stream() for _ in range(STREAMS)])
-    comfy.model_management.get_offload_stream = lambda device: next(turns)

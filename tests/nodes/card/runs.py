@@ -27,7 +27,7 @@ SETTINGS = {
     "phases": 1,
 }
 LITTLE = 1 << 20  # bytes, too few for a sample
-NEARLY = 256 << 20  # bytes, enough for a run but for its weights
+NEARLY = (240 << 20) + host.management.extra_reserved_memory()  # bytes, enough for a run but for its weights
 
 
 def trained(base, model, residency="auto", memory="auto", free=host.VRAM, left=host.VRAM):

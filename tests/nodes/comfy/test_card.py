@@ -1,6 +1,6 @@
-"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live, where a
-session lets them live, and how often a run waits for the card. Each model is a process of its own, for a card
-can't be taken out of one again.
+"""In the real ComfyUI on a pretended card (`tests/nodes/card`): gradients wherever weights live and their
+proof, where a session lets them live, how they arrive, and how often a run waits for the card. Each model is
+a process of its own, for a card can't be taken out of one again.
 """
 
 import json
@@ -109,17 +109,16 @@ def test_a_wrong_gradient_is_refused_and_a_right_one_is_not(script, pytestconfig
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n".join(lines))
     for case in verdicts:
-        wrong = case["off"] is None or case["off"] > 1e-2  # right ones differ by rounding, at most 4e-3
+        planted = case["way"] in ("written over, unseen", "input cut off")
+        # right ones differ by rounding, at most 5e-3; not every layer that finds no room is overwritten
+        wrong = planted or case["off"] is None or case["off"] > 1e-2
         assert (case["refused"] is not None) == wrong, case
-        if wrong and "called again" in case["way"]:
+        if wrong and not planted:
             assert "weights are moved or taken away" in case["refused"]
-    (unseen,) = [case for case in verdicts if case["way"] == "written over, unseen"]
-    assert "something writes over them" in unseen["refused"]
-    (cut,) = [case for case in verdicts if case["way"] == "input cut off"]
-    assert "a part of the model cuts it off" in cut["refused"]
-    for way in set(ways or ("60 %", "evicted")) & {"60 %", "evicted"}:
-        found = [case["refused"] for case in verdicts if case["way"] == f"{way}, not called again"]
-        assert len(found) == 2 and None not in found
+    refused = {case["way"]: case["refused"] for case in verdicts}
+    assert "something writes over them" in refused["written over, unseen"]
+    assert "a part of the model cuts it off" in refused["input cut off"]
+    assert refused.get("evicted, not called again", refused["60 %, not called again"]) is not None
 
 
 def test_where_a_session_lets_weights_live(script):
@@ -175,6 +174,29 @@ def test_a_run_learns_the_same_wherever_weights_live(script):
         assert found[name]["said"].endswith(words)
     assert "weights streamed: they take 61 MiB and the run" in found["streamed"]["said"]
     assert set(found) == {"resident", "streamed", "preset", "no room beside"}
+
+
+@pytest.mark.parametrize(
+    "family", ["sd15", *(pytest.param(f, marks=pytest.mark.slow) for f in ("flux_dev", "wan21"))]
+)
+def test_a_layers_weights_arrive_while_another_computes_forward_and_backward(script, pytestconfig, family):
+    with_streams, without = script("overlap.py", family)
+    lines = [
+        "",
+        f"{family + ', times in operations':40}{'copies':>8}{'computing':>11}{'all':>8}{'hidden':>8}",
+    ]
+    for case in (with_streams, without):
+        for name in ("forward", "with its gradient"):
+            part = case[name]
+            hidden = (part["copies"] + part["computing"] - part["all"]) / part["copies"]
+            sizes = f"{part['copies']:8.0f}{part['computing']:11.0f}{part['all']:8.0f}{hidden:8.0%}"
+            lines.append(f"{name + ', streams: ' + str(case['streams']):40}{sizes}")
+            if case is without:
+                assert hidden == 0
+            else:  # a layer's weights lie in its stream's buffer: of two layers at most
+                assert hidden >= 0.8 and part["streams"] == 2
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
 
 
 @pytest.mark.parametrize("counted", COUNTED, ids="-".join)

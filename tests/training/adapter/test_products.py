@@ -159,6 +159,17 @@ def test_many_calls_of_one_layer_add_up_in_float32():
     lora.remove()
 
 
+def test_whatever_goes_in():
+    """No rows, no batch, another order in memory, and by name."""
+    net, lora, x = made("linear")
+    layer, rows = LAYERS["linear"][0], net(x)
+    assert net(x[:0]).shape == (0, 4, 5) and net(x[0, 0]).shape == (5,)
+    assert torch.allclose(net(x[0, 0]), rows[0, 0]) and torch.allclose(layer(input=x), rows)
+    turned = net(x.transpose(0, 1).contiguous().transpose(0, 1))
+    assert torch.allclose(turned, rows) and (layer.forward(x) - rows).abs().max() > 0.1
+    lora.remove()
+
+
 def test_inference_mode_and_autocast_do_not_spoil_what_is_kept():
     net, lora, x = made("conv2d")
     with torch.inference_mode():

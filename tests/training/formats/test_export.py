@@ -300,7 +300,7 @@ def pair(layer, rows=4, width=4, prefix="diffusion_model"):
         ({"diffusion_model.img_in.lora_up.weight": torch.ones(4, 2)}, "img_in has up"),
         (
             {**pair("img_in"), "diffusion_model.img_in.lora_down.weight": torch.ones(2, 4)},
-            r"img_in has up \(4, 1\), down \(2, 4\)",
+            "img_in has up 4 × 1, down 2 × 4",
         ),
         (pair("mid_block.resnets.0.conv1"), "family must be given, one of sd1, sd2, sdxl, sd3, flux"),
     ],

@@ -2,6 +2,7 @@
 meets a full memory.
 """
 
+import dataclasses
 import gc
 import math
 import weakref
@@ -9,13 +10,14 @@ import weakref
 import pytest
 import torch
 from fewstep.training import methods
-from fewstep.training.adapter.backward import Backward
 from fewstep.training.models.denoiser import InParts
+from fewstep.training.run import memory
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.descent import Descent
 from fewstep.training.run.machine import CGROUPS, available
-from fewstep.training.run.memory import COPIES, EXTRA, MARGIN, Memory, plan
+from fewstep.training.run.memory import CARD, CPU, Memory, copies_of, plan, staying, weights_of
 from fewstep.training.run.run import Run
+from fewstep.training.run.weighing import Pass
 from tiny import Tiny
 
 SMALL = dict(updates=6, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
@@ -28,41 +30,111 @@ def cut(denoiser, config):
     return found.micro, found.checkpointing
 
 
-LARGE = Memory(weights=2 * GB, adapter=GB // 2, whole=3 * GB, recomputed=GB)
+def passes(**bytes_of_one):
+    """Passes that take so much for each sample."""
+    return {name: Pass(size, 2 * size) for name, size in bytes_of_one.items()}
+
+
+LARGE = Memory(
+    weights=2 * GB,
+    adapter=GB // 10,
+    copies=4.5,
+    place=CARD,
+    **passes(whole=3 * GB, recomputed=GB, answer=GB // 10),
+)
 
 
 def test_a_trial_counts_what_the_model_and_the_adapter_take():
     found = plan(Tiny(), DistilConfig(**SMALL), math.inf)
     memory = found.memory
-    assert (found.micro, found.checkpointing) == (4, False)
+    assert (found.micro, found.checkpointing, found.chunk, found.rank) == (4, False, 8, 2)
     assert memory.weights == 4 * (36 * 24 + 24 + 24 * 32 + 32)
-    assert memory.adapter == COPIES * 4 * (2 * (36 + 24) + 2 * (24 + 32))
+    assert memory.adapter == 4 * (2 * (36 + 24) + 2 * (24 + 32))
+    assert memory.confirmed and memory.place == CPU
     # the input, both sides of the activation, both inner sides of the LoRA and their like: some hundred
-    # numbers, no thousand
-    assert 4 * (36 + 2 * 24 + 32 + 4) < memory.whole < 4 * 600
+    # numbers, no thousand; nothing of them grows faster than the samples
+    for found in (memory.whole, memory.recomputed, memory.answer):
+        assert 4 * (36 + 2 * 24 + 32) < found.one < 4 * 600 and found.one < found.two <= 2 * found.one
+
+
+def test_what_does_not_grow_with_the_samples_counts_once():
+    assert [Pass(100, 130).bytes(n) for n in (1, 2, 5)] == [100, 130, 220]
+    assert Pass(100, 90).bytes(3) == 100  # no less for more
 
 
 def test_whole_samples_are_preferred_and_as_many_as_fit():
-    fixed = LARGE.peak(0, False)
-    assert fixed == LARGE.weights + LARGE.adapter + EXTRA
+    fixed, margin = LARGE.fixed, CARD.margin
+    assert fixed == LARGE.weights + 4.5 * LARGE.adapter + CARD.extra
     assert LARGE.choose(100 * GB, 8) == (8, False)
-    assert LARGE.choose(fixed + 2.5 * MARGIN * LARGE.whole, 8) == (2, False)
-    assert LARGE.choose(fixed + 0.9 * MARGIN * LARGE.whole, 8) == (2, True)
+    assert LARGE.choose(fixed + 2.5 * margin * LARGE.whole.one, 8) == (2, False)
+    assert LARGE.choose(fixed + 0.9 * margin * LARGE.whole.one, 8) == (2, True)
+    assert LARGE.choose(100 * GB, 8, True) == (8, True)
     for budget in (6.9 * GB, 12 * GB, 24 * GB):
         assert LARGE.peak(*LARGE.choose(budget, 64)) <= budget
 
 
-@pytest.mark.parametrize(
-    "memory, budget, remedy",
-    [
-        (LARGE, 3 * GB, "smaller latent"),
-        (LARGE, 2 * GB, "smaller or quantised model"),
-        (Memory(weights=GB, adapter=4 * GB, whole=1, recomputed=1), 2 * GB, "lower rank"),
-    ],
-)
-def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
-    with pytest.raises(MemoryError, match=f"Training one sample must fit into .* it takes .*{remedy}"):
-        memory.choose(budget, 4)
+@pytest.mark.parametrize("way", [False, True])
+def test_a_budget_is_honoured_to_the_byte(way):
+    for micro in (1, 2, 7):
+        need = LARGE.peak(micro, way)
+        assert LARGE.choose(need, micro, way) == (micro, way)
+        if micro > 1:
+            assert LARGE.choose(need - 1, micro, way) != (micro, way)
+    with pytest.raises(MemoryError):
+        LARGE.choose(LARGE.peak(1, True) - 1, 4)
+
+
+def test_the_teachers_calls_fit_the_budget_too():
+    large = dataclasses.replace(LARGE, **passes(answer=GB))
+    for budget in (12 * GB, 24 * GB):
+        chunk = large.chunk(budget, 64)
+        assert large.fixed + CARD.margin * large.answer.bytes(2 * chunk) <= budget
+        assert large.fixed + CARD.margin * large.answer.bytes(2 * chunk + 2) > budget
+    assert large.chunk(100 * GB, 4) == 4 and large.chunk(GB, 4) == 1
+    assert large.peak(1, True) == large.fixed + CARD.margin * 2 * GB  # more than its own pass
+
+
+def test_a_rank_that_may_be_lowered_is_halved_until_it_fits(monkeypatch):
+    wide = Tiny(width=4096)
+    config = DistilConfig(**{**SMALL, "rank": 64})
+    plenty = plan(wide, config, math.inf, lower_rank=True)
+    assert plenty.rank == 64
+    tight = plenty.memory.weights + 6 * plenty.memory.adapter // 2
+    lower = plan(wide, config, tight, lower_rank=True)
+    assert lower.rank == 8 and lower.peak <= tight and lower.applied(config).rank == 8
+    with pytest.raises(MemoryError, match="Choose a lower rank"):
+        plan(wide, config, tight)
+    monkeypatch.setattr(memory, "ranks", lambda *args: [64, 8])
+    assert plan(wide, config, tight, lower_rank=True).rank == 8
+    with pytest.raises(MemoryError, match="Choose a lower rank"):
+        plan(wide, config, tight, lower_rank=True, first_rank=True)
+
+
+def test_what_a_run_holds_of_its_adapter():
+    config = DistilConfig(**SMALL)
+    eight = dataclasses.replace(config, optimizer="adamw8bit")
+    average = dataclasses.replace(config, target="ema")
+    half, full = torch.bfloat16, torch.float32
+    assert [copies_of(c, CARD, half) for c in (config, eight, average)] == [4.5, 3, 5]
+    assert (copies_of(config, CARD, full), copies_of(config, CPU, full)) == (4, 6)
+
+
+class Streamed(Tiny):
+    """A model whose second layer is fetched for each call."""
+
+    def streamed(self):
+        return [self.module[2]]
+
+
+@pytest.mark.parametrize("dtype, cast", [(torch.float32, 0), (torch.float8_e4m3fn, 2)])
+def test_of_streamed_layers_the_largest_counts_twice_as_it_comes_and_as_it_is_cast(dtype, cast):
+    tiny = Streamed()
+    tiny.module[2].weight = torch.nn.Parameter(tiny.module[2].weight.to(dtype), False)
+    here = 4 * (36 * 24 + 24)
+    assert staying(tiny) == here
+    assert weights_of(tiny) == here  # on the CPU an operation casts them, which is seen
+    tiny.device = torch.device("cuda")
+    assert weights_of(tiny) == here + 2 * (24 * 32 * (dtype.itemsize + cast) + 4 * 32)
 
 
 @pytest.mark.parametrize("method", methods.names())
@@ -93,24 +165,45 @@ def test_every_step_count_and_phase_count_can_begin(method):
 
 
 def test_what_is_proved_is_what_will_run(monkeypatch):
-    """Where only recomputed blocks fit, their gradient is proved; where the trial itself runs out, they are
-    taken.
+    """Where only recomputed blocks fit, their gradient is proved; where a whole sample runs out, they are
+    taken, and so where it was reckoned too small.
     """
-    asked, original = [], Backward.__call__
+    proved, seen = [], []
+    original, real = memory.check_gradient, memory.taken
 
-    def watch(self, compute):
-        asked.append(bool(self.blocks))
-        if len(asked) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, compute)
+    def watch(compute, parameters, dtype, backward, in_float32):
+        proved.append(bool(backward.blocks))
+        return original(compute, parameters, dtype, backward, in_float32)
 
-    monkeypatch.setattr(Backward, "__call__", watch)
+    def full(compute, backward):
+        seen.append(bool(backward.blocks))
+        raise torch.OutOfMemoryError("Allocation on device ")
+
+    monkeypatch.setattr(memory, "check_gradient", watch)
     tiny, config = Tiny(), DistilConfig(**SMALL)
-    with monkeypatch.context() as tight:
-        tight.setattr(Memory, "choose", lambda self, budget, batch: (1, True))
-        assert cut(tiny, config) == (1, True) and asked == [True]
-    assert cut(tiny, config) == (4, True) and asked == [True, False, True]
+    whole = plan(tiny, config, math.inf)
+    assert (whole.micro, whole.checkpointing) == (4, False)
+    limit = whole.memory.fixed + whole.memory.adapter + 100
+    monkeypatch.setattr(memory, "weigh", lambda *args: passes(whole=2, recomputed=2, answer=1))
+    for found in (full, lambda compute, backward: real(compute, backward) + 1000):
+        monkeypatch.setattr(memory, "taken", found)
+        cut = plan(tiny, config, limit)
+        assert (cut.micro, cut.checkpointing) == (4, True)
+    assert proved == [False, True, True] and seen == [False]
     assert not any(m._forward_hooks for m in tiny.module.modules())
+
+
+REFUSED = [
+    (LARGE, 3 * GB, "smaller latent"),
+    (LARGE, 2 * GB, "smaller or quantised model"),
+    (dataclasses.replace(LARGE, adapter=4 * GB), 2 * GB, "lower rank"),
+]
+
+
+@pytest.mark.parametrize("memory, budget, remedy", REFUSED)
+def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
+    with pytest.raises(MemoryError, match=f"Training one sample must fit into .* it takes .*{remedy}"):
+        memory.choose(budget, 4)
 
 
 def test_the_trial_names_a_latent_or_prompt_that_does_not_fit():
