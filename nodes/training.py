@@ -325,7 +325,8 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
             return None
         raise
     weights = [denoiser.weights] if denoiser.weights else []
-    show.say(order.node, _told(planned, order.config, weights))
+    denoiser.planned = _told(planned, order.config, weights)
+    show.say(order.node, denoiser.planned)
     return planned
 
 

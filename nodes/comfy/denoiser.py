@@ -17,6 +17,7 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
+from ...diffusion.faults import Message
 from ...training.models.devices import has_float64
 from .fingerprints import base_of
 from .latents import sample_shape, takes_batch_for_frames
@@ -55,6 +56,7 @@ class ComfyDenoiser:
         self.model, self.module = patcher.model, patcher.model.diffusion_model
         self.device, self.base = patcher.load_device, base_of(patcher)
         self.weights = told(patcher)  # where they live, in words
+        self.planned: Message | None = None  # what the memory plan decided, in words
         self.in_float32 = functools.partial(in_float32, patcher)
         self.streamed = functools.partial(streamed_layers, patcher)
         self.free_memory = functools.partial(patcher.get_free_memory, patcher.load_device)

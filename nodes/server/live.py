@@ -57,8 +57,8 @@ class Live:
             model=model_name(self.order.prompt, self.order.node),
             prompts=texts(self.order.prompt, self.order.node, len(self.order.positive)),
         )
-        weights = self.run.denoiser.weights
-        notes["weights"] = weights and weights.to_dict()
+        for name, message in (("weights", self.run.denoiser.weights), ("plan", self.run.denoiser.planned)):
+            notes[name] = message and message.to_dict()
         self._store()
         LIVE[self.id] = self
         return self
