@@ -202,7 +202,7 @@ def stacked(
         fits = embeds.ndim == 2 and embeds.shape[0] == tokens
         if not fits or (isinstance(width, int) and embeds.shape[1] != width):
             raise BadValue(
-                "{name} must have embeds of shape ({tokens}, {width}), got {got}. Pad all prompts to one "
+                "{name} must have embeds of shape {tokens} × {width}, got {got}. Pad all prompts to one "
                 "length, and encode them with this model's own text encoders.",
                 name=name,
                 tokens=tokens,

@@ -256,13 +256,13 @@ X = torch.zeros(1, 3, 6, 5)
     [
         (lambda: gaussian("linear"), "schedule must be one of VP linear, .*got 'linear'"),
         (lambda: gaussian().corrupt(X, X, 1.2), "t must be between 0 and 1, .*got 1.2"),
-        (lambda: time_of([[0.5]]), r"t must be .*got shape \(1, 1\)"),
+        (lambda: time_of([[0.5]]), r"t must be .*got shape 1 × 1"),
         (lambda: gaussian().solve_noise(X, X, 0.0), "t must be above 0 .*got 0"),
         (lambda: gaussian().transition(X, X, 0.5, 0.2, 0.5), "fresh must be given"),
         (lambda: hot_blur().transition(X, X, 0.5, 0.2, 0.5), "fresh must be given .*kappa 0.5, got None"),
         (lambda: hot_blur().transition(X, X, 0.5, 0.2, 1.5), "kappa must be between 0 and 1, got 1.5"),
         (lambda: Blur().solve_noise(X, X, 0.5), "process must have noise to solve for, got blur"),
-        (lambda: Blur().corrupt(X[0], None, 0.5), r"x0 must have the shape \(B, C, H, W\), got \(3, 6, 5\)"),
+        (lambda: Blur().corrupt(X[0], None, 0.5), r"x0 must have the shape \(B, C, H, W\), got 3 × 6 × 5"),
         (lambda: Blur(width=0.0), "width must be above 0, in pixels, got 0"),
         (lambda: Pixelate(largest=6), "largest must be a power of two.*got 6"),
         (

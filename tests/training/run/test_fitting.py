@@ -57,9 +57,9 @@ def test_denoisers_that_share_a_folder_must_be_told_apart(tmp_path):
     [
         (
             {"denoise": lambda x, sigma: None},
-            r"denoise must answer x of shape \(8, 4\) with x0 of that shape, got NoneType",
+            r"denoise must answer x of shape 8 × 4 with x0 of that shape, got NoneType",
         ),
-        ({"denoise": lambda x, sigma: x[:, :1]}, r"x0 of that shape, got \(8, 1\)"),
+        ({"denoise": lambda x, sigma: x[:, :1]}, r"x0 of that shape, got 8 × 1"),
         ({"foo": 1}, "those of FitConfig, got foo"),
         ({"shape": 4}, "shape must be that of one sample, such as .*got 4"),
         ({"shape": ()}, "shape must be"),

@@ -25,7 +25,7 @@ KINDS = ("flow", "epsilon")
 SMALL = dict(updates=30, images=24, batch=16, image_steps=8)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["flow", pytest.param("epsilon", marks=pytest.mark.slow)])
 def finished(request):
     """A finished small run and the progress it reported."""
     config = DistilConfig(**{**SMALL, "updates": 60, "images": 96}, lora_precision="fp32")
@@ -199,7 +199,7 @@ def test_a_cached_run_learns_and_reports_as_another(tmp_path, four):
 
 
 def test_trajectories_too_large_for_the_disk_stay_in_memory(tmp_path, four, monkeypatch, caplog):
-    monkeypatch.setattr(TrajectoryCache.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(TrajectoryCache.__init__, "__defaults__", (1000, None))
     run, calls = cached(tmp_path)
     assert calls == 36 and run.source.cache is None and not list(tmp_path.iterdir())
     assert "kept in memory alone" in caplog.text
