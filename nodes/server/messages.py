@@ -140,8 +140,8 @@ def of_run(run: dict | None) -> dict | None:
     said = {
         name: told(Message.from_dict(run[name])) for name in ("error", "weights", "plan") if run.get(name)
     }
-    log = [{**entry, "message": told(Message.from_dict(entry["message"]))} for entry in run["log"]]
-    return {**run, **said, "log": log}
+    log = [{**entry, "message": told(Message.from_dict(entry["message"]))} for entry in run.get("log", ())]
+    return {**run, **said, **({"log": log} if log else {})}
 
 
 def speaking(node: type) -> type:

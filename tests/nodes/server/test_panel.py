@@ -139,10 +139,10 @@ def check_names_and_copies(server, place, run):
     assert server.get(place)["name"] == "my own"
     for name in ("", "%20", "x" * 201):
         assert request(server, "POST", f"{place}/rename?name={name}")[0] == 400
-    status, _, body = request(server, "POST", f"{place}/export?precision=float16")
+    status, _, body = request(server, "POST", f"{place}/export?precision=float32")
     copy = server.base / "models" / "loras" / json.loads(body)["file"]
-    whole = server.base / "models" / "loras" / run["lora"]
-    assert status == 200 and copy.stat().st_size < 0.6 * whole.stat().st_size
+    half = server.base / "models" / "loras" / run["lora"]
+    assert status == 200 and copy.stat().st_size > 1.8 * half.stat().st_size
     # the demo teacher's LoRA has no other keys, which is said and not guessed
     assert request(server, "POST", f"{place}/export?to=diffusers")[0] == 409
     assert request(server, "POST", f"{place}/export?to=kohya")[0] == 409
