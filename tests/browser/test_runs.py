@@ -16,7 +16,8 @@ SHOWS = """(values) => {
   for (const widget of widgets) widget.value = values[widget.name] ?? widget.value;
   app.canvas.setDirty(true, true);
 }"""
-PICTURES = """() => [...document.querySelectorAll(".fewstep-picture")].map((image) =>
+SHOWN = ".fewstep-previews > .fewstep-grid .fewstep-picture"
+PICTURES = f"""() => [...document.querySelectorAll("{SHOWN}")].map((image) =>
   image.complete && image.naturalWidth > 0 && image.checkVisibility() ? image.src : null)"""
 
 

@@ -128,6 +128,8 @@ def test_a_half_precision_model_passes_the_check_and_a_wrong_gradient_does_not(h
                 )
             return loss
 
-        with pytest.raises(ArithmeticError, match="is off by [0-9.]+ of its size: something writes over them"):
+        with pytest.raises(
+            ArithmeticError, match="is off by [0-9.]+ of its size: something writes over them"
+        ):
             check_gradient(case.compute, case.parameters, dtype, wrong)
         case.lora.remove()
