@@ -68,17 +68,16 @@ def test_the_file_holds_the_run(finished, tmp_path):
     other.close()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"target": "ema", "between": 1, "one_step": 0.2},
-        {"phases": 1, "between": 7},
-        {"metric": "pseudo-huber"},
-        {"cfg": 1.0},
-        {"steps": 3, "image_steps": 6},
-    ],
-)
+OPTIONS = [
+    {"target": "ema", "between": 1, "one_step": 0.2},
+    {"phases": 1, "between": 7},
+    {"metric": "pseudo-huber"},
+    {"cfg": 1.0},
+    {"steps": 3, "image_steps": 6},
+]
+
+
+@pytest.mark.parametrize("options", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in OPTIONS)])
 def test_every_option_learns_and_a_seed_decides_all(options):
     def train(seed):
         run = Run(
