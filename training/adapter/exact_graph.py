@@ -12,7 +12,8 @@ It looks at every operation, 30 microseconds each; `overwrites` learns from one 
 import contextlib
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -81,7 +82,7 @@ class _CopyOnWrite(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func._schema.is_mutable:
-            for tensor in _written(func._schema, args, kwargs):
+            for tensor in written(func._schema, args, kwargs):
                 self._copy(storage_of(tensor))
         # what an operation makes of other kinds of tensors is decided above this place, as without the mode
         with torch._C.DisableTorchFunctionSubclass():
@@ -100,7 +101,9 @@ class _CopyOnWrite(TorchDispatchMode):
                 saved.mark.written = True
 
 
-def _written(schema, args, kwargs):
+def written(
+    schema: torch._C.FunctionSchema, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[torch.Tensor]:
     """The tensors that an operation is about to write to."""
     for i, argument in enumerate(schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .exact_graph import storage_of
+from .exact_graph import storage_of, written
 
 
 class LiveBytes(TorchDispatchMode):
@@ -33,8 +33,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._kept and func._schema.is_mutable:
-            for storage in _written(func._schema, args, kwargs):
-                self._add(sum(self._kept.pop(storage, {}).values()))
+            for tensor in written(func._schema, args, kwargs):
+                self._add(sum(self._kept.pop(_storage(tensor), {}).values()))
         leaves = tree_leaves((args, kwargs))
         known = set(map(_storage, leaves))
         with torch._C.DisableTorchFunctionSubclass():  # as in `exact_graph`
@@ -80,11 +80,3 @@ def _storage(value):
         return storage_of(value)
     except (NotImplementedError, RuntimeError):
         return None
-
-
-def _written(schema, args, kwargs):
-    """The storages that an operation is about to write to."""
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            yield from map(_storage, value if isinstance(value, (list, tuple)) else [value])
