@@ -120,9 +120,9 @@ function makeFiles(api, store) {
     diffusers: t("panel.keys.diffusers"),
   });
   const precision = choice(t("panel.more.precision"), {
-    float16: t("panel.precision.float16"),
-    bfloat16: t("panel.precision.bfloat16"),
-    float32: t("panel.precision.float32"),
+    fp16: t("panel.precision.fp16"),
+    bf16: t("panel.precision.bf16"),
+    fp32: t("panel.precision.fp32"),
   });
   const message = make("p", "message", { role: "status", "aria-live": "polite" });
   const path = make("code", "path");

@@ -201,7 +201,7 @@ def rename(request: web.Request) -> web.Response:
 
 
 def export(request: web.Request) -> web.Response:
-    """POST /fewstep/runs/{id}/export?to=comfyui|diffusers&precision=float32|float16|bfloat16: a copy of the
+    """POST /fewstep/runs/{id}/export?to=comfyui|diffusers&precision=fp32|fp16|bf16: a copy of the
     run's LoRA in other keys or fewer bits, beside it.
     """
     found = runs.summary(_folder(request))

@@ -139,7 +139,7 @@ def check_names_and_copies(server, place, run):
     assert server.get(place)["name"] == "my own"
     for name in ("", "%20", "x" * 201):
         assert request(server, "POST", f"{place}/rename?name={name}")[0] == 400
-    status, _, body = request(server, "POST", f"{place}/export?precision=float32")
+    status, _, body = request(server, "POST", f"{place}/export?precision=fp32")
     copy = server.base / "models" / "loras" / json.loads(body)["file"]
     half = server.base / "models" / "loras" / run["lora"]
     assert status == 200 and copy.stat().st_size > 1.8 * half.stat().st_size
