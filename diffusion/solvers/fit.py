@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .linear import LinearSolver, classical, run, solve
+from .linear import GUIDED, LinearSolver, classical, follow, solve_apart
 from .refine import NormalEquations, Parameter, differences, moved, parameters
 from .trajectories import Trajectories, at_levels, by_dynamic_programming, ranked
 
@@ -40,6 +40,7 @@ FINEST, COARSEST = 1e-4, 0.03  # perturbations: as large as the median distance,
 REUSES = 4  # steps taken with the derivatives of one point
 DAMPING = 0.01  # of the first Gauss-Newton step, in units of each parameter's own size
 DAMPINGS = (1.0, 8.0, 64.0)  # tried in turn, as multiples of the current damping
+PART = 0.5  # what a conditional or unconditional prediction costs, a guided one being 1
 EASED, STIFFENED = 6, 100  # what the damping is divided by after a step, multiplied by where none is found
 
 
@@ -130,17 +131,19 @@ class _Bench:
         self.auto, self.base, self.known = None, None, {}
 
     def model(self, which):
-        """(x, sigma) -> x0 for rows that belong to the trajectories `which`, perhaps several times over."""
+        """(x, sigma, kinds) -> predictions, for rows that belong to the trajectories `which`, perhaps several
+        times over.
+        """
 
-        def call(x, sigma):
-            self.count += len(x)
-            return self.data.denoise(x, sigma, which.repeat(len(x) // len(which)))
+        def ask(x, sigma, kinds):
+            self.count += len(x) * sum(1 if kind == GUIDED else PART for kind in kinds)
+            return self.data.ask(x, sigma, which.repeat(len(x) // len(which)), kinds)
 
-        return call
+        return ask
 
     def end(self, solver, which):
         """Where runs from those trajectories' starts end."""
-        return solve(solver, self.model(which), self.data.states[which, 0])
+        return solve_apart(solver, self.model(which), self.data.states[which, 0])
 
     def distances(self, end, which):
         """Of the ends of runs from those trajectories' own, RMSE in units of the deviation, float64 (B,)."""
@@ -222,8 +225,8 @@ def _rolled_out(bench, solver):
     targets = at_levels(data, solver.sigmas, which)
     model, x = bench.model(which), data.states[which, 0]
     held, rows = [], []
-    for i, row in enumerate(solver.rows):
-        held.insert(0, model(x, solver.sigmas[i]))
+    for i, (row, asked) in enumerate(zip(solver.rows, solver.asked)):
+        held = [*(model(x, solver.sigmas[i], asked) if asked else ()), *held]
         terms = torch.stack([x, *held]).flatten(2)
         prior = torch.zeros(len(terms), dtype=torch.float64)
         prior[: len(row)] = torch.tensor(row, dtype=torch.float64)
@@ -231,7 +234,7 @@ def _rolled_out(bench, solver):
         fitted = prior + NormalEquations.of(terms, missing).solution(RIDGE)
         rows.append(fitted.tolist())
         x = _combined(fitted, terms).reshape(x.shape)
-    return LinearSolver(solver.sigmas, tuple(rows))
+    return dataclasses.replace(solver, rows=tuple(rows))
 
 
 def _combined(row, terms):
@@ -309,7 +312,7 @@ class _Point:
 def _linearised(bench, solver, which):
     """The `_Point` of a solver on those trajectories."""
     model, first = bench.model(which), bench.data.states[which, 0]
-    trace = list(run(solver, model, first))
+    trace = list(follow(solver, model, first))
     end = trace[-1].x
     near = float(bench.distances(end, which).median())
     step = min(max(near, FINEST), COARSEST)
