@@ -28,11 +28,11 @@ import torch
 
 from .linear import GUIDED, LinearSolver, classical, follow, solve_apart
 from .refine import NormalEquations, Parameter, differences, moved, parameters
-from .trajectories import Trajectories, at_levels, by_dynamic_programming, ranked
+from .rollout import rolled_out
+from .trajectories import Trajectories, by_dynamic_programming, ranked
 
 REAL = 1.5  # standard errors of a gain that is taken for real
 ORDERS = (2, 3)  # of the classical solvers, with corrector
-RIDGE = 1e-3  # of the least squares of a roll-out, in units of each term's own size
 PATIENCE = 3  # steps without gain on the held-out part
 GAIN = 0.002  # relative, of a step that counts as one
 SOFT = 0.8  # quantile of the distances beyond which a sample counts by its distance, not by its square
@@ -97,7 +97,7 @@ def fit(
     if bench.gain(known[0]) > REAL:
         bench.base = known[0]
     yield bench.fitted(bench.base, "classical")
-    rolled = [_rolled_out(bench, solver) for solver in known[: 1 if bench.short(0.5) else starts]]
+    rolled = [bench.rolled_out(solver) for solver in known[: 1 if bench.short(0.5) else starts]]
     best = known[0]
     for start in sorted([*known, *rolled, *others], key=bench.score)[:starts]:
         for solver, stage in _candidates(bench, start):
@@ -144,6 +144,10 @@ class _Bench:
     def end(self, solver, which):
         """Where runs from those trajectories' starts end."""
         return solve_apart(solver, self.model(which), self.data.states[which, 0])
+
+    def rolled_out(self, solver):
+        """The solver with weights from its own roll-out on the training part."""
+        return rolled_out(self.data, solver, self.train, self.model(self.train))
 
     def distances(self, end, which):
         """Of the ends of runs from those trajectories' own, RMSE in units of the deviation, float64 (B,)."""
@@ -214,32 +218,6 @@ def _standard_errors(difference):
 
 def _rms(distances):
     return float(distances.square().mean().sqrt())
-
-
-# ---- roll-out --------------------------------------------------------------------------------------
-
-
-def _rolled_out(bench, solver):
-    """The solver whose every step goes by least squares to the trajectory's state at the next level."""
-    data, which = bench.data, bench.train
-    targets = at_levels(data, solver.sigmas, which)
-    model, x = bench.model(which), data.states[which, 0]
-    held, rows = [], []
-    for i, (row, asked) in enumerate(zip(solver.rows, solver.asked)):
-        held = [*(model(x, solver.sigmas[i], asked) if asked else ()), *held]
-        terms = torch.stack([x, *held]).flatten(2)
-        prior = torch.zeros(len(terms), dtype=torch.float64)
-        prior[: len(row)] = torch.tensor(row, dtype=torch.float64)
-        missing = targets[i].flatten(1) - _combined(prior, terms)
-        fitted = prior + NormalEquations.of(terms, missing).solution(RIDGE)
-        rows.append(fitted.tolist())
-        x = _combined(fitted, terms).reshape(x.shape)
-    return dataclasses.replace(solver, rows=tuple(rows))
-
-
-def _combined(row, terms):
-    """The sum of terms (K, N, D) with the weights of a row (K,)."""
-    return torch.einsum("k,knd->nd", row.to(terms), terms)
 
 
 # ---- descent ---------------------------------------------------------------------------------------
