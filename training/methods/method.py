@@ -38,6 +38,16 @@ class Settings(Protocol):
     curriculum: bool
     solver: str
     substeps: int
+    lr: float
+    real: str
+    points: str
+    span: str
+    balance: str
+    anchor: float
+    lead: int
+    real_updates: int
+    fake_updates: int
+    role_lr: float
 
 
 class Destroyed(Protocol):
@@ -61,7 +71,7 @@ class Context:
     student, target, teacher   who answers: the adapter that learns, what the student learns from, and no
                                adapter but guidance
     asked                      who answers without gradient, for as many samples at once as memory takes: the
-                               student, and each `Role` of the method by its name
+                               student, the teacher, and each `Role` of the method by its name
     metric                     distance of two predictions, for each sample
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
@@ -131,7 +141,11 @@ class Method:
                     keeps
     in_rounds       further rounds learn from pairs that the student of the round before drew
     in_parts        can learn a part of the way alone, which neither begins at noise nor ends at a picture
-    asks_teacher    the loss asks the teacher at every update; elsewhere it is asked while data are drawn only
+    asks_teacher    settings -> whether it asks the teacher at every update; elsewhere that is asked while
+                    data are drawn only
+    least_steps     that it can be asked for
+    lr_share        of the usual learning rate, that is usual for this method
+    churn           settings -> that of sampling in the recipe's steps; None: by kind and phases
     roles           settings -> the other adapters that it trains, in the order in which they learn
     tells           names in its batches of what a run keeps the means of
     task            "distillation", or "restoration" for methods that learn to undo a process
@@ -147,7 +161,10 @@ class Method:
     on_the_grid: bool = False
     in_rounds: bool = False
     in_parts: bool = False
-    asks_teacher: bool = False
+    asks_teacher: Callable[[Settings], bool] = lambda settings: False
+    least_steps: int = 1
+    lr_share: float = 1.0
+    churn: Callable[[Settings], float] | None = None
     roles: Callable[[Settings], tuple[Role, ...]] = lambda settings: ()
     tells: tuple[str, ...] = ()
     task: str = "distillation"

@@ -88,7 +88,7 @@ class Learners:
         if name == STUDENT:
             self.followed = {other: self.made(other) for other in self.roles}
             for told in self.method.tells:
-                value = float(batch[told].mean())
+                value = float(batch[told].nanmean())
                 if math.isfinite(value):
                     self.told[told] = MEMORY * self.told.get(told, value) + (1 - MEMORY) * value
         elif self.roles[name].each is None and self.made(name) >= self.roles[name].first(self.config):

@@ -355,7 +355,7 @@ def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callab
         copies=copies_of(config, place, dtype),
         place=place,
         guided=1 if config.cfg == 1 else 2,
-        online=methods.get(config.method).asks_teacher,
+        online=methods.get(config.method).asks_teacher(config),
         **passes,
     )
     return memory, dtype

@@ -217,7 +217,7 @@ def _context_of(run: Run, who: str) -> Context:
         data=run.source.data,
         generator=run.generator,
         student=run.student.answer(who),
-        asked={name: run.student.asked_as(name) for name in run.student.adapters},
+        asked=run.student.asked_by_name,
         target=run.student.target,
         teacher=run.student.teacher,
         metric=run.metric,
