@@ -15,5 +15,6 @@ from . import rectified_diffusion
 from . import windowed_reflow
 from . import matching
 from . import anchored
+from . import phased_matching
 from . import restoration
 from .registry import get, names, register, restores

@@ -12,7 +12,7 @@ drawn. Who answers follows the one convention of the backend, `(x, sigma (B,), c
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -76,6 +76,7 @@ class Context:
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
     done                       the student's updates so far
+    turned                     at which of them its roles began to matter (`Method.turns`); None: they don't yet
     told                       running means of what the method tells (`Method.tells`), once there are some
     seen                       of a restorer: its forward process as the network sees it
     """
@@ -95,6 +96,7 @@ class Context:
     weighting: Weighting
     settings: Settings
     done: int = 0
+    turned: int | None = 0
     asked: Mapping[str, Answer] = dataclasses.field(default_factory=dict)
     told: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seen: Destroyed | None = None
@@ -147,6 +149,8 @@ class Method:
     lr_share        of the usual learning rate, that is usual for this method
     churn           settings -> that of sampling in the recipe's steps; None: by kind and phases
     roles           settings -> the other adapters that it trains, in the order in which they learn
+    turns           (settings, [(update, fidelity)]) -> the update from which on the roles matter; None: not yet
+    rate            (settings, updates so far, `turns`) -> the student's learning rate; None: the usual
     tells           names in its batches of what a run keeps the means of
     task            "distillation", or "restoration" for methods that learn to undo a process
     """
@@ -166,6 +170,8 @@ class Method:
     lr_share: float = 1.0
     churn: Callable[[Settings], float] | None = None
     roles: Callable[[Settings], tuple[Role, ...]] = lambda settings: ()
+    turns: Callable[[Settings, Sequence[tuple[int, float]]], int | None] = lambda settings, fidelity: 0
+    rate: Callable[[Settings, int, int | None], float] | None = None
     tells: tuple[str, ...] = ()
     task: str = "distillation"
 

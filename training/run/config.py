@@ -205,21 +205,7 @@ class DistilConfig:
         normalise(self, phases=self.steps if self.phases is None else self.phases)
         normalise(self, image_steps=_image_steps_of(self))
         _check_part(self)
-        if self.steps < method.least_steps:
-            raise BadValue(
-                "steps must be {least} or more for the method {method}, got {got}. In fewer choose matching.",
-                least=method.least_steps,
-                method=self.method,
-                got=self.steps,
-            )
-        if self.rounds > 1 and not method.in_rounds:
-            raise BadValue(
-                "rounds must be 1 for the method {method}, got {got}. Those that go on from their own pairs: "
-                "{methods}.",
-                method=self.method,
-                got=self.rounds,
-                methods=[name for name in methods.names() if methods.get(name).in_rounds],
-            )
+        _check_method(self)
 
     @property
     def is_whole(self) -> bool:
@@ -245,6 +231,26 @@ class DistilConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` gives an equal config back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _check_method(config: DistilConfig) -> None:
+    """Raise ValueError for steps or rounds that the method can't have."""
+    method = methods.get(config.method)
+    if config.steps < method.least_steps:
+        raise BadValue(
+            "steps must be {least} or more for the method {method}, got {got}. In fewer choose matching.",
+            least=method.least_steps,
+            method=config.method,
+            got=config.steps,
+        )
+    if config.rounds > 1 and not method.in_rounds:
+        raise BadValue(
+            "rounds must be 1 for the method {method}, got {got}. Those that go on from their own pairs: "
+            "{methods}.",
+            method=config.method,
+            got=config.rounds,
+            methods=[name for name in methods.names() if methods.get(name).in_rounds],
+        )
 
 
 def _check_part(config: DistilConfig) -> None:
