@@ -76,7 +76,7 @@ class Context:
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
     done                       the student's updates so far
-    turned                     at which of them its roles began to matter (`Method.turns`); None: they don't yet
+    turned                     at which of them its roles began to matter (`Method.turns`); None: not yet
     told                       running means of what the method tells (`Method.tells`), once there are some
     seen                       of a restorer: its forward process as the network sees it
     """
@@ -149,7 +149,7 @@ class Method:
     lr_share        of the usual learning rate, that is usual for this method
     churn           settings -> that of sampling in the recipe's steps; None: by kind and phases
     roles           settings -> the other adapters that it trains, in the order in which they learn
-    turns           (settings, [(update, fidelity)]) -> the update from which on the roles matter; None: not yet
+    turns           (settings, [(update, fidelity)]) -> the update from which the roles matter; None: not yet
     rate            (settings, updates so far, `turns`) -> the student's learning rate; None: the usual
     tells           names in its batches of what a run keeps the means of
     task            "distillation", or "restoration" for methods that learn to undo a process

@@ -1,9 +1,9 @@
 """Phased first, then matching: from a model to sharp few-step pictures in one run.
 
-Regression along the teacher's trajectories (`phased`) brings the student near in few updates and cheaply, and
-averages what it can't decide; `matching` takes it from there. The run goes over where the fidelity stops
-falling, which is when STALE measurements in a row are no better by LEAST than the best before, and after FIRST
-of the updates at the latest: the learning rate of the phased part falls to 0 until then.
+Regression along the teacher's trajectories (`phased`) brings the student near in few updates and cheaply,
+and averages what it can't decide; `matching` takes it from there. The run goes over where the fidelity stops
+falling, which is when STALE measurements in a row are no better by LEAST than the best before, and after
+FIRST of the updates at the latest: the learning rate of the phased part falls to 0 until then.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def turns(settings: Settings, fidelity: Sequence[tuple[int, float]]) -> int | No
 
 
 def rate(settings: Settings, done: int, turned: int | None) -> float:
-    """The student's learning rate: of phased up to FIRST of the updates, then of matching for what is left."""
+    """The student's learning rate: of phased up to FIRST of the updates, then of matching for the rest."""
     if turned is None:
         return settings.lr * warm_up_then_cosine(done, math.ceil(FIRST * settings.updates) + 1)
     return settings.lr * LR_SHARE * warm_up_then_cosine(done - turned, settings.updates - turned)
