@@ -185,12 +185,23 @@ HEAD = (
 )
 
 
+def others(file: Path, rows: list[dict]) -> list[dict]:
+    """The rows that a file has of other families."""
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    return [row for row in found if row["family"] not in {row["family"] for row in rows}]
+
+
+def place(row: dict) -> int:
+    """The number of a row's family in the table."""
+    return list(real_sizes.FAMILIES).index(row["family"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--families", nargs="+", choices=list(real_sizes.FAMILIES), metavar="NAME")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file, beside other families'")
     parser.add_argument("--tiny", action="store_true", help="one small model, in seconds")
     args = parser.parse_args()
     began, rows = time.perf_counter(), []
@@ -205,7 +216,8 @@ def main() -> None:
             print(line_of(row), flush=True)
         rows += found
         if args.json:  # at once: a run that is cut off leaves what it has
-            args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+            everything = sorted((*others(args.json, rows), *rows), key=place)
+            args.json.write_text(json.dumps({"rows": everything}, indent=1) + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 

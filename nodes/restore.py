@@ -14,13 +14,14 @@ from comfy_api.latest import io
 
 from ..diffusion import samplers
 from ..diffusion.destruction.forward import ForwardProcess
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules import grids
 from ..training import methods
 from ..training.formats import processes
 from ..training.formats.files import load_lora
 from ..training.formats.recipe import Recipe
 from ..training.methods.restoration import Seen, restore, times_for
+from ..training.models.memory_errors import named
 from . import recipes
 from .comfy import fresh_noise, levels, lora_files
 from .comfy.decoding import decode
@@ -305,18 +306,19 @@ class Restore(io.ComfyNode):
             "keys": fresh_noise.numbered(seed, latent.get("batch_index"), len(samples)),
         }
         sigmas = _levels(made, loaded, amount * times_for(steps or usual))
-        out = comfy.sample.sample_custom(
-            loaded,
-            torch.zeros_like(samples),
-            1.0,
-            comfy.samplers.KSAMPLER(sample_process, options),
-            sigmas,
-            positive,
-            positive,
-            samples,
-            seed=seed,
-            callback=latent_preview.prepare_callback(loaded, len(sigmas) - 1),
-        )
+        with named(Message("the picture was restored")):
+            out = comfy.sample.sample_custom(
+                loaded,
+                torch.zeros_like(samples),
+                1.0,
+                comfy.samplers.KSAMPLER(sample_process, options),
+                sigmas,
+                positive,
+                positive,
+                samples,
+                seed=seed,
+                callback=latent_preview.prepare_callback(loaded, len(sigmas) - 1),
+            )
         return io.NodeOutput({**latent, "samples": out})
 
 
