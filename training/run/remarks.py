@@ -32,7 +32,7 @@ def before(run: Run) -> list[Message]:
 def measured(run: Run) -> list[Message]:
     """Of the first measurement, which is of the model itself or of the LoRA that the run begins with."""
     held, fidelity = run.probe.held, run.probe.fidelity
-    if held is None or len(fidelity) != 1 or fidelity[0][0] != 0 or run.config.restores:
+    if held is None or not fidelity or fidelity[0][0] != 0 or run.config.restores:
         return []
     share = fidelity[0][1] / max(float(held.reference.std()), 1e-12)
     if not math.isfinite(share) or share > NEAR:

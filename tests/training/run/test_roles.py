@@ -44,7 +44,7 @@ def role(name, **changes):
         loss=pictures_loss,
         first=lambda settings: 3,
         each=lambda context: 2,
-        rate=lambda settings, made: settings.lr,
+        rate=lambda settings, made, share: settings.lr,
     )
     return Role(name=name, **{**settings, **changes})
 
