@@ -107,20 +107,27 @@ def _cached(results, tolerance):
             )
             continue
         best, enough = cheapest(those, tolerance)
-        yield Message(
-            "Cheapest with {cache}: {name} in {steps} steps, {calls:g} model calls ({without:g} without it), "
-            "distance {distance:.3f}."
-            if enough
-            else "None with {cache} is within {tolerance:g}. Nearest: {name} in {steps} steps, {calls:g} "
-            "model calls ({without:g} without it), distance {distance:.3f}.",
+        fields = dict(
             cache=cache,
-            tolerance=tolerance,
             name=best.name,
             steps=best.steps,
             calls=best.calls,
             without=plain[best.name, best.steps],
             distance=best.distance,
         )
+        if enough:
+            yield Message(
+                "Cheapest with {cache}: {name} in {steps} steps, {calls:g} model calls ({without:g} without "
+                "it), distance {distance:.3f}.",
+                **fields,
+            )
+        else:
+            yield Message(
+                "None with {cache} is within {tolerance:g}. Nearest: {name} in {steps} steps, {calls:g} "
+                "model calls ({without:g} without it), distance {distance:.3f}.",
+                tolerance=tolerance,
+                **fields,
+            )
 
 
 def row(result: Tried, seconds: float) -> Message:
