@@ -45,14 +45,18 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 # ---- what pictures are compared by -----------------------------------------------------------------
 
 
-def scale_of(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The map of features (N, D) to comparable ones, fixed by those of a reference set (M, D).
-
-    z = (f - mean) / deviation of the reference, then sign(z) log(1 + |z|), so that no single feature and no
-    single picture makes the whole distance. A feature that does not vary in the reference is left out.
-    """
+def scale(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, deviation) (D,) of the features of a reference set (M, D)."""
     reference = reference.double()
-    mean, deviation = reference.mean(0), reference.std(0)
+    return reference.mean(0), reference.std(0)
+
+
+def scaled_by(mean: torch.Tensor, deviation: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map of features (N, D) to comparable ones, by the mean and deviation of a reference.
+
+    z = (f - mean) / deviation, then sign(z) log(1 + |z|), so that no single feature and no single picture
+    makes the whole distance. A feature that does not vary in the reference is left out.
+    """
     varies = deviation > 1e-6 * deviation.max()
 
     def scaled(features: torch.Tensor) -> torch.Tensor:
@@ -60,6 +64,11 @@ def scale_of(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         return z.sign() * z.abs().log1p()
 
     return scaled
+
+
+def scale_of(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`scaled_by` a reference set (M, D), which is never the one that is judged."""
+    return scaled_by(*scale(reference))
 
 
 # ---- pairs of rows -------------------------------------------------------------------------------------

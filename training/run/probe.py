@@ -1,28 +1,41 @@
 """How near the student has come: its pictures from held-out noise beside what they should be.
 
-Fidelity is the RMSE of the two, in model space. It is measured at the start, at the end, and MEASURED times
-between.
+Quality has three faces, measured together: fidelity, the RMSE of the two from the same noise, in model space;
+the distance of their distributions; and diversity, both as `sight` sees them. All are measured at the start,
+at the end, and MEASURED times between.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 
+from ...diffusion.faults import NoMemory
+from ..models.memory_errors import recover
+from ..reports import distances
+from ..reports.distances import Estimate
 from .average import on_host
-from .student import Adapter
+from .sight import Faces, Sight, compare
+from .student import Adapter, Student
 
 MEASURED = 12
+SEEN = ("probe.seen", "probe.mean", "probe.deviation")  # of a saved state: features of the reference, scale
 PARTS = ("probe.noise", "probe.condition", "probe.reference")  # of a saved state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """noise (P, ...), condition (P,), and the reference (P, ...) that it should become; never learnt from."""
+    """noise (P, ...), condition (P,), and the reference (P, ...) that it should become; never learnt from.
+
+    beside   pictures that are learnt from and their conditions, which fix the scale of features
+    """
 
     noise: torch.Tensor
     condition: torch.Tensor
     reference: torch.Tensor
+    beside: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def first(self, count: int) -> "HeldOut":
         """The first `count` of them."""
@@ -39,21 +52,53 @@ class Best:
     adapter: Adapter
 
 
+class Eye:
+    """What the run's pictures are compared by: `sight`, without the adapter, of pictures that are `finished`.
+
+    seen     features of the reference; scale: of features. None until they were needed
+    """
+
+    def __init__(self, student: Student, finished: Callable, sight: Sight):
+        self.student, self.finished, self.sight = student, finished, sight
+        self.seen: torch.Tensor | None = None
+        self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def compare(self, drawn: torch.Tensor, held: HeldOut) -> Faces:
+        """The other faces of pictures drawn from the held-out noise; unknown ones where memory is short."""
+        try:
+            with self.student.lora.off():
+                if self.seen is None:
+                    pictures, condition = held.beside or (held.reference, held.condition)
+                    self.scale = distances.scale(self._features(pictures, condition))
+                    self.seen = self._features(held.reference, held.condition)
+                features = self._features(drawn, held.condition)
+        except NoMemory:
+            recover()
+            return Faces()
+        return compare(features, self.seen, held.condition, self.scale, (drawn, held.reference))
+
+    def _features(self, latents, condition):
+        return self.sight.features(self.finished(latents, condition), condition)
+
+
 class Probe:
     """Measurements of one run.
 
     held       what they are made on; None until the data are there
     drawn      the pictures of the last measurement
     fidelity   [(update, RMSE)]
+    faces      {update: the `Faces` of the same pictures}
     best       None until something was learnt and measured
+    eye        how other faces than fidelity are seen; None: they are not measured
     """
 
-    def __init__(self, updates: int):
-        self.updates = updates
+    def __init__(self, updates: int, eye: Eye | None = None):
+        self.updates, self.eye = updates, eye
         self.held: HeldOut | None = None
         self.drawn: torch.Tensor | None = None
         self.best: Best | None = None
         self.fidelity: list[tuple[int, float]] = []
+        self.faces: dict[int, Faces] = {}
 
     def is_due(self, done: int) -> bool:
         """Whether a measurement has to be made now."""
@@ -64,6 +109,8 @@ class Probe:
     def take(self, drawn: torch.Tensor, done: int, adapter: Adapter) -> float:
         """Take down the pictures that this adapter made after `done` updates; returns their fidelity."""
         self.drawn = drawn
+        if self.eye:
+            self.faces[done] = self.eye.compare(drawn, self.held)
         value = float((drawn - self.held.reference).square().mean().sqrt())
         if done and math.isfinite(value) and (self.best is None or value < self.best.fidelity):
             self.best = Best(fidelity=value, adapter=on_host(adapter))
@@ -75,7 +122,12 @@ class Probe:
         tensors = {f"best.{i}": v for i, v in enumerate(self.best.adapter if self.best else ())}
         if self.held:
             tensors |= dict(zip(PARTS, (self.held.noise, self.held.condition, self.held.reference)))
-        return tensors, {"best": self.best and self.best.fidelity, "fidelity": self.fidelity}
+        numbers = {"best": self.best and self.best.fidelity, "fidelity": self.fidelity}
+        if self.eye and self.eye.seen is not None:
+            tensors |= dict(zip(SEEN, (self.eye.seen, *self.eye.scale)))
+            faces = {str(update): dataclasses.asdict(faces) for update, faces in self.faces.items()}
+            numbers |= {"faces": faces, "seen_in": self.eye.sight.seen_in}
+        return tensors, numbers
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict, like: Adapter) -> None:
         """Take over what `state` gave; like: an adapter of the same model."""
@@ -87,6 +139,25 @@ class Probe:
         else:
             self.held = None
         self.fidelity = [(update, value) for update, value in numbers["fidelity"]]
+        with contextlib.suppress(LookupError):  # of states from before there were other faces
+            self._restore_faces(tensors, numbers)
+
+    def _restore_faces(self, tensors, numbers):
+        """What was seen, if it was seen in what sees now."""
+        seen_in, (seen, *scale) = numbers["seen_in"], (tensors[name] for name in SEEN)
+        if self.eye and seen_in == self.eye.sight.seen_in:
+            self.eye.seen, self.eye.scale = seen, tuple(scale)
+            self.faces = {int(update): faces_of(found) for update, found in numbers["faces"].items()}
+
+    def points(self, name: str) -> list[tuple[int, float, float, float]]:
+        """[(update, value, low, high)] of "distance" or "diversity", where it is known."""
+        found = [(update, getattr(faces, name)) for update, faces in sorted(self.faces.items())]
+        return [(update, e.value, e.low, e.high) for update, e in found if e.known]
+
+
+def faces_of(found: dict) -> Faces:
+    """The `Faces` that a state holds."""
+    return Faces(**{**found, **{name: Estimate(**found[name]) for name in ("distance", "diversity")}})
 
 
 def adapter_in(tensors: dict[str, torch.Tensor], name: str, like: Adapter) -> list[torch.Tensor] | None:

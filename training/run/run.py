@@ -35,9 +35,10 @@ from .config import DistilConfig
 from .distillation import Distillation
 from .interrupts import held_back
 from .learners import Learners
-from .probe import Probe, adapter_in
+from .probe import Eye, Probe, adapter_in
 from .progress import Progress
 from .restoration import Restoration
+from .sight import Encoder, Sight
 from .source import Cache, Pictures, Source, check
 from .student import Adapter, Student
 
@@ -50,6 +51,7 @@ class Run:
     metric  a distance (B, ...), (B, ...) -> (B,) in place of the config's, a perceptual one for instance
     warm    tensors of a LoRA file to begin with
     starts  of a run from the middle of the way: see `source.Source`
+    encoder what pictures are compared by, in place of the model's own middle block: see `sight`
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Run:
         metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         warm: dict[str, torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
+        encoder: Encoder | None = None,
     ):
         check(denoiser, config, data)
         method = methods.get(config.method)
@@ -84,7 +87,8 @@ class Run:
         except BaseException:
             self.student.close()
             raise
-        self.probe = Probe(config.updates)
+        sight = Sight(self.student.asked, encoder)
+        self.probe = Probe(config.updates, Eye(self.student, self.task.finished, sight))
         self.loss: list[tuple[int, float]] = []
         self.stopped, self.label = False, ""  # label: what the recipe calls the run
 
@@ -111,8 +115,8 @@ class Run:
                         return
                     step = chunks * number + round(share * chunks) + self.done
                     yield Progress(stage="sampling the teacher", step=step, total=total)
-                if self.source.held is not None:
-                    self.probe.held = self.source.held
+                if self.source.held is not None and self.probe.held is None:
+                    self.probe.held = self.source.held  # what a restored run was measured on, it still is
                 current, started, first = number, time.perf_counter(), self.done
             if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
                 self.measure()
@@ -261,6 +265,7 @@ def _trained(run: Run) -> dict:
     fidelity = probe.best.fidelity if probe.best else probe.fidelity[-1][1] if probe.fidelity else math.nan
     if math.isfinite(fidelity):
         trained["fidelity"] = fidelity
+    trained |= probe.told()
     if run.label:
         trained["run"] = run.label
     if run.descent.skipped:
