@@ -111,7 +111,7 @@ def ours(teacher, job):
         now = clock()
         if progress.stage == "sampling the teacher":
             drawn += now - last
-        if quarters and run.done >= quarters[0]:
+        if quarters and run.done >= quarters[0] and run.done:
             quarters.pop(0)
             end_at(run, began + SPARE * job["asked"] - now, (now - began - drawn) / run.done)
         last = now
@@ -212,9 +212,14 @@ def shown(figures):
     row["intervals"] = {name: {} for name in FIGURES}
     for steps, found in figures.items():
         for name, estimate in found.items():
-            row[name][str(steps)] = estimate.value
-            row["intervals"][name][str(steps)] = [estimate.low, estimate.high]
+            row[name][str(steps)] = finite(estimate.value)
+            row["intervals"][name][str(steps)] = [finite(estimate.low), finite(estimate.high)]
     return row
+
+
+def finite(value):
+    """The number as JSON has it; None for one that is not known."""
+    return value if math.isfinite(value) else None
 
 
 @torch.no_grad()

@@ -41,9 +41,9 @@ def aims(rows: list[dict], asked: float) -> list[dict]:
     """
     kinds = dict.fromkeys(row["teacher"] for row in rows)
     return [
-        {"teacher": kind, "aim": text, "value": value, "target": target, "met": value * sign <= target * sign}
+        {"teacher": kind, "aim": name, "value": value, "target": target, "met": value * sign <= target * sign}
         for kind in kinds
-        for text, value, target, sign in _aims(of(rows, teacher=kind, asked=asked))
+        for name, value, target, sign in _aims(of(rows, teacher=kind, asked=asked))
     ]
 
 
@@ -56,7 +56,7 @@ def _aims(rows):
         for steps, most in ((1, 0.5), (2, 0.5), (4, 1.0)):
             ratio = mean(ours[name], "distance_teacher", steps) / mean(phased, "distance_teacher", steps)
             yield f"{name}: distance at {steps} / phased's", ratio, most, 1
-        for steps in (1, 2, 4):
+        for steps in (1, 2, 4) if ours[name][0]["diversity"]["1"] is not None else ():
             yield f"{name}: diversity at {steps}", mean(ours[name], "diversity", steps), 0.9, -1
     if "anchored" in ours and phased:
         yield (
@@ -104,6 +104,11 @@ def name_of(row: dict) -> str:
     return name + (", real pictures" if row["pictures"] == "real" and row["method"] != RECIPE else "")
 
 
+def text(value: float | None) -> str:
+    """A figure, a dash where it is not known."""
+    return "–" if value is None else f"{value:.3f}"
+
+
 def line(row: dict) -> str:
     """A row of the table; the figures at 1, 2, 4 and 8 steps (the teacher's at 50)."""
     costs = ["–"] * 3
@@ -113,7 +118,7 @@ def line(row: dict) -> str:
             f"{row['samples_per_second']:.1f}",
             f"{row['peak_memory_mib']:.0f}",
         ]
-    figures = [", ".join(f"{value:.3f}" for value in row[name].values()) for name in FIGURES]
+    figures = [", ".join(text(value) for value in row[name].values()) for name in FIGURES]
     cells = [row["teacher"], name_of(row), f"{row['asked']:g}", str(row["seed"]), *costs, *figures]
     return f"| {' | '.join(cells)} |"
 

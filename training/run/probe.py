@@ -21,6 +21,7 @@ from .sight import Faces, Sight, compare
 from .student import Adapter, Student
 
 MEASURED = 12
+FACES = ("distance", "diversity")
 SEEN = ("probe.seen", "probe.mean", "probe.deviation")  # of a saved state: features of the reference, scale
 PARTS = ("probe.noise", "probe.condition", "probe.reference")  # of a saved state
 
@@ -46,10 +47,12 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """The averaged adapter where it measured best."""
+    """The averaged adapter where it measured best, and what it was judged by: lower is better."""
 
     fidelity: float
     adapter: Adapter
+    update: int
+    judged: float
 
 
 class Eye:
@@ -90,10 +93,11 @@ class Probe:
     faces      {update: the `Faces` of the same pictures}
     best       None until something was learnt and measured
     eye        how other faces than fidelity are seen; None: they are not measured
+    by         what is best: "fidelity", or "distance" for what does not follow the teacher's own paths
     """
 
-    def __init__(self, updates: int, eye: Eye | None = None):
-        self.updates, self.eye = updates, eye
+    def __init__(self, updates: int, eye: Eye | None = None, by: str = "fidelity"):
+        self.updates, self.eye, self.by = updates, eye, by
         self.held: HeldOut | None = None
         self.drawn: torch.Tensor | None = None
         self.best: Best | None = None
@@ -112,10 +116,18 @@ class Probe:
         if self.eye:
             self.faces[done] = self.eye.compare(drawn, self.held)
         value = float((drawn - self.held.reference).square().mean().sqrt())
-        if done and math.isfinite(value) and (self.best is None or value < self.best.fidelity):
-            self.best = Best(fidelity=value, adapter=on_host(adapter))
+        judged = self._judged(done, value)
+        if done and math.isfinite(judged) and (self.best is None or judged < self.best.judged):
+            self.best = Best(fidelity=value, adapter=on_host(adapter), update=done, judged=judged)
         self.fidelity.append((done, value))  # last: cut off before it, the measurement is made again
         return value
+
+    def _judged(self, update, fidelity):
+        """What decides which adapter is kept; not finite where it isn't known."""
+        if self.by == "fidelity" or not math.isfinite(fidelity):
+            return fidelity
+        faces = self.faces.get(update)
+        return faces.distance.value if faces else math.nan
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """({name: tensor}, JSON-able dict) for `restore`."""
@@ -131,8 +143,6 @@ class Probe:
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict, like: Adapter) -> None:
         """Take over what `state` gave; like: an adapter of the same model."""
-        best = adapter_in(tensors, "best", like)
-        self.best = Best(fidelity=numbers["best"], adapter=best) if best else None
         if PARTS[0] in tensors:
             noise, condition, reference = (tensors[name] for name in PARTS)
             self.held = HeldOut(noise=noise, condition=condition, reference=reference)
@@ -141,23 +151,40 @@ class Probe:
         self.fidelity = [(update, value) for update, value in numbers["fidelity"]]
         with contextlib.suppress(LookupError):  # of states from before there were other faces
             self._restore_faces(tensors, numbers)
+        best = adapter_in(tensors, "best", like)
+        self.best = self._best_of(numbers["best"], best) if best else None
+
+    def _best_of(self, fidelity, adapter):
+        """The best that a state holds, which names it by its fidelity."""
+        update = next((at for at, value in self.fidelity if at and value == fidelity), self.fidelity[-1][0])
+        judged = self._judged(update, fidelity)
+        return Best(fidelity=fidelity, adapter=adapter, update=update, judged=judged)
 
     def _restore_faces(self, tensors, numbers):
         """What was seen, if it was seen in what sees now."""
         seen_in, (seen, *scale) = numbers["seen_in"], (tensors[name] for name in SEEN)
-        if self.eye and seen_in == self.eye.sight.seen_in:
+        if self.eye and self.eye.sight.sees_as(seen_in):
             self.eye.seen, self.eye.scale = seen, tuple(scale)
             self.faces = {int(update): faces_of(found) for update, found in numbers["faces"].items()}
 
+    def told(self) -> dict:
+        """What a recipe tells of the other faces of the adapter that is kept: [value, low, high] of each."""
+        update = self.best.update if self.best else max(self.faces, default=None)
+        if update not in self.faces:
+            return {}
+        faces = {name: getattr(self.faces[update], name) for name in FACES}
+        known = {name: list(dataclasses.astuple(e)) for name, e in faces.items() if e.known}
+        return {**known, "seen_in": self.eye.sight.seen_in} if known else {}
+
     def points(self, name: str) -> list[tuple[int, float, float, float]]:
-        """[(update, value, low, high)] of "distance" or "diversity", where it is known."""
+        """[(update, value, low, high)] of one of FACES, where it is known."""
         found = [(update, getattr(faces, name)) for update, faces in sorted(self.faces.items())]
         return [(update, e.value, e.low, e.high) for update, e in found if e.known]
 
 
 def faces_of(found: dict) -> Faces:
     """The `Faces` that a state holds."""
-    return Faces(**{**found, **{name: Estimate(**found[name]) for name in ("distance", "diversity")}})
+    return Faces(**{**found, **{name: Estimate(**found[name]) for name in FACES}})
 
 
 def adapter_in(tensors: dict[str, torch.Tensor], name: str, like: Adapter) -> list[torch.Tensor] | None:

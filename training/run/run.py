@@ -88,7 +88,8 @@ class Run:
             self.student.close()
             raise
         sight = Sight(self.student.asked, encoder)
-        self.probe = Probe(config.updates, Eye(self.student, self.task.finished, sight))
+        by = "distance" if self.learners.roles else "fidelity"
+        self.probe = Probe(config.updates, Eye(self.student, self.task.finished, sight), by)
         self.loss: list[tuple[int, float]] = []
         self.stopped, self.label = False, ""  # label: what the recipe calls the run
 

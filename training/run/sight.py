@@ -48,6 +48,12 @@ class Sight:
         self.encoder, self.block = encoder, MiddleBlock(denoiser)
         self.seen_in = ENCODER if encoder else BLOCK
 
+    def sees_as(self, seen_in: str) -> bool:
+        """Whether it sees, from here on, as what a run had before it was stopped."""
+        same = (seen_in == ENCODER) == (self.seen_in == ENCODER)
+        self.seen_in = seen_in if same else self.seen_in
+        return same
+
     def features(self, pictures: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """(N, D), on the CPU."""
         if self.seen_in == ENCODER:
@@ -58,7 +64,9 @@ class Sight:
             except (LookupError, AttributeError, TypeError):  # built like no model known so far
                 self.seen_in = LATENT
         latents = pictures.float().cpu()
-        return (F.adaptive_avg_pool2d(latents.flatten(1, -3), PLACES) if latents.ndim > 3 else latents).flatten(1)
+        return (
+            F.adaptive_avg_pool2d(latents.flatten(1, -3), PLACES) if latents.ndim > 3 else latents
+        ).flatten(1)
 
 
 def compare(
