@@ -102,7 +102,8 @@ export function drawCurves(context, area, what) {
     }
     context.globalAlpha = REACH;
     for (const [update, low, high] of ends) {
-      drawLine(context, [[x(update), y(low)], [x(update), y(high)]], { colour: colours.fidelity, width: WIDTH });
+      const upright = [[x(update), y(low)], [x(update), y(high)]];
+      drawLine(context, upright, { colour: colours.fidelity, width: WIDTH });
     }
     context.globalAlpha = 1;
     drawFidelity(context, fidelity, x, y, colours.fidelity);

@@ -3,7 +3,7 @@
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
-import { gained, memory, modelName, percent as share, pointOf, range, recipe } from "./format.js";
+import { gained, memory, modelName, percent as inPercent, pointOf, range, recipe } from "./format.js";
 import { short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
@@ -98,7 +98,7 @@ const FACTS = {
   fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
   before: (run) => (Number.isFinite(run.before) ? short(run.before) : ""),
   distance: (run) => (pointOf(run, "distance") ? range(pointOf(run, "distance")) : ""),
-  diversity: (run) => (pointOf(run, "diversity") ? range(pointOf(run, "diversity"), share) : ""),
+  diversity: (run) => (pointOf(run, "diversity") ? range(pointOf(run, "diversity"), inPercent) : ""),
   speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
   memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
   skipped: (run) => (run.skipped ? whole(run.skipped) : ""),

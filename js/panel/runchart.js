@@ -21,11 +21,12 @@ export function makeRunChart() {
   const faces = makeFaces(choose);
   const kept = make("span", "muted kept");
   const legend = make("figcaption", "legend", {},
-    keyOf(t("panel.loss"), "loss"), distance, faces.element, kept, make("span", "muted", {}, t("panel.by_update")));
+    keyOf(t("panel.loss"), "loss"), distance, faces.element, kept,
+    make("span", "muted", {}, t("panel.by_update")));
   const element = make("figure", "curves", {}, legend, place);
   const surface = makeSurface(place, canvas, draw);
   let [run, store, at] = [null, null, null];       // at: the share of the width that is pointed at
-  const face = { name: FACES[0], curve: new Curve(), ends: [] };
+  const face = { name: FACES[0], curve: new Curve() };
 
   function choose(name) {
     face.name = name;
@@ -41,7 +42,8 @@ export function makeRunChart() {
     }
     const points = run[face.name] ?? [];
     face.curve.replace(points);
-    return { curve: face.curve, ends: points.map(([update, , low, high]) => [update, low, high]), other: null };
+    const ends = points.map(([update, , low, high]) => [update, low, high]);
+    return { curve: face.curve, ends, other: null };
   }
 
   function draw(context, width, height, ratio) {
@@ -135,7 +137,9 @@ function makeFaces(choose) {
     element,
     show(names, chosen) {
       element.hidden = names.length < 2;
-      options.forEach((option) => { option.hidden = !names.includes(option.value); });
+      for (const option of options) {
+        option.hidden = !names.includes(option.value);
+      }
       element.value = names.includes(chosen) ? chosen : FACES[0];
     },
   };
@@ -145,8 +149,8 @@ function describe({ update, loss, fidelity }, face, run) {
   const parts = [t("panel.at.update", { update: whole(update) })];
   if (loss) {
     const spreads = loss.count > 1 && short(loss.low) !== short(loss.high);
-    const range = spreads ? ` (${short(loss.low)} – ${short(loss.high)})` : "";
-    parts.push(t("panel.at.loss", { value: short(loss.mean) + range }));
+    const between = spreads ? ` (${short(loss.low)} – ${short(loss.high)})` : "";
+    parts.push(t("panel.at.loss", { value: short(loss.mean) + between }));
   }
   if (fidelity && face !== FACES[0]) {
     const point = run[face].find(([at]) => at === fidelity.update);

@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import torch
 
+from ...diffusion.faults import BadValue
+
 LEAST = 4  # rows, below which nothing is estimated
 NORMAL = 1.959964  # quantile of the normal distribution at 97.5 %
 
@@ -96,7 +98,9 @@ def known_pairs(
     """
     names, place = prompts.unique(return_inverse=True)
     if missing := sorted(set(names.tolist()) - set(of.tolist())):
-        raise ValueError(f"every prompt must have rows of the known distribution, {missing} have none.")
+        raise BadValue(
+            "every prompt must have known pictures, and these have none: {missing}.", missing=missing
+        )
     members = torch.stack([(of == name).to(known) / (of == name).sum() for name in names])  # (P, M)
     across = (torch.cdist(features, known) @ members.T)[:, place]  # of x_i to the prompt of row j
     within = (members @ torch.cdist(known, known) @ members.T)[place][:, place]

@@ -87,9 +87,7 @@ class Run:
         except BaseException:
             self.student.close()
             raise
-        sight = Sight(self.student.asked, encoder)
-        by = "distance" if self.learners.roles else "fidelity"
-        self.probe = Probe(config.updates, Eye(self.student, self.task.finished, sight), by)
+        self.probe = _probe_of(self, encoder)
         self.loss: list[tuple[int, float]] = []
         self.stopped, self.label = False, ""  # label: what the recipe calls the run
 
@@ -116,8 +114,7 @@ class Run:
                         return
                     step = chunks * number + round(share * chunks) + self.done
                     yield Progress(stage="sampling the teacher", step=step, total=total)
-                if self.source.held is not None and self.probe.held is None:
-                    self.probe.held = self.source.held  # what a restored run was measured on, it still is
+                self.probe.held = self.probe.held or self.source.held  # a resumed run keeps its own
                 current, started, first = number, time.perf_counter(), self.done
             if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
                 self.measure()
@@ -211,6 +208,12 @@ class Run:
 def _first_update(number: int, config: DistilConfig) -> int:
     """The update at which a round begins."""
     return -(-number * config.updates // config.rounds)
+
+
+def _probe_of(run: Run, encoder: Encoder | None) -> Probe:
+    """The run's measurements; what matches distributions is judged by their distance."""
+    eye = Eye(run.student, run.task.finished, Sight(run.student.asked, encoder))
+    return Probe(run.config.updates, eye, "distance" if run.learners.roles else "fidelity")
 
 
 def _context_of(run: Run, who: str) -> Context:
