@@ -136,18 +136,18 @@ def _solver_table(key, calls):
 
 def auto() -> list[str]:
     """The automatic solver against the best pair in hindsight."""
-    return _solver_table("ratio", CALLS)
+    return _solver_table("auto/core_best", CALLS)
 
 
 def fitted() -> list[str]:
     """The fitted solver against the best pair in hindsight."""
-    return _solver_table("fitted_ratio", CALLS[:-1])
+    return _solver_table("fitted/core_best", CALLS[:-1])
 
 
 def counts() -> list[str]:
     """How many cells auto and fitting win, trained models apart from exact ones."""
     lines = []
-    for name, key, calls in (("auto", "ratio", CALLS), ("fitted", "fitted_ratio", CALLS[:-1])):
+    for name, key, calls in (("auto", "auto/core_best", CALLS), ("fitted", "fitted/core_best", CALLS[:-1])):
         for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
             cells = [ratio for of in _ratios(key, cases, calls).values() for ratio in of.values()]
             few = [r for of in _ratios(key, cases, (3, 4, 5, 6)).values() for r in of.values()]
@@ -155,7 +155,9 @@ def counts() -> list[str]:
             ahead = f"{sum(ratio <= 1.0 for ratio in cells)} of {len(cells)}"
             lines.append([name, title, ahead, f"{max(cells):.2f}", mean(few), mean(many)])
     for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
-        auto_cells, fitted_cells = (_ratios(key, cases, CALLS[:-1]) for key in ("ratio", "fitted_ratio"))
+        auto_cells, fitted_cells = (
+            _ratios(key, cases, CALLS[:-1]) for key in ("auto/core_best", "fitted/core_best")
+        )
         pairs = [(fitted_cells[case][n], auto_cells[case][n]) for case in cases for n in CALLS[:-1]]
         ahead = f"{sum(f <= a for f, a in pairs)} of {len(pairs)}"
         worst = f"{max(f / a for f, a in pairs):.2f}"
@@ -173,7 +175,7 @@ def stochastic() -> list[str]:
     """Auto with churn .1 against the best noisy pair in hindsight, by the distance to the data."""
     rows = [row for row in read("solvers")["rows"] if row["kind"] == "sde"]
     cases = sorted({row["case"] for row in rows}, key=list(EXACT).index)
-    found = {(row["case"], row["nfe"]): row["ratio"] for row in rows}
+    found = {(row["case"], row["nfe"]): row["auto/core_best"] for row in rows}
     body = [[EXACT[case], *(f"{found[case, n]:.2f}" for n in CALLS)] for case in cases]
     body.append(["*geometric mean*", *(f"*{mean(found[case, n] for case in cases)}*" for n in CALLS)])
     return table(["distance / best noisy ComfyUI pair's", *(f"{n} calls" for n in CALLS)], body)
@@ -399,6 +401,21 @@ def udm_cost() -> list[str]:
     return table(["time", "blur in pixels", "blur / Gaussian", "with noise", "aim"], body)
 
 
+def ranks() -> list[str]:
+    """What a second process gains, and what a network has to carry."""
+    row = read("ranks")
+    one, two = row["samples_per_second"]
+    aims = row["targets"]
+    body = [
+        ["training, gain of two", f"{row['training']:.2f} times (aim {aims['training']})"],
+        ["trajectories, gain of two", f"{row['trajectories']:.2f} times (aim {aims['trajectories']})"],
+        ["samples/s, one and two", f"{one:.2f}, {two:.2f}"],
+        ["bytes sent by a process, an update", f"{row['bytes_per_update']:,}"],
+        ["of them the sum itself", f"{row['payload']:,}"],
+    ]
+    return table(["two processes of one thread against one", "measured"], body)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     made.__name__: made
     for made in (
@@ -423,6 +440,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         overhead,
         udm_cost,
         adapter,
+        ranks,
     )
 }
 

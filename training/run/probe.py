@@ -14,6 +14,7 @@ import torch
 
 from ...diffusion.faults import NoMemory
 from ..models.memory_errors import recover
+from ..ranks.ranks import ALONE, Ranks
 from ..reports import distances
 from ..reports.distances import Estimate
 from .average import on_host
@@ -61,8 +62,8 @@ class Eye:
     seen     features of the reference; scale: of features. None until they were needed
     """
 
-    def __init__(self, student: Student, finished: Callable, sight: Sight):
-        self.student, self.finished, self.sight = student, finished, sight
+    def __init__(self, student: Student, finished: Callable, sight: Sight, ranks: Ranks = ALONE):
+        self.student, self.finished, self.sight, self.ranks = student, finished, sight, ranks
         self.seen: torch.Tensor | None = None
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -76,12 +77,16 @@ class Eye:
                     self.seen = self._features(held.reference, held.condition)
                 features = self._features(drawn, held.condition)
         except NoMemory:
+            if self.ranks.world > 1:  # the others wait for this one
+                raise
             recover()
             return Faces()
         return compare(features, self.seen, held.condition, self.scale, (drawn, held.reference))
 
     def _features(self, latents, condition):
-        return self.sight.features(self.finished(latents, condition), condition)
+        """Rank 0's, as all decide by them."""
+        features = self.sight.features(self.finished(latents, condition), condition)
+        return self.ranks.tensors_of(0, {"": features})[""]
 
 
 class Probe:
