@@ -158,20 +158,40 @@ def classical(
     )
 
 
-def apart(solver: LinearSolver, cfg: float) -> LinearSolver:
-    """The same solver with each guided prediction g = u + cfg (c - u) asked for in its two parts."""
-    parts = {GUIDED: (CONDITIONAL + UNCONDITIONAL, (cfg, 1 - cfg))}
-    shares, asks = [], []
-    for asked in solver.asked:
-        each = [parts.get(kind, (kind, (1.0,))) for kind in asked]
-        shares = [share for _, share in each] + shares
-        asks.append("".join(kinds for kinds, _ in each))
-    rows, since = [], len(shares)
-    for row, asked in zip(solver.rows, solver.asked):
-        since -= len(asked)
-        weighed = zip(row[1:], shares[since:])
-        rows.append((row[0], *(weight * part for weight, share in weighed for part in share)))
-    return LinearSolver(solver.sigmas, tuple(rows), tuple(asks), solver.fresh)
+def apart(solver: LinearSolver, cfg: float, asks: Sequence[str] | None = None) -> LinearSolver:
+    """A solver of guided predictions as one that asks for their parts: g = u + cfg (c - u).
+
+    asks: for each step "cu", "c", "u" or "", both in the first and by default in all, which changes nothing.
+    A part that is not asked for is taken to be as far from the other as when both were asked last; of a step
+    that asks for nothing the prediction is the one before.
+    """
+    both = CONDITIONAL + UNCONDITIONAL
+    asks = tuple(asks or [both] * solver.steps)
+    # all g, the last c - u and the last g, as {(step, kind): weight}
+    guided, apart_by, newest = [], {}, {}
+    for i, asked in enumerate(asks):
+        c, u = (i, CONDITIONAL), (i, UNCONDITIONAL)
+        if set(asked) == set(both):
+            apart_by = {c: 1.0, u: -1.0}
+        if asked:
+            own, share = (c, cfg - 1) if CONDITIONAL in asked else (u, cfg)
+            newest = _sum((1.0, {own: 1.0}), (share, apart_by))
+        guided.append(newest)
+    rows, places = [], []
+    for i, (row, asked) in enumerate(zip(solver.rows, asks)):
+        places = [*((i, kind) for kind in asked), *places]
+        weighed = _sum(*zip(row[1:], guided[i::-1]))
+        rows.append((row[0], *(weighed.get(place, 0.0) for place in places)))
+    return LinearSolver(solver.sigmas, tuple(rows), asks, solver.fresh)
+
+
+def _sum(*parts):
+    """The sum of weight times {name: number} over parts (weight, numbers)."""
+    out = {}
+    for weight, numbers in parts:
+        for name, value in numbers.items():
+            out[name] = out.get(name, 0.0) + weight * value
+    return out
 
 
 def lengthened(solver: LinearSolver, path: Path, asked: str | None = None) -> LinearSolver:
