@@ -1,8 +1,8 @@
 """What some held-out trajectories tell of a solver's error on new noise.
 
-Most samples end near their own picture, a few at another one, and those few make up most of the mean. Some tens
-of trajectories may well hold none of them. So the mean is bounded in two parts: the share that ends elsewhere,
-by the interval of a binomial share, and the mean of the others, by the interval of a mean.
+Most samples end near their own picture, a few at another one, and those few make up most of the mean. Some
+tens of trajectories may well hold none of them. So the mean is bounded in two parts: the share that ends
+elsewhere, by the interval of a binomial share, and the mean of the others, by the interval of a mean.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> tu
 def mean_interval(values: torch.Tensor, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The limits of the mean of positive, skewed values (N,).
 
-    By Student's t for the mean of the logarithms and half their variance (Cox's method for lognormal data: Land
-    1972; Zhou and Gao 1997).
+    By Student's t for the mean of the logarithms and half their variance (Cox's method for lognormal data:
+    Land 1972; Zhou and Gao 1997).
     """
     logs = (values.double() + 1e-9).log()
     if len(logs) < 2:
@@ -91,8 +91,8 @@ def mean_interval(values: torch.Tensor, confidence: float = CONFIDENCE) -> tuple
 
 
 def student(probability: float, freedom: int) -> float:
-    """The quantile of Student's t for so many degrees of freedom (Cornish and Fisher's expansion, Abramowitz and
-    Stegun 26.7.5; the exact ones for 1 and 2).
+    """The quantile of Student's t for so many degrees of freedom (Cornish and Fisher's expansion, Abramowitz
+    and Stegun 26.7.5; the exact ones for 1 and 2).
     """
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))

@@ -1,7 +1,7 @@
 """Which of several solvers is handed on, by trajectories that none of them was fitted to.
 
-The best of many on a few samples is often the luckiest. So the automatic solver, and the one that was found for
-fewer calls, are left only for one that is nearer by a test that knows how many were tried.
+The best of many on a few samples is often the luckiest. So the automatic solver, and the one that was found
+for fewer calls, are left only for one that is nearer by a test that knows how many were tried.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from .accuracy import student
 from .linear import LinearSolver
 
 DOUBT = 0.05  # probability that a solver which is no nearer is chosen
-FARTHEST = 0.5  # a sample counts as no farther than this, in deviations: at another picture it is arbitrary
+FARTHEST = 1.0  # a sample counts as no farther than this, in deviations: how far is then chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,9 @@ def chosen(
 
 
 def is_nearer(own: torch.Tensor, other: torch.Tensor, tried: int = 1) -> bool:
-    """Whether distances (M,) are smaller than others from the same starts beyond doubt: no larger in the mean,
-    and smaller in the mean or in the mean logarithm by Student's t, of the best of so many tried (Bonferroni).
+    """Whether distances (M,) are smaller than others from the same starts beyond doubt: no larger in the
+    mean, and smaller in the mean or in the mean logarithm by Student's t, of the best of so many tried
+    (Bonferroni).
     """
     if len(own) < 2:
         return False

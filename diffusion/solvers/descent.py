@@ -1,14 +1,15 @@
 """Damped Gauss-Newton steps (Levenberg-Marquardt) in all of a solver's weights and levels at once.
 
 The loss of a run is that of its end and, by a share of `ON_THE_WAY`, of the states on its way: each one's
-distance from the trajectory at its level, in units of what x is scaled by there. The end alone would do for most
-samples; where one is near to the border between two pictures, it is the state on the way that decides, and
-there are few such samples to learn from (fitting all weights and levels to the end: Shaul et al. 2024, BNS,
-arXiv:2403.01329). It is pseudo-Huber in the distance, so that the few samples that end at another picture do not
-outweigh all others.
+distance from the trajectory at its level, in units of what x is scaled by there. The end alone would do for
+most samples; where one is near to the border between two pictures, it is the state on the way that decides,
+and there are few such samples to learn from (fitting all weights and levels to the end: Shaul et al. 2024,
+BNS, arXiv:2403.01329). It is pseudo-Huber in the distance, so that the few samples that end at another
+picture do not outweigh all others.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -27,7 +28,8 @@ REUSES = 4  # steps taken with the derivatives of one point
 DAMPING = 0.01  # of the first step, in units of each parameter's own size
 DAMPINGS = (1.0, 8.0, 64.0)  # tried in turn, as multiples of the current damping
 EASED, STIFFENED = 6, 100  # what the damping is divided by after a step, multiplied by where none is found
-STUCK = 3  # points in a row from which no step leads nearer
+GAIN = 0.02  # relative, of the loss: what less than that is gained from one point counts as none
+STUCK = 3  # points in a row from which nothing is gained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +81,8 @@ def descent(
     damping leads nearer.
 
     The derivatives of one point serve a few steps, corrected by what each step was seen to do.
-    model(which) -> the `Ask` of some trajectories; pick(solver) -> those for the next derivatives and steps, or
-    None to end; affords(samples) -> whether the model may be asked for so many more.
+    model(which) -> the `Ask` of some trajectories; pick(solver) -> those for the next derivatives and steps,
+    or None to end; affords(samples) -> whether the model may be asked for so many more.
     """
     damping, stuck = DAMPING, 0
     while stuck < STUCK:
@@ -91,13 +93,14 @@ def descent(
         def run(solver, which=which):
             return Run.of(solver, data, which, model(which))
 
-        here = run(solver)
+        enough = functools.partial(affords, solver.steps * len(which))
+        first = here = run(solver)
         known = _linearised(here, data, which, model(which))
         for reuse in range(REUSES):
             problem = _Problem.of(here, known, data)
+            whole = problem if reuse == 0 else whole
             tried = DAMPINGS[:1] if reuse else DAMPINGS
-            cost = solver.steps * len(which)
-            there, damping = _nearer(problem, here, known, run, lambda: affords(cost), damping, tried)
+            there, damping = _nearer(problem, here, known, run, enough, damping, tried)
             if there is None:
                 break
             _correct(known, here, there, problem.equations.size, data.path)
@@ -107,14 +110,15 @@ def descent(
         if here.solver is solver:
             stuck += 1
             continue
-        solver, stuck = here.solver, 0
+        gained = whole.loss(here.distances) < (1 - GAIN) * whole.loss(first.distances)
+        solver, stuck = here.solver, 0 if gained else stuck + 1
         yield solver, True
 
 
-def _nearer(problem, here, known, run, affords, damping, tried):
+def _nearer(problem, here, known, run, enough, damping, tried):
     """(the `Run` of less loss that one of the dampings leads to, or None, the damping to go on with)."""
     for times in tried:
-        if not affords():
+        if not enough():
             return None, damping
         change = problem.equations.solution(damping * times)
         solver = moved(here.solver, known.parameters, change, problem.path)
@@ -142,8 +146,8 @@ def _linearised(here, data, which, ask):
 
 
 def _correct(known, here, there, size, path):
-    """Correct the derivatives by what was seen on the way from one `Run` to another (Broyden 1965, eq. 4.5, in
-    parameters scaled by `size`).
+    """Correct the derivatives by what was seen on the way from one `Run` to another (Broyden 1965, eq. 4.5,
+    in parameters scaled by `size`).
     """
     taken = parameters(there.solver, known.parameters, path) - parameters(here.solver, known.parameters, path)
     scaled = taken * size**2

@@ -1,5 +1,5 @@
-"""Fitting a solver to a model: levels and weights for a few calls, from accurate trajectories, with no gradient
-of the model.
+"""Fitting a solver to a model: levels and weights for a few calls, from accurate trajectories, with no
+gradient of the model.
 
     data = trajectories.Trajectories(path, sigmas, states, predictions, denoise)
     for fitted in fit(data, starting(data, grids)): ...    # the first is a classical solver
@@ -8,8 +8,8 @@ of the model.
 1. Grids: those given, and one by dynamic programming over the trajectories' own levels (Chen et al. 2024,
    GITS, arXiv:2405.11326). They are compared by runs in which the model's answers are read off the
    trajectories, which cost no model call (`starting`).
-2. The best few are run, and each step's weights are then moved to where least squares would bring the run back
-   onto the trajectory (`rollout.py`).
+2. The best few are run, and each step's weights are then moved to where least squares would bring the run
+   back onto the trajectory (`rollout.py`).
 3. From the best of these, and from the solver of fewer calls, steps in all weights and levels at once
    (`descent.py`, `tangents.py`).
 
@@ -60,8 +60,8 @@ class Fitted:
 
 
 def starting(data: Trajectories, grids: Sequence[torch.Tensor], most: int = 3) -> list[LinearSolver]:
-    """Classical solvers to start from: those of the first grid, the automatic one, and of the best `most` - 1 of
-    the others, each of order 2 and 3.
+    """Classical solvers to start from, each grid with order 2 and 3: those of the first, the automatic one,
+    and of the best of the others, `most` grids in all.
     """
     steps = len(grids[0]) - 1
     train, _ = data.split()
@@ -184,12 +184,12 @@ class _Bench:
         return math.isfinite(self.limit) and self.limit - self.count <= share * self.limit
 
     def affords(self, samples):
-        """Whether the model may be asked for so many samples more, and the held-out ones be run after that."""
+        """Whether the model may be asked for so many samples more."""
         return self.count + samples <= self.limit and not self.over()
 
     def pick(self, solver):
-        """Training trajectories for the next steps of a descent: all, or as many as leave evaluations for more;
-        None when the limit is spent.
+        """Training trajectories for the next steps of a descent: all, or as many as leave evaluations for
+        more; None when the limit is spent.
         """
         if self.over():
             return None

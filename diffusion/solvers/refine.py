@@ -1,5 +1,5 @@
-"""The weights and levels of a solver as parameters, how far they may move, and the least squares that say where
-to.
+"""The weights and levels of a solver as parameters, how far they may move, and the least squares that say
+where to.
 """
 
 import dataclasses

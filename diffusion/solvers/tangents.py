@@ -1,14 +1,14 @@
 """How the end of a run moves with its solver's weights and levels, for few model calls.
 
-A change of a weight or a level moves the state by some t, so the next prediction by J t, with J the derivative
-of the prediction in the state. Each J t would cost a model call, for some n^2 / 2 parameters at each of n steps.
-But the changes of one sample's state are much alike, as its predictions are: perturbed copies of the sample in
-the few main directions of all its t stand for all of them. Derivatives of the whole run so cost at most
-n (RANK + 1) calls.
+A change of a weight or a level moves the state by some t, so the next prediction by J t, with J the
+derivative of the prediction in the state. Each J t would cost a model call, for some n^2 / 2 parameters at
+each of n steps. But the changes of one sample's state are much alike, as its predictions are: perturbed
+copies of the sample in the few main directions of all its t stand for all of them. Derivatives of the whole
+run so cost at most n (RANK + 1) calls.
 
-Everything lies in the span of a few pictures a sample, the basis: the start, the predictions, what those change
-by. Derivatives are weights on it and inner products are the basis's, so that memory does not grow with the
-number of parameters.
+Everything lies in the span of a few pictures a sample, the basis: the start, the predictions, what those
+change by. Derivatives are weights on it and inner products are the basis's, so that memory does not grow
+with the number of parameters.
 """
 
 import dataclasses
@@ -57,8 +57,8 @@ class Basis:
 
 @dataclasses.dataclass
 class Tangents:
-    """The derivatives of a run's states in its solver's parameters: for each step weights (B, P, R) on the basis
-    of the state after it.
+    """The derivatives of a run's states in its solver's parameters: for each step weights (B, P, R) on the
+    basis of the state after it.
     """
 
     parameters: list[Parameter]
@@ -67,7 +67,10 @@ class Tangents:
 
     def moved(self, change: torch.Tensor) -> list[torch.Tensor]:
         """How far each state moves (B, D) when the parameters change by that (P,)."""
-        return [self.basis.combined(torch.einsum("p,bpr->br", change[: weights.shape[1]], weights)) for weights in self.weights]
+        return [
+            self.basis.combined(torch.einsum("p,bpr->br", change[: weights.shape[1]], weights))
+            for weights in self.weights
+        ]
 
     def corrected(self, pull: torch.Tensor, missed: Sequence[torch.Tensor]) -> None:
         """Add pull (P,) times the pictures `missed` (B, D) to the derivatives, one for each step."""
@@ -87,8 +90,8 @@ class Tangents:
     def equations(
         self, missing: Sequence[torch.Tensor], shares: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(gram (P, P), slope (P,)) of the least squares that close what is missing of each step's state (B, D),
-        each sample's squares counting by the step's share (B,).
+        """(gram (P, P), slope (P,)) of the least squares that close what is missing of each step's state (B,
+        D), each sample's squares counting by the step's share (B,).
         """
         count = len(self.parameters)
         gram, slope = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)

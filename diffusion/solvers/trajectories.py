@@ -51,8 +51,8 @@ class Trajectories:
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(training, held-out) indices: three of eight prompts are held out.
 
-        Of fewer than four prompts it is the last three eighths of the trajectories. Raises ValueError for fewer
-        than 4 trajectories.
+        Of fewer than four prompts it is the last three eighths of the trajectories. Raises ValueError for
+        fewer than 4 trajectories.
         """
         every = torch.arange(len(self.states))
         if len(every) < 4:

@@ -30,8 +30,9 @@ from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
 from .progress import Progress
 
 MOST_STEPS = 12
-EFFORTS = {"quick": 0.25, "standard": 0.75, "thorough": 4.0}  # of a fit, as multiples of the trajectories' cost
-SMALL, MOST_MORE = 1024, 8  # numbers of a sample below which more calls are allowed, and how many times as many
+EFFORTS = {"quick": 0.25, "standard": 0.75, "thorough": 4.0}  # multiples of the trajectories' own cost
+STANDARD = "standard"
+SMALL, MOST_MORE = 1024, 8  # numbers of a sample below which more is spent, and how many times as much
 WHOLE = {
     "trajectories": (4, 10**6),
     "reference_steps": (2 * MOST_STEPS, 10_000),
@@ -49,9 +50,9 @@ class FitConfig:
     trajectories     of the teacher; three eighths of them are held out
     reference_steps  of its solver (second order with corrector), on the automatic grid
     kept             levels of each trajectory that are stored, at most
-    effort           how often the model may be asked for each step count: one of `EFFORTS`, or a multiple of the
-                     trajectories' own cost; inf: until nothing improves. Samples of fewer than 1024 numbers
-                     tell less each, and may be asked for up to 8 times as often
+    effort           how often the model may be asked for each step count: one of `EFFORTS`, or a multiple of
+                     the trajectories' own cost; inf: until nothing improves. Of samples of fewer than 1024
+                     numbers, which tell less each, up to 8 times as often
     starts           step grids that are run, and solvers that are refined, at most
     dtype            of the stored trajectories, float32 or float16
     """
@@ -60,7 +61,7 @@ class FitConfig:
     trajectories: int = 64
     reference_steps: int = 60
     kept: int = 60
-    effort: str | float = "standard"
+    effort: str | float = STANDARD
     starts: int = 3
     seed: int = 0
     dtype: str = "float32"
@@ -208,8 +209,8 @@ class SolverFit:
         return accuracy(self.found[steps].own, self.data.between)
 
     def gained(self, steps: int) -> bool:
-        """Whether what is handed on is nearer than the automatic solver: in the typical picture beyond chance,
-        and no farther in the mean.
+        """Whether what is handed on is nearer than the automatic solver: in the typical picture beyond
+        chance, and no farther in the mean.
         """
         fitted = self.found[steps]
         _, least, _ = times_nearer(fitted.own, fitted.base)
@@ -247,9 +248,9 @@ class SolverFit:
     def rows(self) -> list[dict]:
         """[{steps, fitted, low, high, median, elsewhere, auto, nearer, gained, evaluations}].
 
-        Distances in deviations of the pictures: `fitted` the mean of what is handed on, from `low` to `high` on
-        new noise, `auto` the automatic solver's; `nearer` how many times nearer than that the typical picture
-        is, [middle, low, high]; elsewhere: the share that ends at another picture.
+        Distances in deviations of the pictures: `fitted` the mean of what is handed on, from `low` to `high`
+        on new noise, `auto` the automatic solver's; `nearer` how many times nearer than that the typical
+        picture is, [middle, low, high]; elsewhere: the share that ends at another picture.
         """
         rows = []
         for n, fitted in sorted(self.found.items()):
@@ -276,8 +277,8 @@ class SolverFit:
         held = len(self.data.split()[1])
         lines = [
             f"{count} trajectories of {self.config.reference_steps} steps, {held} of them held out; "
-            f"{size / 2**20:.1f} MiB. Errors: RMS distance from the converged picture, share of the pictures' "
-            "spread; in brackets where the mean on new noise lies, at 95 %.",
+            f"{size / 2**20:.1f} MiB. Errors: RMS distance from the converged picture, share of the "
+            "pictures' spread; in brackets where the mean on new noise lies, at 95 %.",
             f"{'steps':>5} {'fitted':>8} {'':17} {'median':>8} {'elsewhere':>10} {'auto':>8}  nearer",
         ]
         for row in self.rows:
