@@ -96,9 +96,9 @@ def descent(
         enough = functools.partial(affords, solver.steps * len(which))
         first = here = run(solver)
         known = _linearised(here, data, which, model(which))
+        whole = _Problem.of(first, known, data)
         for reuse in range(REUSES):
-            problem = _Problem.of(here, known, data)
-            whole = problem if reuse == 0 else whole
+            problem = _Problem.of(here, known, data) if reuse else whole
             tried = DAMPINGS[:1] if reuse else DAMPINGS
             there, damping = _nearer(problem, here, known, run, enough, damping, tried)
             if there is None:

@@ -19,7 +19,7 @@ import torch
 from ...diffusion.faults import BadValue
 from ...diffusion.frozen import normalise
 from ...diffusion.schedules import grids
-from ...diffusion.solvers.accuracy import Accuracy, accuracy, times_nearer
+from ...diffusion.solvers.accuracy import accuracy
 from ...diffusion.solvers.fit import Fitted, fit, starting
 from ...diffusion.solvers.linear import lengthened
 from ...diffusion.solvers.trajectories import Trajectories
@@ -27,6 +27,7 @@ from ..formats.checks import check_choice, check_whole
 from ..formats.recipe import Recipe
 from ..models.denoiser import Teacher, for_sampler
 from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
+from . import fit_report
 from .progress import Progress
 
 MOST_STEPS = 12
@@ -150,14 +151,14 @@ class SolverFit:
                     fitting=steps,
                     step=done + 1 + int(98 * share),
                     total=total,
-                    fidelity=self.accuracy(steps).mean,
+                    fidelity=float(fitted.own.mean()),
                 )
             yield Progress(
                 stage=f"fitting {steps} steps",
                 fitting=steps,
                 step=done + 100,
                 total=total,
-                fidelity=self.accuracy(steps).mean,
+                fidelity=float(self.found[steps].own.mean()),
             )
 
     def evaluations(self) -> float:
@@ -204,23 +205,16 @@ class SolverFit:
 
     # ---- results -------------------------------------------------------------------------------
 
-    def accuracy(self, steps: int) -> Accuracy:
-        """The `Accuracy` of what is handed on for that step count."""
-        return accuracy(self.found[steps].own, self.data.between)
-
     def gained(self, steps: int) -> bool:
-        """Whether what is handed on is nearer than the automatic solver: in the typical picture beyond
-        chance, and no farther in the mean.
-        """
-        fitted = self.found[steps]
-        _, least, _ = times_nearer(fitted.own, fitted.base)
-        return least > 1 and float(fitted.own.mean()) <= float(fitted.base.mean())
+        """Whether what is handed on is nearer than the automatic solver, beyond chance."""
+        return fit_report.gained(self.found[steps])
 
     def recipe(self, steps: int) -> Recipe:
         """The recipe for that step count: the fitted solver, or the automatic one where none is nearer beyond
         doubt.
         """
-        fitted, config, told = self.found[steps], self.config, self.accuracy(steps)
+        fitted, config = self.found[steps], self.config
+        told = accuracy(fitted.own, self.data.between)
         return Recipe(
             method="classical" if fitted.solver == fitted.auto else "fitted",
             path=self.teacher.path.name,
@@ -246,51 +240,11 @@ class SolverFit:
 
     @property
     def rows(self) -> list[dict]:
-        """[{steps, fitted, low, high, median, elsewhere, auto, nearer, gained, evaluations}].
-
-        Distances in deviations of the pictures: `fitted` the mean of what is handed on, from `low` to `high`
-        on new noise, `auto` the automatic solver's; `nearer` how many times nearer than that the typical
-        picture is, [middle, low, high]; elsewhere: the share that ends at another picture.
-        """
-        rows = []
-        for n, fitted in sorted(self.found.items()):
-            told = self.accuracy(n)
-            rows.append(
-                {
-                    "steps": n,
-                    "fitted": told.mean,
-                    "low": told.low,
-                    "high": told.high,
-                    "median": told.median,
-                    "elsewhere": told.elsewhere,
-                    "auto": float(fitted.base.mean()),
-                    "nearer": list(times_nearer(fitted.own, fitted.base)),
-                    "gained": self.gained(n),
-                    "evaluations": fitted.evaluations,
-                }
-            )
-        return rows
+        """What `fit_report.row` tells of each step count."""
+        return [fit_report.row(n, fitted, self.data.between) for n, fitted in sorted(self.found.items())]
 
     def report(self) -> str:
         """The table in words."""
-        count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
-        held = len(self.data.split()[1])
-        lines = [
-            f"{count} trajectories of {self.config.reference_steps} steps, {held} of them held out; "
-            f"{size / 2**20:.1f} MiB. Errors: RMS distance from the converged picture, share of the "
-            "pictures' spread; in brackets where the mean on new noise lies, at 95 %.",
-            f"{'steps':>5} {'fitted':>8} {'':17} {'median':>8} {'elsewhere':>10} {'auto':>8}  nearer",
-        ]
-        for row in self.rows:
-            middle, low, high = row["nearer"]
-            word = f"{middle:.2f} times ({low:.2f} to {high:.2f})"
-            if self.found[row["steps"]].solver == self.found[row["steps"]].auto:
-                word = "no gain: auto is returned"
-            elif not row["gained"]:
-                word = f"no gain beyond chance: {word}"
-            span = f"({row['low']:.4f} to {row['high']:.4f})"
-            lines.append(
-                f"{row['steps']:5} {row['fitted']:8.4f} {span:17} {row['median']:8.4f} "
-                f"{row['elsewhere']:10.0%} {row['auto']:8.4f}  {word}"
-            )
-        return "\n".join(lines)
+        count, held = self.config.trajectories, len(self.data.split()[1])
+        size = self.cache.bytes(count)
+        return fit_report.table(self.rows, count, self.config.reference_steps, held, size)

@@ -39,7 +39,7 @@ def automatic(path, steps):
 def test_five_lines_fit_any_python_denoiser(path, generator):
     """From noise that the fit has not seen, against the exact solution of the ODE."""
     mixture, denoise = denoiser(path)
-    recipe = fit_denoiser(denoise, (4,), path, 4, sigma_range=RANGES[path], trajectories=64)
+    recipe = fit_denoiser(denoise, (4,), path, 4, sigma_range=RANGES[path], effort=0.1)
     noise = torch.randn(256, 4, generator=generator)
     x = start(noise, recipe.sigmas, path_of(path)).double()
     exact = mixture.consistency(x, path_of(path), recipe.sigmas[0])
@@ -142,11 +142,11 @@ def test_a_guided_teacher_is_fitted_with_its_guidance(tmp_path):
 
 def test_effort_bounds_the_model_calls(tmp_path):
     teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
-    config = FitConfig(steps=(4,), trajectories=32, effort=0.5)
+    config = FitConfig(steps=(4,), trajectories=32, effort=0.1)
     run = SolverFit(teacher, config, tmp_path)
     for _ in run.progress():
         pass
-    assert run.found[4].evaluations <= run.evaluations() == 0.5 * 8 * 32 * 60  # 8: of samples so small
+    assert run.found[4].evaluations <= run.evaluations() == 0.1 * 8 * 32 * 60  # 8: of samples so small
 
 
 def test_time_that_is_over_ends_with_what_was_found(tmp_path):
@@ -168,7 +168,7 @@ def test_time_that_is_over_ends_with_what_was_found(tmp_path):
 def test_what_is_no_nearer_than_auto_is_not_handed_on(tmp_path):
     """A denoiser that every solver follows exactly leaves nothing to gain, and the report says so."""
     teacher = PlainTeacher(lambda x, sigma: torch.ones_like(x), (4,), "flow", None, "")
-    run = SolverFit(teacher, FitConfig(steps=(2,), trajectories=16), tmp_path)
+    run = SolverFit(teacher, FitConfig(steps=(2,), trajectories=16, effort=0.1), tmp_path)
     for _ in run.progress():
         pass
     recipe = run.recipe(2)
@@ -180,14 +180,14 @@ def test_more_steps_are_never_farther(tmp_path):
     """On the held-out noise, beside auto and beside fewer steps, whatever the effort."""
     run = SolverFit(
         PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""),
-        FitConfig(steps=(1, 2, 3, 4, 5), trajectories=32, effort=0.03),
+        FitConfig(steps=(1, 2, 3, 4), trajectories=16, effort=0.05),
         tmp_path,
     )
     for _ in run.progress():
         pass
     which = run.data.split()[1]
     off = []
-    for steps in range(1, 6):
+    for steps in range(1, 5):
         end = solve(
             run.found[steps].solver, lambda x, s: run.data.denoise(x, s, which), run.data.states[which, 0]
         )
@@ -200,7 +200,7 @@ def test_more_steps_are_never_farther(tmp_path):
 def test_a_gain_is_claimed_only_where_the_interval_holds_it(tmp_path):
     run = SolverFit(
         PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""),
-        FitConfig(steps=(2,), trajectories=32),
+        FitConfig(steps=(2,), trajectories=32, effort=0.1),
         tmp_path,
     )
     for _ in run.progress():
