@@ -19,7 +19,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,7 @@ from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
 from .config import DistilConfig
 from .events import MOST, Events, event
+from .following import handed_on
 from .progress import Progress
 from .run import Run
 from .status import STATUS, Status, notes_in
@@ -46,7 +47,20 @@ WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES, ROLE = 12, 4  # and of the adapter of each role
 METADATA_KEY = "fewstep.state"
-LATER = {"optimizer": "adamw"}  # settings that older runs lack, and what those had
+CUT = ("micro", "checkpointing", "chunk", "lora_precision")  # how the work is cut, and the result rounded
+# settings that older runs lack, and what those had
+LATER = {
+    "optimizer": "adamw",
+    "real": "pictures",
+    "points": "pictures",
+    "span": "segment",
+    "balance": "distance",
+    "anchor": 1.0,
+    "real_updates": 600,
+    "fake_updates": 150,
+    "lead": 3,
+    "role_lr": 10.0,
+}
 PART = (
     "from_percent",
     "to_percent",
@@ -98,8 +112,10 @@ class Job:
             _claim(self.folder, self._wanted)
             self.notes = notes_in(self.folder)
             self.notes.setdefault("started_at", round(self.now()))
-            if (self.folder / STATE).exists():
-                self._restore()
+            file = self.folder / STATE
+            found = handed_on(self.run.ranks, load_state(file) if file.exists() else None)
+            if found:
+                self._restore(*found)
                 self.resumed = self.run.done
         except BaseException:
             self._lock.close()
@@ -120,8 +136,7 @@ class Job:
         finally:
             self._lock.close()
 
-    def _restore(self):
-        tensors, numbers = load_state(self.folder / STATE)
+    def _restore(self, tensors, numbers):
         try:
             self.run.restore(tensors, numbers)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -242,7 +257,7 @@ def manifest(config: DistilConfig, about: dict) -> dict:
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not, nor how
     the result is rounded for its file.
     """
-    left_out = {"micro", "checkpointing", "chunk", "lora_precision", *(PART if config.is_whole else ())}
+    left_out = {*CUT, *(PART if config.is_whole else ())}
     left_out |= {name for name, usual in LATER.items() if getattr(config, name) == usual}
     settings = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
@@ -277,14 +292,32 @@ def _claim(folder, wanted):
     if found != wanted:
         ours = {**LATER, **wanted["spec"]["config"], **wanted["spec"]["about"]}
         odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
-        raise BadValue(
-            "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "
-            "folder, or set it back.",
-            folder=folder,
-            setting=odd,
-            theirs=theirs.get(odd, found.get("version")),
-            ours=ours.get(odd, VERSION),
-        )
+        raise _another(folder, odd, theirs.get(odd, found.get("version")), ours.get(odd, VERSION))
+
+
+def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:
+    """Raise ValueError where the run in that folder has another of these settings, before a model is loaded.
+    A folder that holds none is left to `Job`.
+    """
+    try:
+        found = json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
+        theirs = {**LATER, **found["spec"]["config"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    for name in theirs.keys() & asked.keys() - set(CUT):
+        if isinstance(asked[name], (bool, int, float, str)) and asked[name] != theirs[name]:
+            raise _another(folder, name, theirs[name], asked[name])
+
+
+def _another(folder, setting, theirs, ours):
+    return BadValue(
+        "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "
+        "folder, or set it back.",
+        folder=folder,
+        setting=setting,
+        theirs=theirs,
+        ours=ours,
+    )
 
 
 # ---- the state ---------------------------------------------------------------------------------

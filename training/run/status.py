@@ -28,6 +28,7 @@ NOTES = (
     "plan",
     "log",
     "prompts",
+    "processes",
 )
 FROM_THE_FOLDER = ("id", "previews", "resumable")
 
@@ -54,6 +55,7 @@ class Status:
     plan         what the memory plan decided, a message as JSON; None if unknown
     prompts      of the pictures shown, where they are known
     log          what happened on the way, as `events` has it, oldest first
+    processes    of a run of several: [{"rank", "host", "memory", "micro"}], memory in bytes
     previews     the updates of which a picture was kept, rising
     resumable    whether the graph that it can be queued again from was kept
     """
@@ -86,6 +88,7 @@ class Status:
     plan: dict | None = None
     prompts: list = dataclasses.field(default_factory=list)
     log: list = dataclasses.field(default_factory=list)
+    processes: list = dataclasses.field(default_factory=list)
     previews: list = dataclasses.field(default_factory=list)
     resumable: bool = False
 
