@@ -72,6 +72,7 @@ class Fit(io.ComfyNode):
         reference_steps: int = 60,
         limit_gib: float = 8.0,
         effort: str = STANDARD,
+        denoise: float = 1.0,
     ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
@@ -80,6 +81,7 @@ class Fit(io.ComfyNode):
             reference_steps=reference_steps,
             seed=seed,
             effort=effort,
+            denoise=denoise,
         )
         patcher = guider.model_patcher
         teacher = Teacher(guider, sample_shape(patcher, latent_of(patcher, latent)), seed)
@@ -224,6 +226,17 @@ def _inputs() -> list:
             advanced=True,
             tooltip="Model calls spent on each step count, beside the trajectories' own: a quarter "
             "of theirs, three quarters, or four times theirs.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.05,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip="Below 1 the solver starts from a noised picture, for image-to-image or the last part of "
+            "a split schedule: SIGMAS begin there.",
         ),
     ]
 
