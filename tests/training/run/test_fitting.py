@@ -226,13 +226,13 @@ def test_a_start_too_near_to_the_picture_is_refused(tmp_path):
 def test_a_gain_is_claimed_only_where_the_interval_holds_it(tmp_path):
     run = SolverFit(
         PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""),
-        FitConfig(steps=(2,), trajectories=32, effort=0.1),
+        FitConfig(steps=(4,), trajectories=48, effort=0.1),
         tmp_path,
     )
     for _ in run.progress():
         pass
-    assert run.recipe(2).method == "fitted" and run.gained(2) and run.rows[0]["nearer"][1] > 1
-    found = run.found[2]
-    mixed = found.base * torch.tensor([0.9, 1.2] * len(found.base))[: len(found.base)]
-    run.found[2] = dataclasses.replace(found, own=mixed)
-    assert not run.gained(2) and "no gain beyond chance" in run.report()
+    assert run.recipe(4).method == "fitted" and run.gained(4) and run.rows[0]["nearer"][1] > 1
+    found = run.found[4]
+    mixed = found.base * torch.tensor([0.9, 1.2] * len(found.base), dtype=found.base.dtype)[: len(found.base)]
+    run.found[4] = dataclasses.replace(found, own=mixed)
+    assert not run.gained(4) and "no gain beyond chance" in run.report()
