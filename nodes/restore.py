@@ -274,6 +274,7 @@ class Restore(io.ComfyNode):
         )
 
     @classmethod
+    @named(Message("the picture was restored"))
     def execute(
         cls,
         model: io.Model.Type,
@@ -306,19 +307,18 @@ class Restore(io.ComfyNode):
             "keys": fresh_noise.numbered(seed, latent.get("batch_index"), len(samples)),
         }
         sigmas = _levels(made, loaded, amount * times_for(steps or usual))
-        with named(Message("the picture was restored")):
-            out = comfy.sample.sample_custom(
-                loaded,
-                torch.zeros_like(samples),
-                1.0,
-                comfy.samplers.KSAMPLER(sample_process, options),
-                sigmas,
-                positive,
-                positive,
-                samples,
-                seed=seed,
-                callback=latent_preview.prepare_callback(loaded, len(sigmas) - 1),
-            )
+        out = comfy.sample.sample_custom(
+            loaded,
+            torch.zeros_like(samples),
+            1.0,
+            comfy.samplers.KSAMPLER(sample_process, options),
+            sigmas,
+            positive,
+            positive,
+            samples,
+            seed=seed,
+            callback=latent_preview.prepare_callback(loaded, len(sigmas) - 1),
+        )
         return io.NodeOutput({**latent, "samples": out})
 
 
