@@ -28,6 +28,7 @@ from .comfy import levels
 from .comfy.decoding import decode
 from .comfy.latents import latent_of
 from .sampling import sample
+from .training import FIXED
 
 OURS = {
     "auto": {"order": "auto"},
@@ -96,7 +97,7 @@ class Compare(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**64 - 1,
-                    control_after_generate=True,
+                    control_after_generate=FIXED,
                     tooltip="Of the starting noise.",
                 ),
                 io.Float.Input(

@@ -15,6 +15,7 @@ from ..training.formats.precision import PRECISIONS
 from ..training.run.config import DistilConfig
 from ..training.run.optimisers import OPTIMISERS
 from ..training.trajectories.data import Data
+from . import zero
 from .comfy import families, lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
@@ -189,7 +190,8 @@ def _inputs() -> list:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="The guidance that you use with this model today; 0: what is usual for its "
+            extra_dict=zero.AUTO,
+            tooltip="The guidance that you use with this model today. 0 is auto: what is usual for its "
             "family. The LoRA has it built in.",
         ),
         io.Combo.Input(
@@ -237,7 +239,8 @@ def advanced_inputs() -> list:
             max=1_000_000,
             optional=True,
             advanced=True,
-            tooltip="Training updates; 0 lets quality choose.",
+            extra_dict=zero.AUTO,
+            tooltip="Training updates. 0 is auto: quality chooses.",
         ),
         io.Int.Input(
             "batch",
@@ -255,7 +258,9 @@ def advanced_inputs() -> list:
             max=512,
             optional=True,
             advanced=True,
-            tooltip="Rank of the LoRA; 0: what is usual for the model's family.",
+            extra_dict=zero.AUTO,
+            tooltip="Rank of the LoRA. 0 is auto: what is usual for the model's family, or less where that "
+            "does not fit.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -266,7 +271,8 @@ def advanced_inputs() -> list:
             round=False,
             optional=True,
             advanced=True,
-            tooltip="Peak learning rate; 0: what is usual for the model's family.",
+            extra_dict=zero.AUTO,
+            tooltip="Peak learning rate. 0 is auto: what is usual for the model's family.",
         ),
         io.Int.Input(
             "phases",
@@ -275,8 +281,9 @@ def advanced_inputs() -> list:
             max=8,
             optional=True,
             advanced=True,
-            tooltip="Parts of the way within which the student is consistent or straight; 0: as many as "
-            "steps, 1 is LCM.",
+            extra_dict=zero.AUTO,
+            tooltip="Parts of the way within which the student is consistent or straight. 0 is auto: as many "
+            "as steps. 1 is LCM.",
         ),
         io.String.Input(
             "layers",

@@ -17,7 +17,7 @@ from comfy_api.latest import io
 from ..diffusion.faults import BadValue, Failed, Message
 from ..training.formats import prompts
 from ..training.models.memory_errors import named
-from . import show
+from . import show, zero
 
 TYPED, MINE, BUNDLED = SOURCES = ("typed only", "my pictures, then the bundled list", "bundled list")
 LISTED = 8  # of the pictures' sizes
@@ -71,6 +71,7 @@ class Prompts(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
+                    extra_dict=zero.ALL,
                     tooltip="A folder in the output folder to look for pictures in; empty for all of it.",
                 ),
             ],

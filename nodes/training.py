@@ -326,8 +326,19 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
         raise
     weights = [denoiser.weights] if denoiser.weights else []
     denoiser.planned = _told(planned, order.config, weights)
-    show.say(order.node, denoiser.planned)
+    show.say(order.node, denoiser.planned, _used(dataclasses.replace(order.config, rank=planned.rank)))
     return planned
+
+
+def _used(config: DistilConfig) -> dict[str, float]:
+    """What the automatic settings of a node stand for, by the names of its inputs."""
+    return {
+        "cfg": config.cfg,
+        "rank": config.rank,
+        "learning_rate": config.lr,
+        "updates": config.updates,
+        "phases": config.phases or config.steps,
+    }
 
 
 def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
@@ -458,11 +469,12 @@ def _progress(progress):
         "{stage}: loss {loss:.4f}, {left} left",
         stage=progress.stage,
         loss=progress.loss,
-        left=_time(progress.seconds_left),
+        left=time_of(progress.seconds_left),
     )
 
 
-def _time(seconds: float) -> Message:
+def time_of(seconds: float) -> Message:
+    """A time in words."""
     if seconds < 3600:
         return Message("{minutes:.1f} min", minutes=seconds / 60)
     return Message("{hours:.1f} h", hours=seconds / 3600)

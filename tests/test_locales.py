@@ -21,7 +21,7 @@ LANGUAGES = locales.languages()
 FILES = ("main", "nodeDefs", "commands")
 HOLE = re.compile(r"\{(\w*)[^{}]*\}")
 CJK = re.compile("[\u4e00-\u9fff]")
-KEY = re.compile(r"""["'`]((?:panel|graph|plots)\.[^"'`]*?)(?:_?\$\{[^}]*\}([^"'`]*))?["'`]""")
+KEY = re.compile(r"""["'`]((?:panel|graph|plots|nodes)\.[^"'`]*?)(?:_?\$\{[^}]*\}([^"'`]*))?["'`]""")
 ROUTES = ROOT / "nodes" / "server" / "routes.py"
 FILE_NAME = re.compile(r"\.(js|css)$")
 # words that scripts look up by what the server says; the first three are the server's
@@ -32,9 +32,11 @@ DYNAMIC = {
     ),
     "panel.states.": ("sampling", "running", "paused", "stopped", "finished", "failed"),
     "panel.stages.": ("sampling the teacher", "training"),
+    "nodes.zero.": ("auto", "off", "all"),
     "plots.model.": ("flow", "demo", "edm", "sd", "file", "run", "assumed"),
 }
 FREE = (
+    "choices.",
     "plots.signal_",
     "plots.noise_",
     "panel.buttons.",
@@ -67,6 +69,8 @@ SAME = {
     "beta",
     "gamma",
     "churn",
+    # choices that are names
+    *("GB", "AYS", "SD", "SDXL", "SVD", "TCD", "heun", "karras", "fp", "bf", "adamw", "bit"),
 }
 
 
@@ -97,7 +101,11 @@ def used():
     for text in scripts().values():
         for match in KEY.finditer(text):
             key, computed = match[1], "${" in match[0]
-            if computed and key.count(".") >= 1 and key.strip(".") not in ("panel", "graph", "plots"):
+            if (
+                computed
+                and key.count(".") >= 1
+                and key.strip(".") not in ("panel", "graph", "plots", "nodes")
+            ):
                 beginnings.add(key)
             elif not computed and not FILE_NAME.search(key):
                 whole.add(key)

@@ -24,6 +24,7 @@ from ...training.run.machine import used
 from ...training.run.progress import Progress
 from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
+from ..comfy.families import names_of
 from ..comfy.latents import first_frames
 from . import messages
 
@@ -55,6 +56,7 @@ class Live:
         notes.setdefault("name", self.order.name)
         notes.update(
             model=model_name(self.order.prompt, self.order.node),
+            family=names_of(self.order.model.model.model_config)[0],
             prompts=texts(self.order.prompt, self.order.node, len(self.order.positive)),
         )
         for name, message in (("weights", self.run.denoiser.weights), ("plan", self.run.denoiser.planned)):

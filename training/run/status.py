@@ -28,6 +28,7 @@ NOTES = (
     "plan",
     "log",
     "prompts",
+    "family",
 )
 FROM_THE_FOLDER = ("id", "previews", "resumable")
 
@@ -53,6 +54,7 @@ class Status:
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
     plan         what the memory plan decided, a message as JSON; None if unknown
     prompts      of the pictures shown, where they are known
+    family       of the model, as `models.families` names it; "" where unknown
     log          what happened on the way, as `events` has it, oldest first
     previews     the updates of which a picture was kept, rising
     resumable    whether the graph that it can be queued again from was kept
@@ -85,6 +87,7 @@ class Status:
     error: dict | str | None = None
     plan: dict | None = None
     prompts: list = dataclasses.field(default_factory=list)
+    family: str = ""
     log: list = dataclasses.field(default_factory=list)
     previews: list = dataclasses.field(default_factory=list)
     resumable: bool = False
