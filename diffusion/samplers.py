@@ -45,7 +45,6 @@ __all__ = [
     "combine",
     "follow",
     "plan",
-    "rows",
     "sample",
     "solve",
 ]
@@ -278,14 +277,6 @@ def coefficients(
             )
         )
     return found
-
-
-def rows(
-    sigmas: torch.Tensor | Sequence[float], path: Levels, order: int, corrector: bool = False
-) -> list[list[float]]:
-    """The steps of a run without noise as rows (state, this prediction, earlier ones); not for "heun"."""
-    steps = [found.step for found in coefficients(plan(sigmas, path), path, order, corrector)]
-    return [[step.state, *step.predictions[: i + 1]] for i, step in enumerate(steps)]
 
 
 def _noising(path, sigma, raised):

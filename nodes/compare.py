@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
-import comfy.patcher_extension
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -25,6 +24,7 @@ from ..diffusion.schedules import grids
 from ..training.reports import pictures
 from . import show
 from .comfy import levels
+from .comfy.calls import ModelCalls
 from .comfy.decoding import decode
 from .comfy.latents import latent_of
 from .sampling import sample
@@ -51,7 +51,7 @@ class Result:
     steps: int
     sampler: comfy.samplers.Sampler
     sigmas: torch.Tensor
-    calls: int = 0
+    calls: float = 0.0
     seconds: float = 0.0
     distance: float = 0.0
     latents: torch.Tensor | None = None
@@ -138,9 +138,10 @@ class Compare(io.ComfyNode):
         settings = [setting(model, name, count) for name in names(samplers) for count in counts]
         total = sum(result.steps for result in settings) + sum(REFERENCE_STEPS[:2])
         run = _Runner(model, positive, negative, latent, cfg, seed, total)
-        reference, drift = converged(model, run, tolerance)
-        for result in settings:
-            result.distance = run.distance(run(result), reference)
+        with run.counted:
+            reference, drift = converged(model, run, tolerance)
+            for result in settings:
+                result.distance = run.distance(run(result), reference)
         best, enough = cheapest(settings, tolerance)
         data = {
             "reference": {"steps": reference.steps, "drift": drift},
@@ -215,7 +216,9 @@ def nearest(name: str, known: Sequence[str], most: int = 4) -> list[str]:
 
 
 class _Runner:
-    """Runs settings from one starting noise, counting model calls; one progress bar for all of them."""
+    """Runs settings from one starting noise, counting model calls while `counted` is open; one progress bar
+    for all of them.
+    """
 
     def __init__(
         self,
@@ -227,10 +230,7 @@ class _Runner:
         seed: int,
         total: int,
     ):
-        self.model, self.calls = model.clone(), 0
-        calls = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
-        options = self.model.model_options
-        comfy.patcher_extension.add_wrapper_with_key(calls, "fewstep compare", self._count, options, True)
+        self.model, self.counted = model, ModelCalls(model)
         self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
         self.latent = latent_of(self.model, latent)
         self.mask = latent.get("noise_mask")
@@ -238,13 +238,9 @@ class _Runner:
         self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
         self.bar = comfy.utils.ProgressBar(total)
 
-    def _count(self, executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.calls += 1
-        return executor(*args, **kwargs)
-
     def __call__(self, result: Result) -> Result:
         """Fill in latents, calls and seconds of a result."""
-        self.calls, begun = 0, time.perf_counter()
+        begun = time.perf_counter()
         positive, negative = self.conditioning
         sigmas = result.sigmas.clone()  # uni_pc writes into them
         result.latents = comfy.sample.sample_custom(
@@ -260,7 +256,8 @@ class _Runner:
             disable_pbar=True,
             seed=self.seed,
         )
-        result.seconds, result.calls = time.perf_counter() - begun, self.calls
+        result.seconds = time.perf_counter() - begun
+        result.calls = self.counted.take(len(self.latent))
         self.bar.update(result.steps)
         comfy.model_management.throw_exception_if_processing_interrupted()
         return result
@@ -309,7 +306,7 @@ def figures(result: Result) -> dict[str, Any]:
     return {
         "name": result.name,
         "steps": result.steps,
-        "nfe": result.calls,
+        "nfe": round(result.calls, 2),
         "seconds": round(result.seconds, 3),
         "distance": round(result.distance, 5) if math.isfinite(result.distance) else None,
     }
@@ -328,10 +325,10 @@ def report(data: dict[str, Any], best: Result, enough: bool, drift: float) -> st
     for row in data["rows"]:
         distance = "not finite" if row["distance"] is None else f"{row['distance']:.3f}"
         lines.append(
-            f"{row['name']}, {row['steps']} steps: distance {distance}, {row['nfe']} model calls, "
+            f"{row['name']}, {row['steps']} steps: distance {distance}, {row['nfe']:g} model calls, "
             f"{row['seconds']:.2f} s"
         )
-    answer = f"{best.name}, {best.steps} steps ({best.calls} model calls), distance {best.distance:.3f}"
+    answer = f"{best.name}, {best.steps} steps ({best.calls:g} model calls), distance {best.distance:.3f}"
     if enough:
         lines.append(f"Cheapest within {data['tolerance']:g}: {answer}.")
     else:
@@ -353,7 +350,7 @@ def _picture(vae, reference, results, counts):
 
 
 def _note(result: Result) -> str:
-    return f"{result.distance:.3f} · {result.calls} calls · {result.seconds:.1f} s"
+    return f"{result.distance:.3f} · {result.calls:g} calls · {result.seconds:.1f} s"
 
 
 NODES = [Compare]

@@ -1,5 +1,7 @@
 """The packaged teacher as a MODEL, VAE and conditioning that stock nodes take."""
 
+from typing import Any
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -7,6 +9,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models_base
 import torch
+from comfy import patcher_extension
 from comfy_api.latest import io
 
 from ..training.models.demo import data, net
@@ -40,7 +43,23 @@ class EmojiConfig(comfy.supported_models_base.BASE):
 
 
 class _Net(net.EmojiNet):
-    forward = messages.in_words(net.EmojiNet.forward)  # it runs inside the host's nodes
+    """The network with the host's wrappers around it, as its own have them, for caches and the like."""
+
+    inner = messages.in_words(net.EmojiNet.forward)  # it runs inside the host's nodes
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **others: Any,
+    ) -> torch.Tensor:
+        options, kind = transformer_options or {}, patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = patcher_extension.get_all_wrappers(kind, options)
+        executor = patcher_extension.WrapperExecutor.new_class_executor(self.inner, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options, **others)
 
 
 def build(kind: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

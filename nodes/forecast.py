@@ -29,10 +29,11 @@ from ..training.run.memory import CARD, CPU, beside_weights
 from .comfy import folders, residency
 from .comfy.unloaded import Unloaded, of_file
 from .demo_teacher import EmojiConfig, build
-from .distil import QUALITY, patterns
+from .distil import QUALITY
 from .pairs import USUAL_UPDATES
+from .run_inputs import patterns
+from .run_results import time_of
 from .server import messages
-from .training import time_of
 
 management = comfy.model_management
 PATH = "/fewstep/forecast"

@@ -20,7 +20,7 @@ class LoadFewStepLora(io.ComfyNode):
             display_name="Load Few-Step LoRA",
             category="Fewstep/sampling",
             description="Loads a LoRA made by Fewstep and sets up sampling from the recipe inside it: wire "
-            "all four outputs to the sampling node.",
+            "MODEL, SAMPLER, SIGMAS and cfg to the sampling node, or GUIDER in the place of MODEL and cfg.",
             search_aliases=["lora", "recipe", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made from."),
@@ -44,18 +44,26 @@ class LoadFewStepLora(io.ComfyNode):
                     advanced=True,
                     tooltip="Load it on a model that it was not made from, a relative for instance.",
                 ),
+                *recipes.guider_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
                 io.Sampler.Output(display_name="SAMPLER"),
                 io.Sigmas.Output(display_name="SIGMAS"),
                 io.Float.Output(display_name="cfg"),
+                io.Guider.Output(display_name="GUIDER"),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, lora_name: str, strength: float, any_base: bool = False
+        cls,
+        model: io.Model.Type,
+        lora_name: str,
+        strength: float,
+        any_base: bool = False,
+        positive: io.Conditioning.Type | None = None,
+        negative: io.Conditioning.Type | None = None,
     ) -> io.NodeOutput:
         tensors, recipe = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name))
         if recipe is None:
@@ -72,7 +80,9 @@ class LoadFewStepLora(io.ComfyNode):
             )
         warning = recipes.check_base(recipe, model, "lora_name", lora_name, any_base)
         loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)
-        return io.NodeOutput(loaded, *recipes.outputs(recipe), ui={"text": (warning,)} if warning else None)
+        guide = recipes.guider(recipe, loaded, positive, negative)
+        ui = {"text": (warning,)} if warning else None
+        return io.NodeOutput(loaded, *recipes.outputs(recipe), guide, ui=ui)
 
 
 NODES = [LoadFewStepLora]

@@ -24,8 +24,17 @@ from .comfy.guider_teacher import Teacher, cfg_of, taught_by
 from .comfy.latents import content, latent_of, sample_shape
 from .comfy.teacher_proof import proven
 from .comfy.whole_prompts import check_whole
-from .distil import HIDDEN, advanced_inputs, config_for, finish, outcome_inputs, outputs, workflow_of
-from .training import FIXED, MEMORY, WIRE_GUIDER, Order, check, follow_drawing, train
+from .run_inputs import (
+    HIDDEN,
+    advanced_inputs,
+    config_for,
+    finish,
+    job_inputs,
+    outcome_inputs,
+    outputs,
+    workflow_of,
+)
+from .training import FIXED, WIRE_GUIDER, Order, check, follow_drawing, train
 
 PAIRS = io.Custom("FEWSTEP_PAIRS")
 USUAL = "rectified-diffusion"
@@ -272,20 +281,7 @@ class TrainOnPairs(io.ComfyNode):
                     tooltip="Guidance of the teacher that fidelity is measured against. 0 is auto: as the "
                     "pairs were drawn.",
                 ),
-                io.Combo.Input(
-                    "memory", options=list(MEMORY), default="auto", tooltip="What the run may take."
-                ),
-                io.String.Input(
-                    "name", default="reflow", tooltip="Name of the LoRA file; a number is added."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=FIXED,
-                    tooltip="Same seed, same LoRA on the same machine.",
-                ),
+                *job_inputs("reflow"),
                 *advanced_inputs(),
                 *outcome_inputs(),
             ],

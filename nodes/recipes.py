@@ -8,16 +8,21 @@ import comfy.samplers
 import folder_paths
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffusion.faults import BadValue, Message
+from ..diffusion.solvers import linear
 from ..training.formats.files import check_folder, file_stem, free_name, load_recipe, save_recipe
 from ..training.formats.recipe import Recipe
 from .comfy import levels
 from .comfy.fingerprints import base_of
+from .comfy.guider_apart import ApartGuider
 from .sampling import recipe_sampler
+from .server import messages
 
 FOLDER = "fewstep_recipes"  # the host's name for models/fewstep
 RECIPE = io.Custom("FEWSTEP_RECIPE")
+NO_PROMPTS = Message("GUIDER needs prompts: wire positive and negative into the node that gives it.")
 
 
 def register_folder() -> None:
@@ -30,6 +35,41 @@ def register_folder() -> None:
 def outputs(recipe: Recipe) -> tuple[comfy.samplers.Sampler, torch.Tensor, float]:
     """(SAMPLER, SIGMAS, cfg) of a recipe."""
     return recipe_sampler(recipe), torch.tensor(recipe.sigmas), recipe.cfg
+
+
+def guider(
+    recipe: Recipe, model: io.Model.Type, positive: list | None, negative: list | None
+) -> io.Guider.Type | ExecutionBlocker:
+    """A recipe's GUIDER on that model, which answers what its solver asks; a blocker where there are no
+    prompts.
+
+    Raises ValueError where the recipe needs a negative prompt and there is none.
+    """
+    if not positive:
+        return ExecutionBlocker(messages.told(NO_PROMPTS))
+    unconditional = recipe.cfg != 1
+    if recipe.asks:
+        unconditional = any(linear.UNCONDITIONAL in asked for asked in recipe.asks)
+    if unconditional and not negative:
+        raise BadValue(
+            "negative must be wired where the recipe's cfg is not 1, got none at cfg {cfg:g}. Wire an empty "
+            "prompt.",
+            cfg=recipe.cfg,
+        )
+    made = ApartGuider(model)
+    made.set_conds(positive, negative or [])
+    made.set_cfg(recipe.cfg)
+    return made
+
+
+def guider_inputs() -> list:
+    """The inputs that `guider` needs beside the model."""
+    return [
+        io.Conditioning.Input("positive", optional=True, tooltip="For GUIDER: the prompt."),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="For GUIDER: the negative prompt; not needed where cfg is 1."
+        ),
+    ]
 
 
 def check_model(recipe: Recipe, model: io.Model.Type, name: str, label: str) -> Message | None:
@@ -111,7 +151,8 @@ class LoadRecipe(io.ComfyNode):
             node_id="FewstepLoadRecipe",
             display_name="Load Recipe",
             category="Fewstep/sampling",
-            description="Sets up sampling from a recipe: wire all three outputs to the sampling node.",
+            description="Sets up sampling from a recipe: wire SAMPLER, SIGMAS and cfg to the sampling node, "
+            "or GUIDER in the place of cfg.",
             search_aliases=["recipe", "solver", "fewstep"],
             inputs=[
                 io.Model.Input(
@@ -127,11 +168,13 @@ class LoadRecipe(io.ComfyNode):
                 RECIPE.Input(
                     "recipe", optional=True, tooltip="Is used in the place of the file where it is wired."
                 ),
+                *guider_inputs(),
             ],
             outputs=[
                 io.Sampler.Output(display_name="SAMPLER"),
                 io.Sigmas.Output(display_name="SIGMAS"),
                 io.Float.Output(display_name="cfg"),
+                io.Guider.Output(display_name="GUIDER"),
             ],
         )
 
@@ -148,14 +191,20 @@ class LoadRecipe(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, recipe_name: str | None = None, recipe: Recipe | None = None
+        cls,
+        model: io.Model.Type,
+        recipe_name: str | None = None,
+        recipe: Recipe | None = None,
+        positive: io.Conditioning.Type | None = None,
+        negative: io.Conditioning.Type | None = None,
     ) -> io.NodeOutput:
         name, label = "recipe", "the wired recipe"
         if recipe is None:
             name, label = "recipe_name", recipe_name
             recipe = load_recipe(_file(recipe_name))
         warning = check_model(recipe, model, name, label)
-        return io.NodeOutput(*outputs(recipe), ui={"text": (warning or summary(recipe),)})
+        guide = guider(recipe, model, positive, negative)
+        return io.NodeOutput(*outputs(recipe), guide, ui={"text": (warning or summary(recipe),)})
 
 
 def _file(name: str | None) -> str:
@@ -173,9 +222,10 @@ def _file(name: str | None) -> str:
 def summary(recipe: Recipe) -> Message:
     """What a recipe is, in a line."""
     line = Message(
-        "{method}, {steps} steps, {path}, cfg {cfg:g}",
+        "{method}, {steps} steps, {calls} model calls, {path}, cfg {cfg:g}",
         method=recipe.method,
-        steps=len(recipe.sigmas) - 1,
+        steps=recipe.steps,
+        calls=recipe.calls,
         path=recipe.path,
         cfg=recipe.cfg,
     )

@@ -16,6 +16,7 @@ from ..diffusion.solvers import linear
 from ..diffusion.step import share_of
 from ..training.formats.recipe import Recipe
 from .comfy import fresh_noise, levels
+from .comfy.guider_apart import answers_apart, ask
 from .server import messages
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
@@ -122,10 +123,11 @@ def sample_recipe(
     *,
     recipe: Recipe,
 ) -> torch.Tensor:
-    """`diffusion.solvers.linear.run` of a recipe's own solver, in ComfyUI's signature of sampler functions.
+    """`diffusion.solvers.linear` of a recipe's own solver, in ComfyUI's signature of sampler functions.
 
-    Raises ValueError for another path, and for other sigmas than the recipe's: its weights are right for no
-    others. Sigmas of one level are no step, as in `sample`.
+    Raises ValueError for another path, for other sigmas than the recipe's, as its weights are right for no
+    others, and for a guider that can't answer what its solver asks. Sigmas of one level are no step, as in
+    `sample`.
     """
     if len(sigmas) < 2:
         return x
@@ -150,7 +152,31 @@ def sample_recipe(
         )
     levels.check_range(own, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
-    run = linear.run(solver, _denoiser(model, x, extra_args), x)
+    if solver.asks and not answers_apart(model.inner_model):
+        raise BadValue(
+            "guider must be the GUIDER of the node that gave SAMPLER: this solver asks for the conditional "
+            "and the unconditional prediction apart, {calls} calls in {steps} steps. Wire GUIDER, SAMPLER "
+            "and SIGMAS to SamplerCustomAdvanced.",
+            calls=recipe.calls,
+            steps=solver.steps,
+        )
+    noise = None
+    if solver.fresh:
+        keys = fresh_noise.keys_of(model, x, float(sigmas[0]), extra_args.get("seed") or 0)
+        noise = samplers.RowNoise(keys.rows, levels.noise_scale_of(sampling))
+    if solver.asks:
+        ones = x.new_ones(x.shape[0])
+
+        def asked(x: torch.Tensor, sigma: float, kinds: str) -> list[torch.Tensor]:
+            return ask(model, x, sigma * ones, kinds, extra_args)
+
+        # a part of guidance is no picture: what is left at the end is
+        run = (
+            step if step.sigma_next > 0 else step._replace(x0=step.x)
+            for step in linear.follow(solver, asked, x, noise)
+        )
+    else:
+        run = linear.run(solver, _denoiser(model, x, extra_args), x, noise)
     return last_of(run, x, solver.steps, solver.steps - 1, callback, disable)
 
 

@@ -5,7 +5,6 @@ It is saved as it goes, and resumed when the same is queued again.
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Failed, Message, NoMemory
 from ..training import methods
-from ..training.formats.files import check_folder, file_stem, free_name, load_lora, write_near
+from ..training.formats.files import check_folder, file_stem, free_name
 from ..training.methods.phases import Phases
 from ..training.models.devices import can_train
-from ..training.models.memory_errors import is_out_of_memory, named
-from ..training.reports import pictures
+from ..training.models.memory_errors import named
 from ..training.run.config import DistilConfig
 from ..training.run.job import Job, folder_name
 from ..training.run.machine import gib
@@ -34,9 +32,8 @@ from ..training.trajectories.data import Data
 from ..training.trajectories.first_stage import FirstStage
 from ..training.trajectories.noises import as_noise
 from ..training.trajectories.sampling import teacher_cache
-from . import show
+from . import run_results, show
 from .comfy import families, folders, latents, levels, residency, session, termination
-from .comfy.decoding import decode
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import digest, patches_of
 from .comfy.guider_proof import settle
@@ -45,10 +42,9 @@ from .comfy.latents import latent_of
 from .comfy.teacher_proof import proven
 from .comfy.whole_prompts import check_whole
 from .first_stage import draw_starts
-from .server.live import SHOWN, Live, ended
+from .server.live import Live, ended
 
 MEMORY = ("auto", *(f"{b} GB" for b in BUDGETS))
-LORA = ".safetensors"
 # what to do about a part of the graph that training would leave out
 WIRE_GUIDER = Message("Wire a guider that has it as the teacher, or take it off")
 TAKE_OFF = Message("Take it off")
@@ -178,7 +174,7 @@ def _train(order: Order) -> Trained:
     if order.guider is not None:
         _check_guided(order)
     folder = Path(folder_paths.get_folder_paths("loras")[0])
-    check_folder(folder, name=free_name(folder, file_stem(order.name), LORA).name)
+    check_folder(folder, name=free_name(folder, file_stem(order.name), run_results.LORA).name)
     latent = latent_of(order.model, order.latent)
     phases = _phases(order)
     for name in ("positive", "negative"):
@@ -325,7 +321,7 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
             return None
         raise
     weights = [denoiser.weights] if denoiser.weights else []
-    denoiser.planned = _told(planned, order.config, weights)
+    denoiser.planned = run_results.plan_in_words(planned, order.config, weights)
     show.say(order.node, denoiser.planned, _used(dataclasses.replace(order.config, rank=planned.rank)))
     return planned
 
@@ -350,24 +346,12 @@ def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:
         return Trained(
             lora=run.lora_tensors(),
             losses={"loss": [value for _, value in run.loss]},
-            preview=_preview(run, order.vae),
+            preview=run_results.preview(run, order.vae),
             sigmas=run.task.sigmas_for(run.config.steps).float(),
             file=file,
         )
     finally:
         run.close()
-
-
-def _told(planned: Plan, config: DistilConfig, how: list[Message]) -> Message:
-    """The plan in words; how: what else there is to say of it."""
-    fields = {"peak": gib(planned.peak), "micro": planned.micro, "batch": config.batch}
-    if planned.checkpointing:
-        how = [*how, Message("blocks recomputed")]
-    if planned.rank != config.rank:
-        how = [*how, Message("rank {rank}", rank=planned.rank)]
-    if how:
-        return Message("about {peak}: {micro} of {batch} samples at once, {how}", **fields, how=how)
-    return Message("about {peak}: {micro} of {batch} samples at once", **fields)
 
 
 def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order: Order) -> Path:
@@ -394,120 +378,20 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
             bar.update_absolute(progress.step, progress.total)
             if progress.step % 10 == 0 and progress.seconds_left is not None:
-                show.say(node, job.unsaved or _progress(progress))
+                show.say(node, job.unsaved or run_results.progress_in_words(progress))
             live.tell(progress)
             live.check()
     except (Exception, comfy.model_management.InterruptProcessingException):
         # the cancel is no Exception in newer hosts
         if run.done:
-            path, held = _save(job, folder, order.name)
+            path, held = run_results.save(job, folder, order.name)
             stopped = Message(
                 "Stopped after {done} updates. Saved {file}. Queue again to go on.",
                 done=run.done,
                 file=path.name,
             )
-            show.say(node, _with_held(stopped, held))
+            show.say(node, run_results.with_held(stopped, held))
         raise
-    path, held = _save(job, folder, order.name)
-    show.say(node, _with_held(_saved(run, path), held))
+    path, held = run_results.save(job, folder, order.name)
+    show.say(node, run_results.with_held(run_results.told(run, path), held))
     return path
-
-
-def _saved(run: Run, path: Path) -> Message:
-    """What came of a run."""
-    best, skipped = run.probe.best, run.descent.skipped
-    if best and best.fidelity >= run.probe.fidelity[0][1]:
-        return Message(
-            "Saved {file}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
-            "train longer",
-            file=path.name,
-        )
-    if skipped:
-        return Message(
-            "Saved {file}, {skipped} updates left out as not finite", file=path.name, skipped=skipped
-        )
-    return Message("Saved {file}", file=path.name)
-
-
-def _with_held(saved: Message, held: str) -> Message:
-    """What was saved, and the file that it could not be written over."""
-    if not held:
-        return saved
-    return Message(
-        "{held} is held by another program or a LoRA loader, and stays as it was. {saved}",
-        saved=saved,
-        held=held,
-    )
-
-
-def _save(job: Job, folder: Path, name: str) -> tuple[Path, str]:
-    """Write the LoRA: over the file that this run wrote before under that name, else under a free one.
-
-    Returns its path, and the name of the file that was to be written over and is held by others, or "".
-    """
-    stem, known = file_stem(name), job.notes.get("lora") or ""
-    path = folder / known
-    if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):
-        path = free_name(folder, stem, LORA)
-    written = write_near(path, job.run.save)
-    job.notes["lora"] = written.name
-    return written, path.name if written != path else ""
-
-
-def _is_of(path, label):
-    """Whether a LoRA file says that this run wrote it."""
-    try:
-        recipe = load_lora(path)[1]
-    except ValueError:
-        return False
-    return recipe is not None and recipe.trained.get("run") == label
-
-
-def _progress(progress):
-    """A line of progress."""
-    return Message(
-        "{stage}: loss {loss:.4f}, {left} left",
-        stage=progress.stage,
-        loss=progress.loss,
-        left=time_of(progress.seconds_left),
-    )
-
-
-def time_of(seconds: float) -> Message:
-    """A time in words."""
-    if seconds < 3600:
-        return Message("{minutes:.1f} min", minutes=seconds / 60)
-    return Message("{hours:.1f} h", hours=seconds / 3600)
-
-
-def _preview(run, vae):
-    """IMAGE: teacher / before / now from the same held-out noise, and curves; without a VAE, or the memory to
-    draw and decode, curves alone.
-    """
-    history = run.loss, run.probe.fidelity
-    try:
-        if vae is not None:
-            return show.image(pictures.run_report(_tiles(run, vae), *history))
-    except Exception as error:  # the LoRA is on disk
-        if not is_out_of_memory(error):
-            raise
-        logging.warning("Fewstep: no preview, as memory ran out (%s).", error)
-    return show.image(pictures.run_curves(*history))
-
-
-def _tiles(run, vae):
-    steps, held = run.config.steps, run.probe.held
-    drawn = {
-        "teacher": held.reference,
-        f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
-        f"now\n{steps} steps": run.task.draw(held, run.adapter),
-    }
-    model = run.denoiser.model
-    condition = held.condition[:SHOWN]
-    columns = {
-        head: decode(vae, model.process_latent_out(latents.first_frames(model, x.cpu())))
-        for head, x in ((head, run.task.finished(x[:SHOWN], condition)) for head, x in drawn.items())
-    }
-    scale = max(1, 128 // next(iter(columns.values())).shape[-1])
-    rows = [str(i + 1) for i in range(SHOWN)]
-    return pictures.grid(columns, rows, "Same starting noise", scale)

@@ -26,13 +26,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .linear import LinearSolver, classical, run, solve
+from .linear import GUIDED, LinearSolver, classical, follow, solve_apart
 from .refine import NormalEquations, Parameter, differences, moved, parameters
-from .trajectories import Trajectories, at_levels, by_dynamic_programming, ranked
+from .rollout import rolled_out
+from .trajectories import Trajectories, by_dynamic_programming, ranked
 
 REAL = 1.5  # standard errors of a gain that is taken for real
 ORDERS = (2, 3)  # of the classical solvers, with corrector
-RIDGE = 1e-3  # of the least squares of a roll-out, in units of each term's own size
 PATIENCE = 3  # steps without gain on the held-out part
 GAIN = 0.002  # relative, of a step that counts as one
 SOFT = 0.8  # quantile of the distances beyond which a sample counts by its distance, not by its square
@@ -40,6 +40,7 @@ FINEST, COARSEST = 1e-4, 0.03  # perturbations: as large as the median distance,
 REUSES = 4  # steps taken with the derivatives of one point
 DAMPING = 0.01  # of the first Gauss-Newton step, in units of each parameter's own size
 DAMPINGS = (1.0, 8.0, 64.0)  # tried in turn, as multiples of the current damping
+PART = 0.5  # what a conditional or unconditional prediction costs, a guided one being 1
 EASED, STIFFENED = 6, 100  # what the damping is divided by after a step, multiplied by where none is found
 
 
@@ -96,7 +97,7 @@ def fit(
     if bench.gain(known[0]) > REAL:
         bench.base = known[0]
     yield bench.fitted(bench.base, "classical")
-    rolled = [_rolled_out(bench, solver) for solver in known[: 1 if bench.short(0.5) else starts]]
+    rolled = [bench.rolled_out(solver) for solver in known[: 1 if bench.short(0.5) else starts]]
     best = known[0]
     for start in sorted([*known, *rolled, *others], key=bench.score)[:starts]:
         for solver, stage in _candidates(bench, start):
@@ -130,17 +131,23 @@ class _Bench:
         self.auto, self.base, self.known = None, None, {}
 
     def model(self, which):
-        """(x, sigma) -> x0 for rows that belong to the trajectories `which`, perhaps several times over."""
+        """(x, sigma, kinds) -> predictions, for rows that belong to the trajectories `which`, perhaps several
+        times over.
+        """
 
-        def call(x, sigma):
-            self.count += len(x)
-            return self.data.denoise(x, sigma, which.repeat(len(x) // len(which)))
+        def ask(x, sigma, kinds):
+            self.count += len(x) * sum(1 if kind == GUIDED else PART for kind in kinds)
+            return self.data.ask(x, sigma, which.repeat(len(x) // len(which)), kinds)
 
-        return call
+        return ask
 
     def end(self, solver, which):
         """Where runs from those trajectories' starts end."""
-        return solve(solver, self.model(which), self.data.states[which, 0])
+        return solve_apart(solver, self.model(which), self.data.states[which, 0])
+
+    def rolled_out(self, solver):
+        """The solver with weights from its own roll-out on the training part."""
+        return rolled_out(self.data, solver, self.train, self.model(self.train))
 
     def distances(self, end, which):
         """Of the ends of runs from those trajectories' own, RMSE in units of the deviation, float64 (B,)."""
@@ -213,32 +220,6 @@ def _rms(distances):
     return float(distances.square().mean().sqrt())
 
 
-# ---- roll-out --------------------------------------------------------------------------------------
-
-
-def _rolled_out(bench, solver):
-    """The solver whose every step goes by least squares to the trajectory's state at the next level."""
-    data, which = bench.data, bench.train
-    targets = at_levels(data, solver.sigmas, which)
-    model, x = bench.model(which), data.states[which, 0]
-    held, rows = [], []
-    for i, row in enumerate(solver.rows):
-        held.insert(0, model(x, solver.sigmas[i]))
-        terms = torch.stack([x, *held]).flatten(2)
-        prior = torch.zeros(len(terms), dtype=torch.float64)
-        prior[: len(row)] = torch.tensor(row, dtype=torch.float64)
-        missing = targets[i].flatten(1) - _combined(prior, terms)
-        fitted = prior + NormalEquations.of(terms, missing).solution(RIDGE)
-        rows.append(fitted.tolist())
-        x = _combined(fitted, terms).reshape(x.shape)
-    return LinearSolver(solver.sigmas, tuple(rows))
-
-
-def _combined(row, terms):
-    """The sum of terms (K, N, D) with the weights of a row (K,)."""
-    return torch.einsum("k,knd->nd", row.to(terms), terms)
-
-
 # ---- descent ---------------------------------------------------------------------------------------
 
 
@@ -309,7 +290,7 @@ class _Point:
 def _linearised(bench, solver, which):
     """The `_Point` of a solver on those trajectories."""
     model, first = bench.model(which), bench.data.states[which, 0]
-    trace = list(run(solver, model, first))
+    trace = list(follow(solver, model, first))
     end = trace[-1].x
     near = float(bench.distances(end, which).median())
     step = min(max(near, FINEST), COARSEST)

@@ -3,14 +3,14 @@ steps that are taken by them.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..paths import Path
-from ..samplers import Denoiser, State
-from .linear import LinearSolver, stepped
+from .linear import Ask, LinearSolver, Step, stepped
 
 LEVEL_STEP = 0.05  # least change of lambda that is tried: discrete models know no finer noise levels
 FARTHEST = 0.4  # share of the gap to a neighbour by which a level may move at once
@@ -33,43 +33,45 @@ class Parameter(NamedTuple):
 class _Change:
     """How fast a step's outcome changes with a parameter (B, ...).
 
-    state: the state after the step; prediction: the one made in it, None where it does not change.
+    state: the state after the step; predictions: those made in it, () where they do not change.
     """
 
     state: torch.Tensor
-    prediction: torch.Tensor | None = None
+    predictions: tuple[torch.Tensor, ...] = ()
 
 
 def differences(
     solver: LinearSolver,
     path: Path,
-    denoiser: Denoiser,
+    ask: Ask,
     x: torch.Tensor,
-    trace: Sequence[State],
+    trace: Sequence[Step],
     step: float,
 ) -> tuple[torch.Tensor, list[Parameter]]:
     """The derivatives (P, B, ...) of the run's end in each parameter, and which parameters those are.
 
-    `trace` is the run from x, its states as `linear.run` yields them; `step` is the size of the perturbation,
-    as a share of the state that it is added to.
+    `trace` is the run from x as `linear.follow` yields it; `step` is the size of the perturbation, as a share
+    of the state that it is added to.
     """
-    states, predictions = [x, *(state.x for state in trace)], [state.x0 for state in trace]
-    columns, parameters = [], []
-    for i, sigma in enumerate(solver.sigmas[:-1]):
-        held = predictions[i::-1]
+    states = [x, *(state.x for state in trace)]
+    columns, parameters, held = [], [], []
+    for i, (sigma, asked) in enumerate(zip(solver.sigmas, solver.asked)):
+        made = trace[i].predictions
+        held = [*made, *held]
         changes = [_Change(term) for term in (states[i], *held)]
         parameters += [Parameter(i, place) for place in range(len(changes))]
-        if i:  # the first level is where the trajectories begin
+        if i and asked:  # the first level is where the trajectories begin
             shift = max(step, LEVEL_STEP)  # towards the picture, where there always is room
-            slope = (denoiser(states[i], _shifted(path, sigma, shift)) - predictions[i]) / shift
-            _, weight, *_ = solver.rows[i]
-            changes.append(_Change(weight * slope, slope))
+            moved_to = ask(states[i], _shifted(path, sigma, shift), asked)
+            slopes = tuple((there - here) / shift for there, here in zip(moved_to, made))
+            weights = solver.rows[i][1:]
+            changes.append(_Change(sum(w * slope for w, slope in zip(weights, slopes)), slopes))
             parameters.append(Parameter(i, None))
-        columns += _carried(solver, denoiser, i, states[i + 1], held, changes, step, states[-1])
+        columns += _carried(solver, ask, i, states[i + 1], held, changes, step, states[-1])
     return torch.stack(columns), parameters
 
 
-def _carried(solver, denoiser, i, x, held, changes, step, end):
+def _carried(solver, ask, i, x, held, changes, step, end):
     """What changes of the state x after step i become at the end of the run, by one run of all of them in a
     batch; `held` has the predictions up to that step, `end` is where the unchanged run ends.
     """
@@ -78,12 +80,12 @@ def _carried(solver, denoiser, i, x, held, changes, step, end):
     sizes = [step * float(_rms(x) / _rms(change.state).clamp_min(1e-20)) for change in changes]
     many = torch.cat([x + h * change.state for h, change in zip(sizes, changes)])
     past = [p.repeat(len(changes), *[1] * (p.ndim - 1)) for p in held]
-    this = held[0]
-    past[0] = torch.cat(
-        [this if c.prediction is None else this + h * c.prediction for h, c in zip(sizes, changes)]
-    )
-    for sigma, row in list(zip(solver.sigmas, solver.rows))[i + 1 :]:
-        past.insert(0, denoiser(many, sigma))
+    for place, this in enumerate(held[: len(solver.asked[i])]):
+        past[place] = torch.cat(
+            [this + h * c.predictions[place] if c.predictions else this for h, c in zip(sizes, changes)]
+        )
+    for sigma, row, asked in list(zip(solver.sigmas, solver.rows, solver.asked))[i + 1 :]:
+        past = [*(ask(many, sigma, asked) if asked else ()), *past]
         many = stepped(row, many, past)
     return [(part - end) / h for part, h in zip(many.split(len(x)), sizes)]
 
@@ -125,14 +127,16 @@ def moved(
     if any(b >= a * (1 - CLOSEST) for a, b in zip(sigmas, sigmas[1:])):
         return None
     try:
-        return LinearSolver(tuple(sigmas), tuple(rows))
+        return dataclasses.replace(solver, sigmas=tuple(sigmas), rows=tuple(rows))
     except ValueError:  # not finite
         return None
 
 
 def _full_rows(solver):
     """The solver's rows, lists with a place for every prediction there is."""
-    return [[*row, *[0.0] * (i + 2 - len(row))] for i, row in enumerate(solver.rows)]
+    most = itertools.accumulate((len(asked) for asked in solver.asked), initial=1)
+    next(most)
+    return [[*row, *[0.0] * (count - len(row))] for row, count in zip(solver.rows, most)]
 
 
 def _bounded(path, sigmas, i, change):

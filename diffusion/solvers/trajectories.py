@@ -9,7 +9,7 @@ import torch
 from ..faults import BadValue
 from ..paths import Path
 from ..step import step, weights
-from .linear import classical, solve
+from .linear import GUIDED, classical, solve
 
 HELD_OUT = 0.25  # share of the trajectories
 ALIKE = 0.01  # relative difference of levels below which grids count as one
@@ -25,6 +25,8 @@ class Trajectories:
     denoise      (x, sigma, which) -> x0 for x (B, ...), sigma a float, which (B,) the trajectories that the
                  rows of x belong to
     prompts      (N,) which prompt each was drawn for; None where there is but one
+    apart        (x, sigma, which, kinds) -> one prediction for each letter of kinds, "c" the conditional and
+                 "u" the unconditional one (`linear.KINDS`); None where guidance has no such parts
     """
 
     path: Path
@@ -33,6 +35,13 @@ class Trajectories:
     predictions: torch.Tensor
     denoise: Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
     prompts: torch.Tensor | None = None
+    apart: Callable[[torch.Tensor, float, torch.Tensor, str], Sequence[torch.Tensor]] | None = None
+
+    def ask(self, x: torch.Tensor, sigma: float, which: torch.Tensor, kinds: str) -> Sequence[torch.Tensor]:
+        """One prediction of x0 for each letter of kinds."""
+        if kinds == GUIDED:
+            return [self.denoise(x, sigma, which)]
+        return self.apart(x, sigma, which, kinds)
 
     @property
     def deviation(self) -> float:

@@ -10,6 +10,7 @@ Its `identity` is what a trajectory cache is found by: hashes of `fingerprints`.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import comfy.model_management
@@ -22,6 +23,7 @@ from comfy.samplers import CFGGuider
 from ...diffusion.faults import BadValue
 from ...training.models.denoiser import InParts
 from .fingerprints import PASSING, SAMPLED, base_of, digest, name_of, patches_of, present
+from .guider_apart import ApartGuider, answers_apart, ask
 from .latents import takes_batch_for_frames
 from .levels import check_range, noise_scale_of, path_of, sigma_of
 
@@ -119,7 +121,9 @@ def _instead(own: dict, entry: dict) -> dict:
 
 
 class Inside(comfy.samplers.Sampler):
-    """Calls `work(ask)` in the place of a sampler, with `ask(x, sigma) -> x0`, x in model space."""
+    """Calls `work(ask)` in the place of a sampler, with `ask(x, sigma) -> x0`, x in model space; where the
+    guider answers apart, also `ask(x, sigma, kinds)`, one for each of the kinds.
+    """
 
     def __init__(self, work: Callable[[Callable], None]):
         self.work = work
@@ -135,7 +139,12 @@ class Inside(comfy.samplers.Sampler):
         denoise_mask: torch.Tensor | None = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
-        self.work(lambda x, sigma: model_wrap(x, sigma, **extra_args))
+        def answer(x, sigma, kinds=""):
+            return (
+                ask(model_wrap, x, sigma, kinds, extra_args) if kinds else model_wrap(x, sigma, **extra_args)
+            )
+
+        self.work(answer)
         return noise
 
 
@@ -143,10 +152,12 @@ class Teacher:
     """A guider as `training` asks it: (x, sigma, condition) -> x0, on the CPU in float32. Only within `run`.
 
     Every call looks for the user's cancel first. shape: of one sample; rows: how many are asked in one call;
-    each_path: what each path has to be solved in, where the guider remembers (`guider_proof`).
+    each_path: what each path has to be solved in, where the guider remembers (`guider_proof`); apart: asks
+    for the parts of guidance, where it has such (`guider_apart`).
     """
 
     each_path: Callable[[Callable[[], None]], None] | None = None
+    apart: Callable[..., list[torch.Tensor]] | None = None
 
     def __init__(self, guider: CFGGuider, shape: tuple[int, ...], seed: int = 0):
         patcher = guider.model_patcher
@@ -167,6 +178,8 @@ class Teacher:
             "guidance": guidance_of(guider),
         }
         self._ask, self._in_parts = None, InParts(self._asked, self.rows)
+        if answers_apart(guider) and self.cfg != 1:
+            self.apart = self._apart
 
     def run(self, work: Callable[[], None], sigmas: torch.Tensor) -> None:
         """Call work() where a sampler would run along `sigmas`, the model loaded for batches of `rows`."""
@@ -188,20 +201,41 @@ class Teacher:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """x0 (B, *shape) from x (B, *shape), sigma (B,) and condition (B,)."""
-        out = torch.empty(x.shape, dtype=torch.float32)
-        for number in condition.unique().tolist():
-            if isinstance(self.guider, Prompts):
-                self.guider.choose(number)
+        return self._of_each_prompt(self._in_parts, x, sigma, condition)
+
+    def _apart(self, x, sigma, condition, kinds):
+        """A prediction (B, *shape) for each letter of kinds."""
+        asked = functools.partial(self._asked, kinds=kinds)
+        parts = InParts(asked, max(1, self._in_parts.most // len(kinds)))  # all kinds are one batch
+        return list(self._of_each_prompt(parts, x, sigma, condition).unbind(1))
+
+    def _of_each_prompt(self, asked, x, sigma, condition):
+        """The answers of all rows, which are asked prompt by prompt."""
+        numbers = condition.unique().tolist()
+        if len(numbers) == 1:
+            return self._of_prompt(asked, numbers[0], x, sigma, condition)
+        out = None
+        for number in numbers:
             which = condition == number
-            out[which] = self._in_parts(x[which], sigma[which], condition[which])
+            answer = self._of_prompt(asked, number, x[which], sigma[which], condition[which])
+            out = answer.new_empty(len(x), *answer.shape[1:]) if out is None else out
+            out[which] = answer
         return out
 
-    def _asked(self, x, sigma, _):
+    def _of_prompt(self, asked, number, *rows):
+        if isinstance(self.guider, Prompts):
+            self.guider.choose(number)
+        return asked(*rows)
+
+    def _asked(self, x, sigma, _, kinds=""):
         comfy.model_management.throw_exception_if_processing_interrupted()
         rows, levels = (part.to(self.device, torch.float32) for part in (x, sigma))
         if self.frames:
             rows, levels = rows.flatten(0, 1), levels.repeat_interleave(self.frames)
-        return self._ask(rows, levels).to("cpu", torch.float32).view(x.shape)
+        if not kinds:
+            return self._ask(rows, levels).to("cpu", torch.float32).view(x.shape)
+        answers = self._ask(rows, levels, kinds)
+        return torch.stack([part.to("cpu", torch.float32).view(x.shape) for part in answers], 1)
 
 
 def taught_by(
@@ -250,7 +284,7 @@ def cfg_of(guider: CFGGuider) -> float:
 def guidance_of(guider: CFGGuider) -> str:
     """CFG as text; for other guiders their type and a hash of their settings."""
     kind = getattr(guider, "prompted_kind", type(guider))
-    if kind is CFGGuider:
+    if kind in (CFGGuider, ApartGuider):
         return f"CFG {float(guider.cfg):g}"
     others = {*PASSING, "model_options", "original_conds"}  # told by the rest of an identity
     settings = {name: value for name, value in vars(guider).items() if name not in others}

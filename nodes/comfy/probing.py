@@ -17,6 +17,7 @@ DenoiserAt = Callable[[torch.Tensor, float], torch.Tensor]
 class DenoiserGuider(comfy.samplers.CFGGuider):
     """The host's guider with `denoiser(x, sigma) -> x0` as the model; sigma a number, x in model space."""
 
+    answers_apart = True  # as both halves of guidance are the same here
     by_seed = True  # runs from other starting noise draw the same fresh noise, which a probe relies on
 
     def __init__(self, patcher: ModelPatcher, denoiser: DenoiserAt):

@@ -29,7 +29,7 @@ def test_compare_measures_and_hands_on_the_cheapest_that_is_near_enough(host, te
     image, sampler, sigmas, text = out.result
     data = out.ui["fewstep"][0]
     rows = {(r["name"], r["steps"]): r for r in data["rows"]}
-    assert len(rows) == 6 and rows["heun/karras", 6]["nfe"] == 11 and rows["euler", 6]["nfe"] == 6
+    assert len(rows) == 6 and rows["heun/karras", 6]["nfe"] == 22 and rows["euler", 6]["nfe"] == 12
     assert rows["auto", 6]["distance"] < rows["auto", 2]["distance"] and data["reference"]["drift"] < 0.05
     near = [r for r in rows.values() if r["distance"] <= 0.2]
     best = (

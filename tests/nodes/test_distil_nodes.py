@@ -168,7 +168,7 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
     image = teacher[0].model.process_latent_in(out["samples"])
     assert (image - seen["student"]).abs().max() < 1e-3
     with torch.inference_mode():
-        loaded, sampler, sigmas, cfg = run(
+        loaded, sampler, sigmas, cfg, _ = run(
             host, "FewstepLoadLora", model=teacher[0], lora_name=newest.name, strength=1.0
         )
         guider = CFGGuider.execute(loaded, teacher[2], teacher[3], cfg).result[0]

@@ -66,7 +66,7 @@ def test_any_name_can_be_saved_and_loaded(host, folders, flow, fitted, name):
 
 
 def test_a_recipes_sampler_refuses_other_sigmas_and_another_path(host, flow, fitted):
-    sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
+    sampler, sigmas, *_ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     noise, guider = torch.randn(1, 3, 32, 32), cfg_guider(flow[0], flow[2], flow[3])
     for other in (sigmas[1:], torch.tensor([1.0, 0.8, 0.401, 0.0])):
         with pytest.raises(
@@ -82,14 +82,14 @@ def test_a_recipes_sampler_refuses_other_sigmas_and_another_path(host, flow, fit
 
 
 def test_no_step_returns_the_latent(host, flow, fitted):
-    sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
+    sampler, sigmas, *_ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     latent = {"samples": torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
     out = sample_custom(host, flow[0], 2.0, flow, sampler, sigmas[-1:], latent=latent)
     assert (out - latent["samples"]).abs().max() < 1e-6
 
 
 def test_inspect_sampler_reads_the_recipes_own_weights(host, flow, fitted):
-    sampler, sigmas, _ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
+    sampler, sigmas, *_ = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     data = pack(host, "nodes.inspect_sampler").inspect(flow[0], sampler, sigmas)
     assert data["calls"] == 3 and sum(data["weights"]) == pytest.approx(1.01, abs=1e-3)
 
@@ -126,7 +126,7 @@ def test_a_lora_with_coefficients_is_sampled_by_its_solver(host, flow, fitted):
 
     folder = folder_paths.get_folder_paths("loras")[0]
     pack(host, "training.formats.files").save_lora(f"{folder}/solver.safetensors", {}, fitted)
-    _, sampler, sigmas, cfg = run(
+    _, sampler, sigmas, cfg, _ = run(
         host, "FewstepLoadLora", model=flow[0], lora_name="solver.safetensors", strength=1.0
     )
     plain = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)

@@ -3,7 +3,7 @@
 A model that never writes over what autograd has saved gets a plain graph, at no cost; of one that does, what
 it writes over is copied, and nothing else (`overwrites`). With checkpointing a block is recomputed on copies
 of its inputs (`checkpointing`); a layer whose weights don't stay where it computes is called again with its
-weights fetched anew (`streaming`). `proof` shows that a gradient is right, `saved_bytes` what a graph holds.
+weights fetched anew (`streaming`). `proof` shows that a gradient is right, `live_bytes` what it takes.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import torch
 from .checkpointing import blocks, recomputed, replaced
 from .exact_graph import exact_graph
 from .overwrites import NOTICED, Log, Overwrites
-from .saved_bytes import saved_bytes
 from .streaming import fetched_again
 
 
@@ -93,8 +92,3 @@ class Backward:
             loss = compute()
             loss.backward()
         return loss.detach()
-
-    def saved_bytes(self, compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
-        """(loss, bytes) of `saved_bytes` for this module, its parameters, its checkpointing and streaming."""
-        weights = [*self.module.parameters(), *self.module.buffers(), *self.parameters]
-        return saved_bytes(compute, weights, self.blocks, self.streamed())

@@ -7,6 +7,10 @@ writes through slices, and cannot be nested.
 
 Within `exact_graph` a saved tensor is copied at the moment when something is about to write over its storage.
 It looks at every operation, 30 microseconds each; `overwrites` learns from one such call where to copy.
+
+A plain graph of such a model, dropped without a backward pass, is never freed: PyTorch keeps the saved tensor
+itself, whose history since the write holds the node that saved it. What a hook saves has no history, so here
+and in `overwrites` a call that fails leaves nothing behind.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """LoRA by forward hooks (Hu et al. 2021, arXiv:2106.09685): y = W x + (alpha / rank) up(down(x)).
 
 Hooks leave the base weights alone, so any storage works (half precision, quantised), and one base is both
-teacher (adapter off) and student (adapter on). Linear and Conv1d/2d/3d layers are covered; the adapter is
-float32, and computes in the layer's dtype (`products`).
+teacher (adapter off) and student (adapter on). Several adapters on one base take turns: of those that share a
+`Turn` one acts at a time, or none. Linear and Conv1d/2d/3d layers are covered; the adapter is float32, and
+computes in the layer's dtype (`products`).
 """
 
 import contextlib
@@ -19,11 +20,28 @@ from .products import Casts, added
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+class Turn:
+    """Which of the adapters on one module acts: `of`, None for the module alone."""
+
+    of: "Lora | None" = None
+
+    @contextlib.contextmanager
+    def given(self, lora: "Lora | None") -> Iterator[None]:
+        """Within: that adapter acts and no other."""
+        before, self.of = self.of, lora
+        try:
+            yield
+        finally:
+            self.of = before
+
+
 class Lora:
     """An adapter attached to `module`; `remove()` takes it off again.
 
     weights: {layer name: {"down": (rank, in...), "up": (out, rank)}}, float32, trainable
     device: where the layers compute, which is not always where their weights are; None for the latter
+    turn: of the adapter that is on the module already, beside which this one acts when it is asked to; alone
+    on the module it acts from the start
     """
 
     def __init__(
@@ -35,11 +53,15 @@ class Lora:
         exclude: Sequence[str] = (),
         seed: int = 0,
         device: torch.device | str | None = None,
+        turn: Turn | None = None,
     ):
         layers = target_layers(module, include, exclude)
         if rank < 1:
             raise BadValue("rank must be 1 or more, got {got}.", got=rank)
-        self.rank, self.alpha, self.enabled = rank, float(rank if alpha is None else alpha), True
+        self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
+        self.turn = turn or Turn()
+        if turn is None:
+            self.turn.of = self
         self.scale = self.alpha / rank
         g = torch.Generator().manual_seed(seed)
         self.weights, self._hooks = {}, []
@@ -68,7 +90,7 @@ class Lora:
         linear = is_linear(layer)
 
         def add(layer, inputs, named, output):
-            if not self.enabled:
+            if self.turn.of is not self:
                 return output
             used = self._used
             weights = used.values[2 * number : 2 * number + 2] if used is self._own else (None, None)
@@ -86,14 +108,13 @@ class Lora:
         """Of the trainable tensors."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
-        """Within: the model is the teacher."""
-        enabled, self.enabled = self.enabled, False
-        try:
-            yield
-        finally:
-            self.enabled = enabled
+    def on(self) -> contextlib.AbstractContextManager[None]:
+        """Within: this adapter acts, and no other that it takes turns with."""
+        return self.turn.given(self)
+
+    def off(self) -> contextlib.AbstractContextManager[None]:
+        """Within: the model is the teacher; no adapter acts."""
+        return self.turn.given(None)
 
     @contextlib.contextmanager
     def using(self, values: Sequence[torch.Tensor], keep: bool = False) -> Iterator[None]:
@@ -105,7 +126,8 @@ class Lora:
             self._lent = Casts(values, self.scale)
         before, self._used = self._used, self._lent
         try:
-            yield
+            with self.on():
+                yield
         finally:
             self._used = before
             if not keep:

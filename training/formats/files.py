@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ RETRIES = 10  # of a renaming that Windows refuses
 # Windows' numbers for that: access denied, sharing and lock violations, a mapped file
 HELD = (5, 32, 33, 1224)
 NUMBER = re.compile(r"_\d{5,}$")  # at the end of a stem, of `free_name`
+TRIAL = 1 << 20  # bytes that are written to see whether a folder can be
 STEM = 200  # bytes; file systems take 255, with number, suffix and what marks a temporary file
 
 Name = str | os.PathLike  # of a file or folder
@@ -43,16 +45,20 @@ def is_held(error: OSError) -> bool:
     return getattr(error, "winerror", None) in HELD
 
 
-def check_folder(folder: Name, size: int = 1 << 20, name: str | None = None) -> Path:
-    """Make `folder` and prove that `size` bytes can be written there, under that name, before any long work.
+def check_folder(folder: Name, size: int = TRIAL, name: str | None = None) -> Path:
+    """Make `folder` and prove that it has `size` bytes free and takes a file of that name, before any long
+    work. A run's files may be gigabytes, so they are asked for and not written: a trial of 1 MiB is.
 
     Raises OSError that names the folder, the cause and the remedy; ValueError for a name that is too long.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        disk = shutil.disk_usage(folder)
+        if disk.total and disk.free < size:  # some network drives tell nothing but zeros
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name or 'fewstep'}-") as probe:
-            probe.write(b"\0" * size)
+            probe.write(bytes(min(size, TRIAL)))
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:

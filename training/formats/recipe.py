@@ -17,9 +17,10 @@ from .checks import is_number, is_whole
 from .version import VERSION as MADE_BY
 
 METADATA_KEY = "fewstep.recipe"
-VERSION, OF_THE_WHOLE_WAY = 3, 2
-READABLE = (1, 2, 3)  # version 1 had no coefficients, shift and errors, 1 and 2 no parts of the way
-PARTS = {"from_percent": 0.0, "to_percent": 1.0}  # what is not written where it is this
+READABLE = (1, 2, 3, 4)  # version 1 had no coefficients, shift and errors
+# {version: what it brought, which is not written where it is this, so that older ones can read the rest}
+PARTS = {"from_percent": 0.0, "to_percent": 1.0}
+BROUGHT = {3: PARTS, 4: {"asks": (), "fresh": ()}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Recipe:
     method        what made it: "consistency", "fitted", "classical", ...
     sigmas        step grid, descending; its last entry is 0, or above where to_percent is below 1
     coefficients  rows of a solver of its own (`solvers.linear`), () for the kernel's solver of `order`
+    asks, fresh   of that solver: which predictions each step asks for, and how much fresh noise it adds
     shift         of the model's times that the grid was made with; sigmas have it in them already
     base          fingerprint of the base model
     from_percent, to_percent   the part of the way that it is for, of the model's own time from noise (0) to
@@ -43,6 +45,8 @@ class Recipe:
     path: str
     sigmas: tuple[float, ...]
     coefficients: tuple[tuple[float, ...], ...] = ()
+    asks: tuple[str, ...] = ()
+    fresh: tuple[float, ...] = ()
     churn: float = 0.0
     cfg: float = 1.0
     shift: float = 1.0
@@ -79,7 +83,9 @@ class Recipe:
             raise BadValue("recipe shift must be above 0, got {got!r}.", got=self.shift)
         if not is_whole(self.order) or self.order not in (1, 2, 3):
             raise BadValue("recipe order must be 1, 2 or 3, got {got!r}.", got=self.order)
-        normalise(self, coefficients=self._checked_coefficients())
+        solver = _checked_solver(self)
+        parts = (solver.rows, solver.asks, solver.fresh) if solver else ((), (), ())
+        normalise(self, **dict(zip(("coefficients", "asks", "fresh"), parts)))
 
     def _checked_sigmas(self):
         if odd := _not_numbers(self.sigmas):
@@ -93,37 +99,30 @@ class Recipe:
             )
         return tuple(grid)
 
-    def _checked_coefficients(self):
-        rows = self.coefficients
-        are_rows = isinstance(rows, (list, tuple))
-        odd = [value for row in rows for value in _not_numbers(row)] if are_rows else [rows]
-        if odd:
-            raise BadValue(
-                "recipe coefficients must be rows of numbers, one a step, got {got!r}.", got=odd[0]
-            )
-        if not rows:
-            return ()
-        if self.churn:
-            raise BadValue(
-                "recipe churn must be 0 where there are coefficients, got {got:g}.", got=self.churn
-            )
-        try:
-            return LinearSolver(self.sigmas, rows).rows
-        except ValueError as error:
-            raise BadValue(
-                "recipe coefficients must be rows of numbers, one a step: {error}", error=error
-            ) from error
-
     @property
     def solver(self) -> LinearSolver | None:
         """The recipe's own solver, None where it has no coefficients."""
-        return LinearSolver(self.sigmas, self.coefficients) if self.coefficients else None
+        if not self.coefficients:
+            return None
+        return LinearSolver(self.sigmas, self.coefficients, self.asks, self.fresh)
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        return len(self.sigmas) - 1
+
+    @property
+    def calls(self) -> int:
+        """How many predictions of the model a picture takes; a step with guidance takes two."""
+        return self.solver.calls(self.cfg) if self.coefficients else self.steps * (1 if self.cfg == 1 else 2)
 
     def to_json(self) -> str:
         """The document as text. Infinite churn is written as "inf", as JSON has no number for it."""
-        value = {"version": VERSION, **dataclasses.asdict(self)}
-        if all(value[name] == whole for name, whole in PARTS.items()):  # which older versions can read too
-            value = {k: v for k, v in value.items() if k not in PARTS} | {"version": OF_THE_WHOLE_WAY}
+        value, version = dataclasses.asdict(self), max(READABLE)
+        while version in BROUGHT and all(value[name] == plain for name, plain in BROUGHT[version].items()):
+            value = {name: v for name, v in value.items() if name not in BROUGHT[version]}
+            version -= 1
+        value = {"version": version, **value}
         value["churn"] = "inf" if math.isinf(self.churn) else self.churn
         return json.dumps(value, allow_nan=False)
 
@@ -147,8 +146,9 @@ class Recipe:
             )
         if version == 1:
             value = {"coefficients": [], "shift": 1.0, "errors": {}, **value}
-        if version < VERSION:
-            value = {**PARTS, **value}
+        for later, brought in BROUGHT.items():
+            if version < later:
+                value = {**brought, **value}
         names = {field.name for field in dataclasses.fields(cls)}
         if set(value) != names:
             raise BadValue(
@@ -166,6 +166,37 @@ def _maker(made_by):
     if made_by in ("", MADE_BY):
         return ""
     return Message(" (made by Fewstep {theirs}, this is {ours})", theirs=str(made_by)[:40], ours=MADE_BY)
+
+
+def _checked_solver(recipe):
+    """The solver of its own that a recipe's fields make, None where there is none."""
+    rows = recipe.coefficients
+    are_rows = isinstance(rows, (list, tuple))
+    if odd := [value for row in rows for value in _not_numbers(row)] if are_rows else [rows]:
+        raise BadValue("recipe coefficients must be rows of numbers, one a step, got {got!r}.", got=odd[0])
+    if odd := _not_numbers(recipe.fresh):
+        raise BadValue("recipe fresh must be a list of numbers, got {got!r}.", got=odd[0])
+    if not isinstance(recipe.asks, (list, tuple)):
+        raise BadValue("recipe asks must be a list of texts, got {got!r}.", got=recipe.asks)
+    if rows:
+        if recipe.churn:
+            raise BadValue(
+                "recipe churn must be 0 where there are coefficients, got {got:g}.", got=recipe.churn
+            )
+        try:
+            return LinearSolver(recipe.sigmas, rows, recipe.asks, recipe.fresh)
+        except ValueError as error:
+            raise BadValue(
+                "recipe coefficients must be rows of numbers, one a step: {error}", error=error
+            ) from error
+    for name in ("asks", "fresh"):
+        if value := getattr(recipe, name):
+            raise BadValue(
+                "recipe {name} must be empty where there are no coefficients, got {got!r}.",
+                name=name,
+                got=value,
+            )
+    return None
 
 
 def _check_text(name, value):

@@ -4,12 +4,15 @@ A method is one frozen `Method` in a file of its own, registered by one line in 
 functions see a `Context` and nothing else of the run. A batch is a dict of tensors (B, ...), so that it can
 be cut into micro-batches: `draw` uses the context's generator, `loss` uses none.
 
+A method may train other adapters on the same base beside the student, each a `Role`: a score of the student's
+own pictures, say. What `draw` and `loss` of a role see is the same context, in which `student` is who learns.
+
 `u` in [0, 1) says where in time each sample looks, from noise to data (`times`); below 0 where none was
 drawn. Who answers follows the one convention of the backend, `(x, sigma (B,), condition (B,)) -> x0`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -55,12 +58,15 @@ class Context:
     phases                     the grid along which teacher and student step
     data                       what is learnt from
     generator                  of every random draw
-    student, target, teacher   who answers: the adapter on, what the student learns from, and off with
-                               guidance
+    student, target, teacher   who answers: the adapter that learns, what the student learns from, and no
+                               adapter but guidance
+    asked                      who answers without gradient, for as many samples at once as memory takes: the
+                               student, and each `Role` of the method by its name
     metric                     distance of two predictions, for each sample
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
-    done                       updates so far
+    done                       the student's updates so far
+    told                       running means of what the method tells (`Method.tells`), once there are some
     seen                       of a restorer: its forward process as the network sees it
     """
 
@@ -79,7 +85,35 @@ class Context:
     weighting: Weighting
     settings: Settings
     done: int = 0
+    asked: Mapping[str, Answer] = dataclasses.field(default_factory=dict)
+    told: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seen: Destroyed | None = None
+
+
+STUDENT = "student"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Role:
+    """Another adapter on the student's base, which a method trains beside the student, and asks.
+
+    name, stage     in a saved state, and what a run is at while the role learns before the student's first
+                    update
+    draw, loss      as of a `Method`
+    first           settings -> its updates before the student's first one
+    each            context -> its updates before every other of the student's; None: it has learnt then
+    rate            (settings, its updates so far) -> its learning rate
+    begins_as       of an earlier role, whose weights it begins with; "" for those of a new adapter
+    """
+
+    name: str
+    stage: str
+    draw: Callable[[Context], Batch]
+    loss: Callable[[Context, Batch], torch.Tensor]
+    first: Callable[[Settings], int]
+    each: Callable[[Context], int] | None
+    rate: Callable[[Settings, int], float]
+    begins_as: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +132,8 @@ class Method:
     in_rounds       further rounds learn from pairs that the student of the round before drew
     in_parts        can learn a part of the way alone, which neither begins at noise nor ends at a picture
     asks_teacher    the loss asks the teacher at every update; elsewhere it is asked while data are drawn only
+    roles           settings -> the other adapters that it trains, in the order in which they learn
+    tells           names in its batches of what a run keeps the means of
     task            "distillation", or "restoration" for methods that learn to undo a process
     """
 
@@ -112,6 +148,8 @@ class Method:
     in_rounds: bool = False
     in_parts: bool = False
     asks_teacher: bool = False
+    roles: Callable[[Settings], tuple[Role, ...]] = lambda settings: ()
+    tells: tuple[str, ...] = ()
     task: str = "distillation"
 
 

@@ -71,6 +71,14 @@ class Times:
         return torch.exp(-0.5 * torch.logit(u).square()) / (math.sqrt(2 * math.pi) * u * (1 - u))
 
 
+def warm_up_then_cosine(done: int, updates: int) -> float:
+    """The share of the peak learning rate after `done` of `updates`: it rises over 5 % of them, then falls
+    to 0 along a cosine.
+    """
+    warm_up = min(1.0, (done + 1) / max(1, 0.05 * updates))
+    return warm_up * (0.5 + 0.5 * math.cos(math.pi * done / updates))
+
+
 def levels_at(done: int, updates: int, most: int, least: int = 10) -> int:
     """How many intervals the grid of neighbouring points has after `done` of `updates`.
 

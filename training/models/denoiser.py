@@ -11,6 +11,7 @@ import torch
 
 from ...diffusion.faults import NoMemory
 from ...diffusion.paths import Path
+from ...diffusion.solvers.linear import CONDITIONAL
 from .memory_errors import is_out_of_memory, recover
 
 
@@ -55,6 +56,9 @@ class Teacher(Protocol):
 
     One whose answers depend on what it was asked before has `each_path(work)`, in which work, that solves one
     path from noise to picture, is called; None elsewhere.
+
+    One whose guidance has parts has `apart(x, sigma, condition, kinds)`: one prediction for each letter of
+    kinds, "c" conditional, "u" unconditional (`diffusion.solvers.linear`); None elsewhere.
 
     cfg       the guidance that a recipe names, 1 for none
     identity  what a cache must tell apart: `model`, `patches`, `conditioning` and `guidance` of a `CacheSpec`
@@ -180,3 +184,14 @@ class Guided:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         return guided(self.denoiser, x, sigma.to(torch.float32), condition, self.cfg)
+
+    def apart(
+        self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor, kinds: str
+    ) -> tuple[torch.Tensor, ...]:
+        """A prediction for each letter of kinds, of one call."""
+        each = [condition if kind == CONDITIONAL else torch.full_like(condition, -1) for kind in kinds]
+        count = len(kinds)
+        answer = self.denoiser(
+            x.repeat(count, *[1] * (x.ndim - 1)), sigma.to(torch.float32).repeat(count), torch.cat(each)
+        )
+        return answer.chunk(count)

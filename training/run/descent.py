@@ -1,4 +1,5 @@
-"""One update after another: gradients of a batch in micro-batches, AdamW, and what may go wrong on the way.
+"""One update of an adapter after another: gradients of a batch in micro-batches, AdamW, and what may go wrong
+on the way. Each adapter of a run has a descent of its own, and is the one that acts while it learns.
 
 - Where memory runs out the micro-batch is halved and the same batch begun again: the effective batch stays.
 - A loss or gradient that is not finite leaves the update out and is counted. The loss carries `scale`, a
@@ -12,26 +13,43 @@ from collections.abc import Callable
 import torch
 
 from ...diffusion.faults import Message, NoMemory, NotFinite
+from ..adapter.lora import Lora
 from ..methods.method import Batch
+from ..methods.times import warm_up_then_cosine
+from ..models.denoiser import Denoiser
 from ..models.memory_errors import is_out_of_memory, recover
 from . import optimisers
 from .config import DistilConfig
-from .student import Student, backward_of
+from .student import backward_of
 
 MOST_SKIPPED = 10
 OPTIMISER = "optimiser."  # before the names of its tensors in a saved state
 NUMBERS = ("scale", "micro", "done", "skipped", "in_a_row")  # of a saved state
 
 
-class Descent:
-    """The optimiser's side of a run: AdamW's state, the loss's scale, micro-batch, counts of updates."""
+def usual_rate(config: DistilConfig, done: int) -> float:
+    """The student's learning rate: it rises to `lr` over 5 % of the run, then falls to 0 along a cosine."""
+    return config.lr * warm_up_then_cosine(done, config.updates)
 
-    def __init__(self, student: Student, config: DistilConfig):
-        self.student, self.lora, self.config = student, student.lora, config
-        parameters = self.lora.parameters()
+
+class Descent:
+    """The optimiser's side of one adapter: AdamW's state, the loss's scale, micro-batch, counts of updates.
+
+    rate: (config, updates so far) -> its learning rate
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        lora: Lora,
+        config: DistilConfig,
+        rate: Callable[[DistilConfig, int], float] = usual_rate,
+    ):
+        self.lora, self.config, self.rate = lora, config, rate
+        parameters = lora.parameters()
         self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr)
-        self.backward = backward_of(student.denoiser, parameters, config.checkpointing)
-        numbers_in_a_batch = config.batch * math.prod(student.denoiser.shape)
+        self.backward = backward_of(denoiser, parameters, config.checkpointing)
+        numbers_in_a_batch = config.batch * math.prod(denoiser.shape)
         self.scale = 2.0 ** math.floor(math.log2(numbers_in_a_batch))
         self.micro = min(config.micro or config.batch, config.batch)
         self.done = self.skipped = self.in_a_row = 0
@@ -86,7 +104,8 @@ class Descent:
             losses[:] = [each.detach()]
             return (each * part["weight"].to(each)).sum() / count * self.scale
 
-        self.backward(compute)
+        with self.lora.on():  # in the backward pass too, where blocks are computed again
+            self.backward(compute)
         return losses[0].float().cpu()
 
     def _descend(self, loss):
@@ -97,7 +116,7 @@ class Descent:
         norm = torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         finite = norm.isfinite() and math.isfinite(loss)
         if finite:
-            optimisers.step(self.optimiser, self.config.lr * self._lr_factor())
+            optimisers.step(self.optimiser, self.rate(self.config, self.done))
             self.lora.written()
         self.optimiser.zero_grad(set_to_none=True)
         if finite:
@@ -117,19 +136,18 @@ class Descent:
                 lr=self.config.lr,
             )
 
-    def _lr_factor(self):
-        """Warm-up over 5 % of the run, then a cosine to 0."""
-        updates = self.config.updates
-        warm_up = min(1.0, (self.done + 1) / max(1, 0.05 * updates))
-        return warm_up * (0.5 + 0.5 * math.cos(math.pi * self.done / updates))
+    def rest(self) -> None:
+        """Give up what only further updates want."""
+        self.optimiser.state.clear()
 
     # ---- its state -----------------------------------------------------------------------------
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """({name: tensor}, {name: number}) of adapter, average and optimiser, for `restore`."""
+    def state(self, finished: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
+        """({name: tensor}, {name: number}) of adapter and optimiser, for `restore`; finished: without the
+        optimiser.
+        """
         tensors = {f"adapter.{i}": p.detach() for i, p in enumerate(self.lora.parameters())}
-        tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
-        kept = optimisers.state(self.optimiser, self.lora.parameters())
+        kept = {} if finished else optimisers.state(self.optimiser, self.lora.parameters())
         tensors |= {f"{OPTIMISER}{name}": tensor for name, tensor in kept.items()}
         numbers = {name: getattr(self, name) for name in NUMBERS}
         return tensors, numbers
@@ -140,9 +158,6 @@ class Descent:
         kept = {n.removeprefix(OPTIMISER): t for n, t in tensors.items() if n.startswith(OPTIMISER)}
         optimisers.restore(self.optimiser, parameters, kept)
         self.lora.load([tensors[f"adapter.{i}"] for i in range(len(parameters))])
-        with torch.no_grad():
-            for i, average in enumerate(self.student.averaged):
-                average.copy_(tensors[f"averaged.{i}"])
         most = self.micro
         for name in NUMBERS:
             setattr(self, name, numbers[name])

@@ -171,7 +171,12 @@ class SolverFit:
         def denoise(x, sigma, which):
             return for_sampler(self.teacher, condition[which], dtype=torch.float64)(x, sigma)
 
-        return Trajectories(self.teacher.path, levels, states, predictions, denoise, condition)
+        def apart(x, sigma, which, kinds):
+            level = torch.full((len(x),), sigma, dtype=torch.float64)
+            return self.teacher.apart(x, level, condition[which], kinds)
+
+        parts = apart if getattr(self.teacher, "apart", None) and self.teacher.cfg != 1 else None
+        return Trajectories(self.teacher.path, levels, states, predictions, denoise, condition, parts)
 
     # ---- results -------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ STATE = "state.safetensors"
 # what runs write, which is never put over what is somebody else's
 WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
-COPIES = 12
+COPIES, ROLE = 12, 4  # and of the adapter of each role
 METADATA_KEY = "fewstep.state"
 LATER = {"optimizer": "adamw"}  # settings that older runs lack, and what those had
 PART = (
@@ -76,7 +76,9 @@ class Job:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.run, self.every, self.now, self.clock = run, every, now, clock
-        self.folder = check_folder(folder, COPIES * run.student.lora.bytes + (1 << 20))
+        self.folder = check_folder(
+            folder, (COPIES + ROLE * len(run.learners.roles)) * run.student.lora.bytes + (1 << 20)
+        )
         self.about = json.loads(json.dumps(about))
         self.resumed = 0
         self.unsaved: Message | None = None
@@ -145,13 +147,13 @@ class Job:
         if self.resumed:
             self.log(Message("Went on at update {done}.", done=self.resumed))
         self._write_status("running")
-        done, last, cost, events = self.run.done, self.clock(), 0.0, Events(self.run)
+        made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         for progress in self._run():
             for message in events.new():
                 self.log(message)
             began = self.clock()
-            if self.run.done > done and began - last >= max(self.every, cost / SHARE):
-                done = self.run.done
+            if self.run.learners.made() > made and began - last >= max(self.every, cost / SHARE):
+                made = self.run.learners.made()
                 self.save("running", required=False)
                 last = self.clock()
                 cost = last - began
@@ -182,10 +184,8 @@ class Job:
     def save(self, state: str, required: bool = True) -> None:
         """Write the run's state. Where disk or memory refuse: raises that when `required`, else logs it."""
         try:
-            if self.run.done:
-                tensors, numbers = self.run.state()
-                if state == "finished":
-                    tensors = {k: v for k, v in tensors.items() if not k.startswith("optimiser.")}
+            if self.run.learners.made():
+                tensors, numbers = self.run.state(finished=state == "finished")
                 save_state(self.folder / STATE, tensors, numbers)
             self._write_status(state)
             self.unsaved = None

@@ -6,9 +6,10 @@
     run.save(path)
     run.close()
 
-The loop and its state are here. Who answers is the `student.Student`'s affair, what is learnt from the
-`source.Source`'s, how is the method's (`methods`) and `descent`'s, how near the student has come the
-`probe.Probe`'s, and how it is sampled the task's (`distillation`, `restoration`). `job` keeps a run on disk.
+The loop and its state are here. Who answers is the `student.Student`'s affair, who learns the
+`learners.Learners`', what is learnt from the `source.Source`'s, how is the method's (`methods`) and
+`descent`'s, how near the student has come the `probe.Probe`'s, and how it is sampled the task's
+(`distillation`, `restoration`). `job` keeps a run on disk.
 """
 
 import functools
@@ -24,16 +25,16 @@ from ..formats.files import save_lora
 from ..formats.precision import in_precision
 from ..formats.recipe import Recipe
 from ..methods.distances import METRICS
-from ..methods.method import Context
+from ..methods.method import STUDENT, Context
 from ..methods.phases import Phases
 from ..methods.times import Times, Weighting
 from ..models.denoiser import Denoiser
 from ..trajectories.data import Data
 from .average import on_host
 from .config import DistilConfig
-from .descent import Descent
 from .distillation import Distillation
 from .interrupts import held_back
+from .learners import Learners
 from .probe import Probe, adapter_in
 from .progress import Progress
 from .restoration import Restoration
@@ -42,7 +43,7 @@ from .student import Adapter, Student
 
 
 class Run:
-    """One run. Its state: adapter, average and optimiser, generator, draws, data, history.
+    """One run. Its state: adapters, average and optimisers, generator, draws, data, history.
 
     cache   (folder, identity), to keep the teacher's trajectories there: see `source.Source`
     data    to learn from instead of the teacher's trajectories
@@ -78,7 +79,8 @@ class Run:
             self.source = source(self.student, config, method, self.phases, data, cache, starts)
             task = Restoration if config.restores else Distillation
             self.task = task(self.student, config, method, self.phases)
-            self.descent = Descent(self.student, config)
+            self.learners = Learners(self.student, config, method)
+            self.descent = self.learners.descents[STUDENT]
         except BaseException:
             self.student.close()
             raise
@@ -88,7 +90,7 @@ class Run:
 
     @property
     def done(self) -> int:
-        """Updates so far."""
+        """The student's updates so far."""
         return self.descent.done
 
     def stop(self) -> None:
@@ -97,9 +99,8 @@ class Run:
 
     def progress(self) -> Iterator[Progress]:
         """Yield `Progress`; leaves the adapter attached until `close`."""
-        config, current = self.config, -1
-        chunks = self.source.chunks
-        total = chunks * config.rounds + config.updates
+        config, learners, chunks, current = self.config, self.learners, self.source.chunks, -1
+        total = chunks * config.rounds + learners.first + config.updates
         while (self.done < config.updates or self.probe.is_due(self.done)) and not self.stopped:
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
             if number != current:
@@ -116,38 +117,38 @@ class Run:
             if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
                 self.measure()
                 continue
-            loss = self.update()
-            fidelity = self.measure() if self.probe.is_due(self.done) else None
-            rate = (self.done - first) / (time.perf_counter() - started)
+            who, before = learners.due(self.context), self.done
+            loss = self.update(who)
+            fidelity = self.measure() if self.done > before and self.probe.is_due(self.done) else None
+            if not self.done:
+                started = time.perf_counter()
+            rate = (self.done - first) / max(time.perf_counter() - started, 1e-9)
             yield Progress(
-                stage="training",
-                step=chunks * (number + 1) + self.done,
+                stage=learners.stage(who),
+                step=chunks * (number + 1) + learners.ahead + self.done,
                 total=total,
-                loss=loss,
+                loss=loss if who == STUDENT else None,
                 fidelity=fidelity,
-                samples_per_second=rate * config.batch,
+                samples_per_second=rate * config.batch if self.done else None,
                 seconds_left=(config.updates - self.done) / rate if self.done - first >= 10 else None,
             )
 
-    def context(self) -> Context:
-        """What the method sees, at this update."""
-        return _context_of(self)
+    def context(self, who: str = STUDENT) -> Context:
+        """What the method sees at this update of that adapter."""
+        return _context_of(self, who)
 
-    def update(self) -> float:
-        """One optimiser update; returns the loss. Cut off, it leaves the state of before or of after."""
-        before, context = self.generator.get_state(), self.context()
-        try:
-            batch = self.method.draw(context)
-            losses = self.descent.gradient(batch, functools.partial(self.method.loss, context))
-        except BaseException:
-            self.generator.set_state(before)
-            raise
+    def update(self, who: str = STUDENT) -> float:
+        """One optimiser update of that adapter; returns the loss. Cut off, it leaves the state of before or
+        of after.
+        """
+        batch, losses = self.learners.gradient(who, self.context(who))
         with held_back():
-            self.descent.step(losses)
-            self.student.follow(self.done)
-            self.times.learn(batch["u"], losses)
+            self.learners.step(who, batch, losses)
             value = float((losses * batch["weight"]).mean())
-            self.loss.append((self.done, value))
+            if who == STUDENT:
+                self.student.follow(self.done)
+                self.times.learn(batch["u"], losses)
+                self.loss.append((self.done, value))
         return value
 
     @torch.no_grad()
@@ -177,9 +178,11 @@ class Run:
 
     # ---- its state -----------------------------------------------------------------------------
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """({name: tensor}, JSON-able dict) from which `restore` goes on, bit for bit."""
-        tensors, numbers = self.descent.state()
+    def state(self, finished: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
+        """({name: tensor}, JSON-able dict) from which `restore` goes on, bit for bit; finished: without what
+        only further updates want.
+        """
+        tensors, numbers = self.learners.state(finished)
         tensors |= {"generator": self.generator.get_state(), "moments": self.times.moments}
         tensors |= {f"pairs_of.{i}": v for i, v in enumerate(self.source.pairs_of or ())}
         measured, history = self.probe.state()
@@ -187,7 +190,7 @@ class Run:
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
         """Take over what `state` gave."""
-        self.descent.restore(tensors, numbers)
+        self.learners.restore(tensors, numbers)
         self.generator.set_state(tensors["generator"])
         self.times.moments = tensors["moments"].clone()
         self.source.pairs_of = adapter_in(tensors, "pairs_of", self.student.averaged)
@@ -195,7 +198,7 @@ class Run:
         self.loss = [(update, value) for update, value in numbers["loss"]]
 
     def close(self) -> None:
-        """Take the adapter off the model, and let others have the cache."""
+        """Take the adapters off the model, and let others have the cache."""
         self.student.close()
         self.source.close()
 
@@ -205,7 +208,7 @@ def _first_update(number: int, config: DistilConfig) -> int:
     return -(-number * config.updates // config.rounds)
 
 
-def _context_of(run: Run) -> Context:
+def _context_of(run: Run, who: str) -> Context:
     return Context(
         path=run.denoiser.path,
         shape=tuple(run.denoiser.shape),
@@ -213,7 +216,8 @@ def _context_of(run: Run) -> Context:
         phases=run.phases,
         data=run.source.data,
         generator=run.generator,
-        student=run.student.student,
+        student=run.student.answer(who),
+        asked={name: run.student.asked_as(name) for name in run.student.adapters},
         target=run.student.target,
         teacher=run.student.teacher,
         metric=run.metric,
@@ -222,6 +226,7 @@ def _context_of(run: Run) -> Context:
         weighting=run.weighting,
         settings=run.config,
         done=run.done,
+        told=run.learners.told,
         seen=run.task.seen,
     )
 

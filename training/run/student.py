@@ -1,17 +1,19 @@
 """One model in all its roles.
 
 With the adapter on the model is the student, with the averaged adapter it is what is kept (and what a run may
-learn from), with the adapter off and guidance it is the teacher. No weights are copied: roles are views on
-one model.
+learn from), with the adapter off and guidance it is the teacher; with another adapter it is what a method
+trains beside the student (`methods.method.Role`). No weights are copied: roles are views on one model.
 """
 
 from collections.abc import Iterable, Sequence
 
 import torch
 
+from .. import methods
 from ..adapter.backward import Backward
-from ..adapter.lora import Lora
+from ..adapter.lora import Lora, Turn
 from ..adapter.warm_start import warm_start
+from ..methods.method import STUDENT, Answer
 from ..models.denoiser import Denoiser, InParts, guided
 from ..trajectories.sampling import SHARD, in_chunks, teacher_samples
 from .average import Average
@@ -20,11 +22,17 @@ from .config import DistilConfig
 Adapter = Sequence[torch.Tensor]  # weights as `Lora.parameters` gives them
 
 
-def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = None) -> Lora:
+def adapter_for(
+    denoiser: Denoiser,
+    config: DistilConfig,
+    warm: dict | None = None,
+    turn: Turn | None = None,
+    number: int = 0,
+) -> Lora:
     """The adapter that a config asks for, attached to the model, on the device where it computes.
 
-    warm: tensors of a LoRA file to begin with. Raises ValueError when they do not fit, and then leaves
-    nothing attached.
+    warm: tensors of a LoRA file to begin with; turn, number: of a further one on the same model. Raises
+    ValueError when they do not fit, and then leaves nothing attached.
     """
     lora = Lora(
         denoiser.module,
@@ -32,8 +40,9 @@ def adapter_for(denoiser: Denoiser, config: DistilConfig, warm: dict | None = No
         config.alpha,
         config.include,
         config.exclude,
-        seed=config.seed,
+        seed=config.seed + number,
         device=getattr(denoiser, "device", None),
+        turn=turn,
     )
     try:
         if warm is not None:
@@ -51,9 +60,11 @@ def backward_of(denoiser: Denoiser, parameters: Iterable[torch.Tensor], checkpoi
 
 
 class Student:
-    """Who answers, as `(x, sigma (B,), condition (B,)) -> x0`: `student`, `target` and `teacher`.
+    """Who answers, as `(x, sigma (B,), condition (B,)) -> x0`: `student`, `target`, `teacher`, and every
+    adapter by its name.
 
     lora       the adapter that is trained
+    adapters   it, under `STUDENT`, and those of the method's roles by their names
     asked      the model where nothing is trained: for as many samples at once as memory takes
     """
 
@@ -61,7 +72,14 @@ class Student:
         self.denoiser, self.config = denoiser, config
         self.asked = InParts(denoiser, config.chunk)
         self.lora = adapter_for(denoiser, config, warm)
-        self.average = Average(self.lora.parameters())
+        self.adapters = {STUDENT: self.lora}
+        try:
+            for number, role in enumerate(methods.get(config.method).roles(config), 1):
+                self.adapters[role.name] = adapter_for(denoiser, config, turn=self.lora.turn, number=number)
+            self.average = Average(self.lora.parameters())
+        except BaseException:
+            self._remove()
+            raise
 
     @property
     def averaged(self) -> list[torch.Tensor]:
@@ -70,7 +88,27 @@ class Student:
 
     def student(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The model with the adapter."""
-        return self.denoiser(x, sigma, condition)
+        return self.answer(STUDENT)(x, sigma, condition)
+
+    def answer(self, name: str) -> Answer:
+        """The model with the adapter of that name."""
+        lora = self.adapters[name]
+
+        def answer(x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            with lora.on():
+                return self.denoiser(x, sigma, condition)
+
+        return answer
+
+    def asked_as(self, name: str) -> Answer:
+        """The same without a gradient, for as many samples at once as memory takes."""
+        lora = self.adapters[name]
+
+        def answer(x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad(), lora.on():
+                return self.asked(x, sigma, condition)
+
+        return answer
 
     def target(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What the student learns from: itself, or its average."""
@@ -121,6 +159,10 @@ class Student:
         )
 
     def close(self) -> None:
-        """Take the adapter off the model."""
-        self.lora.remove()
+        """Take the adapters off the model."""
+        self._remove()
         self.average.close()
+
+    def _remove(self):
+        for lora in self.adapters.values():
+            lora.remove()

@@ -95,7 +95,7 @@ def test_differences_are_the_derivatives(case, generator, monkeypatch):
     solver = classical(grids.grid("auto", 4, sigma_of, path, dimension=4), path)
     x = 2 * torch.randn(64, 4, generator=generator, dtype=torch.float64)
     trace = list(run(solver, denoiser, x))
-    columns, names = differences(solver, path, denoiser, x, trace, 1e-5)
+    columns, names = differences(solver, path, linear.whole(denoiser), x, trace, 1e-5)
     reached = trace[-1].x
     assert torch.allclose(reached, linear.solve(solver, denoiser, x), atol=1e-12)
     start = parameters(solver, names, path)

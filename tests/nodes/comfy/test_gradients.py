@@ -7,6 +7,7 @@ from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.adapter.proof import check_gradient, slope
 from graph import pack
+from saved_bytes import held_for
 
 pytestmark = pytest.mark.comfy
 CASES = [(name, depth) for name, family in zoo.FAMILIES.items() for depth in sorted({2, family.deep})]
@@ -86,7 +87,7 @@ def test_checkpointed_gradient_is_exact_and_smaller(case, table, request):
     cosine, ratio = case.off(case.gradient(backward))
     cores = [case.off(core(case, depth)) for depth in (1, 2)]
     kept, all_kept = (
-        Backward(case.module, case.parameters, c).saved_bytes(case.compute)[1] for c in (True, False)
+        held_for(Backward(case.module, case.parameters, c), case.compute) for c in (True, False)
     )
     theirs = "".join(f"{c:>13.6f} {r:8.5f}" for c, r in cores)
     ours = f"{1 - cosine:>11.1e} {ratio:8.6f}"

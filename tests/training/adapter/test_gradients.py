@@ -11,8 +11,8 @@ from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.exact_graph import exact_graph
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.adapter.proof import check_gradient, slope
-from fewstep.training.adapter.saved_bytes import saved_bytes
 from overwriting import case, gradient, reference
+from saved_bytes import held_for, saved_bytes
 from torch import nn
 
 
@@ -305,7 +305,7 @@ def test_saved_bytes_of_a_linear_chain_by_hand():
     inputs, inside = 5 * 4 * 4, 5 * 7 * 4
     loss, held = saved_bytes(compute)
     assert held == 30 * (inputs + inside) and torch.equal(loss, compute().detach())
-    held = Backward(net, net.parameters(), checkpointing=True).saved_bytes(compute)[1]
+    held = held_for(Backward(net, net.parameters(), checkpointing=True), compute)
     # the inputs of all blocks, and one block's inside on its copies
     assert held == 30 * inputs + (inputs + inside)
     assert all(p.grad is None for p in net.parameters())

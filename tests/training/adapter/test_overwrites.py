@@ -1,10 +1,13 @@
 """What a model writes over is seen in one call, and copied from then on where it was seen, nowhere else."""
 
+import gc
+
 import pytest
 import torch
 from fewstep.training.adapter import overwrites
 from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.exact_graph import _CopyOnWrite
+from fewstep.training.adapter.live_bytes import LiveBytes
 from overwriting import Net as Flux
 from overwriting import case, reference
 from torch import nn
@@ -173,6 +176,29 @@ def test_places_of_a_flux_are_exact_and_few(checkpointing, looked):
         assert number == 0 or not found["operations"]
     assert {type(m) for m in backward.places.found} <= {Flux, *map(type, net.modules()), type(None)}
     assert not any("forward" in m.__dict__ for m in net.modules())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_call_that_fails_leaves_no_graph_behind(checkpointing):
+    """As where memory runs out; without the collector of cycles, which does not see PyTorch's own."""
+    _, parameters, compute = made = case(overwrite=True)
+    backward = Backward(made[0], parameters, checkpointing)
+
+    def failing():
+        loss = compute()
+        assert loss.requires_grad
+        raise MemoryError
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):  # before anything was seen to be written over, and afterwards
+            with LiveBytes() as live, pytest.raises(MemoryError):
+                backward(failing)
+            assert live.now == 0 < live.most
+            backward(compute)
+    finally:
+        gc.enable()
 
 
 def test_writes_outside_of_every_module_are_seen_too():

@@ -5,6 +5,7 @@ import torch
 from fewstep.training.adapter.backward import Backward
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.adapter.proof import slope
+from saved_bytes import held_for
 from torch import nn
 from torch.nn import functional as F
 
@@ -101,4 +102,4 @@ def test_borrowed_weights_are_no_activations():
 
 def held(kind, streamed):
     net, lora, compute = trained(kind)
-    return Backward(net, lora.parameters(), streamed=lambda: streamed(net)).saved_bytes(compute)[1]
+    return held_for(Backward(net, lora.parameters(), streamed=lambda: streamed(net)), compute)

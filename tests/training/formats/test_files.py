@@ -1,5 +1,9 @@
 """Names of files: what a user typed, cut to what every file system takes."""
 
+import collections
+import shutil
+import tempfile
+
 import pytest
 import torch
 from fewstep.training.formats.files import (
@@ -14,6 +18,7 @@ from fewstep.training.formats.files import (
 )
 from safetensors import safe_open
 
+Usage = collections.namedtuple("Usage", "total used free")
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in "0123456789¹²³")}
 TYPED = [
     "四" * 76,
@@ -57,6 +62,30 @@ def test_a_name_that_the_folder_does_not_take_is_refused_before_anything_is_writ
     with pytest.raises(ValueError, match="name must be shorter, as .* takes no file name as long as xxx"):
         check_folder(tmp_path, name="x" * 256)
     assert not list(tmp_path.iterdir())
+
+
+def test_room_for_a_large_file_is_asked_for_and_not_written(tmp_path, monkeypatch):
+    """A run of SDXL wants 10 GB for its states: writing as many zeros would wear the disk for a question."""
+    wanted, written = 1 << 50, []
+    real = tempfile.NamedTemporaryFile
+
+    def watched(**options):
+        file = real(**options)
+        write = file.write
+        file.write = lambda data: written.append(len(data)) or write(data)
+        return file
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", watched)
+    for total, free, fits in ((wanted, wanted, True), (0, 0, True), (wanted, wanted - 1, False)):
+        written.clear()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, t=total, f=free: Usage(t, t - f, f))
+        if fits:
+            assert check_folder(tmp_path / "new", wanted) == tmp_path / "new" and written == [1 << 20]
+        else:
+            with pytest.raises(OSError, match="with 1073741824.0 MiB free: .*No space left on device"):
+                check_folder(tmp_path / "new", wanted)
+            assert not written
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_what_is_read_is_not_mapped_and_can_be_written_over(tmp_path, windows):

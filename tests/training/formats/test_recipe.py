@@ -57,6 +57,51 @@ def test_a_part_of_the_way_has_its_own_ends_and_a_version_of_its_own():
         Recipe.from_json(json.dumps({**written, "from_percent": 0.5}))
 
 
+APART = Recipe(
+    method="fitted",
+    path="flow",
+    sigmas=SIGMAS,
+    coefficients=((0.5, 0.7, -0.2), (0.4, 0.6, 0.1, -0.1), (0.0, 1.0, 0.2, -0.2)),
+    asks=("cu", "c", ""),
+    fresh=(0.0, 0.125, 0.0),
+    cfg=4.0,
+)
+
+
+def test_calls_apart_and_fresh_noise_have_a_version_of_their_own(tmp_path):
+    written = json.loads(APART.to_json())
+    assert written["version"] == 4 and written["asks"] == ["cu", "c", ""] and written["to_percent"] == 1
+    again = load_recipe(save_recipe(tmp_path / "r.json", APART))
+    assert again == APART and again.solver == APART.solver and (again.calls, again.steps) == (3, 3)
+    assert (FITTED.calls, PLAIN.calls) == (6, 3)  # guidance takes two
+    plain = {"asks": ["g", "g", "g"], "fresh": [0, 0, 0]}
+    assert Recipe.from_json(changed(**plain, version=4, from_percent=0.0, to_percent=1.0)) == FITTED
+    with pytest.raises(ValueError, match="missing or unknown: asks, fresh"):
+        Recipe.from_json(changed(version=4, from_percent=0.0, to_percent=1.0))
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"asks": "cu"}, "recipe asks must be a list of texts, got 'cu'"),
+        ({"asks": ["cu", "c"]}, "asks must have an entry for each of 3 steps, got 2"),
+        ({"asks": ["cc", "c", ""]}, "asks of step 1 must be letters of g, c, u, each at most once.*'cc'"),
+        ({"asks": ["cu", "x", ""]}, "asks of step 2 must be letters"),
+        ({"asks": ["cu", 1, ""]}, "asks of step 2 must be letters"),
+        ({"asks": ["", "c", "u"]}, "in the first step at least one, got ''"),
+        ({"asks": ["c", "c", "c"]}, "step 1 must be 2 to 2 numbers"),
+        ({"fresh": [0, -1, 0]}, "fresh must be numbers of 0 or more"),
+        ({"fresh": [0, "1", 0]}, "recipe fresh must be a list of numbers, got '1'"),
+        ({"fresh": [1.0]}, "fresh must have an entry for each of 3 steps, got 1"),
+        ({"coefficients": []}, "recipe asks must be empty where there are no coefficients"),
+    ],
+    ids=str,
+)
+def test_a_damaged_solver_is_refused(change, why):
+    with pytest.raises(ValueError, match=why):
+        Recipe.from_json(json.dumps({**json.loads(APART.to_json()), **change}))
+
+
 def test_whole_numbers_serve_as_numbers():
     recipe = Recipe.from_json(
         changed(cfg=2, shift=1, churn=0, errors={"held_out": 0}, sigmas=[1, 0.7, 0.3, 0])
@@ -76,7 +121,7 @@ def test_version_1_is_read():
 @pytest.mark.parametrize("version", [99, 0, -1, "2", True, None, 2.0, [2]])
 def test_other_versions_are_refused(version):
     with pytest.raises(
-        ValueError, match="must be of version 3 or version 2 or version 1, got .* Update Fewstep"
+        ValueError, match="must be of version 4 or version 3 or version 2 or version 1, got .* Update Fewstep"
     ):
         Recipe.from_json(changed(version=version))
 

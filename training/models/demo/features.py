@@ -1,4 +1,4 @@
-"""Features by which sets of emoji are compared: the last layer but one of a small label classifier, packaged.
+"""Features by which sets of emoji are compared: the layers of a small label classifier, packaged.
 
 `python -m fewstep.training.models.demo.features` trains it on the training emoji (shifts, noise, brightness)
 from a seed.
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from . import data
 
 HERE = Path(__file__).parent
-WIDTH = 48  # features
+WIDTH = 48  # channels of the last layer
 
 
 class Classifier(nn.Module):
-    """32x32 RGB in [-1, 1] -> label logits; `features` gives (B, WIDTH)."""
+    """32x32 RGB in [-1, 1] -> label logits."""
 
     def __init__(self, labels: int):
         super().__init__()
@@ -32,15 +32,16 @@ class Classifier(nn.Module):
         )
         self.head = nn.Linear(WIDTH, labels)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, WIDTH) of pixels (B, 3, 32, 32)."""
+    def layers(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer holds of pixels (B, 3, 32, 32), (B, channels, height, width)."""
+        found = []
         for conv in self.convs:
-            x = F.silu(conv(x))
-        return x.mean((2, 3))
+            found.append(F.silu(conv(found[-1] if found else x)))
+        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Label logits (B, labels)."""
-        return self.head(self.features(x))
+        return self.head(self.layers(x)[-1].mean((2, 3)))
 
 
 def packaged() -> Classifier:
@@ -51,10 +52,16 @@ def packaged() -> Classifier:
 
 
 @torch.no_grad()
-def features(pixels: torch.Tensor) -> torch.Tensor:
-    """(N, WIDTH) features of pixels (N, 3, 32, 32) in [-1, 1]."""
+def layers(pixels: torch.Tensor) -> list[torch.Tensor]:
+    """What each layer of the classifier holds of pixels (N, 3, 32, 32) in [-1, 1]."""
     net = packaged()
-    return torch.cat([net.features(p.cpu().float().clamp(-1, 1)) for p in pixels.split(128)])
+    parts = [net.layers(part.cpu().float().clamp(-1, 1)) for part in pixels.split(128)]
+    return [torch.cat(layer) for layer in zip(*parts)]
+
+
+def features(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, WIDTH) features of pixels (N, 3, 32, 32) in [-1, 1]: the mean over places of the last layer."""
+    return layers(pixels)[-1].mean((2, 3))
 
 
 @torch.no_grad()

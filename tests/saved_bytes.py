@@ -1,12 +1,21 @@
-"""The memory that a graph holds, weighed without holding it."""
+"""The memory that autograd's graph holds, weighed without holding it: an account of its own, beside that of
+`training.adapter.live_bytes`. Imported by name.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from fewstep.training.adapter.backward import Backward
+from fewstep.training.adapter.checkpointing import flatten, replaced, unflatten
+from fewstep.training.adapter.exact_graph import storage_of
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .checkpointing import flatten, replaced, unflatten
-from .exact_graph import storage_of
+
+def held_for(backward: Backward, compute: Callable[[], torch.Tensor]) -> int:
+    """Bytes that the graph of `compute()` holds for it, with its checkpointing and streaming."""
+    module, parameters = backward.module, backward.parameters
+    weights = [*module.parameters(), *module.buffers(), *parameters]
+    return saved_bytes(compute, weights, backward.blocks, backward.streamed())[1]
 
 
 def saved_bytes(

@@ -1,0 +1,243 @@
+"""What the training nodes share: inputs, outputs, and the settings of a run made of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..diffusion.faults import Message
+from ..training.formats.precision import PRECISIONS
+from ..training.run.config import DistilConfig
+from ..training.run.optimisers import OPTIMISERS
+from . import zero
+from .comfy import families, lora_files, residency
+from .training import FIXED, MEMORY, Trained
+
+HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+LEAST_CHUNK = (
+    4  # samples of a call where nothing is trained; memory takes its part of them (`memory.Plan.applied`)
+)
+
+
+def job_inputs(name: str) -> list:
+    """What a run may take, what its file is called (`name` where the user says nothing), and its seed."""
+    return [
+        io.Combo.Input(
+            "memory",
+            options=list(MEMORY),
+            default="auto",
+            tooltip="What the run may take. It is worked out before anything long begins.",
+        ),
+        io.String.Input("name", default=name, tooltip="Name of the LoRA file; a number is added."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=FIXED,
+            tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
+            "a run goes on where it stopped; another seed begins a new one.",
+        ),
+    ]
+
+
+def advanced_inputs() -> list:
+    """The settings of a run that the two training nodes hide behind "advanced"."""
+    return [
+        io.Int.Input(
+            "updates",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            advanced=True,
+            extra_dict=zero.AUTO,
+            tooltip="Training updates. 0 is auto: quality chooses.",
+        ),
+        io.Int.Input(
+            "batch",
+            default=8,
+            min=1,
+            max=256,
+            optional=True,
+            advanced=True,
+            tooltip="Samples an update, whatever of them fits into memory at once.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=0,
+            min=0,
+            max=512,
+            optional=True,
+            advanced=True,
+            extra_dict=zero.AUTO,
+            tooltip="Rank of the LoRA. 0 is auto: what is usual for the model's family, or less where that "
+            "does not fit.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=0.0,
+            min=0.0,
+            max=0.1,
+            step=1e-6,
+            round=False,
+            optional=True,
+            advanced=True,
+            extra_dict=zero.AUTO,
+            tooltip="Peak learning rate. 0 is auto: what is usual for the model's family.",
+        ),
+        io.Int.Input(
+            "phases",
+            default=0,
+            min=0,
+            max=8,
+            optional=True,
+            advanced=True,
+            extra_dict=zero.AUTO,
+            tooltip="Parts of the way within which the student is consistent or straight. 0 is auto: as many "
+            "as steps. 1 is LCM.",
+        ),
+        io.String.Input(
+            "layers",
+            default="*",
+            optional=True,
+            advanced=True,
+            tooltip="Which layers the LoRA sits on: name patterns with commas between, *attn*, *mlp*; a - "
+            "before one leaves it out.",
+        ),
+        io.Combo.Input(
+            "start_from",
+            options=lora_files.names(),
+            default=lora_files.NONE,
+            optional=True,
+            advanced=True,
+            tooltip="Begin with this LoRA's weights, a public accelerator's for instance: any file that the "
+            "LoRA loader takes (LoRA, LoHa, LoKr, DoRA, OFT, ...).",
+        ),
+        io.Boolean.Input(
+            "start_partly",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
+            "changes of norms and biases: with the part that it can.",
+        ),
+        io.Combo.Input(
+            "residency",
+            options=list(residency.CHOICES),
+            default=residency.AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="Where the model's weights live while it trains on a graphics card. resident: all of "
+            "them on the card, fastest. streamed: in the computer's memory, each layer fetched when it "
+            "computes, for models that don't fit. auto: resident where they fit beside the run.",
+        ),
+    ]
+
+
+def outcome_inputs() -> list:
+    """How the optimiser's state and the result are kept."""
+    return [
+        io.Combo.Input(
+            "lora_precision",
+            options=list(PRECISIONS),
+            default="fp16",
+            optional=True,
+            advanced=True,
+            tooltip="Of the LoRA file. fp16 halves it and loses least, bf16 is as small, fp32 keeps all that "
+            "was trained. A run that is queued again with another goes on, and saves in that.",
+        ),
+        io.Combo.Input(
+            "optimizer",
+            options=list(OPTIMISERS),
+            default="adamw",
+            optional=True,
+            advanced=True,
+            tooltip="adamw8bit takes a quarter of its memory, for a large rank on a small card. It needs "
+            "bitsandbytes or torchao in ComfyUI's Python.",
+        ),
+    ]
+
+
+def outputs() -> list:
+    """The outputs of the training nodes."""
+    return [
+        io.LoraModel.Output(display_name="LORA_MODEL"),
+        io.LossMap.Output(display_name="LOSS_MAP"),
+        io.Image.Output(display_name="preview"),
+        io.Sigmas.Output(display_name="SIGMAS", tooltip="The grid the LoRA is made for."),
+        io.String.Output(display_name="lora_name", tooltip="Name of the file in models/loras."),
+    ]
+
+
+def config_for(
+    model: io.Model.Type,
+    *,
+    method: str,
+    steps: int,
+    cfg: float,
+    updates: int,
+    batch: int,
+    rank: int,
+    learning_rate: float,
+    phases: int,
+    layers: str,
+    seed: int,
+    images: int = DistilConfig.images,
+    process: Sequence[dict] = (),
+    from_percent: float = 0.0,
+    to_percent: float = 1.0,
+    lora_precision: str = DistilConfig.lora_precision,
+    optimizer: str = DistilConfig.optimizer,
+) -> DistilConfig:
+    """The settings of a run from those of a node: where `cfg`, `rank`, `learning_rate` or `phases` is 0, what
+    is usual for the model's family.
+    """
+    usual = families.family(model)
+    include, exclude = patterns(layers)
+    return DistilConfig(
+        method=method,
+        steps=steps,
+        updates=updates,
+        batch=batch,
+        chunk=max(LEAST_CHUNK, batch),
+        images=images,
+        shift=families.shift(model),
+        cfg=cfg or usual.cfg,
+        phases=phases or None,
+        process=process,
+        rank=rank or usual.rank,
+        include=include,
+        exclude=exclude,
+        lr=learning_rate or usual.lr,
+        seed=seed,
+        from_percent=from_percent,
+        to_percent=to_percent,
+        lora_precision=lora_precision,
+        optimizer=optimizer,
+    )
+
+
+def patterns(layers: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(include, exclude) of "*attn*, -*mlp*": name patterns with commas between, those after a - excluded."""
+    named = [part.strip() for part in layers.split(",") if part.strip()]
+    include = tuple(pattern for pattern in named if not pattern.startswith("-"))
+    exclude = tuple(pattern.removeprefix("-") for pattern in named if pattern.startswith("-"))
+    return include or ("*",), exclude
+
+
+def workflow_of(hidden: Any) -> dict | None:
+    """The graph as the frontend keeps it, from a node's hidden inputs; None for a job from elsewhere."""
+    return (hidden.extra_pnginfo or {}).get("workflow")
+
+
+def finish(trained: Trained) -> io.NodeOutput:
+    """The outputs of a run."""
+    return io.NodeOutput(
+        trained.lora,
+        trained.losses,
+        trained.preview,
+        trained.sigmas,
+        trained.file.name,
+        ui={"text": (Message("Saved {file}", file=trained.file.name),)},
+    )

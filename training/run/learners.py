@@ -1,0 +1,120 @@
+"""Who learns in a run: the student, and the other adapters that its method trains beside it
+(`methods.method.Role`), each with a `Descent` of its own.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..methods.method import STUDENT, Batch, Context, Method
+from .config import DistilConfig
+from .descent import Descent
+from .student import Student
+
+MEMORY = 0.95  # an update, of the running means of what the method tells
+
+
+class Learners:
+    """Their descents by name, and who is next.
+
+    roles     of the method, by name, in the order in which they learn
+    told      running means of what the method tells
+    followed  updates of each role at the student's last one
+    """
+
+    def __init__(self, student: Student, config: DistilConfig, method: Method):
+        self.student, self.config, self.method = student, config, method
+        self.roles = {role.name: role for role in method.roles(config)}
+        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config)}
+        for name, role in self.roles.items():
+            self.descents[name] = Descent(student.denoiser, student.adapters[name], config, role.rate)
+        self.told: dict[str, float] = {}
+        self.followed = dict.fromkeys(self.roles, 0)
+
+    @property
+    def first(self) -> int:
+        """Updates of all roles before the student's first one."""
+        return sum(role.first(self.config) for role in self.roles.values())
+
+    @property
+    def ahead(self) -> int:
+        """How many of these are made."""
+        return sum(min(role.first(self.config), self.made(name)) for name, role in self.roles.items())
+
+    def made(self, name: str | None = None) -> int:
+        """Updates so far of that adapter, None for all together."""
+        if name is not None:
+            return self.descents[name].done
+        return sum(descent.done for descent in self.descents.values())
+
+    def due(self, context: Callable[[], Context]) -> str:
+        """Who learns next: a role that has to be ahead of the student, or the student."""
+        for name, role in self.roles.items():
+            made = self.made(name)
+            if made < role.first(self.config):
+                return name
+            if self.made(STUDENT) and role.each and made - self.followed[name] < role.each(context()):
+                return name
+        return STUDENT
+
+    def stage(self, name: str) -> str:
+        """What a run is at while that adapter learns."""
+        return "training" if name == STUDENT or self.made(STUDENT) else self.roles[name].stage
+
+    def gradient(self, name: str, context: Context) -> tuple[Batch, torch.Tensor]:
+        """Draw a batch and leave its gradient in that adapter; (batch, its losses (B,)). Cut off, it leaves
+        none, and the generator as it was.
+        """
+        part, before = self.roles.get(name, self.method), context.generator.get_state()
+        self._begin(name)
+        try:
+            batch = part.draw(context)
+            return batch, self.descents[name].gradient(batch, functools.partial(part.loss, context))
+        except BaseException:
+            context.generator.set_state(before)
+            raise
+
+    def _begin(self, name):
+        """Give a role that begins as another the weights of that, before its first update."""
+        role, adapters = self.roles.get(name), self.student.adapters
+        if role and self.made(name) == 0 and role.begins_as in adapters:
+            adapters[name].load(adapters[role.begins_as].parameters())
+
+    def step(self, name: str, batch: Batch, losses: torch.Tensor) -> None:
+        """Step along the gradient of those losses, and take down what the batch tells."""
+        self.descents[name].step(losses)
+        if name == STUDENT:
+            self.followed = {other: self.made(other) for other in self.roles}
+            for told in self.method.tells:
+                value = float(batch[told].mean())
+                if math.isfinite(value):
+                    self.told[told] = MEMORY * self.told.get(told, value) + (1 - MEMORY) * value
+        elif self.roles[name].each is None and self.made(name) >= self.roles[name].first(self.config):
+            self.descents[name].rest()
+
+    def state(self, finished: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
+        """({name: tensor}, JSON-able dict) of adapters and optimisers, for `restore`; finished: without what
+        only further updates want.
+        """
+        tensors, numbers = self.descents[STUDENT].state(finished)
+        tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
+        if self.roles and not finished:
+            parts = {name: self.descents[name].state() for name in self.roles}
+            tensors |= {f"{name}.{k}": v for name, (kept, _) in parts.items() for k, v in kept.items()}
+            numbers["roles"] = {name: made for name, (_, made) in parts.items()}
+            numbers |= {"told": self.told, "followed": self.followed}
+        return tensors, numbers
+
+    def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+        """Take over what `state` gave."""
+        self.descents[STUDENT].restore(tensors, numbers)
+        with torch.no_grad():
+            for i, average in enumerate(self.student.averaged):
+                average.copy_(tensors[f"averaged.{i}"])
+        for name, made in numbers.get("roles", {}).items():
+            start = f"{name}."
+            kept = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            self.descents[name].restore(kept, made)
+        self.told, self.followed = numbers.get("told", {}), numbers.get("followed", self.followed)
