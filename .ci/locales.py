@@ -113,6 +113,7 @@ def _imported(path, node):
         folder.with_suffix(".py"),
         folder / "__init__.py",
         *(folder / f"{alias.name}.py" for alias in node.names),
+        *(folder / alias.name / "__init__.py" for alias in node.names),
     ]
     return [f for f in found if f.is_file() and ROOT in f.parents]
 

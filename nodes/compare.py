@@ -340,9 +340,9 @@ def _picture(vae, reference, results, counts):
     """Rows of samplers, columns of step counts, the first picture of the batch; the reference on the left."""
     rows = list(dict.fromkeys(result.name for result in results))
     by_setting = {(result.name, result.steps): result for result in results}
-    tiles = {f"reference\n{reference.steps} steps": [reference] * len(rows)}
+    tiles = {Message("reference\n{steps} steps", steps=reference.steps): [reference] * len(rows)}
     for count in counts:
-        tiles[f"\n{count} steps"] = [by_setting[name, count] for name in rows]
+        tiles[Message("\n{steps} steps", steps=count)] = [by_setting[name, count] for name in rows]
     pixels = {head: torch.cat([decode(vae, r.latents[:1]) for r in column]) for head, column in tiles.items()}
     notes = {head: ["" if r is reference else _note(r) for r in column] for head, column in tiles.items()}
     scale = max(1, TILE // next(iter(pixels.values())).shape[-1])

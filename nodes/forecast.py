@@ -159,15 +159,19 @@ def _memory(
         free = available(device)
         room = gib(free) if math.isfinite(free) else "?"
         return Message(
-            "weights {weights}, and {beside} at least for LoRA and samples, of the computer's {room}",
+            "Memory: weights {weights} and at least {beside} for LoRA and samples, of {room} free",
             **sizes,
             room=room,
         )
     room = _room(device, asked.get("memory", ""))
     sizes["room"] = gib(max(0, room))
     if asked.get("residency") == residency.STREAMED or weights + beside > room:
-        return Message("weights {weights}, streamed, and {beside} at least beside them, of {room}", **sizes)
-    return Message("weights {weights}, resident, and {beside} at least beside them, of {room}", **sizes)
+        return Message(
+            "Memory: weights {weights}, streamed, and at least {beside} beside them, of {room} free", **sizes
+        )
+    return Message(
+        "Memory: weights {weights}, resident, and at least {beside} beside them, of {room} free", **sizes
+    )
 
 
 def _room(device: Any, memory: str) -> float:
@@ -185,9 +189,11 @@ def _time(settings: dict[str, Any], shape: tuple[int, ...] | None, before: list[
         if run["samples_per_second"] and shape and run["shape"]:
             seconds = samples / run["samples_per_second"] * math.prod(shape) / math.prod(run["shape"])
             return Message(
-                "training about {time}, at the pace of {name}", time=time_of(seconds), name=run["name"]
+                "Time: training takes about {time}, at the pace of {name}",
+                time=time_of(seconds),
+                name=run["name"],
             )
-    return Message("how long it takes is told in its first minute: no run of this family is known here yet")
+    return Message("Time: told in the first minute, as no run of this family was made here yet")
 
 
 def _of_lora(name: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from PIL.Image import Image
 
 from ..diffusion import probe
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..training.reports import pictures
 from . import show
 from .comfy import levels, probing
@@ -140,10 +140,11 @@ def picture(data: dict[str, Any]) -> Image:
     if data["linear"]:
         return pictures.sampler(data)
     shares = {
-        name: [(call, share) for call, share in enumerate(data[name], 1) if share is not None]
-        for name in ("signal", "noise")
+        title: [(call, share) for call, share in enumerate(data[name], 1) if share is not None]
+        for name, title in {"signal": Message("signal"), "noise": Message("noise")}.items()
     }
-    return pictures.curves([("not linear: share of the expected signal and noise", "call", shares)])
+    title = Message("not linear: share of the expected signal and noise")
+    return pictures.curves([(title, Message("call"), shares)])
 
 
 NODES = [InspectSampler]

@@ -11,7 +11,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -173,7 +172,7 @@ def train(order: Order) -> Trained:
 def _train(order: Order) -> Trained:
     if order.guider is not None:
         _check_guided(order)
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder = folders.of_models("loras")
     check_folder(folder, name=free_name(folder, file_stem(order.name), run_results.LORA).name)
     latent = latent_of(order.model, order.latent)
     phases = _phases(order)
