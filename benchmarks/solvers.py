@@ -1,285 +1,314 @@
-"""How near a few steps come to the converged ODE, or to the data: our automatic choice beside every pair of
-the host's own.
+"""How near a few model calls come to the converged ODE, or to the data: our automatic choice and fitted
+solvers beside every pair of the host's own, and beside what skips calls.
 
-    python benchmarks/solvers.py [--json FILE] [--noises N] [--cases a,b] [--nfe 3,4,...]
-                                 [--no-sde] [--no-fit]
+    python benchmarks/solvers.py [--json FILE] [--noises N] [--cases a,b] [--nfe 3,4,...] [--columns a,b]
+                                 [--no-sde] [--picture FILE]
 
 ode     same noise, samplers that draw none: RMSE to the converged ODE in units of the data's standard
         deviation
 sde     samplers that draw noise, on mixtures: sliced Wasserstein-2 distance to data in the same units (64
-        directions, 4000 samples)
+        directions, 4000 samples), the mean over 10 draws of noise and data
 
-Every pair may use up to NFE model calls. The host's pair is the best in hindsight, ours is chosen beforehand;
-"fitted" is a solver fitted on other noises (and, for the teachers, other labels), up to 12 calls. With
---json, rows that the file already holds for a case, NFE and kind are kept, and each new one is saved as soon
-as it is known.
+A row is a case at so many predictions, `nfe`, or `calls` of the model, twice as many where guidance takes
+two. Every column may use up to that many calls:
+
+core_best   the host's best pair of sampler and scheduler in hindsight; where a call is dear all are run on 8
+            of the noises, the best 8 of them on all
+auto        our automatic choice, made beforehand
+fitted      a solver fitted on other noises (and, for the teachers, other labels), up to 12 steps
+apart       the same with the two halves of guidance as calls of their own
+cached      the best of what skips calls, in hindsight (`skipping.py`)
+
+Each has its 95 % interval over the noises in `intervals`, and so do its ratios to core_best and auto, by
+resampling noises. With --json, what the file already holds is kept, and each new figure is saved as soon as
+it is known: a stopped run goes on. --picture draws what the columns of PICTURED make of the same noises, from
+what that file says of them.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import core
 import exact
+import skipping
 import torch
-from fewstep.diffusion.paths import Path as DiffusionPath
 from fewstep.diffusion.samplers import batch_noise, solve
 from fewstep.diffusion.schedules import auto, grids
+from fewstep.diffusion.solvers.linear import solve_apart
+from fewstep.training.formats.recipe import Recipe
 from fewstep.training.models.demo import data
-from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.models.denoiser import for_sampler, guided
+from fewstep.training.reports import pictures
 from fewstep.training.run.fit_denoiser import sample_recipe
 from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit
+from tasks import CASES, TEACHERS, FitTeacher, family, start, task
 
-TEACHERS = {"teacher-flow": "flow", "teacher-epsilon": "epsilon"}
-CASES = (*exact.CASES, *TEACHERS)
 NFE = (3, 4, 5, 6, 8, 10, 16)
-NOISES = {"mixture": 64, "emoji": 64, "teacher": 12}
-HELD_OUT = 4  # labels of the teachers that are measured here, and never fitted on
-FITS = {
-    "mixture": {"trajectories": 1024, "reference_steps": 120, "effort": 40.0, "starts": 6},
-    "emoji": {"trajectories": 256, "effort": 9.0, "starts": 8},
-    "teacher": {"trajectories": 96, "effort": 1.0},
-}
-SAMPLES, DIRECTIONS, CFG = 4000, 64, 2.0
+JUDGED, FINALISTS = 8, 8  # noises that every pair is run on where a call is dear; pairs that are run on all
+SAMPLES, DIRECTIONS, DRAWS = 4000, 64, 10
+COLUMNS = ("core_best", "auto", "fitted", "apart", "cached")
 TITLES = {"ode": "error to the converged ODE", "sde": "distance to the data, with fresh noise"}
+RESAMPLED = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A denoiser (x, sigma) -> x0 of a model type, unit noise (N, C, H, W), and what it converges to."""
-
-    name: str
-    type: str
-    path: DiffusionPath
-    sigma_of: Callable
-    denoise: Callable
-    noise: torch.Tensor
-    deviation: float
-    reference: torch.Tensor
-    accuracy: float
-    cloud: exact.Cloud | None
-
-
-class FitTeacher:
-    """What a solver is fitted on: the task's denoiser, or the teacher on the labels that aren't measured."""
-
-    noise_scale, cfg, base = 1.0, 1.0, ""
-
-    def __init__(self, task):
-        self.task = task
-        self.path, self.sigma_of = task.path, task.sigma_of
-        self.shape = tuple(task.noise.shape[1:])
-        self.teacher = DemoTeacher(TEACHERS[task.name]) if task.name in TEACHERS else None
-        self.conditions = self.teacher.conditions - HELD_OUT if self.teacher else 1
-        self.identity = {"model": task.name, "patches": "", "conditioning": "", "guidance": ""}
-
-    def __call__(self, x, sigma, condition):
-        if self.teacher is None:
-            return self.task.denoise(x, float(sigma[0]))  # all rows of a solver's call are at one level
-        return guided(self.teacher, x, sigma.to(torch.float32), condition + HELD_OUT, CFG)
-
-
-def family(name):
-    """The kind of case, which decides its settings."""
-    if name in TEACHERS:
-        return "teacher"
-    return "emoji" if name.startswith("emoji") else "mixture"
-
-
-def add_fitted(task, rows, keep):
-    """Put "fitted" into those rows, the error of the solver fitted for as many calls; `keep()` after each."""
-    config = FitConfig(steps=tuple(row["nfe"] for row in rows), **FITS[family(task.name)])
-    judge = judge_ode(task)
-    left = {f"fitting {row['nfe']} steps": row for row in rows}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        run = SolverFit(FitTeacher(task), config, folder)
-        for progress in run.progress():
-            if progress.stage not in left or progress.step % 100:
-                continue
-            row = left.pop(progress.stage)
-            recipe = run.recipe(row["nfe"])
-            row["fitted"] = judge(sample_recipe(recipe, task.denoise, task.noise))
-            row["fitted_ratio"] = row["fitted"] / row["core_best"]
-            row["fitted_by"] = {"method": recipe.method, **recipe.trained, **recipe.errors}
-            print(
-                f"{task.name:16} fitted {row['nfe']:3}  {row['fitted']:6.4f}  core {row['core_best']:6.4f}  "
-                f"{row['fitted_ratio']:5.2f}  {recipe.method} {recipe.trained['evaluations']}",
-                flush=True,
-            )
-            keep()
-
-
-def task(name, noises=None):
-    """The task of a case, its reference solved."""
-    count, generator = noises or NOISES[family(name)], torch.Generator().manual_seed(1)
-    if name in TEACHERS:
-        teacher = DemoTeacher(TEACHERS[name])
-        guided_teacher = for_sampler(teacher, torch.arange(count) % HELD_OUT, CFG)
-
-        def denoise(x, sigma):
-            return guided_teacher(x.float(), sigma).to(x.dtype)
-
-        kind, cloud = f"teacher {TEACHERS[name]}", None
-        path, sigma_of, shape = teacher.path, teacher.sigma_of, teacher.shape
-        low = float(sigma_of(torch.tensor([1e-3])))
-        deviation = float(data.load("train")[0].std())
-        limits = {"tolerance": 1e-3, "steps": 100, "most": 400}
-    else:
-        case = exact.case(name)
-        denoise = case.denoise
-        kind, cloud = case.type, case.cloud
-        path, sigma_of, shape = case.path, case.sigma_of, case.cloud.shape
-        low, deviation = case.low, case.deviation
-        limits = {"most": 2000} if family(name) == "emoji" else {}
-    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
-    top = float(sigma_of(torch.ones(1, dtype=torch.float64)))
-    first = start(noise, top, top, path)
-    with torch.no_grad():
-        reference, accuracy = exact.converged(denoise, first, path, top, low, deviation, **limits)
-    return Task(name, kind, path, sigma_of, denoise, noise, deviation, reference, accuracy, cloud)
-
-
-def start(noise, sigma, sigma_max, path):
-    """What the host makes of unit noise over an empty latent (`noise_scaling` of comfy.model_sampling)."""
-    if path.sigma_max < math.inf:
-        return sigma * noise
-    return noise * (math.hypot(1, sigma) if math.isclose(sigma, sigma_max, rel_tol=1e-5) else sigma)
+# ---- runs ------------------------------------------------------------------------------------------
 
 
 def ours(task, noise, grid_name, options, nfe, seed=0, grid_options=None):
-    """(images, model calls) of our kernel on that grid, on the host's starting state."""
-    calls = 0
-
-    def counted(x, sigma):
-        nonlocal calls
-        calls += 1
-        return task.denoise(x, sigma)
-
+    """Images of our kernel on that grid, on the host's starting state."""
     sigmas = grids.grid(grid_name, nfe, task.sigma_of, task.path, **(grid_options or {}))
     top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
     first = start(noise, float(sigmas[0]), top, task.path)
     with torch.no_grad():
-        images = solve(counted, first, sigmas, task.path, noise=batch_noise(seed), **options)
-    return images, calls
+        return solve(task.denoise, first, sigmas, task.path, noise=batch_noise(seed), **options)
 
 
-def judge_ode(task):
-    """images -> error, for the task's own noises."""
-    return lambda images: exact.rmse(images, task.reference) / task.deviation
+def automatic(task, noise, nfe, stochastic=False, seed=0):
+    """Images of the automatic choice."""
+    dimension = {"dimension": task.noise[0].numel()}
+    return ours(task, noise, "auto", auto.solver(stochastic), nfe, seed, dimension)
 
 
-def judge_sde(task):
-    """(images -> distance to data, the distance between two sets of data)."""
-    generator = torch.Generator().manual_seed(2)
-    truth, again = (task.cloud.sample(SAMPLES, generator) for _ in range(2))
-    directions = exact.unit_directions(DIRECTIONS, math.prod(task.cloud.shape))
-
-    def judge(images):
-        return exact.sliced_wasserstein(images, truth, directions) / task.deviation
-
-    return judge, judge(again)
+def pairs(task, nfe, stochastic, report):
+    """The host's pairs of one kind of sampler."""
+    model = core.model(task.type)
+    every = core.core_pairs(model, nfe, report)
+    return [pair for pair in every if core.draws_noise(model, pair.sampler) == stochastic]
 
 
-def compare(task, nfe, kind, judge, noise, report):
-    """One row: our automatic choice, our fixed settings, and the host's pairs, all at `nfe` model calls."""
-    stochastic = kind == "sde"
-    grid_options, options = {"dimension": task.noise[0].numel()}, auto.solver(stochastic)
-    images, calls = ours(task, noise, "auto", options, nfe, grid_options=grid_options)
-    row = {
-        "case": task.name,
-        "nfe": nfe,
-        "kind": kind,
-        "ours": judge(images),
-        "ours_name": f"auto {grid_options | options}",
-        "ours_calls": calls,
-    }
-    row["fixed"] = {} if stochastic else fixed(task, noise, nfe, judge)
-    model, scores = core.model(task.type), {}
-    for pair in core.core_pairs(model, nfe, report):
-        if core.draws_noise(model, pair.sampler) != stochastic:
-            continue
-        sampler = core.sampler(pair.sampler)
-        images, calls = core.run(model, sampler, pair.sigmas, noise.float(), task.denoise)
-        score = judge(images)
-        if calls != pair.calls:
-            report(f"left out: {pair.name}, {calls} model calls here and {pair.calls} when counted")
-        elif math.isfinite(score):
-            scores[pair.name] = score
-    ranked = sorted(scores.items(), key=lambda item: item[1])
-    name, value = ranked[0]
-    row["core_best"], row["core_name"] = value, name
-    row["core_next"] = ranked[1:5]
-    row["core_pairs"] = len(ranked)
-    row["ratio"] = row["ours"] / row["core_best"]
-    return row
+def run_pair(task, pair, noise, seed=0):
+    """Images of a pair, None where it took other calls than counted."""
+    model = core.model(task.type)
+    images, calls = core.run(
+        model, core.sampler(pair.sampler), pair.sigmas, noise.float(), task.denoise, seed
+    )
+    return images if calls == pair.calls else None
 
 
-def fixed(task, noise, nfe, judge):
-    """{"grid, order": error} of our settings that choose nothing, on the grids that have that step count."""
-    scores = {}
-    for name in grids.NAMES:
-        for order in (1, 2, 3):
-            try:
-                scores[f"{name}, order {order}"] = judge(ours(task, noise, name, {"order": order}, nfe)[0])
-            except ValueError:
+def best_pair(task, nfe, report):
+    """(errors of each noise, what a row says) of the host's best pair, and `next`, the names behind it."""
+
+    def scores(those, count):
+        found = {}
+        for pair in those:
+            images = run_pair(task, pair, task.noise[:count])
+            if images is None:
+                report(f"left out: {pair.name}, other model calls than when counted")
+            else:
+                found[pair] = task.errors(images)
+        return dict(sorted(found.items(), key=lambda item: rms(item[1])))
+
+    every = pairs(task, nfe, False, report)
+    dear = family(task.name) == "teacher" and len(task.noise) > JUDGED
+    shown = list(scores(every, JUDGED))[:FINALISTS] if dear else every
+    found = scores(shown, len(task.noise))
+    best, *others = found
+    said = {"core_name": best.name, "core_pairs": len(every), "core_calls": best.calls * task.cost}
+    said["core_next"] = [[pair.name, rms(found[pair])] for pair in others[:4]]
+    said["single"] = [[p.sampler, p.scheduler] for p in found if p.calls == len(p.sigmas) - 1][:4]
+    return found[best], said
+
+
+def by_recipe(task, recipe, noise):
+    """Images of a recipe's own solver."""
+    if not recipe.asks:
+        return sample_recipe(recipe, task.denoise, noise)
+    top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
+    return solve_apart(recipe.solver, task.denoise.ask, start(noise, recipe.sigmas[0], top, task.path))
+
+
+# ---- what a column is --------------------------------------------------------------------------
+
+
+def rms(errors):
+    """Of all noises, infinite where there is no number."""
+    value = float(errors.square().mean().sqrt())
+    return value if math.isfinite(value) else math.inf
+
+
+def interval(own, other=None):
+    """95 % of what resampled noises give: of the RMS, or of its ratio to another's on the same noises."""
+    which = torch.randint(len(own), (RESAMPLED, len(own)), generator=torch.Generator().manual_seed(0))
+    found = own[which].square().mean(1).sqrt()
+    if other is not None:
+        found = found / other[which].square().mean(1).sqrt()
+    return [float(v) for v in found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype))]
+
+
+def put(row, column, errors, **said):
+    """Put a column's errors of each noise into a row, with its interval and ratios."""
+    row[column] = rms(errors)
+    each = row.setdefault("each", {})
+    each[column] = [float(f"{value:.4g}") for value in errors.tolist()]
+    intervals = row.setdefault("intervals", {})
+    intervals[column] = interval(errors)
+    for other in ("core_best", "auto"):
+        if other in each and other != column:
+            theirs = torch.tensor(each[other], dtype=torch.float64)
+            row[f"{column}/{other}"] = row[column] / row[other]
+            intervals[f"{column}/{other}"] = interval(errors, theirs)
+    row.update(said)
+
+
+def add_fitted(task, rows, apart, keep):
+    """Put "fitted", or "apart", into those rows, `keep()` after each."""
+    column = "apart" if apart else "fitted"
+    key = "calls" if apart else "nfe"
+    counts = tuple(row[key] for row in rows)
+    config = FitConfig(**{"calls" if apart else "steps": counts})
+    left = {row[key]: row for row in rows}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        run, began = SolverFit(FitTeacher(task), config, folder), None
+        for progress in run.progress():
+            if progress.fitting and began is None:
+                began = time.monotonic()
+            if progress.fitting not in left or progress.step % 100:
                 continue
-    return scores
+            row = left.pop(progress.fitting)
+            recipe = run.recipe(row[key])
+            images = by_recipe(task, recipe, task.noise)
+            said = {"seconds": time.monotonic() - began, "calls": recipe.calls, **recipe.errors}
+            said["recipe"] = json.loads(recipe.to_json())
+            put(row, column, task.errors(images), **{f"{column}_by": said})
+            print(f"{task.name:16} {column} {row['nfe']:3}  {row[column]:6.4f}  {recipe.asks}", flush=True)
+            keep()
+            began = time.monotonic()
+
+
+def add_cached(task, row):
+    """Put "cached" into a row."""
+    images, name, calls = skipping.best(task, row["calls"], row["single"])
+    if images is None:
+        row.update(cached=None, cached_name="none keeps within so many calls")
+    else:
+        put(row, "cached", task.errors(images), cached_name=name, cached_calls=calls)
+
+
+def stochastic_row(task, nfe, report):
+    """One row of samplers that draw noise: the mean over draws, and how often ours is the nearer one."""
+    directions = exact.unit_directions(DIRECTIONS, math.prod(task.cloud.shape))
+    found, floors = {"auto": []}, []
+    every = pairs(task, nfe, True, report)
+    for draw in range(DRAWS):
+        generator = torch.Generator().manual_seed(2 + draw)
+        truth, again = (task.cloud.sample(SAMPLES, generator) for _ in range(2))
+        noise = torch.randn(SAMPLES, *task.cloud.shape, generator=generator, dtype=torch.float64)
+
+        def judge(images, truth=truth):
+            return exact.sliced_wasserstein(images, truth, directions) / task.deviation
+
+        floors.append(judge(again))
+        found["auto"].append(judge(automatic(task, noise, nfe, True, draw)))
+        if draw == 1:  # only those that came near
+            every = sorted(every, key=lambda pair: found[pair.name][0])[:FINALISTS]
+        for pair in every:
+            images = run_pair(task, pair, noise, draw)
+            value = judge(images) if images is not None else math.inf
+            found.setdefault(pair.name, []).append(value if math.isfinite(value) else math.inf)
+    own = found.pop("auto")
+    whole = {name: values for name, values in found.items() if len(values) == DRAWS}
+    name = min(whole, key=lambda one: statistics.mean(whole[one]))
+    best = statistics.mean(whole[name])
+    return {
+        "auto": statistics.mean(own),
+        "core_best": best,
+        "core_name": name,
+        "core_pairs": len(found),
+        "auto/core_best": statistics.mean(own) / best,
+        "ahead": sum(a < b for a, b in zip(own, whole[name])),
+        "draws": DRAWS,
+        "floor": statistics.mean(floors),
+    }
+
+
+# ---- tables ------------------------------------------------------------------------------------
 
 
 def show(row):
     """One line."""
-    line = (
-        f"{row['case']:16} {row['kind']} {row['nfe']:3}  ours {row['ours']:6.4f}  "
-        f"core {row['core_best']:6.4f} {row['core_name']:40} {row['ratio']:5.2f}"
-    )
-    if row["fixed"]:
-        name, value = min(row["fixed"].items(), key=lambda item: item[1])
-        line += f"  our best fixed {value:6.4f} {name}"
-    print(line, flush=True)
+    line = f"{row['case']:20} {row['kind']} {row['nfe']:3} {row['calls']:3} calls "
+    line += " ".join(f"{name} {row[name]:.4f}" for name in COLUMNS if row.get(name) is not None)
+    print(f"{line}  {row['core_name']}  auto/core {row['auto/core_best']:.2f}", flush=True)
 
 
 def show_table(title, rows, figure, counts):
-    """A line for each case, a column for each number of calls."""
+    """A line for each case, a column for each number of predictions."""
     cases = {}
     for row in rows:
         cases.setdefault(row["case"], {})[row["nfe"]] = row[figure]
-    print(f"\n| {title} | {' | '.join(f'{n} calls' for n in counts)} |")
+    print(f"\n| {title} | {' | '.join(str(n) for n in counts)} |")
     print("|---" * (1 + len(counts)) + "|")
     for name, cells in cases.items():
         print(f"| {name} | {' | '.join(f'{cells[n]:.2f}' if n in cells else '' for n in counts)} |")
 
 
 def summary(rows):
-    """Our error as a share of the best pair's in hindsight, and how often it is no worse."""
-    counts = sorted({row["nfe"] for row in rows})
+    """Each column as a share of the best pair's error and of auto's, and how often it is no worse."""
     for kind, title in TITLES.items():
-        those = [row for row in rows if row["kind"] == kind]
-        show_table(title, those, "ratio", counts)
-        ratios = [row["ratio"] for row in those]
-        if ratios:
-            no_worse = sum(ratio <= 1 for ratio in ratios)
-            print(
-                f"no worse in {no_worse} of {len(ratios)}, geometric mean "
-                f"{statistics.geometric_mean(ratios):.2f}, worst {max(ratios):.2f}"
-            )
-    fitted = [row for row in rows if "fitted" in row]
-    if fitted:
-        show_table("fitted solver", fitted, "fitted_ratio", sorted({row["nfe"] for row in fitted}))
-    for low, high in ((3, 6), (8, 10)):
-        ratios = [row["fitted_ratio"] for row in fitted if low <= row["nfe"] <= high]
-        if ratios:
-            print(
-                f"fitted, {low} to {high} calls: geometric mean {statistics.geometric_mean(ratios):.3f}, "
-                f"worst {max(ratios):.2f}, {len(ratios)} cells"
-            )
+        for column in COLUMNS[1:]:
+            for other in ("core_best", "auto"):
+                key = f"{column}/{other}"
+                those = [row for row in rows if row["kind"] == kind and key in row]
+                if not those:
+                    continue
+                show_table(f"{title}: {key}", those, key, sorted({row["nfe"] for row in those}))
+                values = [row[key] for row in those]
+                print(
+                    f"no worse in {sum(v <= 1 for v in values)} of {len(values)}, geometric mean "
+                    f"{statistics.geometric_mean(values):.2f}, worst {max(values):.2f}"
+                )
+                for low, high in ((3, 6), (8, 10)):
+                    for trained in (False, True):
+                        cells = [
+                            row[key]
+                            for row in those
+                            if low <= row["nfe"] <= high and (row["case"] in TEACHERS) == trained
+                        ]
+                        if cells:
+                            print(
+                                f"{'trained' if trained else 'exact'}, {low} to {high}: geometric mean "
+                                f"{statistics.geometric_mean(cells):.3f}, {len(cells)} cells"
+                            )
+
+
+# ---- a picture -----------------------------------------------------------------------------------
+
+PICTURED, SHOWN, TEACHER_STEPS = ("teacher-flow-cfg4", 4), 8, 50  # case and predictions; noises
+
+
+@torch.no_grad()
+def picture(rows, file):
+    """What each column of a row makes of the same noises, beside many steps of the teacher."""
+    name, nfe = PICTURED
+    row = next((row for row in rows if (row["case"], row["nfe"]) == PICTURED), {})
+    if lacking := {*COLUMNS[:-1]} - set(row.get("each", ())):
+        raise SystemExit(f"--picture needs {', '.join(sorted(lacking))} of {name} at {nfe} in --json.")
+    work = task(name, SHOWN)
+    pair = next(p for p in core.core_pairs(core.model(work.type), nfe, str) if p.name == row["core_name"])
+    fits = {key: Recipe.from_json(json.dumps(row[f"{key}_by"]["recipe"])) for key in ("fitted", "apart")}
+    drawn = {
+        f"teacher\n{TEACHER_STEPS} steps": automatic(work, work.noise, TEACHER_STEPS),
+        f"best in ComfyUI\n{pair.name}": run_pair(work, pair, work.noise),
+        "auto": automatic(work, work.noise, nfe),
+        **{name: by_recipe(work, recipe, work.noise) for name, recipe in fits.items()},
+    }
+    columns, notes = {}, {}
+    for head, images in drawn.items():
+        calls = row["calls"] if columns else 2 * TEACHER_STEPS
+        head = f"{head}\n{calls} calls"
+        columns[head] = data.to_pixels(images.float())
+        notes[head] = [f"{value:.3f}" for value in work.errors(images)]
+    names = [work.denoise.teacher.labels[number] for number in work.denoise.condition]
+    title = f"{name}: labels and noise that no fit has seen"
+    pictures.grid(columns, names, title, scale=3, notes=notes).save(file)
+
+
+# ---- a run -------------------------------------------------------------------------------------
 
 
 def save(path, rows):
@@ -294,22 +323,81 @@ def numbers(text):
     return [int(v) for v in text.split(",")]
 
 
+def measure(name, args, rows, report):
+    """All that is lacking of a case."""
+    own = [row for row in rows if row["case"] == name]
+    kept = {(row["nfe"], row["kind"]): row for row in own if row["kind"] == "ode" or "draws" in row}
+    cost = 2 if name in TEACHERS else 1
+    stochastic = [
+        n for n in args.nfe if not args.no_sde and family(name) == "mixture" and (n, "sde") not in kept
+    ]
+    lacking = {column: [] for column in args.columns}
+    for n in args.nfe:
+        row = kept.get((n, "ode"), {})
+        for column in args.columns:
+            fits = n <= MOST_STEPS if column in ("fitted", "apart") else True
+            there = column in row.get("each", ()) or row.get("cached_name") and column == "cached"
+            if not there and fits and not (column == "apart" and cost == 1):
+                lacking[column].append(n)
+    if not stochastic and not any(lacking.values()):
+        return
+    began, work = time.monotonic(), task(name, args.noises)
+    print(
+        f"{name}: reference converged to {work.accuracy:.1e} in {time.monotonic() - began:.0f} s", flush=True
+    )
+
+    def row_of(nfe):
+        if (nfe, "ode") not in kept:
+            rows.append({"case": name, "nfe": nfe, "kind": "ode", "calls": nfe * cost})
+            kept[nfe, "ode"] = rows[-1]
+        kept[nfe, "ode"].update(accuracy=work.accuracy, noises=len(work.noise))
+        return kept[nfe, "ode"]
+
+    for nfe in args.nfe:
+        row = row_of(nfe)
+        if nfe in lacking.get("core_best", ()):
+            errors, said = best_pair(work, nfe, report)
+            put(row, "core_best", errors, **said)
+        if nfe in lacking.get("auto", ()):
+            put(row, "auto", work.errors(automatic(work, work.noise, nfe)))
+            show(row)
+        save(args.json, rows)
+    for column in ("fitted", "apart"):
+        if those := [row_of(n) for n in lacking.get(column, ())]:
+            add_fitted(work, those, column == "apart", keep=lambda: save(args.json, rows))
+    for nfe in lacking.get("cached", ()):
+        add_cached(work, row_of(nfe))
+        show(row_of(nfe))
+        save(args.json, rows)
+    for nfe in stochastic:
+        made = {"case": name, "nfe": nfe, "kind": "sde", "calls": nfe}
+        stale = [row for row in own if (row["nfe"], row["kind"]) == (nfe, "sde")]
+        rows[:] = [row for row in rows if row not in stale]
+        rows.append(made | stochastic_row(work, nfe, report))
+        show(rows[-1])
+        save(args.json, rows)
+    print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--json", type=Path, help="keep the rows there; rows already in it are not worked out again"
+        "--json", type=Path, help="keep the rows there; what is in it is not worked out again"
     )
-    parser.add_argument("--noises", type=int, help=f"starting noises of a case; by default {NOISES}")
+    parser.add_argument("--picture", type=Path, help="draw the columns' pictures into this file")
+    parser.add_argument("--noises", type=int, help="starting noises of a case; by default 64")
     parser.add_argument("--cases", default=",".join(CASES), help=f"some of {','.join(CASES)}")
-    parser.add_argument("--nfe", type=numbers, default=NFE, help="model calls, such as 3,4,8")
+    parser.add_argument("--nfe", type=numbers, default=NFE, help="predictions, such as 3,4,8")
+    parser.add_argument("--columns", default=",".join(COLUMNS), help=f"some of {','.join(COLUMNS)}")
     parser.add_argument("--no-sde", action="store_true", help="leave out samplers that draw noise")
-    parser.add_argument("--no-fit", action="store_true", help="leave out the fitted solvers")
     args = parser.parse_args()
-    unknown = set(args.cases.split(",")) - set(CASES)
-    if unknown:
-        parser.error(f"--cases must be some of {', '.join(CASES)}; got {', '.join(sorted(unknown))}")
+    for name, known in (("cases", CASES), ("columns", COLUMNS)):
+        given = getattr(args, name).split(",")
+        if unknown := set(given) - set(known):
+            parser.error(f"--{name} must be some of {', '.join(known)}; got {', '.join(sorted(unknown))}")
+        setattr(args, name, given)
     rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
     core.start()
     said = set()
@@ -319,38 +407,11 @@ def main():
             said.add(line)
             print(line, file=sys.stderr)
 
-    for name in args.cases.split(","):
-        own = [row for row in rows if row["case"] == name]
-        kinds = ["ode"] if args.no_sde or family(name) != "mixture" else ["ode", "sde"]
-        have = {(row["nfe"], row["kind"]) for row in own}
-        wanted = [(n, kind) for kind in kinds for n in args.nfe if (n, kind) not in have]
-        fitted = {row["nfe"] for row in own if row["kind"] == "ode" and "fitted" in row}
-        unfitted = [n for n in args.nfe if n <= MOST_STEPS and n not in fitted and not args.no_fit]
-        if not wanted and not unfitted:
-            continue
-        began, work = time.monotonic(), task(name, args.noises)
-        print(
-            f"{name}: reference converged to {work.accuracy:.1e} in {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
-        for nfe, kind in wanted:
-            if kind == "sde":
-                judge, floor = judge_sde(work)
-                generator = torch.Generator().manual_seed(3)
-                noise = torch.randn(SAMPLES, *work.cloud.shape, generator=generator, dtype=torch.float64)
-                extra = {"floor": floor}
-            else:
-                judge, noise = judge_ode(work), work.noise
-                extra = {"accuracy": work.accuracy, "noises": len(noise)}
-            rows.append(compare(work, nfe, kind, judge, noise, report) | extra)
-            show(rows[-1])
-            save(args.json, rows)
-        if unfitted:
-            own = [row for row in rows if row["case"] == name and row["kind"] == "ode"]
-            lacking = [row for row in own if row["nfe"] in unfitted]
-            add_fitted(work, lacking, keep=lambda: save(args.json, rows))
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    for name in args.cases:
+        measure(name, args, rows, report)
     summary(rows)
+    if args.picture:
+        picture(rows, args.picture)
 
 
 if __name__ == "__main__":

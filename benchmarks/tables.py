@@ -131,18 +131,18 @@ def _solver_table(key, calls):
 
 def auto() -> list[str]:
     """The automatic solver against the best pair in hindsight."""
-    return _solver_table("ratio", CALLS)
+    return _solver_table("auto/core_best", CALLS)
 
 
 def fitted() -> list[str]:
     """The fitted solver against the best pair in hindsight."""
-    return _solver_table("fitted_ratio", CALLS[:-1])
+    return _solver_table("fitted/core_best", CALLS[:-1])
 
 
 def counts() -> list[str]:
     """How many cells auto and fitting win, trained models apart from exact ones."""
     lines = []
-    for name, key, calls in (("auto", "ratio", CALLS), ("fitted", "fitted_ratio", CALLS[:-1])):
+    for name, key, calls in (("auto", "auto/core_best", CALLS), ("fitted", "fitted/core_best", CALLS[:-1])):
         for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
             cells = [ratio for of in _ratios(key, cases, calls).values() for ratio in of.values()]
             few = [r for of in _ratios(key, cases, (3, 4, 5, 6)).values() for r in of.values()]
@@ -150,7 +150,9 @@ def counts() -> list[str]:
             ahead = f"{sum(ratio <= 1.0 for ratio in cells)} of {len(cells)}"
             lines.append([name, title, ahead, f"{max(cells):.2f}", mean(few), mean(many)])
     for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
-        auto_cells, fitted_cells = (_ratios(key, cases, CALLS[:-1]) for key in ("ratio", "fitted_ratio"))
+        auto_cells, fitted_cells = (
+            _ratios(key, cases, CALLS[:-1]) for key in ("auto/core_best", "fitted/core_best")
+        )
         pairs = [(fitted_cells[case][n], auto_cells[case][n]) for case in cases for n in CALLS[:-1]]
         ahead = f"{sum(f <= a for f, a in pairs)} of {len(pairs)}"
         worst = f"{max(f / a for f, a in pairs):.2f}"
@@ -168,7 +170,7 @@ def stochastic() -> list[str]:
     """Auto with churn .1 against the best noisy pair in hindsight, by the distance to the data."""
     rows = [row for row in read("solvers")["rows"] if row["kind"] == "sde"]
     cases = sorted({row["case"] for row in rows}, key=list(EXACT).index)
-    found = {(row["case"], row["nfe"]): row["ratio"] for row in rows}
+    found = {(row["case"], row["nfe"]): row["auto/core_best"] for row in rows}
     body = [[EXACT[case], *(f"{found[case, n]:.2f}" for n in CALLS)] for case in cases]
     body.append(["*geometric mean*", *(f"*{mean(found[case, n] for case in cases)}*" for n in CALLS)])
     return table(["distance / best noisy ComfyUI pair's", *(f"{n} calls" for n in CALLS)], body)
