@@ -22,6 +22,7 @@ from .comfy.guider_teacher import Teacher, prompted
 from .comfy.latents import first_frames, latent_of, sample_shape
 from .comfy.whole_prompts import check_whole
 from .compare import step_counts
+from .server import messages
 from .training import FIXED
 
 SHOWN = 4  # held-out pictures in the report
@@ -105,7 +106,7 @@ class Fit(io.ComfyNode):
                 drawn.update(held_out(run, chosen))
 
         teacher.run(work, run.grid("auto", reference_steps))
-        recipe, text = run.recipe(chosen), run.report()
+        recipe, text = run.recipe(chosen), messages.told(run.told())
         picture = pictures.fit_report(run.rows)
         if drawn:
             picture = pictures.stack(_grid(drawn, vae, patcher.model), picture)

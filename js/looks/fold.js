@@ -54,11 +54,19 @@ export function foldAdvanced(app, node) {
   });
   after(node, "onConnectionsChange", apply);
   after(node, "onAdded", apply);
+  const whole = node.computeSize;
+  node.computeSize = function (...values) {
+    const size = whole.apply(this, values);
+    if (isNodes2() && !node.showAdvanced) {
+      size[1] -= ROW * (folded.length - hiddenOf(folded));      // which Nodes 2.0 has folded by itself
+    }
+    return size;
+  };
   const again = () => drawn !== isNodes2() && apply();      // the renderer was exchanged
   after(node, "onResize", again);
   after(node, "onDrawForeground", again);
   apply();
-  node.setSize([node.size[0], node.computeSize()[1] - ROW * (folded.length - hiddenOf(folded))]);
+  node.setSize([node.size[0], node.computeSize()[1]]);
 }
 
 const isNodes2 = () => Boolean(globalThis.LiteGraph?.vueNodesMode);

@@ -3,13 +3,14 @@
 
 import { language, t, wordOf } from "../text.js";
 
-const CONTROL = "control_after_generate";      // of seeds, the host's
+// what becomes of a seed: the host's own list, whose name it has translated itself
+const isControl = (values) => values.includes("randomize") && values.includes("fixed");
 
 /** Labels for the widgets of a new node. inputs: { name: options } as the server told. */
 export function labelChoices(node, inputs) {
   for (const widget of node.widgets ?? []) {
     const values = widget.type === "combo" && widget.options?.values;
-    if (Array.isArray(values) && (widget.name in inputs || widget.name === CONTROL)) {
+    if (Array.isArray(values) && (widget.name in inputs || isControl(values))) {
       labelList(widget, values);
     } else if (widget.element?.placeholder && widget.name in inputs) {
       widget.element.placeholder = wordOf(widget.element.placeholder) ?? widget.label ?? widget.name;

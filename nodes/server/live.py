@@ -26,6 +26,7 @@ from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
 from ..comfy.families import names_of
 from ..comfy.latents import first_frames
+from ..comfy.spoken import texts_of
 from . import messages
 
 EVERY = 0.2  # seconds between events
@@ -57,8 +58,9 @@ class Live:
         notes.update(
             model=model_name(self.order.prompt, self.order.node),
             family=names_of(self.order.model.model.model_config)[0],
-            prompts=texts(self.order.prompt, self.order.node, len(self.order.positive)),
         )
+        prompts = self._prompts()
+        notes["prompts"] = prompts if len(prompts) < 2 else notes.get("prompts", [])
         for name, message in (("weights", self.run.denoiser.weights), ("plan", self.run.denoiser.planned)):
             notes[name] = message and message.to_dict()
         self._store()
@@ -74,6 +76,11 @@ class Live:
         self.over = True
         self.run.denoiser.check = comfy.model_management.throw_exception_if_processing_interrupted
         self.send()
+
+    def _prompts(self) -> list[str]:
+        """The text of each prompt, as far as it is known."""
+        positive = self.order.positive
+        return texts_of(positive) or texts(self.order.prompt, self.order.node, len(positive))
 
     def _store(self):
         """Keep what the run can be queued again from: its node and all that feeds it.
@@ -143,6 +150,9 @@ class Live:
         if probe.drawn is None or not self.pictures or self.pictured == probe.fidelity[-1][0]:
             return
         self.pictured = probe.fidelity[-1][0]
+        prompts = self._prompts()
+        if len(prompts) > 1:
+            self.job.notes["prompts"] = [prompts[i] for i in probe.held.condition[:SHOWN].tolist()]
         try:
             folder = self.job.folder / PREVIEWS
             folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""In the real ComfyUI: what is told before a run is queued is what the run then has, and nothing is loaded."""
+"""In the real ComfyUI: what is told before a run is queued is what the run has then. Nothing is loaded."""
 
 import json
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ...diffusion.faults import BadValue
+from ...diffusion.faults import BadValue, Message, lines
 from ...diffusion.frozen import normalise
 from ...diffusion.schedules import grids
 from ...diffusion.solvers.fit import REAL, Fitted, fit
@@ -223,16 +223,26 @@ class SolverFit:
         ]
 
     def report(self) -> str:
+        """The table in words, in English."""
+        return str(self.told())
+
+    def told(self) -> Message:
         """The table in words."""
-        count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
-        lines = [
-            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; "
-            f"{size / 2**20:.1f} MiB. Errors: RMSE to the converged picture, share of the pictures' spread.",
-            f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}",
-        ]
-        for row in self.rows:
-            word = "" if row["gained"] else "  no gain: the classical solver is returned"
-            lines.append(
-                f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}"
-            )
-        return "\n".join(lines)
+        head = Message(
+            "{count} trajectories of {steps} steps, a quarter of them held out; {size:.1f} MiB. Errors: RMSE "
+            "to the converged picture, share of the pictures' spread.",
+            count=self.config.trajectories,
+            steps=self.config.reference_steps,
+            size=self.cache.bytes(self.config.trajectories) / 2**20,
+        )
+        return lines(head, Message("steps   fitted     auto  classical"), *map(_row_in_words, self.rows))
+
+
+def _row_in_words(row):
+    errors = {name: row[name] for name in ("steps", "fitted", "auto", "classical")}
+    if row["gained"]:
+        return Message("{steps:5} {fitted:8.4f} {auto:8.4f} {classical:10.4f}", **errors)
+    return Message(
+        "{steps:5} {fitted:8.4f} {auto:8.4f} {classical:10.4f}  no gain: the classical solver is returned",
+        **errors,
+    )

@@ -53,7 +53,7 @@ class Status:
     lora         the file's name, once there is one
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
     plan         what the memory plan decided, a message as JSON; None if unknown
-    prompts      of the pictures shown, where they are known
+    prompts      of the pictures shown, one for each row of them or one for all, where they are known
     family       of the model, as `models.families` names it; "" where unknown
     log          what happened on the way, as `events` has it, oldest first
     previews     the updates of which a picture was kept, rising
