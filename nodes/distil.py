@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
 from ..training import methods
+from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
 from . import zero
 from .comfy import lora_files, residency
@@ -128,7 +129,7 @@ class Distil(io.ComfyNode):
             lower_rank=not rank and start_from == lora_files.NONE,
             data=None if pictures is None else data,
             guider=guider,
-            remedy=_remedy(method, guider),
+            remedy=_remedy(config, guider),
             first=first_stage_of(
                 first_stage, first_positive or positive, first_negative or negative, model, positive, config
             ),
@@ -136,11 +137,11 @@ class Distil(io.ComfyNode):
         return finish(train(order))
 
 
-def _remedy(method: str, guider: io.Guider.Type | None) -> Message:
+def _remedy(config: DistilConfig, guider: io.Guider.Type | None) -> Message:
     """What to do about a part of the graph that training would leave out."""
     if guider is not None:
         return Message("Take it off here: the LoRA learns it from the guider, if that has it")
-    if methods.get(method).asks_teacher:
+    if methods.get(config.method).asks_teacher(config):
         return Message("Take it off, or choose another method and wire a guider that has it as the teacher")
     return WIRE_GUIDER
 

@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..diffusion.faults import Message
+from ..training import methods
 from ..training.formats.precision import PRECISIONS
 from ..training.run.config import DistilConfig
 from ..training.run.optimisers import OPTIMISERS
@@ -209,7 +210,7 @@ def config_for(
         rank=rank or usual.rank,
         include=include,
         exclude=exclude,
-        lr=learning_rate or usual.lr,
+        lr=learning_rate or usual.lr * methods.get(method).lr_share,
         seed=seed,
         from_percent=from_percent,
         to_percent=to_percent,

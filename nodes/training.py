@@ -144,8 +144,8 @@ def check(model: Any, positive: list, negative: list, name: str) -> None:
 def _check_guided(order: Order) -> None:
     """Raise ValueError where what is asked for can't be learnt from a guider."""
     method = methods.get(order.config.method)
-    if method.asks_teacher:
-        cached = [name for name in methods.names(None) if not methods.get(name).asks_teacher]
+    if method.asks_teacher(order.config):
+        cached = [name for name in methods.names(None) if not methods.get(name).asks_teacher(order.config)]
         raise BadValue(
             "method must be one of {methods} where a guider is wired, got {got}, which asks the teacher at "
             "every update. Choose one that learns from what the guider drew, or unwire it.",

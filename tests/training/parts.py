@@ -15,6 +15,9 @@ SMALL = {
     "steps": 2,
     "phases": 2,
     "rank": 2,
+    "real_updates": 4,
+    "fake_updates": 3,
+    "lead": 2,
 }
 ABOUT = {"base": "demo", "conditioning": "labels"}
 

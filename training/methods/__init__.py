@@ -13,5 +13,8 @@ from . import consistency_training
 from . import reflow
 from . import rectified_diffusion
 from . import windowed_reflow
+from . import matching
+from . import anchored
+from . import phased_matching
 from . import restoration
 from .registry import get, names, register, restores

@@ -12,7 +12,7 @@ drawn. Who answers follows the one convention of the backend, `(x, sigma (B,), c
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -38,6 +38,16 @@ class Settings(Protocol):
     curriculum: bool
     solver: str
     substeps: int
+    lr: float
+    real: str
+    points: str
+    span: str
+    balance: str
+    anchor: float
+    lead: int
+    real_updates: int
+    fake_updates: int
+    role_lr: float
 
 
 class Destroyed(Protocol):
@@ -61,11 +71,12 @@ class Context:
     student, target, teacher   who answers: the adapter that learns, what the student learns from, and no
                                adapter but guidance
     asked                      who answers without gradient, for as many samples at once as memory takes: the
-                               student, and each `Role` of the method by its name
+                               student, the teacher, and each `Role` of the method by its name
     metric                     distance of two predictions, for each sample
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
     done                       the student's updates so far
+    turned                     at which of them its roles began to matter (`Method.turns`); None: not yet
     told                       running means of what the method tells (`Method.tells`), once there are some
     seen                       of a restorer: its forward process as the network sees it
     """
@@ -85,6 +96,7 @@ class Context:
     weighting: Weighting
     settings: Settings
     done: int = 0
+    turned: int | None = 0
     asked: Mapping[str, Answer] = dataclasses.field(default_factory=dict)
     told: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seen: Destroyed | None = None
@@ -131,8 +143,14 @@ class Method:
                     keeps
     in_rounds       further rounds learn from pairs that the student of the round before drew
     in_parts        can learn a part of the way alone, which neither begins at noise nor ends at a picture
-    asks_teacher    the loss asks the teacher at every update; elsewhere it is asked while data are drawn only
+    asks_teacher    settings -> whether it asks the teacher at every update; elsewhere that is asked while
+                    data are drawn only
+    least_steps     that it can be asked for
+    lr_share        of the usual learning rate, that is usual for this method
+    churn           settings -> that of sampling in the recipe's steps; None: by kind and phases
     roles           settings -> the other adapters that it trains, in the order in which they learn
+    turns           (settings, [(update, fidelity)]) -> the update from which the roles matter; None: not yet
+    rate            (settings, updates so far, `turns`) -> the student's learning rate; None: the usual
     tells           names in its batches of what a run keeps the means of
     task            "distillation", or "restoration" for methods that learn to undo a process
     """
@@ -147,8 +165,13 @@ class Method:
     on_the_grid: bool = False
     in_rounds: bool = False
     in_parts: bool = False
-    asks_teacher: bool = False
+    asks_teacher: Callable[[Settings], bool] = lambda settings: False
+    least_steps: int = 1
+    lr_share: float = 1.0
+    churn: Callable[[Settings], float] | None = None
     roles: Callable[[Settings], tuple[Role, ...]] = lambda settings: ()
+    turns: Callable[[Settings, Sequence[tuple[int, float]]], int | None] = lambda settings, fidelity: 0
+    rate: Callable[[Settings, int, int | None], float] | None = None
     tells: tuple[str, ...] = ()
     task: str = "distillation"
 

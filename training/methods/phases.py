@@ -1,9 +1,10 @@
 """The grid along which teacher and student step, and which of its points a run keeps.
 
-A place u in [0, 1) in time stands for a noise level in one of four ways, each of which some methods use:
+A place u in [0, 1) in time stands for a noise level in one of five ways, each of which some methods use:
 
     shifted_level   the time 1 - u of the run's shifted grid
     kept_level      u of the way through the kept levels, linear in flow time between them
+    step_level      the same through those levels that the student is sampled from
     flow_level      flow time (1 - u) of the largest
     own_level       the model's own time 1 - u
 
@@ -47,6 +48,7 @@ class Phases:
     levels (k,)     sigma of every kept point, float32
     edges           which of the kept are edges of phases
     ends (k - 1,)   for every kept point the edge that ends its phase
+    sampled (steps + 1,)    which of the kept the student is sampled from, if the grid keeps them
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Phases:
         self.edges = torch.tensor([kept.index(e) for e in edges])
         places = torch.arange(len(kept) - 1)
         self.ends = self.edges[torch.searchsorted(self.edges, places, right=True)]
+        self.sampled = torch.tensor([kept.index(k) for k in sampled], dtype=torch.long)
         times = torch.tensor([0, 0.5, *range(1, steps)], dtype=torch.float64) / steps
         self.fine = torch.cat([self.sigma_of(1 - times).to(torch.float64), times.new_tensor([self.end])])
         coarse = self.sigmas_for(steps)
@@ -113,10 +116,19 @@ def shifted_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:
 
 def kept_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:
     """Noise level at u of the way through the kept levels, linear in flow time between them."""
-    times = phases.path.flow_time(phases.levels.double())
+    return _along(phases.levels, phases.path, u)
+
+
+def step_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:
+    """Noise level at u of the way through the student's steps, linear in flow time within each."""
+    return _along(phases.levels[phases.sampled], phases.path, u)
+
+
+def _along(levels, path, u):
+    times = path.flow_time(levels.double())
     place = u.double() * (len(times) - 1)
     low = place.long().clamp_max(len(times) - 2)
-    return phases.path.at_flow_time(torch.lerp(times[low], times[low + 1], place - low))
+    return path.at_flow_time(torch.lerp(times[low], times[low + 1], place - low).clamp_min(0))
 
 
 def flow_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from ..formats.checks import (
 from ..formats.precision import PRECISIONS
 from ..formats.processes import checked, process_of
 from ..methods.distances import METRICS
+from ..methods.matching import BALANCES, POINTS, REALS, SPANS
 from ..methods.teacher_step import SOLVERS
 from ..methods.times import DISTRIBUTIONS
 from .optimisers import ADAMW, OPTIMISERS
@@ -32,6 +33,10 @@ CHOICES = {
     "solver": SOLVERS,
     "times": DISTRIBUTIONS,
     "weighting": ("none", *WEIGHTINGS),
+    "real": REALS,
+    "points": POINTS,
+    "span": SPANS,
+    "balance": BALANCES,
     "optimizer": OPTIMISERS,
     "lora_precision": tuple(PRECISIONS),
 }
@@ -52,8 +57,13 @@ WHOLE = {
     "image_steps": (1, 100_000),
     "between": (0, 1000),
     "micro": (1, 10_000),
+    "lead": (1, 100),
+    "real_updates": (1, 10**6),
+    "fake_updates": (1, 10**6),
 }
-FOLLOWING = ("phases", "image_steps", "micro")  # None where they follow from others
+# None where they follow from others
+FOLLOWING = ("phases", "image_steps", "micro")
+USUAL_LR = 2e-3  # of the demo teachers
 RANGES = {
     "shift": (1e-3, 1e3),
     "cfg": (1, 100),
@@ -62,6 +72,8 @@ RANGES = {
     "one_step": (0, 1),
     "from_percent": (0, 1),
     "to_percent": (0, 1),
+    "anchor": (0, 1e3),
+    "role_lr": (0, 1e3),
 }
 LEAST_PART = 0.01  # of the way, that a run can be of
 
@@ -99,7 +111,19 @@ class DistilConfig:
     process      of restoration: [{"kind": "pixelate", "largest": 8}, ...], kinds and options as in
                  `formats.processes.KINDS`
     rank, alpha  of the LoRA; alpha None means rank. include, exclude: patterns of layer names
-    lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine
+    lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine.
+                 None for what is usual for the method
+    real         of the matching methods, what the student's pictures are to be distributed as: "pictures",
+                 the teacher's own by an adapter that learns them in `real_updates` first, "guided", as the
+                 score of the base at `cfg` says, or "blended" by noise level
+    points       what is matched at a step: "pictures", its prediction with fresh noise, or the next point of
+                 the "trajectory"; None: pictures, where the run ends at them
+    span         noise levels at which a step is matched: of its own "segment", or the "full" range above
+    balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it
+    anchor       of anchored: weight of the first step's distance to the cached trajectory
+    fake_updates of the score of the student's own pictures before the student's first update; lead: the
+                 most of them before each later one, as many as it takes to be true
+    role_lr      learning rate of the two scores, in multiples of lr
     from_percent, to_percent   the part of the way that the LoRA is for, of the model's own time in the host's
                  convention (percent_to_sigma): 0 is the largest noise level, 1 the data
     optimizer    "adamw", or "adamw8bit": a quarter of its memory, by bitsandbytes or torchao, if installed
@@ -136,7 +160,16 @@ class DistilConfig:
     alpha: float | None = None
     include: tuple = ("*",)
     exclude: tuple = ()
-    lr: float = 2e-3
+    lr: float | None = None
+    real: str = "pictures"
+    points: str | None = None
+    span: str = "segment"
+    balance: str = "distance"
+    anchor: float = 1.0
+    real_updates: int = 600
+    fake_updates: int = 150
+    lead: int = 3
+    role_lr: float = 10.0
     optimizer: str = ADAMW
     lora_precision: str = "fp16"
     checkpointing: bool = False
@@ -149,14 +182,20 @@ class DistilConfig:
             if name not in FOLLOWING or getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), least, most)
         check_choice("method", self.method, methods.names(task=None))
+        method = methods.get(self.method)
+        if self.lr is None:
+            normalise(self, lr=USUAL_LR * method.lr_share)
+        if self.points is None:
+            normalise(self, points="pictures" if self.to_percent == 1 else "trajectory")
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for name, (low, high) in RANGES.items():
             check_number(name, getattr(self, name), low, high)
         for name in ("curriculum", "checkpointing"):
             check_flag(name, getattr(self, name))
-        if self.lr == 0:
-            raise BadValue("lr must be above 0, got 0: nothing would be learnt.")
+        for name in ("lr", "role_lr"):
+            if getattr(self, name) == 0:
+                raise BadValue("{name} must be above 0, got 0: nothing would be learnt.", name=name)
         if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise BadValue(
                 "alpha must be a number above 0, got {got!r}. Leave it out for the rank.", got=self.alpha
@@ -166,14 +205,7 @@ class DistilConfig:
         normalise(self, phases=self.steps if self.phases is None else self.phases)
         normalise(self, image_steps=_image_steps_of(self))
         _check_part(self)
-        if self.rounds > 1 and not methods.get(self.method).in_rounds:
-            raise BadValue(
-                "rounds must be 1 for the method {method}, got {got}. Those that go on from their own pairs: "
-                "{methods}.",
-                method=self.method,
-                got=self.rounds,
-                methods=[name for name in methods.names() if methods.get(name).in_rounds],
-            )
+        _check_method(self)
 
     @property
     def is_whole(self) -> bool:
@@ -201,6 +233,26 @@ class DistilConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+def _check_method(config: DistilConfig) -> None:
+    """Raise ValueError for steps or rounds that the method can't have."""
+    method = methods.get(config.method)
+    if config.steps < method.least_steps:
+        raise BadValue(
+            "steps must be {least} or more for the method {method}, got {got}. In fewer choose matching.",
+            least=method.least_steps,
+            method=config.method,
+            got=config.steps,
+        )
+    if config.rounds > 1 and not method.in_rounds:
+        raise BadValue(
+            "rounds must be 1 for the method {method}, got {got}. Those that go on from their own pairs: "
+            "{methods}.",
+            method=config.method,
+            got=config.rounds,
+            methods=[name for name in methods.names() if methods.get(name).in_rounds],
+        )
+
+
 def _check_part(config: DistilConfig) -> None:
     if config.to_percent - config.from_percent < LEAST_PART:
         raise BadValue(
@@ -208,6 +260,12 @@ def _check_part(config: DistilConfig) -> None:
             least=LEAST_PART,
             start=config.from_percent,
             got=config.to_percent,
+        )
+    if config.points == "pictures" and config.to_percent < 1:
+        raise BadValue(
+            "points must be trajectory for a run that does not end at the picture (to_percent {end:g}), got "
+            "pictures.",
+            end=config.to_percent,
         )
     if not config.is_whole and not methods.get(config.method).in_parts:
         raise BadValue(

@@ -24,7 +24,8 @@ class Distillation:
     def __init__(self, student: Student, config: DistilConfig, method: Method, phases: Phases):
         self.student, self.config, self.phases = student, config, phases
         to_the_data = method.kind == "x0" and config.phases == 1 < config.steps and not phases.end
-        self.churn = math.inf if to_the_data else 0.0
+        usual = math.inf if to_the_data else 0.0
+        self.churn = usual if method.churn is None else method.churn(config)
         self.noise_scale = student.denoiser.noise_scale
 
     def sigmas_for(self, steps: int) -> torch.Tensor:

@@ -46,7 +46,19 @@ WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES, ROLE = 12, 4  # and of the adapter of each role
 METADATA_KEY = "fewstep.state"
-LATER = {"optimizer": "adamw"}  # settings that older runs lack, and what those had
+# settings that older runs lack, and what those had
+LATER = {
+    "optimizer": "adamw",
+    "real": "pictures",
+    "points": "pictures",
+    "span": "segment",
+    "balance": "distance",
+    "anchor": 1.0,
+    "real_updates": 600,
+    "fake_updates": 150,
+    "lead": 3,
+    "role_lr": 10.0,
+}
 PART = (
     "from_percent",
     "to_percent",

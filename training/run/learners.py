@@ -4,13 +4,12 @@
 
 import functools
 import math
-from collections.abc import Callable
 
 import torch
 
 from ..methods.method import STUDENT, Batch, Context, Method
 from .config import DistilConfig
-from .descent import Descent
+from .descent import Descent, usual_rate
 from .student import Student
 
 MEMORY = 0.95  # an update, of the running means of what the method tells
@@ -27,7 +26,8 @@ class Learners:
     def __init__(self, student: Student, config: DistilConfig, method: Method):
         self.student, self.config, self.method = student, config, method
         self.roles = {role.name: role for role in method.roles(config)}
-        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config)}
+        self.turned: int | None = None
+        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, self._rate)}
         for name, role in self.roles.items():
             self.descents[name] = Descent(student.denoiser, student.adapters[name], config, role.rate)
         self.told: dict[str, float] = {}
@@ -49,25 +49,35 @@ class Learners:
             return self.descents[name].done
         return sum(descent.done for descent in self.descents.values())
 
-    def due(self, context: Callable[[], Context]) -> str:
+    def due(self, context: Context) -> str:
         """Who learns next: a role that has to be ahead of the student, or the student."""
+        if context.turned is None:
+            return STUDENT
         for name, role in self.roles.items():
             made = self.made(name)
             if made < role.first(self.config):
                 return name
-            if self.made(STUDENT) and role.each and made - self.followed[name] < role.each(context()):
+            followed = role.each and context.done > context.turned
+            if followed and made - self.followed[name] < role.each(context):
                 return name
         return STUDENT
 
+    def _rate(self, config, done):
+        """The student's learning rate."""
+        own = self.method.rate
+        return usual_rate(config, done) if own is None else own(config, done, self.turned)
+
     def stage(self, name: str) -> str:
         """What a run is at while that adapter learns."""
-        return "training" if name == STUDENT or self.made(STUDENT) else self.roles[name].stage
+        role = self.roles.get(name)
+        return role.stage if role and self.made(name) <= role.first(self.config) else "training"
 
     def gradient(self, name: str, context: Context) -> tuple[Batch, torch.Tensor]:
         """Draw a batch and leave its gradient in that adapter; (batch, its losses (B,)). Cut off, it leaves
         none, and the generator as it was.
         """
         part, before = self.roles.get(name, self.method), context.generator.get_state()
+        self.turned = context.turned
         self._begin(name)
         try:
             batch = part.draw(context)
@@ -87,8 +97,8 @@ class Learners:
         self.descents[name].step(losses)
         if name == STUDENT:
             self.followed = {other: self.made(other) for other in self.roles}
-            for told in self.method.tells:
-                value = float(batch[told].mean())
+            for told in set(self.method.tells).intersection(batch):
+                value = float(batch[told].nanmean())
                 if math.isfinite(value):
                     self.told[told] = MEMORY * self.told.get(told, value) + (1 - MEMORY) * value
         elif self.roles[name].each is None and self.made(name) >= self.roles[name].first(self.config):

@@ -4,7 +4,8 @@
 
 weights   those that stay where the model computes; of streamed layers, on a card, two of the largest as cast
 adapter   the LoRA as float32: itself, its gradient, AdamW's two moments or what 8 bits make of them, casts
-          in the dtype of the layers, of an average that answers too; on the CPU also average and best
+          in the dtype of the layers, of an average that answers too; on the CPU also average and best. An
+          adapter of another role as well, without a gradient of its own
 pass      of the micro-batch forward and backward, kept whole or recomputed block by block, or of the
           teacher's answer to it (`weighing`)
 
@@ -66,8 +67,10 @@ def place_of(denoiser: Denoiser) -> Place:
 def copies_of(config: DistilConfig, place: Place, dtype: torch.dtype = torch.bfloat16) -> float:
     """How often a run holds its adapter where it computes, in float32's bytes; dtype: of the layers."""
     moments = 0.5 if config.optimizer == ADAMW_8BIT else 2
-    casts = 0 if dtype.itemsize >= 4 else (2 if config.target == "ema" else 1) * dtype.itemsize / 4
-    return 2 + moments + casts + place.averages
+    cast = 0 if dtype.itemsize >= 4 else dtype.itemsize / 4
+    roles = methods.get(config.method).roles(config)  # one adapter has a gradient at a time
+    beside = sum(1 + cast + (0 if role.each is None else moments) for role in roles)
+    return 2 + moments + (2 if config.target == "ema" else 1) * cast + place.averages + beside
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -357,7 +360,7 @@ def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callab
         copies=copies_of(config, place, dtype),
         place=place,
         guided=1 if config.cfg == 1 else 2,
-        online=methods.get(config.method).asks_teacher,
+        online=methods.get(config.method).asks_teacher(config),
         **passes,
     )
     return memory, dtype

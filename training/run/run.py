@@ -117,7 +117,7 @@ class Run:
             if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
                 self.measure()
                 continue
-            who, before = learners.due(self.context), self.done
+            who, before = learners.due(self.context()), self.done
             loss = self.update(who)
             fidelity = self.measure() if self.done > before and self.probe.is_due(self.done) else None
             if not self.done:
@@ -217,7 +217,7 @@ def _context_of(run: Run, who: str) -> Context:
         data=run.source.data,
         generator=run.generator,
         student=run.student.answer(who),
-        asked={name: run.student.asked_as(name) for name in run.student.adapters},
+        asked=run.student.asked_by_name,
         target=run.student.target,
         teacher=run.student.teacher,
         metric=run.metric,
@@ -226,6 +226,7 @@ def _context_of(run: Run, who: str) -> Context:
         weighting=run.weighting,
         settings=run.config,
         done=run.done,
+        turned=run.method.turns(run.config, run.probe.fidelity),
         told=run.learners.told,
         seen=run.task.seen,
     )

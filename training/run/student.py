@@ -100,15 +100,20 @@ class Student:
 
         return answer
 
-    def asked_as(self, name: str) -> Answer:
-        """The same without a gradient, for as many samples at once as memory takes."""
-        lora = self.adapters[name]
+    @property
+    def asked_by_name(self) -> dict[str, Answer]:
+        """The model with each adapter, and the teacher, without a gradient: for as many samples at once as
+        memory takes.
+        """
 
-        def answer(x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad(), lora.on():
-                return self.asked(x, sigma, condition)
+        def of(lora: Lora) -> Answer:
+            def answer(x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+                with torch.no_grad(), lora.on():
+                    return self.asked(x, sigma, condition)
 
-        return answer
+            return answer
+
+        return {"teacher": self.teacher_in_parts, **{name: of(lora) for name, lora in self.adapters.items()}}
 
     def target(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What the student learns from: itself, or its average."""

@@ -18,6 +18,7 @@ from fewstep.training.trajectories.noises import noises, start
 from tiny import Tiny
 
 SMALL = dict(updates=4, images=6, batch=8, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
+REALS = [{"method": name, "real": "guided"} for name in ("matching", "anchored")]
 
 
 def begun(denoiser=None, **changes):
@@ -107,15 +108,18 @@ def test_a_run_keeps_of_its_trajectories_what_the_method_needs(method, held):
     assert sum(memory.values()) == samples * each
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_a_method_asks_the_teacher_at_an_update_exactly_if_it_says_so(name):
+@pytest.mark.parametrize(
+    "settings", [*({"method": name} for name in methods.names()), *REALS], ids=lambda s: "-".join(s.values())
+)
+def test_a_method_asks_the_teacher_at_an_update_exactly_if_it_says_so(settings):
     """Otherwise whatever drew the data, any guider of a graph, may have been the teacher."""
-    run, asked = begun(method=name), []
+    run, asked = begun(**settings), []
     context = run.context()
 
     def teacher(*question):
         asked.append(question)
         return context.teacher(*question)
 
-    run.method.loss(dataclasses.replace(context, teacher=teacher), run.method.draw(context))
-    assert bool(asked) == run.method.asks_teacher
+    told = dataclasses.replace(context, teacher=teacher, asked={**context.asked, "teacher": teacher})
+    run.method.loss(told, run.method.draw(told))
+    assert bool(asked) == run.method.asks_teacher(run.config)

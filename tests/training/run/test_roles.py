@@ -110,7 +110,7 @@ def test_who_learns_is_who_acts(shadowed, checkpointing):
 
     learnt, before = [], weights()
     for _ in range(14):
-        name = trained.learners.due(trained.context)
+        name = trained.learners.due(trained.context())
         trained.update(name)
         after = weights()
         learnt.append(name)
@@ -132,7 +132,7 @@ def test_a_role_begins_as_another(shadowed):
     trained = Run(Tiny(), DistilConfig(**SMALL, method="shadowed"))
     for _ in trained.source.gather():
         pass
-    while trained.learners.due(trained.context) == "first":
+    while trained.learners.due(trained.context()) == "first":
         trained.update("first")
     first = [p.clone() for p in trained.student.adapters["first"].parameters()]
     trained.learners.descents["shadow"].rate = lambda settings, made: 0.0

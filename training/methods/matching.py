@@ -1,0 +1,280 @@
+"""Distribution matching: the student's pictures are made to be distributed as the teacher's are.
+
+DMD (Yin et al. 2024, arXiv:2311.18828) with the trajectories of TDM (Luo et al. 2025, arXiv:2503.06674), on
+one base with an adapter for each role. The student steps from noise along its grid. What is matched at a
+step, y, is noised on to a level t of the segment (`points`); with q the distribution of that and p that of
+the teacher's, noised alike,
+
+    gradient of KL(q || p) on y  =  E[a (score_q - score_p)(x_t)]  =  E[a alpha_t / sigma_t^2 (fake - real)]
+
+where `fake` and `real` predict x0 (DMD, eq. 4). The student's prediction x0 is pulled to x0 - (fake - real),
+each sample weighted by `balance`. Nothing but prompts is needed for that; the noise is fresh at each draw.
+
+fake    an adapter that learns the student's own distribution, by denoising its points; ahead of the student
+        from the start, and kept ahead (`lead`)
+real    "guided": the base at the user's CFG; "pictures": an adapter that has learnt the teacher's own cached
+        pictures by the same denoising, first in the run; "blended": pictures at noise, guided at data. What
+        CFG samples is not distributed as its score says: a student that follows it comes out sharper than the
+        teacher (docs/findings/guided_score.md)
+points  "pictures": y is the step's prediction x0, with fresh noise; each step's x0 is then a picture, and
+        fewer steps than the grid's are matched too. "trajectory": y is the next point of the trajectory,
+        whose score needs the target that `points.noised_on` gives
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ...diffusion.predictions import expand
+from ...diffusion.step import step
+from ..trajectories.noises import start
+from .distances import squared_error
+from .method import Batch, Context, Method, Role, Settings, draw_samples
+from .phases import NEAREST, step_level
+from .points import noised_on, walked
+from .registry import register
+from .times import warm_up_then_cosine
+
+REALS = ("pictures", "guided", "blended")
+POINTS = ("pictures", "trajectory")
+SPANS = ("segment", "full")
+BALANCES = ("distance", "divergence")
+APART = (
+    0.05  # of a step, that a point of a trajectory is noised on at least: known's variance is finite there
+)
+MOST_WEIGHT = 5.0  # of a denoising loss (Hang et al. 2023, arXiv:2303.09556), in x0
+LR_SHARE = 0.05  # of what regression learns at: the student moves as slowly as the fake can follow
+AHEAD, BEHIND = 0.9, 0.5  # share of the truth in what the fake says: fewest updates of it, and most
+
+
+# ---- where a batch looks -------------------------------------------------------------------------
+
+
+def strides(settings: Settings) -> list[int]:
+    """Lengths of a step in levels of the grid: 1, and where each x0 is a picture those of fewer steps."""
+    steps = settings.steps
+    return [n for n in range(1, steps + 1) if steps % n == 0] if settings.points == "pictures" else [1]
+
+
+def places(context: Context, lengths: list[int]) -> Batch:
+    """A level "t" for each sample, and the student's step that is matched there: "stride" levels long, from
+    the level "from" to "to" of its grid. Its segment has t in it, or of a full span its end lies below t.
+    """
+    batch, settings, g = draw_samples(context), context.settings, context.generator
+    count, steps = len(batch["u"]), settings.steps
+    place = batch["u"].double() * steps
+    stride = torch.tensor(lengths)[torch.randint(len(lengths), (count,), generator=g)]
+    number = (place / stride).long()
+    share = torch.rand(count, generator=g, dtype=torch.float64)
+    if settings.span == "full":
+        number = number + (share * (steps // stride - number)).long()
+    to = (number + 1) * stride
+    if settings.points == "trajectory":
+        place = place.minimum(to - APART)
+    t = step_level(context.phases, place / steps)
+    least = context.path.at_flow_time(torch.tensor(NEAREST, dtype=torch.float64))
+    noise = torch.randn(count, *context.shape, generator=g)
+    return {
+        **batch,
+        "t": t.clamp_min(float(least)).float(),
+        "stride": stride,
+        "from": number * stride,
+        "to": to,
+        "noise": context.noise_scale * noise,
+    }
+
+
+def grid_of(context: Context) -> torch.Tensor:
+    """The levels that the student is sampled from, (steps + 1,)."""
+    return context.phases.levels[context.phases.sampled]
+
+
+def beginning(context: Context, batch: Batch) -> torch.Tensor:
+    """Where the student starts from, (B, ...): fresh noise, or in the middle of the way what others drew."""
+    if context.phases.part[0] < 1:
+        return context.data.anchors[batch["pick"], 0]
+    noise = torch.randn(len(batch["pick"]), *context.shape, generator=context.generator)
+    return start(noise, context.phases.fine, context.path, context.noise_scale)
+
+
+def students(context: Context, batch: Batch) -> Batch:
+    """The student's step of each sample: from "x" at "sigma" to the point "y" at the level "e", by the
+    prediction "x0".
+    """
+    grid, student = grid_of(context), context.asked["student"]
+    places = batch["stride"], batch["from"], batch["condition"]
+    x = walked(student, beginning(context, batch), context.path, grid, *places)
+    sigma, after = grid[batch["from"]], grid[batch["to"]]
+    x0 = student(x, sigma, batch["condition"])
+    if context.settings.points == "pictures":
+        y, after = x0, torch.zeros_like(after)
+    else:
+        y = step(x, x0, context.path, sigma, after)
+    return {"x": x, "sigma": sigma, "x0": x0, "y": y, "e": after}
+
+
+def teachers(context: Context, batch: Batch) -> Batch:
+    """The same point of a cached trajectory of the teacher's: "y" at the level "e"."""
+    anchors, pick = context.data.anchors, batch["pick"]
+    if context.settings.points == "pictures":
+        return {"y": context.data.images[pick], "e": torch.zeros(len(pick))}
+    kept = context.phases.sampled[batch["to"]]
+    return {"y": anchors[pick, kept], "e": context.phases.levels[kept]}
+
+
+# ---- denoising -----------------------------------------------------------------------------------
+
+
+def denoising(points: Callable[[Context, Batch], Batch]) -> Callable[[Context], Batch]:
+    """`draw` of a role that learns the distribution of those points (context, places) -> {"y", "e"}."""
+
+    def draw(context: Context) -> Batch:
+        batch = places(context, strides(context.settings))
+        point = points(context, batch)
+        x, known, precision = noised_on(point["y"], batch["noise"], context.path, point["e"], batch["t"])
+        t = batch["t"].double()
+        weight = (1 + (context.path.alpha(t) / t).square()).clamp_max(MOST_WEIGHT).float() * precision
+        return {
+            "x": x,
+            "sigma": batch["t"],
+            "condition": batch["condition"],
+            "target": known,
+            "u": batch["u"],
+            "weight": weight,
+        }
+
+    return draw
+
+
+def denoising_loss(context: Context, batch: Batch) -> torch.Tensor:
+    """The squared error of x0 (B,): its least is the mean, whatever metric the student learns by."""
+    return squared_error(context.student(batch["x"], batch["sigma"], batch["condition"]), batch["target"])
+
+
+def lead(context: Context) -> int:
+    """Updates of the fake before the student's next: 1 where what it says is true, `lead` where it isn't.
+
+    With R the real score, F the fake and D the x0 that is known of each sample, the mean of (D - R)(F - R)
+    over that of (F - R)^2 is 1 for an F that says how far the student is from R, and not above 0 for one that
+    points the wrong way: the regression of the truth on what it says.
+    """
+    most, truth = context.settings.lead, agreement(context.told)
+    if truth is None:
+        return most
+    return 1 + round((most - 1) * min(1.0, max(0.0, (AHEAD - truth) / (AHEAD - BEHIND))))
+
+
+def agreement(told: Mapping[str, float]) -> float | None:
+    """The share of truth in what the fake says, from a run's means; None before there are any."""
+    return told["truth"] / told["claim"] if told.get("claim") else None
+
+
+def roles(settings: Settings) -> tuple[Role, ...]:
+    """The fake, and before it the real score where that is learnt."""
+    real = Role(
+        name="real",
+        stage="learning the teacher's pictures",
+        draw=denoising(teachers),
+        loss=denoising_loss,
+        first=lambda settings: settings.real_updates,
+        each=None,
+        rate=lambda settings, made: (
+            settings.lr * settings.role_lr * warm_up_then_cosine(made, settings.real_updates)
+        ),
+    )
+    fake = Role(
+        name="fake",
+        stage="learning the student's pictures",
+        draw=denoising(students),
+        loss=denoising_loss,
+        first=lambda settings: settings.fake_updates,
+        each=lead,
+        rate=lambda settings, made: settings.lr * settings.role_lr,
+        begins_as="real",
+    )
+    return (fake,) if settings.real == "guided" else (real, fake)
+
+
+# ---- matching ------------------------------------------------------------------------------------
+
+
+def real_score(context: Context, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """x0 (B, ...) by the real score that the settings choose."""
+    kind = context.settings.real
+    if kind == "guided":
+        return context.asked["teacher"](x, t, condition)
+    pictures = context.asked["real"](x, t, condition)
+    if kind == "pictures":
+        return pictures
+    share = expand(context.path.flow_time(t), x)
+    return share * pictures + (1 - share) * context.asked["teacher"](x, t, condition)
+
+
+@torch.no_grad()
+def matched(context: Context, batch: Batch) -> Batch:
+    """The batch with what the student has to learn of it: at "x", "sigma" the "target" x0 - (fake - real),
+    with the "weight" of each sample, and what is told of the fake.
+    """
+    path, condition, t = context.path, batch["condition"], batch["t"]
+    point = students(context, batch)
+    x, known, precision = noised_on(point["y"], batch["noise"], path, point["e"], t)
+    fake, real = context.asked["fake"](x, t, condition), real_score(context, x, t, condition)
+    away, x0 = fake - real, point["x0"]
+    distance = _mean((x0 - real).abs())
+    return {
+        **batch,
+        "x": point["x"],
+        "sigma": point["sigma"],
+        "target": x0 - away,
+        "weight": batch["weight"] * _balance(context, batch, point, distance),
+        "gap": _mean(away.abs()) / distance.clamp_min(1e-6),
+        "truth": precision * _mean((known - real) * away),
+        "claim": precision * _mean(away.square()),
+    }
+
+
+def _balance(context, batch, point, distance):
+    """The weight of each sample (B,): 1 over its distance to the real score's x0, as DMD has it (eq. 8), or
+    what makes the whole the gradient of the divergence.
+    """
+    if context.settings.balance == "distance":
+        return 1 / distance.clamp_min(1e-2)
+    path, t, e = context.path, batch["t"].double(), point["e"].double()
+    sigma = point["sigma"].double()
+    pull = torch.ones_like(t)
+    if context.settings.points == "trajectory":
+        pull = path.alpha(e) - e / sigma * path.alpha(sigma)  # dy / dx0 of the step
+    return (pull * path.alpha(t).square() / (path.alpha(e) * t.square())).float()
+
+
+def _mean(values):
+    return values.flatten(1).mean(1)
+
+
+def draw(context: Context) -> Batch:
+    """Fresh noise, the student's steps, and what the two scores say of where they lead."""
+    return matched(context, places(context, strides(context.settings)))
+
+
+def loss(context: Context, batch: Batch) -> torch.Tensor:
+    """The distance of the student's prediction to its target, (B,)."""
+    return context.metric(context.student(batch["x"], batch["sigma"], batch["condition"]), batch["target"])
+
+
+METHOD = register(
+    Method(
+        name="matching",
+        title="distribution matching",
+        needs="trajectories",
+        draw=draw,
+        loss=loss,
+        level=step_level,
+        on_the_grid=True,
+        in_parts=True,
+        asks_teacher=lambda settings: settings.real != "pictures",
+        lr_share=LR_SHARE,
+        churn=lambda settings: 0.0,
+        roles=roles,
+        tells=("gap", "truth", "claim"),
+    )
+)
