@@ -6,10 +6,11 @@ import { addStyles, make, say } from "../dom.js";
 import { after } from "../graph/hooks.js";
 import { allNodes } from "../graph/nodes.js";
 import { isLoaded, pathTo } from "../graph/walk.js";
-import { DISTIL, FIT, PAIRS, PROMPTS, SAY_EVENT, TRAIN_ON_PAIRS } from "../names.js";
+import { DISTIL, FIT, PAIRS, PROMPTS, RUN_EVENT, SAY_EVENT, TRAIN_ON_PAIRS } from "../names.js";
+import { isLive } from "../panel/store.js";
 import { watch } from "../plots/watch.js";
 import { t } from "../text.js";
-import { expect, questionOf } from "./forecast.js";
+import { expect, forget, questionOf } from "./forecast.js";
 import { know } from "./zero.js";
 
 const LINES = { [DISTIL]: 6, [TRAIN_ON_PAIRS]: 6, [PAIRS]: 2, [PROMPTS]: 2, [FIT]: 2 };
@@ -17,19 +18,28 @@ const LINE = 15;      // pixels
 const PADDING = 12;
 const WIDGET = "fewstep_status";
 const places = new WeakMap();      // node: what shows a text on it
-const said = new Map();            // "workflow path": what was told last
+const said = new Map();            // "workflow path": what was told last, for when it is opened again
+const NAMELESS = "00000000-0000-0000-0000-000000000000";      // a graph that was cleared
 
 /** Listens to what the server says of nodes. */
 export function listen(app, api) {
+  forgetAfter(api);
   api.addEventListener(SAY_EVENT, ({ detail }) => {
     if (!detail.workflow) {
       return;
     }
-    said.set(`${detail.workflow} ${detail.node}`, detail);
     const root = app.rootGraph ?? app.graph;
     const node = root.id === detail.workflow ? nodeAt(root, detail.node.split(":")) : null;
-    places.get(node)?.();
+    if (detail.workflow !== NAMELESS) {
+      said.set(`${detail.workflow} ${detail.node}`, detail);
+    }
+    places.get(node)?.(detail);
   });
+}
+
+/** A run that is over tells the next forecast more. */
+function forgetAfter(api) {
+  api.addEventListener(RUN_EVENT, ({ detail }) => isLive(detail.run) || forget());
 }
 
 /** The node of an execution id: the nodes of subgraphs that lead to it, and itself. */
@@ -54,11 +64,12 @@ export function statusOn(app, api, node) {
   node.addDOMWidget(WIDGET, WIDGET, element, options).serialize = false;
 
   let [expected, question, watching] = [{ values: {}, lines: [] }, null, null];
-  const told = () => said.get(keyOf(app, node));
-  const show = () => {
-    const { text: line, used = {} } = told() ?? {};
+  let [told, used] = [null, {}];
+  const show = (detail) => {
+    told = detail ?? told ?? said.get(keyOf(app, node));
+    used = { ...used, ...detail?.used };
     know(app, node, { ...expected.values, ...used });
-    const lines = [line, ...expected.lines].filter(Boolean);
+    const lines = [told?.text, ...expected.lines].filter(Boolean);
     say(text, lines.length ? lines.join("\n") : t(`nodes.status.${type}`));
     element.title = text.textContent;
   };
@@ -67,7 +78,7 @@ export function statusOn(app, api, node) {
       question = asked;
       const answer = await expect(api, asked);
       if (question === asked) {
-        expected = answer;
+        [expected, used] = [answer, {}];
         show();
       }
     }, { exists: () => isLoaded(node), onGone: close });
