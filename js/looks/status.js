@@ -13,12 +13,13 @@ import { t } from "../text.js";
 import { expect, forget, questionOf } from "./forecast.js";
 import { know } from "./zero.js";
 
-const LINES = { [DISTIL]: 6, [TRAIN_ON_PAIRS]: 6, [PAIRS]: 2, [PROMPTS]: 2, [FIT]: 2 };
+const LINES = { [DISTIL]: 7, [TRAIN_ON_PAIRS]: 7, [PAIRS]: 2, [PROMPTS]: 2, [FIT]: 2 };
 const LINE = 15;      // pixels
 const PADDING = 12;
 const WIDGET = "fewstep_status";
 const places = new WeakMap();      // node: what shows a text on it
 const said = new Map();            // "workflow path": what was told last, for when it is opened again
+const open = new Set();            // what watches the nodes that are there
 const NAMELESS = "00000000-0000-0000-0000-000000000000";      // a graph that was cleared
 
 /** Listens to what the server says of nodes. */
@@ -39,7 +40,12 @@ export function listen(app, api) {
 
 /** A run that is over tells the next forecast more. */
 function forgetAfter(api) {
-  api.addEventListener(RUN_EVENT, ({ detail }) => isLive(detail.run) || forget());
+  api.addEventListener(RUN_EVENT, ({ detail }) => {
+    if (!isLive(detail.run)) {
+      forget();
+      open.forEach((watching) => watching.check(true));
+    }
+  });
 }
 
 /** The node of an execution id: the nodes of subgraphs that lead to it, and itself. */
@@ -73,7 +79,7 @@ export function statusOn(app, api, node) {
     say(text, lines.length ? lines.join("\n") : t(`nodes.status.${type}`));
     element.title = text.textContent;
   };
-  const open = () => {
+  const begin = () => {
     watching ??= watch(element, () => questionOf(node, type), async (asked) => {
       question = asked;
       const answer = await expect(api, asked);
@@ -81,18 +87,20 @@ export function statusOn(app, api, node) {
         [expected, used] = [answer, {}];
         show();
       }
-    }, { exists: () => isLoaded(node), onGone: close });
+    }, { exists: () => isLoaded(node), onGone: end });
+    open.add(watching);
     show();
   };
-  const close = () => {
+  const end = () => {
     watching?.close();
+    open.delete(watching);
     watching = null;
   };
   places.set(node, show);
-  after(node, "onAdded", open);
-  after(node, "onRemoved", close);
+  after(node, "onAdded", begin);
+  after(node, "onRemoved", end);
   if (node.graph) {
-    open();
+    begin();
   }
 }
 

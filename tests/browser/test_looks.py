@@ -150,3 +150,51 @@ def test_every_node_is_whole(front, vue, language):
     assert measured("_opened") == []
     page.evaluate(FOLD)
     assert measured() == []
+
+
+WIRED = """async () => {
+  app.graph.clear();
+  app.graph.id = crypto.randomUUID();
+  const types = ["FewstepLoadDemoTeacher", "EmptyLatentImage", "FewstepDistil"];
+  const [teacher, latent, distil] = types.map((type) => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    return node;
+  });
+  distil.pos = [700, 200];
+  teacher.connect(0, distil, 0);
+  latent.connect(0, distil, distil.inputs.findIndex((input) => input.name === "latent"));
+  app.canvas.ds.offset = [0, 0];
+  app.canvas.setDirty(true, true);
+  return distil.id;
+}"""
+READS = """(id) => {
+  const widget = app.graph.getNodeById(id).widgets.find((one) => one.name === "cfg");
+  const field = document.querySelector(`[data-node-id="${id}"] [aria-label="cfg"] input`);
+  return field ? getComputedStyle(field.parentElement, "::after").content : `"${widget._displayValue}"`;
+}"""
+SAY = """async ([id, workflow, text]) => {
+  const detail = { node: String(id), workflow: workflow ?? app.graph.id, text, used: { cfg: 7 } };
+  window.comfyAPI.api.api.dispatchEvent(new CustomEvent("fewstep.say", { detail }));
+  await new Promise((done) => setTimeout(done, 500));
+  const node = app.graph.getNodeById(id);
+  const { element } = node.widgets.find((one) => one.name === "fewstep_status");
+  return [element.textContent, Math.round(node.size[1])];
+}"""
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_node_tells_what_automatic_is_and_has_a_place_for_what_is_said(front, vue):
+    """The saved value stays 0; a text makes nothing grow, and one for another workflow is not shown."""
+    front.open(**{"Comfy.VueNodes.Enabled": vue})
+    page = front.page
+    distil = page.evaluate(WIRED)
+    page.wait_for_function(f"(id) => ({READS})(id) === '\"auto · 2\"'", arg=distil)
+    sent = page.evaluate("async () => (await app.graphToPrompt()).output")[str(distil)]["inputs"]
+    assert (sent["cfg"], sent["rank"], sent["learning_rate"], sent["updates"]) == (0, 0, 0, 0)
+    before, height = page.evaluate(SAY, [distil, "of another workflow", "not for here"])
+    assert "rank 16" in before and "Memory:" in before and "not for here" not in before
+    said, same = page.evaluate(SAY, [distil, None, "line of a run " * 20])
+    assert "line of a run" in said and same == height
+    assert page.evaluate(READS, distil) == '"auto · 7"'
+    front.shot(f"looks_said_{'vue' if vue else 'canvas'}")
