@@ -34,7 +34,7 @@ FLOORS = {
         ("schedules solvers destruction", "step grids; fitted solvers; forward processes of any kind"),
     ),
     "training": (
-        ("formats", "files, recipes, LoRA keys, prompts: what lies on a disk"),
+        ("formats ranks", "what lies on a disk; several processes that make one run"),
         ("reports", "pictures and metrics: numbers in, pixels or numbers out"),
         ("models", "who answers: the denoiser protocol, diffusers folders, families, demo teachers"),
         ("adapter", "LoRA on a model, exact gradients, recomputation"),

@@ -339,6 +339,21 @@ def udm_cost() -> list[str]:
     return table(["time", "blur in pixels", "blur / Gaussian", "with noise", "aim"], body)
 
 
+def ranks() -> list[str]:
+    """What a second process gains, and what a network has to carry."""
+    row = read("ranks")
+    one, two = row["samples_per_second"]
+    aims = row["targets"]
+    body = [
+        ["training, gain of two", f"{row['training']:.2f} times (aim {aims['training']})"],
+        ["trajectories, gain of two", f"{row['trajectories']:.2f} times (aim {aims['trajectories']})"],
+        ["samples/s, one and two", f"{one:.2f}, {two:.2f}"],
+        ["bytes sent by a process, an update", f"{row['bytes_per_update']:,}"],
+        ["of them the sum itself", f"{row['payload']:,}"],
+    ]
+    return table(["two processes of one thread against one", "measured"], body)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     made.__name__: made
     for made in (
@@ -358,6 +373,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         overhead,
         udm_cost,
         adapter,
+        ranks,
     )
 }
 

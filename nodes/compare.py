@@ -21,13 +21,14 @@ from comfy_api.latest import io
 from ..diffusion import samplers
 from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules import grids
-from ..training.reports import pictures
-from . import show
+from ..training.reports import comparison
+from . import show, verdict
 from .comfy import levels
 from .comfy.calls import ModelCalls
 from .comfy.decoding import decode
 from .comfy.latents import latent_of
 from .sampling import sample
+from .server import messages
 from .training import FIXED
 
 OURS = {
@@ -38,19 +39,27 @@ OURS = {
     "heun": {"order": samplers.HEUN},
     "consistency": {"kappa": 1.0},
 }
+CACHED = {
+    "cached": "The same model with a cache on it, such as EasyCache: a competitor, in every sampler and step "
+    "count, judged by the calls that it really makes. It needs step counts such as 20.",
+    "cached_2": "Another one, such as LazyCache.",
+}
 REFERENCE_STEPS = (30, 60, 120)
 LONGEST = 200  # steps that may be asked for
-TILE = 128  # pixels of a picture in the grid, at least where the picture itself is smaller
 
 
 @dataclasses.dataclass
 class Result:
-    """One setting that was run: name, steps, model calls, seconds, distance to the reference, latents."""
+    """One setting that was run on a model: name, steps, model calls for an image, seconds, distance to the
+    reference, latents. cache: the input that the model came from, "" for the plain one.
+    """
 
     name: str
     steps: int
+    model: io.Model.Type
     sampler: comfy.samplers.Sampler
     sigmas: torch.Tensor
+    cache: str = ""
     calls: float = 0.0
     seconds: float = 0.0
     distance: float = 0.0
@@ -110,6 +119,7 @@ class Compare(io.ComfyNode):
                     tooltip="How far from the converged picture is near enough, as a share of the latents' "
                     "own spread. 0.1 is hard to see.",
                 ),
+                *(io.Model.Input(name, optional=True, tooltip=CACHED[name]) for name in CACHED),
             ],
             outputs=[
                 io.Image.Output(display_name="grid"),
@@ -133,25 +143,51 @@ class Compare(io.ComfyNode):
         cfg: float,
         seed: int,
         tolerance: float,
+        cached: io.Model.Type | None = None,
+        cached_2: io.Model.Type | None = None,
     ) -> io.NodeOutput:
         counts = step_counts(steps)
-        settings = [setting(model, name, count) for name in names(samplers) for count in counts]
+        models = {"": model, "cached": cached, "cached_2": cached_2}
+        check_same(models)
+        settings = [
+            dataclasses.replace(setting(used, name, count), cache=cache)
+            for name in names(samplers)
+            for cache, used in models.items()
+            if used is not None
+            for count in counts
+        ]
         total = sum(result.steps for result in settings) + sum(REFERENCE_STEPS[:2])
         run = _Runner(model, positive, negative, latent, cfg, seed, total)
         with run.counted:
             reference, drift = converged(model, run, tolerance)
             for result in settings:
                 result.distance = run.distance(run(result), reference)
-        best, enough = cheapest(settings, tolerance)
+        best, enough = verdict.cheapest(settings, tolerance)
+        remarks = verdict.remarks(settings, reference, drift, tolerance, 1 if cfg == 1 else 2)
+        told = [messages.told(m) for m in (verdict.answer(best, enough, tolerance), *remarks)]
+        table = [messages.told(verdict.row(result, result.seconds)) for result in settings]
         data = {
             "reference": {"steps": reference.steps, "drift": drift},
             "tolerance": tolerance,
-            "rows": [figures(result) for result in settings],
-            "chosen": f"{best.name}, {best.steps} steps",
+            "rows": [{**figures(result), "chosen": result is best} for result in settings],
+            "chosen": f"{verdict.label(best)}, {best.steps} steps",
+            "enough": enough,
+            "verdict": told,
         }
-        text = report(data, best, enough, drift)
-        picture = _picture(vae, reference, settings, counts)
+        text = "\n".join([*told, "", reference_line(reference, drift), *table])
+        picture = _picture(vae, reference, settings, counts, best, tolerance)
         return show.output(cls, picture, {**data, "report": text}, best.sampler, best.sigmas, text)
+
+
+def check_same(models: dict[str, io.Model.Type | None]) -> None:
+    """Raises ValueError, naming the input, where a cached model is not the model with a cache on it."""
+    for name, other in models.items():
+        if other is not None and other.model is not models[""].model:
+            raise BadValue(
+                "{name} must be the model itself with a cache wired behind it, and is another model. Wire "
+                "the node of the cache to what goes into model.",
+                name=name,
+            )
 
 
 def step_counts(text: str) -> list[int]:
@@ -207,7 +243,7 @@ def setting(model: io.Model.Type, name: str, steps: int) -> Result:
         )
     called = Message("the schedule of {name!r} with {steps} steps", name=name, steps=steps)
     levels.check_range(sigmas, sampling, called)
-    return Result(name, steps, sampler, sigmas)
+    return Result(name, steps, model, sampler, sigmas)
 
 
 def nearest(name: str, known: Sequence[str], most: int = 4) -> list[str]:
@@ -230,9 +266,9 @@ class _Runner:
         seed: int,
         total: int,
     ):
-        self.model, self.counted = model, ModelCalls(model)
+        self.counted = ModelCalls(model)
         self.conditioning, self.cfg, self.seed = (positive, negative), cfg, seed
-        self.latent = latent_of(self.model, latent)
+        self.latent = latent_of(model, latent)
         self.mask = latent.get("noise_mask")
         self.weight = _weight(self.mask, self.latent)
         self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
@@ -244,7 +280,7 @@ class _Runner:
         positive, negative = self.conditioning
         sigmas = result.sigmas.clone()  # uni_pc writes into them
         result.latents = comfy.sample.sample_custom(
-            self.model,
+            result.model,
             self.noise,
             self.cfg,
             result.sampler,
@@ -287,24 +323,16 @@ def converged(model: io.Model.Type, run: _Runner, tolerance: float) -> tuple[Res
         result = run(setting(model, "order 2", steps))
         if before is not None:
             drift = run.distance(before, result)
-            if drift < tolerance / 4:
+            if drift <= tolerance / verdict.SHARE:
                 break
         before = result
     return result, drift
 
 
-def cheapest(results: list[Result], tolerance: float) -> tuple[Result, bool]:
-    """(the result with the fewest calls among those near enough, True), or (the nearest one, False)."""
-    near = [r for r in results if r.distance <= tolerance]
-    if near:
-        return min(near, key=lambda r: (r.calls, r.distance)), True
-    return min(results, key=lambda r: r.distance), False
-
-
 def figures(result: Result) -> dict[str, Any]:
     """A row of the table, as JSON can hold it."""
     return {
-        "name": result.name,
+        "name": verdict.label(result),
         "steps": result.steps,
         "nfe": round(result.calls, 2),
         "seconds": round(result.seconds, 3),
@@ -312,45 +340,34 @@ def figures(result: Result) -> dict[str, Any]:
     }
 
 
-def report(data: dict[str, Any], best: Result, enough: bool, drift: float) -> str:
-    """The table in words, and the answer."""
-    lines = [
-        f"Reference: order 2, {data['reference']['steps']} steps; its last doubling moved it by {drift:.3f}."
-    ]
-    if drift > data["tolerance"] / 4:
-        lines.append(
-            "It has not converged: distances near that figure mean nothing. Allow a larger tolerance or "
-            "less guidance."
+def reference_line(reference: Result, drift: float) -> str:
+    """What the distances are measured to."""
+    return messages.told(
+        Message(
+            "Reference: order 2, {steps} steps; its last doubling moved it by {drift:.3f}.",
+            steps=reference.steps,
+            drift=drift,
         )
-    for row in data["rows"]:
-        distance = "not finite" if row["distance"] is None else f"{row['distance']:.3f}"
-        lines.append(
-            f"{row['name']}, {row['steps']} steps: distance {distance}, {row['nfe']:g} model calls, "
-            f"{row['seconds']:.2f} s"
-        )
-    answer = f"{best.name}, {best.steps} steps ({best.calls:g} model calls), distance {best.distance:.3f}"
-    if enough:
-        lines.append(f"Cheapest within {data['tolerance']:g}: {answer}.")
-    else:
-        lines.append(f"None is within {data['tolerance']:g}; nearest: {answer}. Ask for more steps.")
-    return "\n".join(lines)
+    )
 
 
-def _picture(vae, reference, results, counts):
+def _picture(vae, reference, results, counts, best, tolerance):
     """Rows of samplers, columns of step counts, the first picture of the batch; the reference on the left."""
-    rows = list(dict.fromkeys(result.name for result in results))
-    by_setting = {(result.name, result.steps): result for result in results}
-    tiles = {Message("reference\n{steps} steps", steps=reference.steps): [reference] * len(rows)}
-    for count in counts:
-        tiles[Message("\n{steps} steps", steps=count)] = [by_setting[name, count] for name in rows]
-    pixels = {head: torch.cat([decode(vae, r.latents[:1]) for r in column]) for head, column in tiles.items()}
-    notes = {head: ["" if r is reference else _note(r) for r in column] for head, column in tiles.items()}
-    scale = max(1, TILE // next(iter(pixels.values())).shape[-1])
-    return pictures.grid(pixels, rows, "Same starting noise: distance to the reference", scale, notes=notes)
-
-
-def _note(result: Result) -> str:
-    return f"{result.distance:.3f} · {result.calls:g} calls · {result.seconds:.1f} s"
+    pixels = {id(r): decode(vae, r.latents[:1])[0] for r in (reference, *results)}
+    rows = {}
+    for r in results:
+        texts = (f"{r.distance:.3f}", Message("{calls:g} calls", calls=r.calls))
+        tile = comparison.Tile(pixels[id(r)], texts, near=r.distance <= tolerance, chosen=r is best)
+        name = verdict.label(r)
+        first = comparison.Tile(pixels[id(reference)], name.split(" · "), name=True)
+        rows.setdefault(name, [first]).append(tile)
+    title = Message(
+        "Distance to the picture of {steps} steps. Green: within {tolerance:g}. Framed: chosen.",
+        steps=reference.steps,
+        tolerance=tolerance,
+    )
+    heads = [Message("{steps} steps", steps=count) for count in (reference.steps, *counts)]
+    return comparison.grid(title, heads, list(rows.values()))
 
 
 NODES = [Compare]

@@ -60,6 +60,8 @@ class _Net(net.EmojiNet):
         options, kind = transformer_options or {}, patcher_extension.WrappersMP.DIFFUSION_MODEL
         wrappers = patcher_extension.get_all_wrappers(kind, options)
         executor = patcher_extension.WrapperExecutor.new_class_executor(self.inner, self, wrappers)
+        # EasyCache writes over its input; in half precision that is a copy, here the sampler's own state
+        x = x.clone() if wrappers else x
         return executor.execute(x, timesteps, context, control, options, **others)
 
 

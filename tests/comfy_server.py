@@ -26,9 +26,11 @@ def link_pack(base, name="fewstep"):
 
 
 class Server:
-    """A running ComfyUI, and the calls that tests make. arguments: more of its command line."""
+    """A running ComfyUI, and the calls that tests make. arguments: more of its command line; seconds: that
+    it may take to answer.
+    """
 
-    def __init__(self, base, folder, *arguments):
+    def __init__(self, base, folder, *arguments, seconds=180):
         self.base = base
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -45,7 +47,11 @@ class Server:
         self.process = subprocess.Popen(
             command, cwd=folder, stdout=self.log, stderr=subprocess.STDOUT, env=environment
         )
-        self.wait(lambda: self.get("/system_stats"), 180)
+        try:
+            self.wait(lambda: self.get("/system_stats"), seconds)
+        except AssertionError:
+            self.stop()
+            raise
 
     def get(self, path):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as reply:

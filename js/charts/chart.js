@@ -6,8 +6,8 @@
 //     label,                              what it shows, in words
 //     x: { from, to, ticks: [{ at, text }] },
 //     y: { low, high },                   widen the range of the values
-//     series: [{ name, colour: 0-2, points: [[x, y]], kind, wide, shift }],
-//                                         kind: "line" | "dots" | "both" | "bars" | "rings"
+//     series: [{ name, colour: 0-5, points: [[x, y]], kind, wide, shift }],
+//                                         kind: "line" | "dots" | "both" | "bars" | "rings" | "level"
 //     tips: [{ x, lines }],               what is told of a place, from left to right
 //     note, empty,                        small print; a sentence in the place of the chart
 //   });
@@ -126,7 +126,7 @@ export function makeChart() {
         at = null;
       }
       const named = spec.series.filter((series) => series.name);
-      legend.replaceChildren(...named.map((series) => keyOf(series.name, SERIES[series.colour ?? 0])));
+      legend.replaceChildren(...named.map((series) => keyOf(series.name, colourOf(series))));
       say(note, spec.note ?? "");
       note.title = spec.note ?? "";
       note.hidden = !spec.note;
@@ -179,9 +179,14 @@ function layOut(context, { x, y = {}, series }, width, height) {
   };
 }
 
+/** The name of a series' colour; there are only so many. */
+function colourOf({ kind, colour = 0 }) {
+  return kind === "level" ? "muted" : SERIES[colour % SERIES.length];
+}
+
 function drawSeries(context, series, area, { of, paper }) {
   const { kind = "both", points } = series;
-  const colour = of(SERIES[series.colour ?? 0]);
+  const colour = of(colourOf(series));
   const known = points.filter((point) => point[1] !== null);
   const places = known.map(([x, y]) => [area.x(x), area.y(y), Math.abs(y) === Infinity]);
   const inside = places.filter((place) => !place[2]);
@@ -195,6 +200,9 @@ function drawSeries(context, series, area, { of, paper }) {
         drawLine(context, [places[i - 1], place], { colour, width: WIDTH, join: "round", dashed: true });
       }
     });
+  }
+  if (kind === "level") {      // no values, but a height that they are held against
+    drawLine(context, inside, { colour: of("muted"), width: WIDTH, dashed: true });
   }
   if (kind === "rings") {
     drawRings(context, places, RING, colour);

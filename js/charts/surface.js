@@ -5,7 +5,7 @@
 import { make } from "../dom.js";
 
 /** The colours of series by their number, as theme.css names them. */
-export const SERIES = ["first", "second", "third"];
+export const SERIES = ["first", "second", "third", "fourth", "fifth", "sixth"];
 
 const SHARPEST = 6;         // pixels of the canvas for one of the page, at most,
 const COARSEST = 0.5;       // and with the graph far away

@@ -3,7 +3,8 @@
 import { addStyles } from "../dom.js";
 import { after } from "../graph/hooks.js";
 import { isLoaded } from "../graph/walk.js";
-import { CONSISTENCY_SAMPLER, DRAW_SCHEDULE, FIT, INSPECT, SAMPLER, SCHEDULE } from "../names.js";
+import { COMPARE, CONSISTENCY_SAMPLER, DRAW_SCHEDULE, FIT, INSPECT, SAMPLER, SCHEDULE } from "../names.js";
+import { comparePlot } from "./compare.js";
 import { editorPlot } from "./editor.js";
 import { fitPlot } from "./fit.js";
 import { inspectPlot } from "./inspect.js";
@@ -18,6 +19,7 @@ const PLOTS = {
   [CONSISTENCY_SAMPLER]: samplerPlot,
   [INSPECT]: inspectPlot,
   [FIT]: fitPlot,
+  [COMPARE]: comparePlot,
 };
 
 const WIDTH = 300;              // of a node with a plot, at least
@@ -25,8 +27,9 @@ const PADDING = 20;             // around a plot, in its node
 const WIDGET = "fewstep_plot";
 
 /**
- * For every node that is made. A plot is {element, chart, height, read(), draw(what was read),
- * onResult(data)}, made of the api, the node and what it calls when the user has changed something on it.
+ * For every node that is made. A plot is {element, chart, height, most, read(), draw(what was read),
+ * onResult(data)}, made of the api, the node and what it calls when the user has changed something on it;
+ * `most`: pixels that it grows to at most, where pictures are below it.
  */
 export function plotOn(app, api, node) {
   const make = PLOTS[node.comfyClass ?? node.type];
@@ -37,6 +40,10 @@ export function plotOn(app, api, node) {
   const plot = make(api, node, () => noted(app));
   // the classic canvas asks for the height, Nodes 2.0 goes by the style
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => plot.height + PADDING };
+  if (plot.most) {
+    options.getMaxHeight = () => plot.most + PADDING;
+    plot.element.style.maxHeight = `${plot.most}px`;
+  }
   const widget = node.addDOMWidget(WIDGET, WIDGET, plot.element, options);
   widget.serialize = false;
   plot.element.style.minHeight = `${plot.height}px`;

@@ -94,7 +94,7 @@ class Frontend:
         self.server.post("/settings", {**SETTINGS, **settings})
         asked = f"?template={template}&source={FOLDER}" if template else ""
         self.page.goto(f"http://127.0.0.1:{self.server.port}/{asked}")
-        self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
+        self.page.wait_for_function(READY, arg=TAB, timeout=LONG)
         if template:
             wanted = sorted(node["type"] for node in graph_of(template)["nodes"])
             self.page.wait_for_function(SAME_TYPES, arg=wanted)
@@ -113,7 +113,7 @@ class Frontend:
 
     def reload(self):
         self.page.reload()
-        self.page.wait_for_function(READY, arg=TAB, timeout=180 * SECOND)
+        self.page.wait_for_function(READY, arg=TAB, timeout=LONG)
 
     def make_small(self, **inputs):
         """Give the nodes that train these inputs on their way to the server: tests can't wait as long."""

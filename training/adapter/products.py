@@ -93,7 +93,7 @@ class _Linear(torch.autograd.Function):
         return (
             grad,
             (inner_grad @ down.T).view(x.shape) if wants_x else None,
-            (inner_grad.T @ x.reshape(-1, x.shape[-1])).float() if wants_down else None,
+            _scaled(inner_grad.T @ x.reshape(-1, x.shape[-1])) if wants_down else None,
             _scaled(rows.T @ inner, ctx.scale) if wants_up else None,
             *(None, None, None),
         )
@@ -124,7 +124,7 @@ class _Convolution(torch.autograd.Function):
         return (
             grad,
             next(found) if wants[0] else None,
-            next(found).float() if wants[1] else None,
+            _scaled(next(found)) if wants[1] else None,
             _scaled(next(found).flatten(1), ctx.scale) if wants[2] else None,
             *(None, None, None),
         )
@@ -134,6 +134,7 @@ def _convolved(layer, x, down, up):
     return CONVOLUTIONS[up.ndim](layer._conv_forward(x, down, None), up)
 
 
-def _scaled(gradient, scale):
-    """The gradient of a weight that was multiplied by `scale` before it was cast."""
-    return gradient.float() if scale == 1 else gradient.float().mul_(scale)
+def _scaled(gradient, scale=1.0):
+    """The gradient, float32 or more, of a weight that was multiplied by `scale` before it was cast."""
+    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return gradient if scale == 1 else gradient.mul_(scale)

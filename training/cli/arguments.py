@@ -7,6 +7,7 @@ from .. import methods
 from ..formats.lora_keys import FAMILIES
 from ..formats.precision import PRECISIONS
 from ..formats.version import VERSION
+from ..ranks.joining import speaks
 from ..run.optimisers import OPTIMISERS
 from . import commands
 
@@ -27,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """End the program with that line."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {message}\n" if speaks() else None)
 
 
 def parser() -> Parser:
@@ -43,6 +44,7 @@ def parser() -> Parser:
     _distil(subparsers, "reflow", "rectified-diffusion", about)
     resume = subparsers.add_parser("resume", help="go on with a run that was stopped")
     resume.add_argument("folder", help="the --out of the run")
+    _several(resume, in_pieces=True)
     resume.set_defaults(run=commands.resume)
     _export(subparsers)
     return whole
@@ -113,6 +115,7 @@ def _fit(subparsers):
         help="begin no further improvement after this time; the trajectories are always finished "
         "(default: no limit)",
     )
+    _several(command)
     command.set_defaults(run=commands.fit)
 
 
@@ -159,7 +162,29 @@ def _distil(subparsers, name, method, about):
         choices=tuple(PRECISIONS),
         help="of the LoRA's file: fp16 and bf16 halve it, fp16 loses least (default: fp16)",
     )
+    _several(command, in_pieces=True)
     command.set_defaults(run=commands.distil, usual_method=method)
+
+
+def _several(command, in_pieces=False):
+    command.add_argument(
+        "--processes",
+        type=int,
+        help="make the run with that many processes of this machine, a card each with --device cuda; for "
+        "several machines use torchrun (default: 1)",
+    )
+    command.add_argument(
+        "--shared",
+        action="store_true",
+        help="the processes of all machines see the same folder, which is refused where one doesn't "
+        "(default: found out)",
+    )
+    if in_pieces:
+        command.add_argument(
+            "--shard-base",
+            action="store_true",
+            help="each process holds a piece of the model, for one that is larger than a card (default: all)",
+        )
 
 
 def _export(subparsers):

@@ -23,6 +23,7 @@ def _out(folder):
 
 def demo(args: Namespace) -> int:
     """`fewstep demo`."""
+    _check_alone("demo")
     from .demo import COLUMNS
     from .demo import demo as run
 
@@ -40,6 +41,10 @@ def demo(args: Namespace) -> int:
 
 def fit(args: Namespace) -> int:
     """`fewstep fit`."""
+    return _in_ranks(_fit, args)
+
+
+def _fit(args, ranks):
     from .demo_fit import fit as run
     from .demo_fit import recipe_file
 
@@ -54,7 +59,11 @@ def fit(args: Namespace) -> int:
         seconds=args.seconds,
         seed=args.seed,
         device=args.device,
+        ranks=ranks,
+        shared=args.shared,
     )
+    if not ranks.leads:
+        return 0
     names = ", ".join(recipe_file(Path(), steps).name for steps in found.config.steps)
     print(f"\n{found.report()}\nWritten to {args.out}: {names}, report.txt, report.png, samples.png")
     return 0
@@ -62,6 +71,33 @@ def fit(args: Namespace) -> int:
 
 def distil(args: Namespace) -> int:
     """`fewstep distil` and `fewstep reflow`."""
+    return _in_ranks(_distil, args)
+
+
+def _check_alone(command):
+    """Refuse several processes for a command that is made by one."""
+    from ..ranks.joining import several
+
+    if several():
+        raise BadValue(
+            "{command} must be run by one process. Leave torchrun out; those that several can share are fit, "
+            "distil, reflow and resume.",
+            command=command,
+        )
+
+
+def _in_ranks(command, args):
+    """The command as one of several processes: started here, by --processes, or by torchrun before."""
+    from ..ranks import joining
+    from . import launch
+
+    if args.processes is not None:
+        return launch.launch(args.processes)
+    with joining.joined() as ranks:
+        return command(args, ranks)
+
+
+def _distil(args, ranks):
     from ..models.demo.net import KINDS
     from . import headless
     from .spec import Spec, read_config
@@ -92,7 +128,8 @@ def distil(args: Namespace) -> int:
     memory = args.memory and int(args.memory * 1e9)
     out = _out(args.out)
     spec = Spec(model=args.model, **_of_pipeline(args), device=args.device)
-    return _shown(functools.partial(headless.distil, out, spec, settings, memory), out)
+    several = {"ranks": ranks, "shared": args.shared, "shard_base": args.shard_base}
+    return _shown(functools.partial(headless.distil, out, spec, settings, memory, **several), out, ranks)
 
 
 def _of_pipeline(args):
@@ -119,25 +156,32 @@ def _of_pipeline(args):
 
 def resume(args: Namespace) -> int:
     """`fewstep resume`."""
+    return _in_ranks(_resume, args)
+
+
+def _resume(args, ranks):
     from . import headless
 
-    return _shown(functools.partial(headless.resume, args.folder), args.folder)
+    several = {"ranks": ranks, "shared": args.shared, "shard_base": args.shard_base}
+    return _shown(functools.partial(headless.resume, args.folder, **several), args.folder, ranks)
 
 
-def _shown(work, out):
-    """Run with a progress bar; say what came of it."""
+def _shown(work, out, ranks):
+    """Run with a progress bar; say what came of it. Rank 0 does, for all."""
     from tqdm import tqdm
 
     from ..run.interrupts import ended_in_order
     from .headless import SPEC
 
-    bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3)  # no bar before there is work
+    # no bar before there is work
+    bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3, disable=not ranks.leads)
 
     def show(run, progress):
         bar.total, bar.n, bar.desc = progress.total, progress.step, progress.stage
         if progress.loss is not None and run.probe.fidelity:
             bar.set_postfix_str(
-                f"loss {progress.loss:.4f}, distance to teacher {run.probe.fidelity[-1][1]:.3f}",
+                f"loss {progress.loss:.4f}, distance to teacher {run.probe.fidelity[-1][1]:.3f}"
+                + _several(ranks),
                 refresh=False,
             )
         bar.update(0)
@@ -149,8 +193,17 @@ def _shown(work, out):
         if not (Path(out) / SPEC).exists():
             raise
         raise KeyboardInterrupt(f"To go on: fewstep resume {shlex.quote(str(out))}") from None
-    _report(run, out)
+    if ranks.leads:
+        _report(run, out)
     return 0
+
+
+def _several(ranks):
+    """How the processes stand, where there are several."""
+    from ..run.machine import gib
+
+    taken = [row["memory"] for row in ranks.table() if row.get("memory")]
+    return f", {ranks.world} processes, {gib(sum(taken))}" if taken else ""
 
 
 def _report(run, out):
@@ -189,6 +242,7 @@ def _setting(text):
 
 def export(args: Namespace) -> int:
     """`fewstep export`."""
+    _check_alone("export")
     from . import export as exporting
 
     count = exporting.export(args.lora, args.out, args.to, args.family)

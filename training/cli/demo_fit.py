@@ -1,5 +1,6 @@
 """`fewstep fit`: fit solvers to a packaged teacher and show what they do, with nothing to download."""
 
+import dataclasses
 import math
 import sys
 from functools import partial
@@ -15,10 +16,13 @@ from ..formats.files import check_folder, save_recipe, write, write_near
 from ..models.demo import data
 from ..models.demo.teacher import DemoTeacher
 from ..models.denoiser import Guided, for_sampler
+from ..ranks.joining import check_card
+from ..ranks.ranks import ALONE, Ranks
 from ..reports import pictures
 from ..run.fit_denoiser import sample_recipe
 from ..run.fitting import FitConfig, SolverFit
 from ..trajectories.noises import start
+from . import agreement
 from .demo import SHOWN
 from .spec import check_device
 
@@ -32,9 +36,12 @@ def fit(
     cfg: float = 2.0,
     seconds: float = math.inf,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
+    shared: bool = False,
     **settings: Any,
 ) -> SolverFit:
-    """Fit into the folder `out`; returns the `SolverFit`. `settings` as in `FitConfig`.
+    """Fit into the folder `out`; returns the `SolverFit`. `settings` as in `FitConfig`; ranks, shared: as of
+    `headless.distil`.
 
     recipe_<steps>.json of each step count is written as soon as there is one, and again for each better one;
     report.png, report.txt and samples.png at the end. Raises OSError when `out` cannot be written, ValueError
@@ -46,13 +53,18 @@ def fit(
     if not seconds > 0:
         raise BadValue("seconds must be above 0, got {got!r}.", got=seconds)
     config = FitConfig(**settings)
+    check_card(ranks, device)
+    agreement.check_given(ranks, {"teacher": [kind, cfg], "settings": dataclasses.asdict(config)})
     teacher = DemoTeacher(kind, device)
     out = check_folder(out)
-    run = SolverFit(Guided(teacher, cfg), config, out / CACHE, seconds=seconds)
+    agreement.check_shared(ranks, out, shared)
+    run = SolverFit(Guided(teacher, cfg), config, out / CACHE, seconds=seconds, ranks=ranks)
     try:
         _follow(run, out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(run, out)) from None
+    if not ranks.leads:
+        return run
     pictures.save(pictures.fit_report(run.rows), out / "report.png")
     write_near(out / "report.txt", lambda path: write(path, (run.report() + "\n").encode()))
     pictures.save(_samples(run, teacher.labels), out / "samples.png")
@@ -75,6 +87,7 @@ def _follow(run, out):
                 stages.append(progress.stage)
                 bar = tqdm(
                     total=100,
+                    disable=not run.ranks.leads,
                     desc=progress.stage,
                     dynamic_ncols=True,
                     file=sys.stderr,

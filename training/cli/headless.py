@@ -12,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from ...diffusion.faults import BadValue
+from ..adapter.sharding import Sharded, check_sharding
 from ..formats.files import check_folder, save_lora, write_json, write_near
 from ..formats.lora_keys import from_diffusers, to_diffusers
 from ..formats.precision import in_precision
 from ..methods.phases import usual_shift
 from ..models.denoiser import Denoiser
 from ..models.families import usual
+from ..ranks.joining import check_card
+from ..ranks.ranks import ALONE, Ranks
 from ..reports import pictures
 from ..run.config import DistilConfig
-from ..run.job import Job
+from ..run.following import Follower
+from ..run.job import Job, check_asked
+from ..run.machine import used
 from ..run.memory import plan
 from ..run.progress import Progress
 from ..run.run import Run
+from ..run.source import check_batch
+from . import agreement
 from .spec import Spec
 
 SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
@@ -48,23 +55,44 @@ def distil(
     memory: float | None = None,
     *,
     show: Show = _silent,
+    ranks: Ranks = ALONE,
+    shared: bool = False,
+    shard_base: bool = False,
 ) -> Run:
     """Run, or go on with, the distillation in the folder `out`; returns the finished `Run`, closed.
 
     settings: of `DistilConfig`, over what suits the model's family; memory: bytes that the run may take, None
-    for what is free. show(run, progress) is called at every step. Raises ValueError, OSError, MemoryError or
-    ArithmeticError, all before any long work.
+    for what is free. show(run, progress) is called at every step. ranks: this process among those that make
+    the run together, each in a call of its own; shared: whether all of them are to see `out`; shard_base:
+    whether each holds a piece of the model alone. Raises ValueError, OSError, MemoryError or ArithmeticError,
+    all before any long work.
     """
-    DistilConfig.from_dict(settings)  # refused before the model is loaded
+    asked = DistilConfig.from_dict(settings)  # refused before the model is loaded
+    check_card(ranks, spec.device)
+    agreement.check_given(ranks, agreement.of_spec(spec, settings))
+    if "batch" in settings or spec.is_packaged:
+        check_batch(asked, ranks)
+    check_asked(out, settings)
+    if shard_base:
+        check_sharding(ranks, settings.get("checkpointing"))
+        settings = {**settings, "checkpointing": True}
     out = check_folder(out, 8 << 20)
-    denoiser = spec.denoiser()
+    agreement.check_shared(ranks, out, shared)
+    denoiser = spec.denoiser(in_pieces=shard_base)
+    agreement.check_weights(ranks, denoiser)
+    if shard_base:
+        denoiser = Sharded(denoiser, ranks, spec.device)
+    agreement.check_answers(ranks, denoiser)
     asked, settings = settings, suited(denoiser, settings)
     config = DistilConfig.from_dict(settings)
+    check_batch(config, ranks)
     if "shift" not in settings:
         config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
-    config = plan(denoiser, config, memory, lower_rank="rank" not in asked).applied(config)
+    budget = agreement.budget(ranks, denoiser, memory)
+    config = plan(denoiser, config, budget, lower_rank="rank" not in asked).applied(config)
+    config = dataclasses.replace(config, rank=min(ranks.all(config.rank)))
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
-    run = Run(denoiser, config, cache=(out / "trajectories", identity))
+    run = Run(denoiser, config, cache=(out / "trajectories", ranks.first(identity)), ranks=ranks)
     about = {
         "base": denoiser.base,
         "shape": list(denoiser.shape),
@@ -72,26 +100,38 @@ def distil(
         "negative": spec.negative,
     }
     try:
-        with Job(out, run, about) as job:
-            write_json(
-                out / SPEC,
-                {
-                    "version": 1,
-                    "spec": dataclasses.asdict(spec),
-                    "settings": {**settings, "rank": config.rank},
-                    "memory": memory,
-                },
-            )
+        with Job(out, run, about) if ranks.leads else Follower(run) as job, ranks.together():
+            if ranks.leads:
+                rank = {"rank": config.rank}
+                made_of = {"spec": dataclasses.asdict(spec), "settings": {**settings, **rank}}
+                write_json(out / SPEC, {"version": 1, **made_of, "memory": memory})
             try:
                 for progress in job.progress():
+                    _tell(job, progress)
                     show(run, progress)
+                for _ in ranks.all_come():  # whose model may be in pieces
+                    pass
             finally:
-                if run.done:
+                if run.done and ranks.leads:
                     _save(run, out)
                     pictures.save(pictures.run_curves(run.loss, run.probe.fidelity), out / "curves.png")
     finally:
         run.close()
     return run
+
+
+def _tell(job, progress):
+    """How this process stands, to the others; how all stand, to the run's status."""
+    run, ranks = job.run, job.run.ranks
+    memory = used(getattr(run.denoiser, "device", "cpu"))
+    job.notes["memory"] = memory
+    if progress.samples_per_second:
+        job.notes["samples_per_second"] = round(progress.samples_per_second, 2)
+    if ranks.world > 1:
+        ranks.tell(memory=memory, micro=run.descent.micro)
+        rows = [{n: row.get(n) for n in ("rank", "host", "memory", "micro")} for row in ranks.table()]
+        job.notes["processes"] = rows
+        job.notes["memory"] = max((row["memory"] or 0 for row in rows), default=0) or None
 
 
 def _save(run, out):
@@ -111,11 +151,12 @@ def _save(run, out):
         write_near(out / name, lambda path, rounded=rounded: save_lora(path, rounded, recipe))
 
 
-def resume(out: str | Path, *, show: Show = _silent) -> Run:
-    """Go on with the run in a folder, as `distil` with what its run.json says."""
+def resume(out: str | Path, **how: Any) -> Run:
+    """Go on with the run in a folder, as `distil` with what its run.json says; how: its keywords."""
+    ranks = how.get("ranks", ALONE)
     file = Path(out) / SPEC
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(ranks.first(file.read_text(encoding="utf-8") if ranks.leads else None))
         spec, settings, memory = Spec(**found["spec"]), dict(found["settings"]), found["memory"]
     except FileNotFoundError:
         raise BadValue(
@@ -136,4 +177,4 @@ def resume(out: str | Path, *, show: Show = _silent) -> Run:
             file=file,
             got=memory,
         )
-    return distil(out, spec, settings, memory, show=show)
+    return distil(out, spec, settings, memory, **how)

@@ -63,8 +63,13 @@ class Spec:
         check_choice("dtype", self.dtype, DTYPES)
         check_device(self.device)
 
-    def denoiser(self) -> Denoiser:
-        """The model."""
+    @property
+    def is_packaged(self) -> bool:
+        """Whether the model is a packaged teacher."""
+        return self.model in KINDS
+
+    def denoiser(self, in_pieces: bool = False) -> Denoiser:
+        """The model; in_pieces: it will be shared out, and a large one waits on the CPU for that."""
         if self.model in KINDS:
             from ..models.demo.teacher import DemoTeacher
 
@@ -77,7 +82,7 @@ class Spec:
             list(self.prompts),
             self.negative,
             size=size,
-            device=self.device,
+            device="cpu" if in_pieces else self.device,
             dtype=getattr(torch, self.dtype),
         )
 

@@ -18,6 +18,7 @@ from ..methods.method import Batch
 from ..methods.times import warm_up_then_cosine
 from ..models.denoiser import Denoiser
 from ..models.memory_errors import is_out_of_memory, recover
+from ..ranks.ranks import ALONE, Ranks
 from . import optimisers
 from .config import DistilConfig
 from .student import backward_of
@@ -36,6 +37,7 @@ class Descent:
     """The optimiser's side of one adapter: AdamW's state, the loss's scale, micro-batch, counts of updates.
 
     rate: (config, updates so far) -> its learning rate
+    ranks: of several processes each takes its share of a batch, in micro-batches of its own; all step alike
     """
 
     def __init__(
@@ -44,11 +46,15 @@ class Descent:
         lora: Lora,
         config: DistilConfig,
         rate: Callable[[DistilConfig, int], float] = usual_rate,
+        ranks: Ranks = ALONE,
     ):
-        self.lora, self.config, self.rate = lora, config, rate
+        self.lora, self.config, self.rate, self.ranks = lora, config, rate, ranks
         parameters = lora.parameters()
         self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr)
         self.backward = backward_of(denoiser, parameters, config.checkpointing)
+        # of a model in pieces, whose passes all processes make together (`adapter.sharding`)
+        self.most_parts = getattr(denoiser, "most", None)
+        self.before_backward = getattr(denoiser, "before_backward", lambda: None)
         numbers_in_a_batch = config.batch * math.prod(denoiser.shape)
         self.scale = 2.0 ** math.floor(math.log2(numbers_in_a_batch))
         self.micro = min(config.micro or config.batch, config.batch)
@@ -60,16 +66,25 @@ class Descent:
         batch: a dict of (B, ...).
         loss_of(part of it) -> (b,). Cut off it leaves none. Raises MemoryError when one sample is too much.
         """
+        count, share = len(batch["weight"]), self.ranks.share(batch)
+        try:
+            losses = self._of_share(share, loss_of, count)
+            return self.ranks.summed(self.lora.parameters(), losses, count, self.done)
+        except BaseException:
+            self.optimiser.zero_grad(set_to_none=True)
+            raise
+
+    def _of_share(self, share, loss_of, count):
         while True:
             try:
-                return self._in_parts(batch, loss_of)
+                return self._in_parts(share, loss_of, count)
             except BaseException as error:
                 self.optimiser.zero_grad(set_to_none=True)
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or self.most_parts:
                     raise
-                if self.micro == 1:
-                    raise self._too_large() from error
-            self.micro = math.ceil(self.micro / 2)
+                if min(self.micro, len(share["weight"])) == 1:
+                    raise _too_large(self.config) from error
+            self.micro = math.ceil(min(self.micro, len(share["weight"])) / 2)
             recover()
 
     def step(self, losses: torch.Tensor) -> None:
@@ -77,24 +92,23 @@ class Descent:
         self._descend(float(losses.mean()))
         self.done += 1
 
-    def _in_parts(self, batch, loss_of):
-        count, losses = len(batch["weight"]), []
-        for i in range(0, count, self.micro):
-            part = {name: values[i : i + self.micro] for name, values in batch.items()}
-            losses.append(self._part(part, loss_of, count))
-        return torch.cat(losses)
+    def _in_parts(self, share, loss_of, count):
+        found = [self._part(part, loss_of, count)[:rows] for part, rows in self._parts(share)]
+        return torch.cat(found)
 
-    def _too_large(self):
-        if self.config.checkpointing:
-            advice = Message("Choose")
-        else:
-            advice = Message("Switch checkpointing on, or choose")
-        return NoMemory(
-            "One sample of the model must fit into memory with its gradient, and does not. {advice} a "
-            "smaller latent or a lower rank than {rank}.",
-            advice=advice,
-            rank=self.config.rank,
-        )
+    def _parts(self, share):
+        """(part of the share, how many of its rows count), as many as the micro-batch asks for. Where all
+        processes have to make as many, one with fewer samples makes a pass whose weight is 0.
+        """
+        rows = torch.arange(len(share["weight"]))
+        parts = rows.split(self.micro)
+        if self.most_parts:
+            parts = rows.tensor_split(self.most_parts(len(parts)))
+        for part in parts:
+            if len(part):
+                yield {name: values[part] for name, values in share.items()}, len(part)
+            else:
+                yield {**{name: values[:1] for name, values in share.items()}, "weight": torch.zeros(1)}, 0
 
     def _part(self, part, loss_of, count):
         losses = []
@@ -102,6 +116,7 @@ class Descent:
         def compute():
             each = loss_of(part)
             losses[:] = [each.detach()]
+            self.before_backward()
             return (each * part["weight"].to(each)).sum() / count * self.scale
 
         with self.lora.on():  # in the backward pass too, where blocks are computed again
@@ -127,6 +142,14 @@ class Descent:
         self.scale = max(1.0, self.scale / 16)
         if self.in_a_row >= MOST_SKIPPED:
             what = "the gradient" if math.isfinite(loss) else "the model's output"
+            if 0 < len(self.ranks.odd) < self.ranks.world:
+                raise NotFinite(
+                    "Loss and gradient must be finite; {in_a_row} updates in a row were not, of process "
+                    "{ranks} alone. Check its card, and that its weights are those of the others. What was "
+                    "learnt before is kept.",
+                    in_a_row=self.in_a_row,
+                    ranks=list(self.ranks.odd),
+                )
             raise NotFinite(
                 "Loss and gradient must be finite; {in_a_row} updates in a row were not, because {what} "
                 "overflowed. Lower lr ({lr:g}), or run the model in float32 or bfloat16. What was learnt "
@@ -163,3 +186,13 @@ class Descent:
             setattr(self, name, numbers[name])
         self.micro = min(most, self.micro)  # memory may be less today
         self.in_a_row = 0  # whoever resumes gets new patience
+
+
+def _too_large(config):
+    advice = Message("Choose") if config.checkpointing else Message("Switch checkpointing on, or choose")
+    return NoMemory(
+        "One sample of the model must fit into memory with its gradient, and does not. {advice} a smaller "
+        "latent or a lower rank than {rank}.",
+        advice=advice,
+        rank=config.rank,
+    )

@@ -25,6 +25,8 @@ from ...diffusion.solvers.trajectories import Trajectories
 from ..formats.checks import check_choice, check_whole
 from ..formats.recipe import Recipe
 from ..models.denoiser import Teacher, for_sampler
+from ..ranks.led import Led
+from ..ranks.ranks import ALONE, Ranks
 from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
 from .progress import Progress
 
@@ -84,6 +86,7 @@ class SolverFit:
     folder   of trajectory caches, which together take up to `limit` bytes
     seconds  for trajectories and all step counts together; when they are over, what was found so far is the
              result
+    ranks    of several processes all solve trajectories and answer for the model; rank 0 alone has a result
     """
 
     def __init__(
@@ -93,8 +96,9 @@ class SolverFit:
         folder: str | Path,
         limit: int = LIMIT,
         seconds: float = math.inf,
+        ranks: Ranks = ALONE,
     ):
-        self.teacher, self.config, self.seconds = teacher, config, seconds
+        self.teacher, self.config, self.seconds, self.ranks = Led(teacher, ranks), config, seconds, ranks
         if teacher.conditions < 1:
             raise BadValue("The fit needs at least one conditioning (a prompt or a label), got none.")
         fine = self.grid("auto", config.reference_steps)
@@ -125,9 +129,14 @@ class SolverFit:
         """Yield `Progress`: "sampling the teacher" in hundredths, then a hundred for each step count."""
         config, begun = self.config, time.monotonic()
         total = 100 * (1 + len(config.steps))
-        for share in self.cache.build(self.teacher, config.trajectories):
+        for share in self.cache.build(self.teacher.teacher, config.trajectories, self.ranks):
             yield Progress(stage="sampling the teacher", step=int(100 * share), total=total)
-        self.data = self._trajectories()
+        with self.teacher:
+            if self.ranks.leads:
+                yield from self._fits(begun, total)
+
+    def _fits(self, begun, total):
+        config, self.data = self.config, _trajectories(self)
         each = config.effort * config.trajectories * config.reference_steps
         for n, steps in enumerate(config.steps):
             left = self.seconds - (time.monotonic() - begun)
@@ -161,22 +170,6 @@ class SolverFit:
             yield fitted
             if time.monotonic() > deadline:
                 return
-
-    def _trajectories(self):
-        count, spec = self.config.trajectories, self.cache.spec
-        states, predictions = self.cache.read(count)
-        condition = self.cache.conditions(count)
-        levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
-
-        def denoise(x, sigma, which):
-            return for_sampler(self.teacher, condition[which], dtype=torch.float64)(x, sigma)
-
-        def apart(x, sigma, which, kinds):
-            level = torch.full((len(x),), sigma, dtype=torch.float64)
-            return self.teacher.apart(x, level, condition[which], kinds)
-
-        parts = apart if getattr(self.teacher, "apart", None) and self.teacher.cfg != 1 else None
-        return Trajectories(self.teacher.path, levels, states, predictions, denoise, condition, parts)
 
     # ---- results -------------------------------------------------------------------------------
 
@@ -246,3 +239,21 @@ def _row_in_words(row):
         "{steps:5} {fitted:8.4f} {auto:8.4f} {classical:10.4f}  no gain: the classical solver is returned",
         **errors,
     )
+
+
+def _trajectories(run):
+    """What a fit is made from, once it is drawn."""
+    count, spec = run.config.trajectories, run.cache.spec
+    states, predictions = run.cache.read(count)
+    condition = run.cache.conditions(count)
+    levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
+
+    def denoise(x, sigma, which):
+        return for_sampler(run.teacher, condition[which], dtype=torch.float64)(x, sigma)
+
+    def apart(x, sigma, which, kinds):
+        level = torch.full((len(x),), sigma, dtype=torch.float64)
+        return run.teacher.apart(x, level, condition[which], kinds)
+
+    parts = apart if getattr(run.teacher, "apart", None) and run.teacher.cfg != 1 else None
+    return Trajectories(run.teacher.path, levels, states, predictions, denoise, condition, parts)

@@ -19,7 +19,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,11 +28,14 @@ import torch
 from safetensors import safe_open
 
 from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message, NoMemory
+from .. import methods
 from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
 from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
+from . import remarks
 from .config import DistilConfig
 from .events import MOST, Events, event
+from .following import handed_on
 from .progress import Progress
 from .run import Run
 from .status import STATUS, Status, notes_in
@@ -46,6 +49,7 @@ WRITTEN = re.compile(r".*\.safetensors|(run|status)\.json|curves\.png")
 # of the adapter: in a state itself, average, best, AdamW's two, another round's teacher; twice in saving
 COPIES, ROLE = 12, 4  # and of the adapter of each role
 METADATA_KEY = "fewstep.state"
+CUT = ("micro", "checkpointing", "chunk", "lora_precision")  # how the work is cut, and the result rounded
 # settings that older runs lack, and what those had
 LATER = {
     "optimizer": "adamw",
@@ -54,8 +58,6 @@ LATER = {
     "span": "segment",
     "balance": "distance",
     "anchor": 1.0,
-    "real_updates": 600,
-    "fake_updates": 150,
     "lead": 3,
     "role_lr": 10.0,
 }
@@ -110,8 +112,10 @@ class Job:
             _claim(self.folder, self._wanted)
             self.notes = notes_in(self.folder)
             self.notes.setdefault("started_at", round(self.now()))
-            if (self.folder / STATE).exists():
-                self._restore()
+            file = self.folder / STATE
+            found = handed_on(self.run.ranks, load_state(file) if file.exists() else None)
+            if found:
+                self._restore(*found)
                 self.resumed = self.run.done
         except BaseException:
             self._lock.close()
@@ -132,8 +136,7 @@ class Job:
         finally:
             self._lock.close()
 
-    def _restore(self):
-        tensors, numbers = load_state(self.folder / STATE)
+    def _restore(self, tensors, numbers):
         try:
             self.run.restore(tensors, numbers)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -158,11 +161,16 @@ class Job:
         """The run's `Progress`, with states saved on the way."""
         if self.resumed:
             self.log(Message("Went on at update {done}.", done=self.resumed))
+        else:
+            self.log(*remarks.before(self.run))
         self._write_status("running")
+        unmeasured = not self.run.probe.fidelity
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         for progress in self._run():
-            for message in events.new():
-                self.log(message)
+            self.log(*events.new())
+            if unmeasured and self.run.probe.fidelity:
+                self.log(*remarks.measured(self.run))
+                unmeasured = False
             began = self.clock()
             if self.run.learners.made() > made and began - last >= max(self.every, cost / SHARE):
                 made = self.run.learners.made()
@@ -188,10 +196,11 @@ class Job:
                 rank=self.run.config.rank,
             ) from error
 
-    def log(self, message: Message) -> None:
+    def log(self, *messages: Message) -> None:
         """Note what happened, with the update and the time."""
-        known = self.notes.get("log") or []
-        self.notes["log"] = [*known, event(message, self.run.done, self.now())][-MOST:]
+        known, done, now = self.notes.get("log") or [], self.run.done, self.now()
+        if messages:
+            self.notes["log"] = [*known, *(event(message, done, now) for message in messages)][-MOST:]
 
     def save(self, state: str, required: bool = True) -> None:
         """Write the run's state. Where disk or memory refuse: raises that when `required`, else logs it."""
@@ -254,7 +263,9 @@ def manifest(config: DistilConfig, about: dict) -> dict:
     """What makes two runs the same, as it is written. How the work is cut to fit the memory does not, nor how
     the result is rounded for its file.
     """
-    left_out = {"micro", "checkpointing", "chunk", "lora_precision", *(PART if config.is_whole else ())}
+    left_out = {*CUT, *(PART if config.is_whole else ())}
+    if not methods.get(config.method).roles(config):
+        left_out |= {"real_updates", "fake_updates"}
     left_out |= {name for name, usual in LATER.items() if getattr(config, name) == usual}
     settings = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
@@ -289,14 +300,32 @@ def _claim(folder, wanted):
     if found != wanted:
         ours = {**LATER, **wanted["spec"]["config"], **wanted["spec"]["about"]}
         odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
-        raise BadValue(
-            "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "
-            "folder, or set it back.",
-            folder=folder,
-            setting=odd,
-            theirs=theirs.get(odd, found.get("version")),
-            ours=ours.get(odd, VERSION),
-        )
+        raise _another(folder, odd, theirs.get(odd, found.get("version")), ours.get(odd, VERSION))
+
+
+def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:
+    """Raise ValueError where the run in that folder has another of these settings, before a model is loaded.
+    A folder that holds none is left to `Job`.
+    """
+    try:
+        found = json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
+        theirs = {**LATER, **found["spec"]["config"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    for name in theirs.keys() & asked.keys() - set(CUT):
+        if isinstance(asked[name], (bool, int, float, str)) and asked[name] != theirs[name]:
+            raise _another(folder, name, theirs[name], asked[name])
+
+
+def _another(folder, setting, theirs, ours):
+    return BadValue(
+        "{folder} holds another run: its {setting} is {theirs!r} and not {ours!r}. Choose another "
+        "folder, or set it back.",
+        folder=folder,
+        setting=setting,
+        theirs=theirs,
+        ours=ours,
+    )
 
 
 # ---- the state ---------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 (`methods.method.Role`), each with a `Descent` of its own.
 """
 
+import dataclasses
 import functools
 import math
 
 import torch
 
 from ..methods.method import STUDENT, Batch, Context, Method
+from ..ranks.ranks import ALONE, Ranks
 from .config import DistilConfig
 from .descent import Descent, usual_rate
 from .student import Student
@@ -23,13 +25,14 @@ class Learners:
     followed  updates of each role at the student's last one
     """
 
-    def __init__(self, student: Student, config: DistilConfig, method: Method):
-        self.student, self.config, self.method = student, config, method
+    def __init__(self, student: Student, config: DistilConfig, method: Method, ranks: Ranks = ALONE):
+        self.student, self.config, self.method, self.ranks = student, config, method, ranks
         self.roles = {role.name: role for role in method.roles(config)}
         self.turned: int | None = None
-        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, self._rate)}
+        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, self._rate, ranks)}
         for name, role in self.roles.items():
-            self.descents[name] = Descent(student.denoiser, student.adapters[name], config, role.rate)
+            lora, rate = student.adapters[name], functools.partial(self._role_rate, role)
+            self.descents[name] = Descent(student.denoiser, lora, config, rate, ranks)
         self.told: dict[str, float] = {}
         self.followed = dict.fromkeys(self.roles, 0)
 
@@ -67,6 +70,11 @@ class Learners:
         own = self.method.rate
         return usual_rate(config, done) if own is None else own(config, done, self.turned)
 
+    def _role_rate(self, role, config, made):
+        """A role's learning rate."""
+        done, turned = self.made(STUDENT), self.turned or 0
+        return role.rate(config, made, (done - turned) / max(1, config.updates - turned))
+
     def stage(self, name: str) -> str:
         """What a run is at while that adapter learns."""
         role = self.roles.get(name)
@@ -80,7 +88,7 @@ class Learners:
         self.turned = context.turned
         self._begin(name)
         try:
-            batch = part.draw(context)
+            batch = part.draw(_shared(context, self.ranks))
             return batch, self.descents[name].gradient(batch, functools.partial(part.loss, context))
         except BaseException:
             context.generator.set_state(before)
@@ -128,3 +136,21 @@ class Learners:
             kept = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
             self.descents[name].restore(kept, made)
         self.told, self.followed = numbers.get("told", {}), numbers.get("followed", self.followed)
+
+
+def _shared(context, ranks):
+    """The context of what is drawn for the whole batch: each process answers for its share of it."""
+    if ranks.world == 1 or not context.asked:
+        return context
+
+    def shared(answer):
+        def answered(x, sigma, condition):
+            if len(x) < ranks.world:
+                return answer(x, sigma, condition)
+            mine = ranks.share({"x": x, "sigma": sigma, "condition": condition})
+            return ranks.merged(answer(**mine), len(x))
+
+        return answered
+
+    asked = {name: shared(answer) for name, answer in context.asked.items()}
+    return dataclasses.replace(context, asked=asked)

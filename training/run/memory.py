@@ -254,7 +254,8 @@ def staying(denoiser: Denoiser) -> int:
     streamed = getattr(denoiser, "streamed", list)()
     away = {id(w) for layer in streamed for w in _own(layer)}
     weights = (*denoiser.module.parameters(), *denoiser.module.buffers())
-    return sum(w.numel() * w.element_size() for w in weights if id(w) not in away)
+    own = [getattr(w, "_local_tensor", w) for w in weights if id(w) not in away]  # of one in pieces, its own
+    return sum(w.numel() * w.element_size() for w in own)
 
 
 def _own(layer):

@@ -29,6 +29,7 @@ from ..methods.method import STUDENT, Context
 from ..methods.phases import Phases
 from ..methods.times import Times, Weighting
 from ..models.denoiser import Denoiser
+from ..ranks.ranks import ALONE, Ranks
 from ..trajectories.data import Data
 from .average import on_host
 from .config import DistilConfig
@@ -49,7 +50,7 @@ class Run:
     data    to learn from instead of the teacher's trajectories
     metric  a distance (B, ...), (B, ...) -> (B,) in place of the config's, a perceptual one for instance
     warm    tensors of a LoRA file to begin with
-    starts  of a run from the middle of the way: see `source.Source`
+    starts, ranks   of a run from the middle of the way, and of several processes: see `source.Source`
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Run:
         metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         warm: dict[str, torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
+        ranks: Ranks = ALONE,
     ):
         check(denoiser, config, data)
         method = methods.get(config.method)
-        self.denoiser, self.config, self.method = denoiser, config, method
+        self.denoiser, self.config, self.method, self.ranks = denoiser, config, method, ranks
         self.metric = metric or METRICS[config.metric]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.kind = denoiser.prediction if method.kind == "own" else method.kind
@@ -76,10 +78,10 @@ class Run:
         self.student = Student(denoiser, config, warm)
         try:
             source = Pictures if config.restores and data is not None else Source
-            self.source = source(self.student, config, method, self.phases, data, cache, starts)
+            self.source = source(self.student, config, method, self.phases, data, cache, starts, ranks)
             task = Restoration if config.restores else Distillation
             self.task = task(self.student, config, method, self.phases)
-            self.learners = Learners(self.student, config, method)
+            self.learners = Learners(self.student, config, method, ranks)
             self.descent = self.learners.descents[STUDENT]
         except BaseException:
             self.student.close()
@@ -153,9 +155,9 @@ class Run:
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Fidelity of the averaged adapter on the held-out noise, sampled as the recipe says."""
-        drawn = self.task.draw(self.probe.held, self.student.averaged)
-        return self.probe.take(drawn, self.done, self.student.averaged)
+        """Fidelity of the averaged adapter on the held-out noise, sampled as the recipe says; rank 0's."""
+        drawn = {"": self.task.draw(self.probe.held, self.student.averaged)}
+        return self.probe.take(self.ranks.tensors_of(0, drawn)[""], self.done, self.student.averaged)
 
     # ---- results -------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from .. import methods
 from ..methods.method import Method
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser, Guided
+from ..ranks.ranks import ALONE, Ranks
 from ..trajectories.data import Data, from_trajectories
 from ..trajectories.noises import as_noise, noises
 from ..trajectories.sampling import SHARD, teacher_cache, trajectories
@@ -41,6 +42,17 @@ def check(denoiser: Denoiser, config: DistilConfig, data: Data | None = None) ->
             "(to_percent {end:g}), got none. Give it pictures, or choose phased.",
             method=config.method,
             end=config.to_percent,
+        )
+
+
+def check_batch(config: DistilConfig, ranks: Ranks) -> None:
+    """Raise ValueError where a batch has no sample for each process."""
+    if ranks.world > config.batch:
+        raise BadValue(
+            "batch must be {world} or more for {world} processes, got {batch}: each learns from its share of "
+            "it. Start fewer processes, or set a larger batch.",
+            world=ranks.world,
+            batch=config.batch,
         )
 
 
@@ -86,6 +98,7 @@ class Source:
              and for others that ask alike. identity: its spec's `patches` and `conditioning`, and what else
              of it is not this run's (`seed`). With a `guidance` in it the trajectories were drawn beforehand,
              by another teacher than the model itself: they are read, and nothing is drawn
+    ranks    the processes that share the work
     data, held   what `gather` brought
     pairs_of     the adapter whose samples the data are, after the first round; None: the base model
     """
@@ -99,7 +112,10 @@ class Source:
         given: Data | None = None,
         cache: Cache | None = None,
         starts: torch.Tensor | None = None,
+        ranks: Ranks = ALONE,
     ):
+        check_batch(config, ranks)
+        self.ranks = ranks
         self.student, self.config, self.method, self.phases = student, config, method, phases
         self.given, self.seed, self.cache = given, config.seed, None
         denoiser, starts = student.denoiser, _checked_starts(starts, student.denoiser, config, given)
@@ -143,15 +159,19 @@ class Source:
         if self.cache and number == 0:
             if not self.drawn:
                 with self.student.lora.off():
-                    yield from self.cache.build(Guided(self.student.asked, self.config.cfg), count)
+                    teacher = Guided(self.student.asked, self.config.cfg)
+                    yield from self.cache.build(teacher, count, self.ranks)
             noise, anchors = self.cache.noise(count), self.cache.read(count)[0]
         else:
             noise = self._noise(range(number * count, (number + 1) * count))
-            parts = []
-            for part in self._solve(noise, condition):
+            parts, mine = [], self.ranks.share({"noise": noise, "condition": condition})
+            for part in self._solve(mine["noise"], mine["condition"]):
                 parts.append(part)
-                yield len(parts) / self.chunks
-            anchors = torch.cat(parts)  # (N, kept, ...), from noise to picture
+                yield min(1.0, len(parts) * SHARD * self.ranks.world / count)
+            for _ in self.ranks.all_come():
+                yield 1.0
+            none = torch.zeros(0, len(self.phases.kept), *denoiser.shape)
+            anchors = self.ranks.merged(torch.cat([none, *parts]), count)  # (N, kept, ...), noise to picture
         self.data = self.given
         if self.given is None:
             self.data = from_trajectories(

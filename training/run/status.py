@@ -29,6 +29,7 @@ NOTES = (
     "log",
     "prompts",
     "family",
+    "processes",
 )
 FROM_THE_FOLDER = ("id", "previews", "resumable")
 
@@ -56,6 +57,7 @@ class Status:
     prompts      of the pictures shown, one for each row of them or one for all, where they are known
     family       of the model, as `models.families` names it; "" where unknown
     log          what happened on the way, as `events` has it, oldest first
+    processes    of a run of several: [{"rank", "host", "memory", "micro"}], memory in bytes
     previews     the updates of which a picture was kept, rising
     resumable    whether the graph that it can be queued again from was kept
     """
@@ -89,6 +91,7 @@ class Status:
     prompts: list = dataclasses.field(default_factory=list)
     family: str = ""
     log: list = dataclasses.field(default_factory=list)
+    processes: list = dataclasses.field(default_factory=list)
     previews: list = dataclasses.field(default_factory=list)
     resumable: bool = False
 

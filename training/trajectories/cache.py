@@ -33,6 +33,7 @@ from ...diffusion.frozen import normalise
 from ...diffusion.paths import check_sigmas, path
 from ..formats.files import check_folder, write_json
 from ..models.denoiser import Teacher, for_sampler
+from ..ranks.ranks import ALONE, Ranks
 from . import folders
 from .folders import MANIFEST
 from .noises import noises, start
@@ -139,10 +140,12 @@ class TrajectoryCache:
         return self._shards(count) * self.spec.shard * self.spec.bytes_each
 
     @torch.no_grad()
-    def build(self, teacher: Teacher, count: int) -> Iterator[float]:
+    def build(self, teacher: Teacher, count: int, ranks: Ranks = ALONE) -> Iterator[float]:
         """Work out what is missing of the first `count` trajectories; yields the share of the work that is
         done, after every step.
 
+        ranks: those that share the work by shards. Where they don't see the same folder, each has all of them
+        in its own at the end.
         teacher(x, sigma, condition) -> x0, guided: x (B, *shape), sigma (B,) float64, condition (B,) int64.
         Raises, before any call of the teacher, ValueError when the size is above the limit or the folder
         holds the manifest of something else, and OSError when the disk can't take it; later ValueError when a
@@ -150,14 +153,20 @@ class TrajectoryCache:
         """
         shards = self._shards(count)
         self._open(count)
-        for number in range(shards):
-            if self._load(number) is None:
-                shares = self._solve(teacher, number)
-                if getattr(teacher, "each_path", None) is not None:
-                    teacher.each_path(functools.partial(collections.deque, shares, maxlen=0))
-                for share in shares:
-                    yield (number + share) / shards
-            yield (number + 1) / shards
+        there, damaged = yield from _looked_at(self, shards)
+        missing = [n for n, known in enumerate(zip(*ranks.all(there))) if not any(known)]
+        done = shards - len(missing)
+        for number in missing[ranks.rank :: ranks.world]:
+            shares = self._solve(teacher, number)
+            if getattr(teacher, "each_path", None) is not None:
+                teacher.each_path(functools.partial(collections.deque, shares, maxlen=0))
+            for share in shares:
+                ranks.check()
+                yield min(1.0, (done + ranks.world * share) / shards)
+            done = min(shards, done + ranks.world)
+            damaged.discard(number)
+            yield done / shards
+        yield from _completed(self, shards, damaged, ranks)
 
     def read(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float32 (states (count, kept, *shape), predictions (count, kept - 1, *shape)).
@@ -247,8 +256,10 @@ class TrajectoryCache:
         wanted = {"version": VERSION, "key": self.spec.key, "spec": spec}
         if manifest.exists():
             _check_manifest(manifest, wanted)
+        with contextlib.suppress(OSError):  # which the check tells of
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()  # before the check, whose trial another process would tidy away
         check_folder(self.folder)
-        self._hold()
         if manifest.exists():
             with contextlib.suppress(OSError):  # it only tells when the cache was used
                 os.utime(manifest)
@@ -256,16 +267,7 @@ class TrajectoryCache:
             write_json(manifest, wanted)
         there = folders.size(self.folder)
         folders.make_room(self.root, self.limit, self.folder, max(size, there))
-        free = shutil.disk_usage(self.folder).free
-        if size - there > free:
-            raise BadFile(
-                "{folder} must have {size:.2f} GiB free for {count} trajectories, got {got:.2f}. Free some "
-                "space, or ask for fewer.",
-                folder=self.folder,
-                size=(size - there) / 2**30,
-                count=count,
-                got=free / 2**30,
-            )
+        _check_free(self.folder, size - there, count)
 
     def close(self) -> None:
         """Let others remove it for room; reading or building holds it again."""
@@ -280,11 +282,48 @@ class TrajectoryCache:
         self._held = folders.lock(self.folder)
 
 
+def _looked_at(cache, shards):
+    """(whether each shard is there, which are damaged), after the share of the work that is done by that."""
+    there = []
+    for number in range(shards):
+        there.append(cache._load(number) is not None)
+        if there[-1]:
+            yield sum(there) / shards
+    return there, {n for n in range(shards) if not there[n] and cache._file(n).exists()}
+
+
+def _completed(cache, shards, damaged, ranks):
+    """Wait for the other ranks, and bring what they have into a folder that they don't share."""
+    for _ in ranks.all_come():
+        yield 1.0
+    there = [number not in damaged and cache._file(number).exists() for number in range(shards)]
+    for number, have in enumerate(zip(*ranks.all(there))):
+        if not all(have) and any(have):
+            owner = have.index(True)
+            tensors = ranks.tensors_of(owner, cache._load(number) if ranks.rank == owner else None)
+            if tensors is not None and not have[ranks.rank]:
+                write_shard(cache._file(number), tensors, f"{cache.spec.key} {number}")
+
+
 def _noise_of(cache, numbers):
     """The unit noise that those trajectories start from."""
     if cache.starts is None:
         return noises(cache.spec.seed, numbers, cache.spec.shape)
     return cache.starts[numbers.start : numbers.stop]
+
+
+def _check_free(folder, size, count):
+    """Raise OSError where the disk has less than that free."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise BadFile(
+            "{folder} must have {size:.2f} GiB free for {count} trajectories, got {got:.2f}. Free some "
+            "space, or ask for fewer.",
+            folder=folder,
+            size=size / 2**30,
+            count=count,
+            got=free / 2**30,
+        )
 
 
 def _not_finite(sigma, dtype):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graph import core, pack, sample_custom, uniform
+from graph import core, off, pack, sample_custom, uniform
 from torch import nn
 
 pytestmark = pytest.mark.comfy
@@ -34,6 +34,17 @@ def test_guidance_asks_twice_and_a_batch_costs_what_one_image_does(counted, teac
     assert counted(teacher, images=1) == counted(teacher, images=3) == 12
     assert counted(teacher, cfg=1.0) == 6
     assert counted(teacher, cfg=1.0, sampler="heun") == 11
+
+
+def test_a_cache_that_writes_over_its_input_leaves_the_state_alone(host, flow):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    cached = EasyCacheNode.execute(flow[0], 0.05, 0.15, 0.95, False).result[0]
+    sigmas = uniform(host, flow, 20)
+    plain, near = (
+        sample_custom(host, model, 2.0, flow, core("euler"), sigmas) for model in (flow[0], cached)
+    )
+    assert 0 < off(plain, near) < 0.1 * float(plain.std())
 
 
 @pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])

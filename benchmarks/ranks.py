@@ -1,0 +1,178 @@
+"""What a second process gains: training and trajectories of a packaged teacher, and bytes an update.
+
+    python benchmarks/ranks.py [--json FILE] [--pairs N] [--updates N] [--tiny]
+
+Two processes of one thread each, joined by gloo, against one of one thread. They take turns: one works while
+the other sleeps, then both do, N times; a gain is the median of the pairs' ratios. Both ways make the very
+same update of 16 samples and draw the same 32 trajectories. Bytes are what the kernel counted on a process's
+own connections (Linux), beside the size of what is summed. For two quiet cores: under three minutes.
+Targets: 1.8 times in training, 1.9 in trajectories.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import conftest  # noqa: F401   makes the checkout importable as `fewstep`
+from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.models.denoiser import Guided
+from fewstep.training.ranks.joining import joined
+from fewstep.training.ranks.ranks import ALONE
+from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.run import Run
+from fewstep.training.run.source import PROBES
+from fewstep.training.trajectories.sampling import SHARD
+
+TARGETS = {"training": 1.8, "trajectories": 1.9}
+WARM = 2  # updates before the first that counts
+ACKED = 120  # where tcp_info has the bytes that were sent and arrived
+
+
+def sent():
+    """Bytes that this process's connections have sent, by the kernel's count; None where it tells none."""
+    total = 0
+    for name in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as place:
+                info = place.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            total += struct.unpack_from("Q", info, ACKED)[0]
+        except OSError:  # no TCP connection, or closed meanwhile
+            continue
+    return total or None
+
+
+def a_run(ranks, folder, seed, tiny):
+    """A run of the demo teacher whose trajectories are kept in a folder of that seed's."""
+    small = {"images": 2 * SHARD - PROBES, "seed": seed} | ({"rank": 2, "image_steps": 4} if tiny else {})
+    identity = {"patches": "", "conditioning": "labels"}
+    return Run(DemoTeacher("flow"), DistilConfig(**small), cache=(folder, identity), ranks=ranks)
+
+
+def drawn(ranks, folder, seed, tiny):
+    """Seconds that two shards of new trajectories take."""
+    run = a_run(ranks, folder, seed, tiny)
+    try:
+        began = time.perf_counter()
+        with run.student.lora.off():
+            teacher = Guided(run.student.asked, run.config.cfg)
+            for _ in run.source.cache.build(teacher, 2 * SHARD, ranks):
+                pass
+        return time.perf_counter() - began
+    finally:
+        run.close()
+
+
+def updates(run, count):
+    """Seconds of so many updates."""
+    began = time.perf_counter()
+    for _ in range(count):
+        run.update()
+    return time.perf_counter() - began
+
+
+def in_turn(ranks, alone, both):
+    """(seconds of rank 0 alone while the others sleep, seconds of all together)"""
+    one = alone() if ranks.leads else None
+    for _ in ranks.all_come():
+        time.sleep(0.05)
+    return one, both()
+
+
+def measured(ranks, folder, args):
+    """The row, on rank 0."""
+    torch.set_num_threads(1)
+    # the one process keeps its trajectories apart; a run of the same seed and folder finds them ready
+    mine = folder / "alone"
+    runs = {"both": a_run(ranks, folder / "both", 0, args.tiny)}
+    if ranks.leads:
+        runs["alone"] = a_run(ALONE, mine, 0, args.tiny)
+    drawings = [
+        in_turn(
+            ranks,
+            lambda seed=seed: drawn(ALONE, mine, seed, args.tiny),
+            lambda seed=seed: drawn(ranks, folder / "both", seed, args.tiny),
+        )
+        for seed in range(args.pairs)  # seed 0 is that of the runs, which then find theirs drawn
+    ]
+    for run in runs.values():
+        for _ in run.source.gather():
+            pass
+        updates(run, WARM)
+    pairs, before, payload = [], sent(), ranks.sent
+    for _ in range(args.pairs):
+        alone = (lambda: updates(runs["alone"], args.updates)) if ranks.leads else None
+        pairs.append(in_turn(ranks, alone, lambda: updates(runs["both"], args.updates)))
+    count = args.pairs * args.updates
+    on_the_wire = (sent() - before) / count if before else None
+    row = {"bytes_per_update": round(on_the_wire or (ranks.sent - payload) / count)}
+    if ranks.leads:
+        for name, found in (("training", pairs), ("trajectories", drawings)):
+            row[name] = round(statistics.median(one / both for one, both in found), 3)
+        samples = runs["both"].config.batch * args.updates
+        row["samples_per_second"] = [round(samples / statistics.median(side), 2) for side in zip(*pairs)]
+        row |= {"payload": (ranks.sent - payload) // count, "targets": TARGETS, "pairs": args.pairs}
+    for run in runs.values():
+        run.close()
+    return row
+
+
+def worker(args):
+    """One of the processes."""
+    with joined() as ranks:
+        row = measured(ranks, Path(args.folder), args)
+        most = max(ranks.all(row["bytes_per_update"]))
+    if not ranks.leads:
+        return
+    row["bytes_per_update"] = most
+    for name, target in TARGETS.items():
+        missed = "" if row[name] >= target else "  MISSED"
+        print(f"{name:13} {row[name]:5.2f} times with two processes, target {target}{missed}")
+    one, two = row["samples_per_second"]
+    print(f"training      {one:.2f} samples/s with one process, {two:.2f} with two")
+    print(f"an update     {most} bytes sent by a process, of which the sum is {row['payload']}")
+    if args.json:
+        args.json.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="write the row there")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=8, help="of a turn")
+    parser.add_argument("--tiny", action="store_true", help="a small form that tells nothing, for tests")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)  # of a worker
+    args = parser.parse_args()
+    if args.folder:
+        worker(args)
+        return
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in range(2):
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
+            command = [sys.executable, __file__, "--folder", folder, *sys.argv[1:]]
+            started.append(subprocess.Popen(command, env=environment))
+        sys.exit(max(process.wait() for process in started))
+
+
+if __name__ == "__main__":
+    main()

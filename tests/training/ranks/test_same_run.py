@@ -1,0 +1,66 @@
+"""Two or three processes give the run that one gives: adapter, losses, loss-dependent state, data."""
+
+import pytest
+import torch
+from fewstep.training import methods
+from safetensors.torch import load_file
+
+VARIED = {
+    "adaptive": {"method": "consistency", "times": "adaptive", "updates": 60},
+    "one-step": {"method": "phased", "one_step": 0.4, "between": 2},
+    "ema-target": {"method": "consistency", "target": "ema", "solver": "2m", "substeps": 2},
+    "rounds": {"method": "reflow", "rounds": 2},
+    "skipped": {"method": "phased", "overflows": True},
+    "micro": {"method": "consistency", "micros": [2, 1, 3]},
+    "pieces": {"method": "consistency", "in_pieces": True, "batch": 7, "micros": [3, 1, 2]},
+    "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1},
+    "uneven": {"method": "phased", "batch": 7, "micros": [3, 1, 2]},
+}
+RUNS = {name: {"method": name} for name in methods.names(task=None)} | VARIED
+LIMITS = {"float64": 1e-10, "float32": 2e-4}
+
+
+@pytest.fixture(scope="module")
+def results(started, tmp_path_factory):
+    """(dtype, name, world, rank) -> what a run gave."""
+    folder = tmp_path_factory.mktemp("runs")
+    for dtype, runs in (("float64", RUNS), ("float32", {"phased": RUNS["phased"]})):
+        for world in (1, 2, 3):
+            codes = started("methods", world, folder / dtype, runs=runs, dtype=dtype)
+            assert codes == [0] * world, (folder / dtype / "said.0").read_text()
+    return lambda dtype, *place: load_file(folder / dtype / (".".join(map(str, place)) + ".safetensors"))
+
+
+def _off(one, other):
+    assert one.keys() == other.keys()
+    found = [(one[name].double() - other[name].double()).abs().nan_to_num().max() for name in one]
+    return float(max(found))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_many_processes_give_the_run_of_one_in_float64(results, name):
+    alone = results("float64", name, 1, 0)
+    assert any(t.any() for n, t in alone.items() if n.startswith("adapter"))
+    for world in (2, 3):
+        for rank in range(world):
+            assert _off(alone, results("float64", name, world, rank)) < LIMITS["float64"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_processes_of_a_run_agree_bit_for_bit(results, world):
+    for name in RUNS:
+        first = results("float64", name, world, 0)
+        for rank in range(1, world):
+            other = results("float64", name, world, rank)
+            assert all(torch.equal(first[n].nan_to_num(), other[n].nan_to_num()) for n in first), name
+
+
+def test_float32_differs_by_rounding(results):
+    alone = results("float32", "phased", 1, 0)
+    for world in (2, 3):
+        assert _off(alone, results("float32", "phased", world, world - 1)) < LIMITS["float32"]
+
+
+def test_updates_that_are_not_finite_for_one_are_left_out_by_all(results):
+    scale, skipped, done = results("float64", "skipped", 2, 1)["state"].tolist()
+    assert 0 < skipped < done and scale < results("float64", "phased", 1, 0)["state"][0]
