@@ -22,7 +22,7 @@ from .lettering import font, worded
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
 NOISY = Message("each update")  # a line drawn thin and grey, behind the others
 BARS = "bars"  # a line drawn as bars
-NO_GAIN = Message("no gain: the classical solver is kept")  # a line drawn as rings
+NO_GAIN = Message("no gain beyond chance")  # a line drawn as rings
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 DOTTED = 30  # points of a line, below which each has a dot
 TITLE, LABEL, SMALL = 15, 13, 12  # sizes of text: titles, beside tiles, on plots
@@ -291,11 +291,11 @@ def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     lines = {
         Message("fitted"): line("fitted", rows),
         Message("auto, unfitted"): line("auto", rows),
-        Message("best classical"): line("classical", rows),
+        Message("fitted, median"): line("median", rows),
     }
     if kept := line("fitted", [row for row in rows if not row["gained"]]):
         lines[NO_GAIN] = kept
-    title = Message("Distance to the converged picture, held-out noise (RMSE / deviation)")
+    title = Message("Distance to the converged picture, held-out noise (mean, in deviations)")
     return curves([(title, Message("steps"), lines)], (760, 340))
 
 
