@@ -37,14 +37,15 @@ class MiddleBlock:
             self.name, self._block = self._found(pictures[:1], condition[:1])
         features = [None] * len(pictures)
         x = self._noised(pictures)
-        for prompt in condition.unique():  # in one call of one prompt no model changes the order of rows
-            rows = (condition == prompt).nonzero()[:, 0]
+        kinds = getattr(self.denoiser, "kinds", torch.zeros_like)(condition)
+        for kind in kinds.unique():  # among which no model changes the order of rows
+            rows = (kinds == kind).nonzero()[:, 0]
             for row, feature in zip(rows.tolist(), self._seen(x[rows], condition[rows])):
                 features[row] = feature
         return torch.stack(features).cpu()
 
     def _seen(self, x, condition):
-        """Features (N, D) of noised pictures of one prompt; of a video the mean over what its batch was."""
+        """Features (N, D) of noised pictures of one kind; of a video the mean over what its batch was."""
         held: list[torch.Tensor] = []
 
         def keep(block, inputs, out):
