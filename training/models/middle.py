@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...diffusion.faults import NotFound
 from .denoiser import Denoiser
 
 LEVEL = 0.1  # model time: nearly a picture, and still what the model was trained on
@@ -86,7 +87,7 @@ class MiddleBlock:
             for hook in hooks:
                 hook.remove()
         if not calls:
-            raise LookupError("no block of the model was called")
+            raise NotFound("No block of the model was called.")
         found = calls[len(calls) // 2]
         return next(name for name, block in module.named_modules() if block is found), found
 

@@ -46,7 +46,7 @@ def test_a_model_without_blocks_is_told():
         def __call__(self, x, sigma, condition):
             return x
 
-    with pytest.raises(LookupError, match="no block"):
+    with pytest.raises(LookupError, match="No block"):
         MiddleBlock(Plain("flow"))(torch.zeros(1, 3, 32, 32), torch.tensor([0]))
 
 
