@@ -47,6 +47,7 @@ class Status:
     skipped      updates left out as not finite
     loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
     before       fidelity of the untrained model; kept: the update whose adapter is the best, and is saved
+    judged_by    what decides which is best, "fidelity" or "distance"
     distance     of distributions, [[update, value, low, high]], and diversity likewise (`sight.Faces`), where
                  they are known; seen_in: what they are seen in, one of `sight`'s
     seconds_left           None where unknown
@@ -86,6 +87,7 @@ class Status:
     distance: list = dataclasses.field(default_factory=list)
     diversity: list = dataclasses.field(default_factory=list)
     seen_in: str | None = None
+    judged_by: str = "fidelity"
     seconds_left: float | None = None
     samples_per_second: float | None = None
     memory: int | None = None
@@ -126,6 +128,7 @@ class Status:
             "before": before(run.probe.fidelity),
             "kept": run.probe.best and run.probe.best.update,
             **{name: [list(point) for point in run.probe.points(name)] for name in FACES},
+            "judged_by": run.probe.by,
             "seen_in": run.probe.eye.sight.seen_in if run.probe.faces else None,
             "stage": progress.stage if progress else "training",
             "seconds_left": progress.seconds_left if progress else None,
