@@ -394,7 +394,8 @@ def memory_plan() -> list[str]:
         if not row["fits"]:
             return f"does not fit: {row['peak'] / 2**30:.1f}"
         graph = "recomputed" if row["checkpointing"] else "whole"
-        return f"{row['residency']}, {row['micro_batch']} {graph}, rank {row['rank']}: {row['peak'] / 2**30:.1f}"
+        peak = f"{row['peak'] / 2**30:.1f}"
+        return f"{row['residency']}, {row['micro_batch']} {graph}, rank {row['rank']}: {peak}"
 
     presets = sorted({preset for rows in found.values() for preset in rows})
     body = [
