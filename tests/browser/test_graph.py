@@ -38,9 +38,9 @@ FOLDS = """(types) => {
   app.canvas.selectItems(nodes);
   app.graph.convertToSubgraph(new Set(nodes));
 }"""
-NOTES = """() => app.graph.nodes.find((node) => node.subgraph).subgraph.nodes.map((node) => {
-  const plot = node.widgets.find((widget) => widget.name === "fewstep_plot");
-  return plot.element.querySelector(".fewstep-nodeplot-note").textContent;
+NOTES = """() => app.graph.nodes.find((node) => node.subgraph).subgraph.nodes.flatMap((node) => {
+  const plot = node.widgets?.find((widget) => widget.name === "fewstep_plot");
+  return plot ? [plot.element.querySelector(".fewstep-nodeplot-note").textContent] : [];
 })"""
 BUSY = """() => {
   const buttons = [...document.querySelectorAll(".fewstep-buttons button")];
@@ -167,7 +167,8 @@ def test_plots_see_through_subgraphs_and_go_with_them(front):
     front.open("sample_in_4_steps", **{"Comfy.VueNodes.Enabled": False})
     page = front.page
     page.evaluate(COUNTS)
-    page.evaluate(FOLDS, ["FewstepSchedule", "FewstepSampler"])
+    # with the sampler: frontend 1.58.1 can't load a subgraph that has no link inside
+    page.evaluate(FOLDS, ["FewstepSchedule", "FewstepSampler", "SamplerCustom"])
     graph = page.evaluate("app.graph.serialize()")
     for _ in range(2):
         page.evaluate("(graph) => app.loadGraphData(graph)", graph)
