@@ -2,10 +2,10 @@
 
     COMFYUI_PATH=... python benchmarks/new_user.py [--updates 100] [--batch 32] [--json FILE]
 
-A fresh base directory into which the pack is cloned (`git clone`), a server started there, and a Chromium that
-does by clicks what the README says, in each renderer: open the page and the template, run it, click "Make this
-model few-step" in the panel, wait, click "Use it", run. Seconds of each part. `--updates` and `--batch` change
-the run on its way to the server; by default it is what one click asks for.
+A fresh base directory into which the pack is cloned (`git clone`), a server started there, and a Chromium
+that does by clicks what the README says, in each renderer: open the page and the template, run it, click
+"Make this model few-step" in the panel, wait, click "Use it", run. Seconds of each part. `--updates` and
+`--batch` change the run on its way to the server; by default it is what one click asks for.
 """
 
 import argparse
