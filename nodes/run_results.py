@@ -49,8 +49,8 @@ def _is_of(path, label):
 
 def told(run: Run, path: Path) -> Message:
     """What came of a run."""
-    best, skipped = run.probe.best, run.descent.skipped
-    if best and best.fidelity >= run.probe.fidelity[0][1]:
+    skipped = run.descent.skipped
+    if not run.probe.gained:
         return Message(
             "Saved {file}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
             "train longer",

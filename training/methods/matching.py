@@ -21,6 +21,7 @@ points  "pictures": y is the step's prediction x0, with fresh noise; each step's
         whose score needs the target that `points.noised_on` gives
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -44,6 +45,7 @@ APART = (
 )
 MOST_WEIGHT = 5.0  # of a denoising loss (Hang et al. 2023, arXiv:2303.09556), in x0
 LR_SHARE = 0.05  # of what regression learns at: the student moves as slowly as the fake can follow
+LAST = 0.1  # of the fake's learning rate, at the end
 AHEAD, BEHIND = 0.9, 0.5  # share of the truth in what the fake says: fewest updates of it, and most
 
 
@@ -178,7 +180,7 @@ def roles(settings: Settings) -> tuple[Role, ...]:
         loss=denoising_loss,
         first=lambda settings: settings.real_updates,
         each=None,
-        rate=lambda settings, made: (
+        rate=lambda settings, made, share: (
             settings.lr * settings.role_lr * warm_up_then_cosine(made, settings.real_updates)
         ),
     )
@@ -189,10 +191,15 @@ def roles(settings: Settings) -> tuple[Role, ...]:
         loss=denoising_loss,
         first=lambda settings: settings.fake_updates,
         each=lead,
-        rate=lambda settings, made: settings.lr * settings.role_lr,
+        rate=lambda settings, made, share: settings.lr * settings.role_lr * _slower(share),
         begins_as="real",
     )
     return (fake,) if settings.real == "guided" else (real, fake)
+
+
+def _slower(share):
+    """Of the fake's learning rate: it follows a student that slows down, and wavers less."""
+    return LAST + (1 - LAST) * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
 # ---- matching ------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ class Role:
     draw, loss      as of a `Method`
     first           settings -> its updates before the student's first one
     each            context -> its updates before every other of the student's; None: it has learnt then
-    rate            (settings, its updates so far) -> its learning rate
+    rate            (settings, its updates so far, the share of the student's that is done) -> its learning
+                    rate
     begins_as       of an earlier role, whose weights it begins with; "" for those of a new adapter
     """
 
@@ -124,7 +125,7 @@ class Role:
     loss: Callable[[Context, Batch], torch.Tensor]
     first: Callable[[Settings], int]
     each: Callable[[Context], int] | None
-    rate: Callable[[Settings, int], float]
+    rate: Callable[[Settings, int, float], float]
     begins_as: str = ""
 
 

@@ -57,7 +57,7 @@ def roles(settings: Settings) -> tuple[Role, ...]:
 
 
 def _slowed(role):
-    return dataclasses.replace(role, rate=lambda settings, made: LR_SHARE * role.rate(settings, made))
+    return dataclasses.replace(role, rate=lambda *asked: LR_SHARE * role.rate(*asked))
 
 
 METHOD = register(

@@ -62,7 +62,7 @@ WHOLE = {
     "fake_updates": (1, 10**6),
 }
 # None where they follow from others
-FOLLOWING = ("phases", "image_steps", "micro")
+FOLLOWING = ("phases", "image_steps", "micro", "real_updates", "fake_updates")
 USUAL_LR = 2e-3  # of the demo teachers
 RANGES = {
     "shift": (1e-3, 1e3),
@@ -114,15 +114,15 @@ class DistilConfig:
     lr           peak learning rate of AdamW; it warms up over 5 % of the run and falls to 0 along a cosine.
                  None for what is usual for the method
     real         of the matching methods, what the student's pictures are to be distributed as: "pictures",
-                 the teacher's own by an adapter that learns them in `real_updates` first, "guided", as the
-                 score of the base at `cfg` says, or "blended" by noise level
+                 the teacher's own by an adapter that learns them in `real_updates` first (None: half of
+                 updates), "guided", as the score of the base at `cfg` says, or "blended" by noise level
     points       what is matched at a step: "pictures", its prediction with fresh noise, or the next point of
                  the "trajectory"; None: pictures, where the run ends at them
     span         noise levels at which a step is matched: of its own "segment", or the "full" range above
     balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it
     anchor       of anchored: weight of the first step's distance to the cached trajectory
-    fake_updates of the score of the student's own pictures before the student's first update; lead: the
-                 most of them before each later one, as many as it takes to be true
+    fake_updates of the score of the student's own pictures before the student's first update (None: an
+                 eighth of updates); lead: the most of them before each later one, as many as make it true
     role_lr      learning rate of the two scores, in multiples of lr
     from_percent, to_percent   the part of the way that the LoRA is for, of the model's own time in the host's
                  convention (percent_to_sigma): 0 is the largest noise level, 1 the data
@@ -166,8 +166,8 @@ class DistilConfig:
     span: str = "segment"
     balance: str = "distance"
     anchor: float = 1.0
-    real_updates: int = 600
-    fake_updates: int = 150
+    real_updates: int | None = None
+    fake_updates: int | None = None
     lead: int = 3
     role_lr: float = 10.0
     optimizer: str = ADAMW
@@ -185,6 +185,9 @@ class DistilConfig:
         method = methods.get(self.method)
         if self.lr is None:
             normalise(self, lr=USUAL_LR * method.lr_share)
+        for name, share in (("real_updates", 1 / 2), ("fake_updates", 1 / 8)):
+            if getattr(self, name) is None:
+                normalise(self, **{name: math.ceil(share * self.updates)})
         if self.points is None:
             normalise(self, points="pictures" if self.to_percent == 1 else "trajectory")
         for name, choices in CHOICES.items():

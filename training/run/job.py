@@ -28,9 +28,11 @@ import torch
 from safetensors import safe_open
 
 from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message, NoMemory
+from .. import methods
 from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
 from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
+from . import remarks
 from .config import DistilConfig
 from .events import MOST, Events, event
 from .following import handed_on
@@ -56,8 +58,6 @@ LATER = {
     "span": "segment",
     "balance": "distance",
     "anchor": 1.0,
-    "real_updates": 600,
-    "fake_updates": 150,
     "lead": 3,
     "role_lr": 10.0,
 }
@@ -161,11 +161,16 @@ class Job:
         """The run's `Progress`, with states saved on the way."""
         if self.resumed:
             self.log(Message("Went on at update {done}.", done=self.resumed))
+        else:
+            self.log(*remarks.before(self.run))
         self._write_status("running")
+        unmeasured = not self.run.probe.fidelity
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         for progress in self._run():
-            for message in events.new():
-                self.log(message)
+            self.log(*events.new())
+            if unmeasured and self.run.probe.fidelity:
+                self.log(*remarks.measured(self.run))
+                unmeasured = False
             began = self.clock()
             if self.run.learners.made() > made and began - last >= max(self.every, cost / SHARE):
                 made = self.run.learners.made()
@@ -191,10 +196,11 @@ class Job:
                 rank=self.run.config.rank,
             ) from error
 
-    def log(self, message: Message) -> None:
+    def log(self, *messages: Message) -> None:
         """Note what happened, with the update and the time."""
-        known = self.notes.get("log") or []
-        self.notes["log"] = [*known, event(message, self.run.done, self.now())][-MOST:]
+        known, done, now = self.notes.get("log") or [], self.run.done, self.now()
+        if messages:
+            self.notes["log"] = [*known, *(event(message, done, now) for message in messages)][-MOST:]
 
     def save(self, state: str, required: bool = True) -> None:
         """Write the run's state. Where disk or memory refuse: raises that when `required`, else logs it."""
@@ -258,6 +264,8 @@ def manifest(config: DistilConfig, about: dict) -> dict:
     the result is rounded for its file.
     """
     left_out = {*CUT, *(PART if config.is_whole else ())}
+    if not methods.get(config.method).roles(config):
+        left_out |= {"real_updates", "fake_updates"}
     left_out |= {name for name, usual in LATER.items() if getattr(config, name) == usual}
     settings = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}

@@ -31,8 +31,8 @@ class Learners:
         self.turned: int | None = None
         self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, self._rate, ranks)}
         for name, role in self.roles.items():
-            lora = student.adapters[name]
-            self.descents[name] = Descent(student.denoiser, lora, config, role.rate, ranks)
+            lora, rate = student.adapters[name], functools.partial(self._role_rate, role)
+            self.descents[name] = Descent(student.denoiser, lora, config, rate, ranks)
         self.told: dict[str, float] = {}
         self.followed = dict.fromkeys(self.roles, 0)
 
@@ -69,6 +69,11 @@ class Learners:
         """The student's learning rate."""
         own = self.method.rate
         return usual_rate(config, done) if own is None else own(config, done, self.turned)
+
+    def _role_rate(self, role, config, made):
+        """A role's learning rate."""
+        done, turned = self.made(STUDENT), self.turned or 0
+        return role.rate(config, made, (done - turned) / max(1, config.updates - turned))
 
     def stage(self, name: str) -> str:
         """What a run is at while that adapter learns."""

@@ -1,16 +1,19 @@
 """Other adapters beside the student on one base: one acts at a time, and a run keeps all of them."""
 
 import dataclasses
+import random
 
 import pytest
 import torch
 import toy_method
 from fewstep.training import methods
 from fewstep.training.adapter.lora import Lora
+from fewstep.training.adapter.proof import slope
 from fewstep.training.methods import registry
 from fewstep.training.methods.method import STUDENT, Role
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.job import STATE, Job, load_state
+from fewstep.training.run.memory import CARD, CPU, copies_of, plan
 from fewstep.training.run.run import Run
 from parts import ABOUT, SMALL, run, same
 from tiny import Tiny
@@ -41,7 +44,7 @@ def role(name, **changes):
         loss=pictures_loss,
         first=lambda settings: 3,
         each=lambda context: 2,
-        rate=lambda settings, made: settings.lr,
+        rate=lambda settings, made, share: settings.lr,
     )
     return Role(name=name, **{**settings, **changes})
 
@@ -166,3 +169,126 @@ def stopped_at(folder, trained, made):
         pass
     finally:
         trained.close()
+
+
+# ---- what may go wrong, with two and three adapters ------------------------------------------------
+
+METHODS = ("matching", "anchored", "phased-matching")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cancelled_at_any_call_of_the_model_it_goes_on_exactly(method, tmp_path):
+    whole, short = (
+        run(tmp_path / "whole", method=method, updates=6),
+        {**SMALL, "method": method, "updates": 6},
+    )
+
+    class Cancelled(Tiny):
+        left = 0
+
+        def __call__(self, *args):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().__call__(*args)
+
+    dice, teacher, cuts = random.Random(0), Cancelled(), 0
+    for _ in range(60):
+        parts, teacher.left = Run(teacher, DistilConfig(**short)), dice.randint(26, 48)
+        try:
+            with Job(tmp_path / "parts", parts, ABOUT, 0) as job:
+                for _ in job.progress():
+                    pass
+            break
+        except KeyboardInterrupt:
+            cuts += 1
+        finally:
+            parts.close()
+    assert cuts >= 4 and same(whole, parts)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_out_of_memory_halves_the_passes_of_every_adapter(method):
+    class Full(Tiny):
+        most = 4
+
+        def __call__(self, x, *args):
+            if torch.is_grad_enabled() and len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().__call__(x, *args)
+
+    found = []
+    for most in (4, 1):
+        Full.most = most
+        trained = Run(Full(), DistilConfig(**{**SMALL, "updates": 6}, method=method))
+        list(trained.progress())
+        found.append(trained.lora_tensors())
+        assert {d.micro for d in trained.learners.descents.values()} == {most} and trained.done == 6
+        trained.close()
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*(f.values() for f in found)))
+
+
+def test_what_is_not_finite_of_one_adapter_leaves_the_others_alone():
+    trained = Run(Tiny(), DistilConfig(**SMALL, method="matching"))
+    for _ in trained.source.gather():
+        pass
+    fake = trained.learners.descents["fake"]
+    backward, fake.backward = fake.backward, lambda compute: broken(backward, compute)
+
+    def broken(backward, compute):
+        loss = backward(compute)
+        fake.lora.parameters()[1].grad.fill_(float("nan"))
+        return loss
+
+    while trained.learners.due(trained.context()) == "real":
+        trained.update("real")
+    before = [p.clone() for p in fake.lora.parameters()]
+    trained.update("fake")
+    began = [p.clone() for p in fake.lora.parameters()]  # as the real score's
+    trained.update("fake")
+    assert fake.skipped == 2 and all(map(torch.equal, began, fake.lora.parameters()))
+    assert not all(map(torch.equal, before, began)) and trained.descent.skipped == 0
+    with pytest.raises(
+        ArithmeticError, match="10 updates in a row were not, because the gradient overflowed"
+    ):
+        for _ in range(9):
+            trained.update("fake")
+    trained.close()
+
+
+@pytest.mark.parametrize("name", ["real", "fake"])
+def test_the_gradient_of_a_role_is_its_losss_own(name):
+    """By finite differences, while the student's weights differ from the role's."""
+    trained = Run(Tiny(), DistilConfig(**SMALL, method="matching"))
+    for _ in trained.source.gather():
+        pass
+    generator = torch.Generator().manual_seed(3)
+    for lora in trained.student.adapters.values():
+        lora.load([0.1 * torch.randn(p.shape, generator=generator) for p in lora.parameters()])
+    role, descent, context = (
+        trained.learners.roles[name],
+        trained.learners.descents[name],
+        trained.context(name),
+    )
+    batch = role.draw(context)
+
+    def compute():
+        return role.loss(context, batch).double().mean()
+
+    with descent.lora.on():
+        found = slope(compute, descent.lora.parameters(), backward=descent.backward)
+    assert found == pytest.approx(1, abs=5e-3)
+    trained.close()
+
+
+def test_a_plan_of_memory_counts_every_adapter():
+    config = DistilConfig(**SMALL, method="matching")
+    half, full = torch.bfloat16, torch.float32
+    usual = DistilConfig(**SMALL)
+    for place in (CARD, CPU):
+        assert copies_of(config, place, full) == copies_of(usual, place, full) + (1 + 2) + 1
+        assert copies_of(config, place, half) == copies_of(usual, place, half) + (1 + 2) + 1 + 2 * 0.5
+        guided = dataclasses.replace(config, real="guided")
+        assert copies_of(guided, place, full) == copies_of(usual, place, full) + 1 + 2
+    with pytest.raises(MemoryError, match="Choose a lower rank"):
+        plan(Tiny(), dataclasses.replace(config, rank=4000), budget=6 << 20)
