@@ -28,6 +28,7 @@ NOTES = (
     "plan",
     "log",
     "prompts",
+    "family",
     "processes",
 )
 FROM_THE_FOLDER = ("id", "previews", "resumable")
@@ -56,7 +57,8 @@ class Status:
     lora         the file's name, once there is one
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
     plan         what the memory plan decided, a message as JSON; None if unknown
-    prompts      of the pictures shown, where they are known
+    prompts      of the pictures shown, one for each row of them or one for all, where they are known
+    family       of the model, as `models.families` names it; "" where unknown
     log          what happened on the way, as `events` has it, oldest first
     processes    of a run of several: [{"rank", "host", "memory", "micro"}], memory in bytes
     previews     the updates of which a picture was kept, rising
@@ -94,6 +96,7 @@ class Status:
     error: dict | str | None = None
     plan: dict | None = None
     prompts: list = dataclasses.field(default_factory=list)
+    family: str = ""
     log: list = dataclasses.field(default_factory=list)
     processes: list = dataclasses.field(default_factory=list)
     previews: list = dataclasses.field(default_factory=list)
