@@ -220,6 +220,7 @@ def _context_of(run: Run, who: str) -> Context:
         generator=run.generator,
         student=run.student.answer(who),
         asked=run.student.asked_by_name,
+        pulled=run.student.pulled_by_name,
         target=run.student.target,
         teacher=run.student.teacher,
         metric=run.metric,

@@ -292,3 +292,30 @@ def test_a_plan_of_memory_counts_every_adapter():
         assert copies_of(guided, place, full) == copies_of(usual, place, full) + 1 + 2
     with pytest.raises(MemoryError, match="Choose a lower rank"):
         plan(Tiny(), dataclasses.replace(config, rank=4000), budget=6 << 20)
+
+
+def test_how_x_moves_an_answer_is_exact_and_leaves_the_adapters_alone(generator):
+    """Of every adapter and the guided teacher, against differences; recomputed blocks or not."""
+    for checkpointing in (False, True):
+        trained = Run(Tiny(), DistilConfig(**SMALL, method="matching", micro=3, checkpointing=checkpointing))
+        for lora in trained.student.adapters.values():
+            lora.load([0.1 * torch.randn(p.shape, generator=generator) for p in lora.parameters()])
+        context = trained.context()
+        x, v, step = (torch.randn(4, 2, 4, 4, generator=generator) for _ in range(3))
+        asked = torch.full((4,), 0.5), torch.arange(4) % 3
+        for name, answer in context.asked.items():
+            found = context.pulled[name](x, *asked, v)
+            wanted = (answer(x + 1e-2 * step, *asked) - answer(x - 1e-2 * step, *asked)) / 2e-2
+            assert float((found * step).sum()) == pytest.approx(float((wanted * v).sum()), rel=2e-2, abs=1e-2)
+        assert all(p.grad is None for lora in trained.student.adapters.values() for p in lora.parameters())
+        trained.close()
+
+
+@pytest.mark.parametrize("real", ["pictures", "guided", "blended"])
+def test_a_run_down_the_divergence_of_fisher(real):
+    trained = Run(
+        Tiny(), DistilConfig(**{**SMALL, "updates": 2}, method="matching", divergence="fisher", real=real)
+    )
+    list(trained.progress())
+    assert trained.done == 2 and trained.descent.skipped == 0
+    trained.close()
