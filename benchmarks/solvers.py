@@ -15,7 +15,8 @@ two. Every column may use up to that many calls:
 core_best   the host's best pair of sampler and scheduler in hindsight; where a call is dear all are run on 8
             of the noises, the best 8 of them on all
 auto        our automatic choice, made beforehand
-fitted      a solver fitted on other noises (and, for the teachers, other labels), up to 12 steps
+fitted      a solver fitted on other noises (and, for the teachers, other labels), up to 12 steps; with fresh
+            noise its grid and the churn of each step, on 2048 pictures
 apart       the same with the two halves of guidance as calls of their own
 cached      the best of what skips calls, in hindsight (`skipping.py`)
 
@@ -38,9 +39,12 @@ import core
 import exact
 import skipping
 import torch
-from fewstep.diffusion.samplers import batch_noise, solve
+from fewstep.diffusion.samplers import batch_noise, sample, solve
 from fewstep.diffusion.schedules import auto, grids
+from fewstep.diffusion.solvers.fresh import fit_fresh
+from fewstep.diffusion.solvers.linear import solve as solve_linear
 from fewstep.diffusion.solvers.linear import solve_apart
+from fewstep.diffusion.solvers.trajectories import Trajectories
 from fewstep.training.formats.recipe import Recipe
 from fewstep.training.models.demo import data
 from fewstep.training.reports import pictures
@@ -54,6 +58,7 @@ SAMPLES, DIRECTIONS, DRAWS = 4000, 64, 10
 COLUMNS = ("core_best", "auto", "fitted", "apart", "cached")
 TITLES = {"ode": "error to the converged ODE", "sde": "distance to the data, with fresh noise"}
 RESAMPLED = 1000
+PICTURES, REFERENCE_STEPS, FRESH_RUNS = 2048, 120, 300  # of a fit with fresh noise
 
 
 # ---- runs ------------------------------------------------------------------------------------------
@@ -189,10 +194,40 @@ def add_cached(task, row):
         put(row, "cached", task.errors(images), cached_name=name, cached_calls=calls)
 
 
+def fitted_fresh(task, nfe):
+    """The fit of grid and churn to as many of the model's own pictures, from other noise."""
+    generator = torch.Generator().manual_seed(1000)
+    noise = torch.randn(PICTURES, *task.cloud.shape, generator=generator, dtype=torch.float64)
+    dimension = {"dimension": task.noise[0].numel()}
+    few, fine = (grids.grid("auto", n, task.sigma_of, task.path, **dimension) for n in (nfe, REFERENCE_STEPS))
+    top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
+    x = start(noise, float(fine[0]), top, task.path)
+    with torch.no_grad():
+        run = list(sample(task.denoise, x, fine, task.path, order=3))
+        data = Trajectories(
+            task.path,
+            fine,
+            torch.stack([x, run[-1].x], 1),
+            run[-1].x0[:, None],
+            lambda x, sigma, which: task.denoise(x, sigma),
+        )
+        *_, best = fit_fresh(data, few, auto.CHURN, FRESH_RUNS * PICTURES * nfe, PICTURES)
+    return best
+
+
+def by_solver(task, solver, noise, seed):
+    """Images of a linear solver with fresh noise."""
+    top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
+    with torch.no_grad():
+        return solve_linear(
+            solver, task.denoise, start(noise, solver.sigmas[0], top, task.path), batch_noise(seed)
+        )
+
+
 def stochastic_row(task, nfe, report):
     """One row of samplers that draw noise: the mean over draws, and how often ours is the nearer one."""
     directions = exact.unit_directions(DIRECTIONS, math.prod(task.cloud.shape))
-    found, floors = {"auto": []}, []
+    found, floors, fresh = {"auto": [], "fitted": []}, [], fitted_fresh(task, nfe)
     every = pairs(task, nfe, True, report)
     for draw in range(DRAWS):
         generator = torch.Generator().manual_seed(2 + draw)
@@ -204,13 +239,14 @@ def stochastic_row(task, nfe, report):
 
         floors.append(judge(again))
         found["auto"].append(judge(automatic(task, noise, nfe, True, draw)))
+        found["fitted"].append(judge(by_solver(task, fresh.solver, noise, draw)))
         if draw == 1:  # only those that came near
             every = sorted(every, key=lambda pair: found[pair.name][0])[:FINALISTS]
         for pair in every:
             images = run_pair(task, pair, noise, draw)
             value = judge(images) if images is not None else math.inf
             found.setdefault(pair.name, []).append(value if math.isfinite(value) else math.inf)
-    own = found.pop("auto")
+    own, fit = found.pop("auto"), found.pop("fitted")
     whole = {name: values for name, values in found.items() if len(values) == DRAWS}
     name = min(whole, key=lambda one: statistics.mean(whole[one]))
     best = statistics.mean(whole[name])
@@ -220,6 +256,12 @@ def stochastic_row(task, nfe, report):
         "core_name": name,
         "core_pairs": len(found),
         "auto/core_best": statistics.mean(own) / best,
+        "fitted": statistics.mean(fit),
+        "fitted/core_best": statistics.mean(fit) / best,
+        "fitted/auto": statistics.mean(fit) / statistics.mean(own),
+        "fitted_ahead": sum(a < b for a, b in zip(fit, whole[name])),
+        "fitted_churn": fresh.churn,
+        "fitted_sigmas": fresh.solver.sigmas,
         "ahead": sum(a < b for a, b in zip(own, whole[name])),
         "draws": DRAWS,
         "floor": statistics.mean(floors),
@@ -233,7 +275,7 @@ def show(row):
     """One line."""
     line = f"{row['case']:20} {row['kind']} {row['nfe']:3} {row['calls']:3} calls "
     line += " ".join(f"{name} {row[name]:.4f}" for name in COLUMNS if row.get(name) is not None)
-    print(f"{line}  {row['core_name']}  auto/core {row['auto/core_best']:.2f}", flush=True)
+    print(line + (f"  {row['core_name']}" if "core_name" in row else ""), flush=True)
 
 
 def show_table(title, rows, figure, counts):

@@ -19,7 +19,7 @@ from ..paths import Path
 SCALE, GROWTH = 0.45, 0.35  # s = SCALE * dimension^GROWTH
 LARGEST = 5.0  # from about 1000 numbers on: all pictures
 POWERS = ((5, 1.0), (10, 1.25), (math.inf, 1.5))  # p for up to that many steps
-CHURN = 0.1  # where fresh noise is wanted: more costs accuracy at few steps
+CHURN, NOISED = 0.1, 0.5  # where fresh noise is wanted: more of it, or later in the run, costs accuracy
 
 
 def shift(dimension: float | None = None, own: float = 1.0) -> float:
@@ -47,5 +47,6 @@ def sigmas(
 
 
 def solver(stochastic: bool = False) -> dict[str, int | bool | float]:
-    """Keyword arguments of `samplers.sample`: order, corrector and churn."""
-    return {"order": 2, "corrector": True, "churn": CHURN if stochastic else 0.0}
+    """Keyword arguments of `samplers.sample`: order, corrector, churn and up to which share of the run."""
+    noised = {"churn": CHURN, "end": NOISED} if stochastic else {"churn": 0.0}
+    return {"order": 2, "corrector": True, **noised}

@@ -157,7 +157,7 @@ def test_fit_save_and_load_draw_the_same_picture_to_the_bit(server, workflow):
     again = server.result(server.queue(workflow("load_a_recipe", n3__recipe_name=saved)))
     assert (
         again["status"]["status_str"] == "success"
-        and "4 steps, flow, cfg 2" in again["outputs"]["3"]["text"][0]
+        and "4 steps, 8 model calls, flow, cfg 2" in again["outputs"]["3"]["text"][0]
     )
     fitted, loaded = (
         pixels([server.base / i["type"] / i["filename"] for i in e["outputs"]["7"]["images"]])
