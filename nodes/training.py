@@ -98,7 +98,7 @@ class Order:
     @property
     def starts_wanted(self) -> int:
         """How many states the run starts from, where it does not start from noise."""
-        return starts_wanted(0 if self.data else self.config.images)
+        return starts_wanted(self.config, self.data is not None)
 
     @property
     def after(self) -> str:

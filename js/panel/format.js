@@ -48,6 +48,18 @@ export function short(value) {
   return String(size >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
 }
 
+export const percent = (share) => (Number.isFinite(share) ? `${Math.round(100 * share)} %` : NOTHING);
+
+/** "0.031 (0.022 – 0.04)" of a point [update, value, low, high]; words: a number in words. */
+export function range(point, words = short) {
+  const [, value, low, high] = point ?? [];
+  return Number.isFinite(value) ? `${words(value)} (${words(low)} – ${words(high)})` : NOTHING;
+}
+
+/** The point of a face of quality at the update that is kept, else the last; undefined without one. */
+export const pointOf = (run, face) =>
+  run[face]?.find(([update]) => update === run.kept) ?? run[face]?.at(-1);
+
 export function whole(value) {
   return Number.isFinite(value) ? WHOLE.format(value) : NOTHING;
 }

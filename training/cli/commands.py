@@ -28,10 +28,16 @@ def demo(args: Namespace) -> int:
     from .demo import demo as run
 
     result = run(_out(args.out), kind=args.teacher, method=args.method, device=args.device, seed=args.seed)
-    print(f"\n{'':14}{'RMSE to teacher':>16}{'Frechet to data':>17}")
+    heads = {
+        "rmse": "RMSE to teacher",
+        "distance_teacher": "distance to teacher",
+        "distance_data": "to data",
+        "diversity": "diversity",
+    }
+    print(f"\n{'':14}" + "".join(f"{head:>21}" for head in heads.values()))
     for name in COLUMNS:
         row = result["columns"][name]
-        print(f"{name:14}{row['rmse']:16.4f}{row['frechet']:17.3f}")
+        print(f"{name:14}" + "".join(f"{row[key]:21.4f}" for key in heads))
     print(
         f"{result['seconds']:.0f} s. "
         f"Written to {args.out}: demo.png, curves.png, lora.safetensors, metrics.json"

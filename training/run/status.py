@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .probe import Probe
+from .probe import FACES
 from .progress import Progress
 from .run import Run
 
@@ -46,6 +46,8 @@ class Status:
     skipped      updates left out as not finite
     loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
     before       fidelity of the untrained model; kept: the update whose adapter is the best, and is saved
+    distance     of distributions, [[update, value, low, high]], and diversity likewise (`sight.Faces`), where
+                 they are known; seen_in: what they are seen in, one of `sight`'s
     seconds_left           None where unknown
     samples_per_second, memory   as measured; memory in bytes
     weights      where the model's weights live and why, a message as JSON; None where they have no choice
@@ -79,6 +81,9 @@ class Status:
     best: float | None = None
     before: float | None = None
     kept: int | None = None
+    distance: list = dataclasses.field(default_factory=list)
+    diversity: list = dataclasses.field(default_factory=list)
+    seen_in: str | None = None
     seconds_left: float | None = None
     samples_per_second: float | None = None
     memory: int | None = None
@@ -116,7 +121,9 @@ class Status:
             "fidelity": last(run.probe.fidelity),
             "best": run.probe.best and run.probe.best.fidelity,
             "before": before(run.probe.fidelity),
-            "kept": kept(run.probe),
+            "kept": run.probe.best and run.probe.best.update,
+            **{name: [list(point) for point in run.probe.points(name)] for name in FACES},
+            "seen_in": run.probe.eye.sight.seen_in if run.probe.faces else None,
             "stage": progress.stage if progress else "training",
             "seconds_left": progress.seconds_left if progress else None,
             "saved_at": round(now),
@@ -181,12 +188,6 @@ def last(points: list[tuple[int, float]]) -> float | None:
 def before(points: list[tuple[int, float]]) -> float | None:
     """What a history of fidelity begins with, the untrained model's; None where that was not measured."""
     return last(points[:1]) if points and points[0][0] == 0 else None
-
-
-def kept(probe: Probe) -> int | None:
-    """The update whose adapter is the best so far, and the one that is saved."""
-    best = probe.best and probe.best.fidelity
-    return next((update for update, value in probe.fidelity if update and value == best), None)
 
 
 def _of_folder(folder):
