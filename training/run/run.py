@@ -275,6 +275,6 @@ def _trained(run: Run) -> dict:
     trained |= probe.told()
     if run.label:
         trained["run"] = run.label
-    if run.descent.skipped:
-        trained["skipped"] = run.descent.skipped
+    if run.learners.skipped:
+        trained["skipped"] = run.learners.skipped
     return {**trained, **run.task.told()}

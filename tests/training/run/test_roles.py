@@ -12,6 +12,7 @@ from fewstep.training.adapter.proof import slope
 from fewstep.training.methods import registry
 from fewstep.training.methods.method import STUDENT, Role
 from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.events import SETTLED, Events
 from fewstep.training.run.job import STATE, Job, load_state
 from fewstep.training.run.memory import CARD, CPU, copies_of, plan
 from fewstep.training.run.run import Run
@@ -318,4 +319,17 @@ def test_a_run_down_the_divergence_of_fisher(real):
     )
     list(trained.progress())
     assert trained.done == 2 and trained.descent.skipped == 0
+    trained.close()
+
+
+def test_a_fake_that_falls_behind_is_told_once():
+    trained = Run(Tiny(), DistilConfig(**SMALL, method="matching"))
+    events = Events(trained)
+    trained.descent.done = SETTLED
+    for truth, told in ((0.5, 0), (0.05, 1), (-0.2, 0)):
+        trained.learners.told = {"truth": truth, "claim": 1.0}
+        found = events.new()
+        assert len(found) == told and all("falls behind" in str(message) for message in found)
+    trained.learners.descents["fake"].micro, trained.learners.descents["real"].skipped = 1, 3
+    assert [str(m)[:14] for m in events.new()] == ["Memory ran out", "Updates left o"]
     trained.close()
