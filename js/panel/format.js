@@ -84,9 +84,20 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
+/** { best, before } of what decides which adapter is kept: of the distance of distributions, or fidelity. */
+export function judged(run) {
+  if (run.judged_by !== "distance" || !run.distance?.length) {
+    return { best: run.best, before: run.before };
+  }
+  const [update, before] = run.distance[0];
+  return { best: pointOf(run, "distance")[1], before: update === 0 ? before : null };
+}
+
 /** Whether a run has come nearer than the untrained model; true as long as one of the two is not known. */
-export const gained = ({ best, before }) =>
-  !Number.isFinite(best) || !Number.isFinite(before) || best < before;
+export function gained(run) {
+  const { best, before } = judged(run);
+  return !Number.isFinite(best) || !Number.isFinite(before) || best < before;
+}
 
 /** What a picture of that update is called. */
 export const nameOf = (run, update) =>

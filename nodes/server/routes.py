@@ -6,8 +6,9 @@ Run ids are looked up among the folders that are there, and never become part of
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import folder_paths
@@ -29,8 +30,11 @@ MOST_NAME = 200  # characters
 ROUTE = "/fewstep/runs/{id}"
 
 
-def register() -> None:
-    """Add the routes to ComfyUI's server, which serves them below /api too."""
+def register(more: Mapping[str, Callable[[web.Request], web.StreamResponse]] = MappingProxyType({})) -> None:
+    """Add the routes to ComfyUI's server, which serves them below /api too.
+
+    more: {path: what answers GET there}.
+    """
     routes = PromptServer.instance.routes
     for path, handler in (
         ("/fewstep/runs", listing),
@@ -40,6 +44,7 @@ def register() -> None:
         (f"{ROUTE}/preview/{{column}}", preview),
         (f"{ROUTE}/prompt", prompt),
         ("/fewstep/model", model),
+        *more.items(),
     ):
         routes.get(path)(_answered(handler))
     orders = {"pause": pause, "stop": stop, "delete": remove, "rename": rename, "export": export}
