@@ -93,7 +93,7 @@ class Fit(io.ComfyNode):
                 "positive", positive, patcher, teacher.shape, sigmas, Message("Wire a guider that has it")
             )
         chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
-        drawn: dict[str, torch.Tensor] = {}
+        drawn: dict[Message, torch.Tensor] = {}
 
         if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
             settle(teacher, run.grid("auto", reference_steps))
@@ -304,20 +304,21 @@ def _progress(run: SolverFit, node: str | None) -> None:
             told = text
 
 
-def held_out(run: SolverFit, steps: int) -> dict[str, torch.Tensor]:
+def held_out(run: SolverFit, steps: int) -> dict[Message, torch.Tensor]:
     """{heading: latents} of some held-out trajectories: their ends, and the automatic and fitted solver's."""
     which = run.data.split()[1][:SHOWN]
     found = run.found[steps]
-    solvers = {"auto": found.auto}
+    solvers = {Message("auto\n{steps} steps", steps=steps): found.auto}
     if found.solver != found.auto:
-        solvers["fitted"] = found.solver
+        solvers[Message("fitted\n{steps} steps", steps=steps)] = found.solver
 
     def denoiser(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return run.data.denoise(x, sigma, which)
 
-    drawn = {f"converged\n{run.config.reference_steps} steps": run.data.states[which, -1]}
+    converged = Message("converged\n{steps} steps", steps=run.config.reference_steps)
+    drawn = {converged: run.data.states[which, -1]}
     for name, solver in solvers.items():
-        drawn[f"{name}\n{steps} steps"] = solve(solver, denoiser, run.data.states[which, 0])
+        drawn[name] = solve(solver, denoiser, run.data.states[which, 0])
     return drawn
 
 
@@ -328,7 +329,7 @@ def _grid(drawn, vae, model):
     first = next(iter(columns.values()))
     rows = [str(i + 1) for i in range(len(first))]
     scale = max(1, TILE // first.shape[-1])
-    return pictures.grid(columns, rows, "Same starting noise, not fitted to", scale)
+    return pictures.grid(columns, rows, Message("Same starting noise, not fitted to"), scale)
 
 
 def _plain(value: Any) -> Any:

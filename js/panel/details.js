@@ -3,7 +3,7 @@
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
-import { gained, memory, modelName, percent as inPercent, pointOf, range, recipe } from "./format.js";
+import { gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe } from "./format.js";
 import { short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
@@ -77,13 +77,13 @@ function makeProgress() {
 
 /** What came of a run that is over, in a sentence: nearer to what it learns from than without it, or not. */
 function judge(element, run) {
-  const known = Number.isFinite(run.best) && Number.isFinite(run.before);
-  element.hidden = isLive(run) || !known;
+  const { best, before } = judged(run);
+  element.hidden = isLive(run) || !Number.isFinite(best) || !Number.isFinite(before);
   if (element.hidden) {
     return;
   }
-  const values = { best: short(run.best), before: short(run.before), update: whole(run.kept) };
-  const share = Math.round(100 * (1 - run.best / run.before));
+  const values = { best: short(best), before: short(before), update: whole(run.kept) };
+  const share = Math.round(100 * (1 - best / before));
   say(element, gained(run)
     ? t("panel.verdict.gain", { ...values, percent: share })
     : t("panel.verdict.none", values));

@@ -127,6 +127,12 @@ class Probe:
         self.fidelity.append((done, value))  # last: cut off before it, the measurement is made again
         return value
 
+    @property
+    def gained(self) -> bool:
+        """Whether the best is nearer to the teacher than the untrained model; also where one is not known."""
+        first = self._judged(*self.fidelity[0]) if self.fidelity else math.nan
+        return self.best is None or not self.best.judged >= first
+
     def _judged(self, update, fidelity):
         """What decides which adapter is kept; not finite where it isn't known."""
         if self.by == "fidelity" or not math.isfinite(fidelity):

@@ -172,3 +172,21 @@ def test_pictures_that_turn_white_have_moved():
     drift, spread = moved(0.2 * pictures + 1.0, pictures)
     assert 0.8 < drift < 1.3 and abs(spread - 0.2) < 0.02
     assert moved(pictures, pictures) == (0.0, 1.0)
+
+
+def test_what_matches_distributions_is_kept_and_judged_by_their_distance():
+    run = trained()
+    run.probe.by, run.probe.best = "distance", None
+    probe, adapter = run.probe, run.student.averaged
+    probe.faces = {0: Faces(distance=known(0.3))}
+    for update, distance in ((1, 0.2), (2, 0.1), (3, 0.25)):
+        probe.eye.compare = lambda drawn, held, distance=distance: Faces(distance=known(distance))
+        probe.take(probe.drawn + update, update, adapter)  # ever farther from the same noise
+    assert probe.best.update == 2 and probe.gained
+    assert run.recipe().trained["distance"][0] == 0.1
+    again = Run(Tiny(), DistilConfig(**SMALL))
+    again.probe.by = "distance"
+    again.restore(*run.state())
+    assert (again.probe.best.update, again.probe.best.judged) == (2, 0.1)
+    probe.faces[0] = Faces(distance=known(0.05))
+    assert not probe.gained
