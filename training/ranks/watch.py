@@ -137,6 +137,7 @@ class Watch:
         """Somebody may have died: wait for the note, at most so many seconds, or until all have beaten."""
         with contextlib.suppress(RuntimeError):
             self.store.set(DOUBT, "1")
+        self._doubted = None  # looked at anew: an older doubt says nothing of now
         until = time.monotonic() + most
         while self.note is None and time.monotonic() < until:
             if until_all_there and self._all_there():
