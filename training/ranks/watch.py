@@ -72,8 +72,8 @@ class Watch:
         if self.note is None and self.store.check([NOTE]):
             self.note = json.loads(self.store.get(NOTE))
         if self._doubted is None and self.store.check([DOUBT]):
+            self._since = self._count  # first: the run's thread reads both
             self._doubted = {r: self.rows.get(r, {}).get("beat") for r in self._watched}
-            self._since = self._count
         for rank in self._watched:
             self._look_at(rank)
         limit = LATE if self._doubted is None else SOON
