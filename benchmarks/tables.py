@@ -416,6 +416,35 @@ def ranks() -> list[str]:
     return table(["two processes of one thread against one", "measured"], body)
 
 
+GROWS = {
+    "server_mib": "server: memory, MiB",
+    "server_files": "server: open files",
+    "server_threads": "server: threads",
+    "heap_mib": "page: JavaScript heap, MiB",
+    "nodes": "page: DOM nodes",
+    "listeners": "page: listeners",
+    "our_elements": "page: elements of the pack",
+    "browser_mib": "browser: memory, MiB",
+}
+
+
+def soak() -> list[str]:
+    """What grew over an hour of jobs, with the interval of each slope."""
+    found = read("soak")
+    rows = [
+        [
+            name,
+            f"{found['slopes'][key]['from']:,.0f}",
+            f"{found['slopes'][key]['to']:,.0f}",
+            "{:+,.1f} ({:+,.1f} to {:+,.1f})".format(*found["slopes"][key]["100 jobs"]),
+        ]
+        for key, name in GROWS.items()
+    ]
+    return table(
+        [f"{found['jobs']} jobs, {found['minutes']:.0f} minutes", "from", "to", "each 100 jobs"], rows
+    )
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     made.__name__: made
     for made in (
@@ -441,6 +470,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         udm_cost,
         adapter,
         ranks,
+        soak,
     )
 }
 

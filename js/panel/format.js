@@ -48,12 +48,15 @@ export function short(value) {
   return String(size >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
 }
 
-export const percent = (share) => (Number.isFinite(share) ? `${Math.round(100 * share)} %` : NOTHING);
+export const percent = (part) => (Number.isFinite(part) ? `${Math.round(100 * part)} %` : NOTHING);
 
-/** "0.031 (0.022 – 0.04)" of a point [update, value, low, high]; words: a number in words. */
-export function range(point, words = short) {
+/** A share with as many digits as an interval of it has use for: 0.031. */
+export const inShares = (value) => value.toFixed(3);
+
+/** "0.031 (0.022–0.040)" of a point [update, value, low, high]; words: a number in words. */
+export function range(point, words = inShares) {
   const [, value, low, high] = point ?? [];
-  return Number.isFinite(value) ? `${words(value)} (${words(low)} – ${words(high)})` : NOTHING;
+  return Number.isFinite(value) ? `${words(value)} (${words(low)}–${words(high)})` : NOTHING;
 }
 
 /** The point of a face of quality at the update that is kept, else the last; undefined without one. */

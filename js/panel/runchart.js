@@ -6,7 +6,7 @@ import { coloursOf, keyOf, makeSurface, moveOf } from "../charts/surface.js";
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { drawCurves, lookUp, middleOf, plotArea } from "./curves.js";
-import { percent, range, short, whole, wordsOf } from "./format.js";
+import { inShares, percent, range, short, whole, wordsOf } from "./format.js";
 import { isLive } from "./store.js";
 
 const FACES = ["fidelity", "distance", "diversity"];      // of quality, one at a time to the right
@@ -120,7 +120,7 @@ export function makeRunChart() {
     distance.hidden = face.name !== FACES[0];
     say(kept, Number.isFinite(run.kept) ? t("panel.kept_mark", { update: whole(run.kept) }) : "");
     distance.title = wordsOf(run, "distance_hint");
-    element.hidden = !store.loss.length && !store.fidelity.length;
+    element.hidden = !store.loss.length && !store.fidelity.length && !run.distance?.length;
     surface.dirty();
   }
 
@@ -129,7 +129,7 @@ export function makeRunChart() {
 
 /** The choice of what the right curve shows: { element, show(names, chosen) }. */
 function makeFaces(choose) {
-  const element = make("select", "faces", { "aria-label": t("panel.faces.label"), hidden: true });
+  const element = make("select", "select faces", { "aria-label": t("panel.faces.label"), hidden: true });
   const options = FACES.map((name) => make("option", "", { value: name }, t(`panel.faces.${name}`)));
   element.append(...options);
   element.addEventListener("change", () => choose(element.value));
@@ -154,7 +154,7 @@ function describe({ update, loss, fidelity }, face, run) {
   }
   if (fidelity && face !== FACES[0]) {
     const point = run[face].find(([at]) => at === fidelity.update);
-    const words = face === "diversity" ? percent : short;
+    const words = face === "diversity" ? percent : inShares;
     const values = { face: t(`panel.faces.${face}`), value: range(point, words) };
     parts.push(t("panel.at.face", { ...values, update: whole(fidelity.update) }));
   } else if (fidelity) {
