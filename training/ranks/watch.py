@@ -72,8 +72,8 @@ class Watch:
         if self.note is None and self.store.check([NOTE]):
             self.note = json.loads(self.store.get(NOTE))
         if self._doubted is None and self.store.check([DOUBT]):
+            self._since = self._count  # first: the run's thread reads both
             self._doubted = {r: self.rows.get(r, {}).get("beat") for r in self._watched}
-            self._since = self._count
         for rank in self._watched:
             self._look_at(rank)
         limit = LATE if self._doubted is None else SOON
@@ -137,6 +137,7 @@ class Watch:
         """Somebody may have died: wait for the note, at most so many seconds, or until all have beaten."""
         with contextlib.suppress(RuntimeError):
             self.store.set(DOUBT, "1")
+        self._doubted = None  # looked at anew: an older doubt says nothing of now
         until = time.monotonic() + most
         while self.note is None and time.monotonic() < until:
             if until_all_there and self._all_there():
