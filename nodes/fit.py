@@ -13,7 +13,7 @@ from ..diffusion.faults import BadValue, Message
 from ..diffusion.solvers.linear import solve
 from ..training.formats.files import check_folder
 from ..training.reports import pictures
-from ..training.run.fitting import FitConfig, SolverFit
+from ..training.run.fitting import EFFORTS, STANDARD, FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
 from .comfy.decoding import decode
@@ -71,6 +71,7 @@ class Fit(io.ComfyNode):
         seed: int = 0,
         reference_steps: int = 60,
         limit_gib: float = 8.0,
+        effort: str = STANDARD,
     ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
@@ -78,6 +79,7 @@ class Fit(io.ComfyNode):
             trajectories=trajectories,
             reference_steps=reference_steps,
             seed=seed,
+            effort=effort,
         )
         patcher = guider.model_patcher
         teacher = Teacher(guider, sample_shape(patcher, latent_of(patcher, latent)), seed)
@@ -214,6 +216,15 @@ def _inputs() -> list:
             advanced=True,
             tooltip="Disk space for trajectories, in GiB; those unused for longest are removed.",
         ),
+        io.Combo.Input(
+            "effort",
+            options=list(EFFORTS),
+            default=STANDARD,
+            optional=True,
+            advanced=True,
+            tooltip="Model calls spent on each step count, beside the trajectories' own: a quarter "
+            "of theirs, three quarters, or four times theirs.",
+        ),
     ]
 
 
@@ -281,11 +292,12 @@ def _progress(run: SolverFit, node: str | None) -> None:
 
 
 def held_out(run: SolverFit, steps: int) -> dict[str, torch.Tensor]:
-    """{heading: latents} of some held-out trajectories: their ends, and the classical and fitted solver's."""
+    """{heading: latents} of some held-out trajectories: their ends, and the automatic and fitted solver's."""
     which = run.data.split()[1][:SHOWN]
-    solvers = {"best classical": run.found[steps].base}
-    if run.gained(steps):
-        solvers["fitted"] = run.recipe(steps).solver
+    found = run.found[steps]
+    solvers = {"auto": found.auto}
+    if found.solver != found.auto:
+        solvers["fitted"] = found.solver
 
     def denoiser(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return run.data.denoise(x, sigma, which)

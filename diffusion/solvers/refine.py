@@ -1,5 +1,5 @@
-"""Derivatives of a run in its solver's weights and levels, as differences of runs, and the least-squares
-steps that are taken by them.
+"""The weights and levels of a solver as parameters, how far they may move, and the least squares that say
+where to.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..paths import Path
-from .linear import Ask, LinearSolver, Step, stepped
+from .linear import LinearSolver
 
 LEVEL_STEP = 0.05  # least change of lambda that is tried: discrete models know no finer noise levels
 FARTHEST = 0.4  # share of the gap to a neighbour by which a level may move at once
@@ -26,75 +26,7 @@ class Parameter(NamedTuple):
     place: int | None
 
 
-# ---- derivatives -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Change:
-    """How fast a step's outcome changes with a parameter (B, ...).
-
-    state: the state after the step; predictions: those made in it, () where they do not change.
-    """
-
-    state: torch.Tensor
-    predictions: tuple[torch.Tensor, ...] = ()
-
-
-def differences(
-    solver: LinearSolver,
-    path: Path,
-    ask: Ask,
-    x: torch.Tensor,
-    trace: Sequence[Step],
-    step: float,
-) -> tuple[torch.Tensor, list[Parameter]]:
-    """The derivatives (P, B, ...) of the run's end in each parameter, and which parameters those are.
-
-    `trace` is the run from x as `linear.follow` yields it; `step` is the size of the perturbation, as a share
-    of the state that it is added to.
-    """
-    states = [x, *(state.x for state in trace)]
-    columns, parameters, held = [], [], []
-    for i, (sigma, asked) in enumerate(zip(solver.sigmas, solver.asked)):
-        made = trace[i].predictions
-        held = [*made, *held]
-        changes = [_Change(term) for term in (states[i], *held)]
-        parameters += [Parameter(i, place) for place in range(len(changes))]
-        if i and asked:  # the first level is where the trajectories begin
-            shift = max(step, LEVEL_STEP)  # towards the picture, where there always is room
-            moved_to = ask(states[i], _shifted(path, sigma, shift), asked)
-            slopes = tuple((there - here) / shift for there, here in zip(moved_to, made))
-            weights = solver.rows[i][1:]
-            changes.append(_Change(sum(w * slope for w, slope in zip(weights, slopes)), slopes))
-            parameters.append(Parameter(i, None))
-        columns += _carried(solver, ask, i, states[i + 1], held, changes, step, states[-1])
-    return torch.stack(columns), parameters
-
-
-def _carried(solver, ask, i, x, held, changes, step, end):
-    """What changes of the state x after step i become at the end of the run, by one run of all of them in a
-    batch; `held` has the predictions up to that step, `end` is where the unchanged run ends.
-    """
-    if i == solver.steps - 1:
-        return [change.state for change in changes]
-    sizes = [step * float(_rms(x) / _rms(change.state).clamp_min(1e-20)) for change in changes]
-    many = torch.cat([x + h * change.state for h, change in zip(sizes, changes)])
-    past = [p.repeat(len(changes), *[1] * (p.ndim - 1)) for p in held]
-    for place, this in enumerate(held[: len(solver.asked[i])]):
-        past[place] = torch.cat(
-            [this + h * c.predictions[place] if c.predictions else this for h, c in zip(sizes, changes)]
-        )
-    for sigma, row, asked in list(zip(solver.sigmas, solver.rows, solver.asked))[i + 1 :]:
-        past = [*(ask(many, sigma, asked) if asked else ()), *past]
-        many = stepped(row, many, past)
-    return [(part - end) / h for part, h in zip(many.split(len(x)), sizes)]
-
-
-def _rms(x):
-    return x.float().square().mean().sqrt()
-
-
-def _shifted(path, sigma, change):
+def shifted(path: Path, sigma: float, change: float) -> float:
     """The level whose lambda is that of `sigma` plus `change`."""
     return float(path.sigma(path.log_snr(torch.tensor(sigma, dtype=torch.float64)) + change))
 
@@ -141,7 +73,7 @@ def _full_rows(solver):
 
 def _bounded(path, sigmas, i, change):
     """Level i with its lambda changed, at most `FARTHEST` of the way to either neighbour."""
-    wanted = _shifted(path, sigmas[i], change)
+    wanted = shifted(path, sigmas[i], change)
     low = sigmas[i] + FARTHEST * (sigmas[i + 1] - sigmas[i])
     high = sigmas[i] + FARTHEST * (sigmas[i - 1] - sigmas[i])
     return min(max(wanted, low), high)
@@ -167,6 +99,11 @@ class NormalEquations:
         flat = terms.flatten(1)
         gram = (flat @ flat.T).double().cpu()
         slope = (flat @ missing.flatten()).double().cpu()
+        return cls.scaled(gram, slope)
+
+    @classmethod
+    def scaled(cls, gram: torch.Tensor, slope: torch.Tensor) -> "NormalEquations":
+        """Those of inner products (K, K) and slope (K,) as they are."""
         size = gram.diagonal().sqrt().clamp_min(1e-30)
         return cls(size, gram / size[:, None] / size, slope / size)
 

@@ -9,7 +9,7 @@ import { number } from "./words.js";
 
 const BESIDE = [0.5, 0.04];      // of the first and the last step count: at least, and of the span
 
-const amount = (value) => (value === null ? "–" : number(value));
+const amount = (value) => (value == null ? "–" : number(value));
 
 export function fitPlot(api, node) {
   const chart = makeChart();
@@ -39,7 +39,7 @@ export function fitPlot(api, node) {
 const nothing = () => ({ x: {}, label: t("plots.fit"), empty: t("plots.no_fit") });
 
 function fitSpec({ rows, chosen }) {
-  const names = { fitted: t("plots.fitted"), auto: t("plots.auto"), classical: t("plots.classical") };
+  const names = { fitted: t("plots.fitted"), auto: t("plots.auto"), median: t("plots.median") };
   const told = (row) => Object.keys(names).map((key) => `${names[key]} ${amount(row[key])}`);
   const points = (key, some = rows) => some.filter((row) => row[key] > 0).map((row) => [row.steps, row[key]]);
   const kept = rows.filter((row) => !row.gained).map((row) => row.steps);
@@ -51,7 +51,7 @@ function fitSpec({ rows, chosen }) {
     label: t("plots.fit"),
     x: { from: least - room, to: most + room, ticks: steps.map((n) => ({ at: n, text: String(n) })) },
     series: [
-      { name: names.classical, colour: 2, points: points("classical") },
+      { name: names.median, colour: 2, points: points("median") },
       { name: names.auto, colour: 1, points: points("auto") },
       { name: names.fitted, colour: 0, points: points("fitted") },
       { colour: 0, kind: "rings", points: points("fitted", rows.filter((row) => row.steps === chosen)) },
@@ -61,6 +61,7 @@ function fitSpec({ rows, chosen }) {
       lines: [
         t("plots.calls", { calls: row.steps }),
         ...told(row),
+        ...(row.high > 0 ? [t("plots.new_noise", { low: number(row.low), high: number(row.high) })] : []),
         ...(row.gained ? [] : [t("plots.no_gain")]),
       ],
     })),

@@ -8,6 +8,7 @@ from ..formats.lora_keys import FAMILIES
 from ..formats.precision import PRECISIONS
 from ..formats.version import VERSION
 from ..ranks.joining import speaks
+from ..run.fitting import EFFORTS, STANDARD
 from ..run.optimisers import OPTIMISERS
 from . import commands
 
@@ -90,7 +91,7 @@ def _fit(subparsers):
         "--trajectories",
         type=int,
         default=64,
-        help="of the teacher; a quarter is held out (default: %(default)s)",
+        help="of the teacher; three eighths are held out (default: %(default)s)",
     )
     command.add_argument(
         "--reference-steps", type=int, default=60, help="of each trajectory (default: %(default)s)"
@@ -103,10 +104,10 @@ def _fit(subparsers):
     )
     command.add_argument(
         "--effort",
-        type=float,
-        default=0.5,
-        help="model calls spent on each step count, as a multiple of the trajectories'; inf: until nothing "
-        "improves (default: %(default)s)",
+        type=_effort,
+        default=STANDARD,
+        help=f"model calls spent on each step count: {', '.join(EFFORTS)}, or a multiple of the "
+        "trajectories' own; inf: until nothing improves (default: %(default)s)",
     )
     command.add_argument(
         "--seconds",
@@ -117,6 +118,11 @@ def _fit(subparsers):
     )
     _several(command)
     command.set_defaults(run=commands.fit)
+
+
+def _effort(text):
+    """A name as it is, anything else as a number."""
+    return text if text in EFFORTS else float(text)
 
 
 def _distil(subparsers, name, method, about):

@@ -19,7 +19,7 @@ from ..formats.files import write, write_near
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
 NOISY = "each update"  # a line drawn thin and grey, behind the others
 BARS = "bars"  # a line drawn as bars
-NO_GAIN = "no gain: the classical solver is kept"  # a line drawn as rings
+NO_GAIN = "no gain beyond chance"  # a line drawn as rings
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 DOTTED = 30  # points of a line, below which each has a dot
 LABEL = 13  # size of the text beside tiles
@@ -282,11 +282,11 @@ def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     lines = {
         "fitted": line("fitted", rows),
         "auto, unfitted": line("auto", rows),
-        "best classical": line("classical", rows),
+        "fitted, median": line("median", rows),
     }
     if kept := line("fitted", [row for row in rows if not row["gained"]]):
         lines[NO_GAIN] = kept
-    title = "Distance to the converged picture, held-out noise (RMSE / deviation)"
+    title = "Distance to the converged picture, held-out noise (mean, in deviations)"
     return curves([(title, "steps", lines)], (760, 340))
 
 

@@ -19,7 +19,8 @@ import torch
 from ...diffusion.faults import BadValue
 from ...diffusion.frozen import normalise
 from ...diffusion.schedules import grids
-from ...diffusion.solvers.fit import REAL, Fitted, fit
+from ...diffusion.solvers.accuracy import accuracy
+from ...diffusion.solvers.fit import Fitted, fit, starting
 from ...diffusion.solvers.linear import lengthened
 from ...diffusion.solvers.trajectories import Trajectories
 from ..formats.checks import check_choice, check_whole
@@ -28,9 +29,13 @@ from ..models.denoiser import Teacher, for_sampler
 from ..ranks.led import Led
 from ..ranks.ranks import ALONE, Ranks
 from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
+from . import fit_report
 from .progress import Progress
 
 MOST_STEPS = 12
+EFFORTS = {"quick": 0.25, "standard": 0.75, "thorough": 4.0}  # multiples of the trajectories' own cost
+STANDARD = "standard"
+SMALL, MOST_MORE = 1024, 8  # numbers of a sample below which more is spent, and how many times as much
 WHOLE = {
     "trajectories": (4, 10**6),
     "reference_steps": (2 * MOST_STEPS, 10_000),
@@ -45,12 +50,13 @@ class FitConfig:
     """Settings of a fit; raises ValueError for a value out of range, naming it.
 
     steps            step counts to fit a solver for
-    trajectories     of the teacher; a quarter of them is held out
+    trajectories     of the teacher; three eighths of them are held out
     reference_steps  of its solver (second order with corrector), on the automatic grid
     kept             levels of each trajectory that are stored, at most
-    effort           how often the model may be asked for each step count, as a multiple of the trajectories'
-                     own cost; inf: until nothing improves
-    starts           step grids that are run before the best is refined
+    effort           how often the model may be asked for each step count: one of `EFFORTS`, or a multiple of
+                     the trajectories' own cost; inf: until nothing improves. Of samples of fewer than 1024
+                     numbers, which tell less each, up to 8 times as often
+    starts           step grids that are run, and solvers that are refined, at most
     dtype            of the stored trajectories, float32 or float16
     """
 
@@ -58,7 +64,7 @@ class FitConfig:
     trajectories: int = 64
     reference_steps: int = 60
     kept: int = 60
-    effort: float = 0.5
+    effort: str | float = STANDARD
     starts: int = 3
     seed: int = 0
     dtype: str = "float32"
@@ -74,8 +80,13 @@ class FitConfig:
         normalise(self, steps=tuple(sorted(set(counts))))
         for name, (least, most) in WHOLE.items():
             check_whole(name, getattr(self, name), least, most)
-        if type(self.effort) not in (int, float) or not self.effort > 0:
-            raise BadValue("effort must be above 0, got {got!r}.", got=self.effort)
+        named = isinstance(self.effort, str) and self.effort in EFFORTS
+        if not named and not (type(self.effort) in (int, float) and self.effort > 0):
+            raise BadValue(
+                "effort must be one of {efforts}, or a number above 0, got {got!r}.",
+                efforts=list(EFFORTS),
+                got=self.effort,
+            )
         check_choice("dtype", self.dtype, DTYPES)
 
 
@@ -137,7 +148,7 @@ class SolverFit:
 
     def _fits(self, begun, total):
         config, self.data = self.config, _trajectories(self)
-        each = config.effort * config.trajectories * config.reference_steps
+        each = self.evaluations()
         for n, steps in enumerate(config.steps):
             left = self.seconds - (time.monotonic() - begun)
             done, part = 100 * (n + 1), left / (len(config.steps) - n)
@@ -149,48 +160,69 @@ class SolverFit:
                     fitting=steps,
                     step=done + 1 + int(98 * share),
                     total=total,
-                    fidelity=fitted.error,
+                    fidelity=float(fitted.own.mean()),
                 )
             yield Progress(
                 stage=f"fitting {steps} steps",
                 fitting=steps,
                 step=done + 100,
                 total=total,
-                fidelity=self.found[steps].error,
+                fidelity=float(self.found[steps].own.mean()),
             )
+
+    def evaluations(self) -> float:
+        """How many samples the model may be asked for by the fit of one step count."""
+        config = self.config
+        effort = EFFORTS.get(config.effort, config.effort)
+        more = min(MOST_MORE, max(1.0, math.sqrt(SMALL / math.prod(self.teacher.shape))))
+        return effort * more * config.trajectories * config.reference_steps
 
     def _fit(self, steps, evaluations, deadline):
         names = [name for name in grids.NAMES if name != "auto"]
-        starts = [self.grid(name, steps) for name in ("auto", *names)]
+        starts = starting(
+            self.data, [self.grid(name, steps) for name in ("auto", *names)], self.config.starts
+        )
         # the solver of fewer steps, lengthened, so that more are no worse
-        others = [self.found[n].solver for n in sorted(self.found)[-1:]]
-        while others and others[0].steps < steps:
-            others = [lengthened(others[0], self.teacher.path)]
-        for fitted in fit(self.data, starts, evaluations, self.config.starts, self.config.seed, others):
-            yield fitted
-            if time.monotonic() > deadline:
-                return
+        shorter = [self.found[n].solver for n in sorted(self.found)[-1:]]
+        while shorter and shorter[0].steps < steps:
+            shorter = [lengthened(shorter[0], self.teacher.path)]
+        yield from fit(
+            self.data,
+            starts,
+            evaluations,
+            self.config.starts,
+            self.config.seed,
+            shorter,
+            over=lambda: time.monotonic() > deadline,
+        )
 
     # ---- results -------------------------------------------------------------------------------
 
     def gained(self, steps: int) -> bool:
-        """Whether the fitted solver beats the classical one on what was held out, beyond chance."""
-        fitted = self.found[steps]
-        return fitted.gain > REAL and fitted.error < fitted.classical
+        """Whether what is handed on is nearer than the automatic solver, beyond chance."""
+        return fit_report.gained(self.found[steps])
 
     def recipe(self, steps: int) -> Recipe:
-        """The recipe for that step count: the fitted solver, or the classical one where there was no gain."""
+        """The recipe for that step count: the fitted solver, or the automatic one where none is nearer beyond
+        doubt.
+        """
         fitted, config = self.found[steps], self.config
-        gained = self.gained(steps)
-        solver = fitted.solver if gained else fitted.base
+        told = accuracy(fitted.own, self.data.between)
         return Recipe(
-            method="fitted" if gained else "classical",
+            method="classical" if fitted.solver == fitted.auto else "fitted",
             path=self.teacher.path.name,
-            sigmas=solver.sigmas,
-            coefficients=solver.rows,
+            sigmas=fitted.solver.sigmas,
+            coefficients=fitted.solver.rows,
             cfg=self.teacher.cfg,
             base=self.teacher.base,
-            errors={"held_out": fitted.error if gained else fitted.classical, "classical": fitted.classical},
+            errors={
+                "held_out": told.mean,
+                "low": told.low,
+                "high": told.high,
+                "median": told.median,
+                "elsewhere": told.elsewhere,
+                "auto": float(fitted.base.mean()),
+            },
             trained={
                 "trajectories": config.trajectories,
                 "reference_steps": config.reference_steps,
@@ -201,34 +233,14 @@ class SolverFit:
 
     @property
     def rows(self) -> list[dict]:
-        """[{steps, fitted, classical, auto, gain, gained, evaluations}], errors in deviations of pictures."""
-        return [
-            {
-                "steps": n,
-                "fitted": f.error if self.gained(n) else f.classical,
-                "classical": f.classical,
-                "auto": f.auto,
-                "gain": f.gain,
-                "gained": self.gained(n),
-                "evaluations": f.evaluations,
-            }
-            for n, f in sorted(self.found.items())
-        ]
+        """What `fit_report.row` tells of each step count."""
+        return [fit_report.row(n, fitted, self.data.between) for n, fitted in sorted(self.found.items())]
 
     def report(self) -> str:
         """The table in words."""
-        count, size = self.config.trajectories, self.cache.bytes(self.config.trajectories)
-        lines = [
-            f"{count} trajectories of {self.config.reference_steps} steps, a quarter of them held out; "
-            f"{size / 2**20:.1f} MiB. Errors: RMSE to the converged picture, share of the pictures' spread.",
-            f"{'steps':>5} {'fitted':>8} {'auto':>8} {'classical':>10}",
-        ]
-        for row in self.rows:
-            word = "" if row["gained"] else "  no gain: the classical solver is returned"
-            lines.append(
-                f"{row['steps']:5} {row['fitted']:8.4f} {row['auto']:8.4f} {row['classical']:10.4f}{word}"
-            )
-        return "\n".join(lines)
+        count, held = self.config.trajectories, len(self.data.split()[1])
+        size = self.cache.bytes(count)
+        return fit_report.table(self.rows, count, self.config.reference_steps, held, size)
 
 
 def _trajectories(run):

@@ -9,10 +9,10 @@ import torch
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING
 from fewstep.diffusion.samplers import sample, solve
 from fewstep.diffusion.schedules import grids
-from fewstep.diffusion.solvers import linear, refine
-from fewstep.diffusion.solvers.fit import fit
-from fewstep.diffusion.solvers.linear import LinearSolver, classical, lengthened, run
-from fewstep.diffusion.solvers.refine import differences, moved, parameters
+from fewstep.diffusion.solvers import linear, tangents
+from fewstep.diffusion.solvers.fit import fit, starting
+from fewstep.diffusion.solvers.linear import LinearSolver, classical, lengthened
+from fewstep.diffusion.solvers.refine import moved, parameters
 from fewstep.diffusion.solvers.trajectories import Trajectories, by_dynamic_programming
 from oracles.mixture import line_mixture
 
@@ -88,31 +88,45 @@ def test_a_lengthened_solver_gives_the_same(case, generator):
     assert torch.allclose(linear.solve(longer, denoiser, x), linear.solve(solver, denoiser, x), atol=1e-12)
 
 
-def test_differences_are_the_derivatives(case, generator, monkeypatch):
-    """Of every weight and level, against automatic differentiation of the same run."""
-    monkeypatch.setattr(refine, "LEVEL_STEP", 1e-5)
+@pytest.mark.parametrize("rank, within", [(4, 1e-3), (2, 0.7)])
+def test_tangents_are_the_derivatives(case, generator, monkeypatch, rank, within):
+    """Of every weight and level, against automatic differentiation of the same run: with as many copies as
+    samples have numbers exactly, with fewer nearly, for the median parameter.
+    """
+    monkeypatch.setattr(tangents, "LEVEL_STEP", 1e-5)
     path, sigma_of, denoiser = case
     solver = classical(grids.grid("auto", 4, sigma_of, path, dimension=4), path)
-    x = 2 * torch.randn(64, 4, generator=generator, dtype=torch.float64)
-    trace = list(run(solver, denoiser, x))
-    columns, names = differences(solver, path, linear.whole(denoiser), x, trace, 1e-5)
-    reached = trace[-1].x
-    assert torch.allclose(reached, linear.solve(solver, denoiser, x), atol=1e-12)
-    start = parameters(solver, names, path)
+    x, asked = 2 * torch.randn(16, 4, generator=generator, dtype=torch.float64), 0
+
+    def ask(x, sigma, kinds):
+        nonlocal asked
+        asked += len(x) // 16
+        return [denoiser(x, sigma)]
+
+    trace = list(linear.follow(solver, ask, x))
+    asked = 0
+    found = tangents.tangents(solver, path, ask, x, trace, 1e-5, rank)
+    assert asked <= 3 * (rank + 1)  # the first step has no state that changes
+    names, start = found.parameters, parameters(solver, found.parameters, path)
 
     def of(values):
-        x_now, held, at = x, [], dict(zip(names, values))
+        x_now, held, at, states = x, [], dict(zip(names, values)), []
         for i in range(4):
             sigma = path.sigma(at[i, None]) if i else torch.tensor(solver.sigmas[0], dtype=torch.float64)
             held.insert(0, denoiser(x_now, sigma))
             x_now = sum(at[i, place] * term for place, term in enumerate([x_now, *held]))
-        return x_now
+            states.append(x_now)
+        return torch.stack(states)
 
-    exact = torch.autograd.functional.jacobian(of, start).movedim(-1, 0)
-    assert torch.allclose(of(start), reached, atol=1e-12)
-    for name, ours, theirs in zip(names, columns, exact):
-        off = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-9))
-        assert off < 1e-3, (name, off)
+    exact = torch.autograd.functional.jacobian(of, start).movedim(-1, 0)  # (P, steps, B, D)
+    assert torch.allclose(of(start)[-1], trace[-1].x, atol=1e-12)
+    off = []
+    for number, theirs in enumerate(exact):
+        one = torch.zeros(len(names), dtype=torch.float64)
+        one[number] = 1
+        ours = torch.stack(found.moved(one))
+        off.append(float((ours - theirs).norm() / theirs.norm().clamp_min(1e-9)))
+    assert sorted(off)[len(off) // 2] < within and (rank < 4 or max(off) < within), dict(zip(names, off))
 
 
 def test_moves_keep_the_levels_descending(case):
@@ -153,16 +167,16 @@ def test_a_fit_gains_on_noise_it_has_not_seen(case, generator, steps):
     quarter).
     """
     path, sigma_of, denoiser = case
-    data, unseen = trajectories(case, 128, generator), trajectories(case, 128, generator)
+    data, unseen = trajectories(case, 64, generator), trajectories(case, 128, generator)
     starts = [grids.grid(name, steps, sigma_of, path) for name in ("auto", "uniform", "cosine")]
-    found = list(fit(data, starts))
-    assert found[0].stage == "classical" and found[0].solver == found[0].base
+    found = list(fit(data, starting(data, starts), 4000))
+    assert found[0].stage == "classical" and found[0].solver == found[0].auto
     best = found[-1]
     reached = linear.solve(best.solver, denoiser, unseen.states[:, 0])
-    auto = linear.solve(classical(starts[0], path), denoiser, unseen.states[:, 0])
-    assert best.gain > 2 and rmse(reached, unseen.states[:, -1]) < (0.75 if steps == 1 else 0.67) * rmse(
-        auto, unseen.states[:, -1]
-    )
+    auto = linear.solve(best.auto, denoiser, unseen.states[:, 0])
+    assert best.auto == classical(starts[0], path)
+    left = rmse(reached, unseen.states[:, -1]) / rmse(auto, unseen.states[:, -1])
+    assert left < (0.75 if steps == 1 else 0.67)
 
 
 def test_a_fit_asks_no_more_than_it_may(case, generator):
@@ -177,7 +191,7 @@ def test_a_fit_asks_no_more_than_it_may(case, generator):
     data = Trajectories(data.path, data.sigmas, data.states, data.predictions, counted)
     for limit in (600, 2000):
         asked = 0
-        *_, last = fit(data, [grids.grid("auto", 4, sigma_of, path)], limit)
+        *_, last = fit(data, [classical(grids.grid("auto", 4, sigma_of, path), path)], limit)
         assert last.evaluations <= asked <= limit
 
 
@@ -191,10 +205,10 @@ def test_without_a_gain_the_fit_says_so(generator):
     data.states[:, -1] += 1e-3 * torch.randn(
         16, 4, generator=generator, dtype=torch.float64
     )  # ends that no solver can reach
-    *_, last = fit(data, [grids.grid("auto", 4, sigma_of, path)])
-    assert not (last.gain > 1 and last.error < last.classical)
+    *_, last = fit(data, [classical(grids.grid("auto", 4, sigma_of, path), path)])
+    assert last.solver == last.auto
 
 
 def test_too_few_trajectories_are_refused(case, generator):
     with pytest.raises(ValueError, match="trajectories must be 4 or more"):
-        next(fit(trajectories(case, 3, generator), [grids.grid("auto", 2, case[1], case[0])]))
+        next(fit(trajectories(case, 3, generator), [classical([1.0, 0.5, 0.0], case[0])]))

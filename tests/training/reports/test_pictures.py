@@ -8,8 +8,8 @@ import torch
 from fewstep.training.reports import pictures
 
 
-def row(steps, fitted, auto, classical, gained=True):
-    return {"steps": steps, "fitted": fitted, "auto": auto, "classical": classical, "gained": gained}
+def row(steps, fitted, auto, median, gained=True):
+    return {"steps": steps, "fitted": fitted, "auto": auto, "median": median, "gained": gained}
 
 
 def drawn(picture, colour):
