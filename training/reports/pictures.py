@@ -270,14 +270,14 @@ def run_report(tiles: Image.Image, loss: Line, fidelity: Line) -> Image.Image:
     return stack(tiles, run_curves(loss, fidelity, (430, max(440, tiles.height))), across=True)
 
 
-def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """A fit's error against step count, on a logarithmic scale; `rows` as `SolverFit.rows`.
+def fit_report(rows: Sequence[Mapping[str, Any]], counted: str = "steps") -> Image.Image:
+    """A fit's error against what was counted, on a logarithmic scale; `rows` as `SolverFit.rows`.
 
     What no logarithm can show is left out.
     """
 
     def line(key, rows):
-        return [(row["steps"], row[key]) for row in rows if 0 < row[key] < math.inf]
+        return [(row["count"], row[key]) for row in rows if 0 < row[key] < math.inf]
 
     lines = {
         "fitted": line("fitted", rows),
@@ -287,7 +287,7 @@ def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     if kept := line("fitted", [row for row in rows if not row["gained"]]):
         lines[NO_GAIN] = kept
     title = "Distance to the converged picture, held-out noise (mean, in deviations)"
-    return curves([(title, "steps", lines)], (760, 340))
+    return curves([(title, counted, lines)], (760, 340))
 
 
 def schedules(data: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Image.Image:
