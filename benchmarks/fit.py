@@ -237,13 +237,13 @@ def show(result):
             f"cache {cache['seconds']:.1f} s for {cache['calls']} guided calls, {cache['ratio']:.3f} of the "
             f"bare model's time; {cache['mib']:.1f} MiB"
         )
-    print("\n| steps | fitted | auto | best classical | seconds | fitted, new labels | auto, new labels |")
+    print("\n| steps | fitted | on new noise | auto | seconds | fitted, new labels | auto, new labels |")
     print("|---" * 7 + "|")
     for row in result["fits"]:
         new = row["new labels"]
         fitted = f"{row['fitted']:.4f}{'' if row['gained'] else ' (no gain)'}"
         print(
-            f"| {row['steps']} | {fitted} | {row['auto']:.4f} | {row['classical']:.4f} | "
+            f"| {row['steps']} | {fitted} | {row['low']:.4f} to {row['high']:.4f} | {row['auto']:.4f} | "
             f"{row['seconds']:.0f} | {new['fitted']:.4f} | {new['auto']:.4f} |"
         )
     print(f"\n| 4 calls, {result['noises']} new noises and {HELD_OUT} new labels | RMSE / deviation |")

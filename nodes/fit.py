@@ -75,6 +75,7 @@ class Fit(io.ComfyNode):
         reference_steps: int = 60,
         limit_gib: float = 8.0,
         effort: str = STANDARD,
+        denoise: float = 1.0,
         calls: str = "",
     ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
@@ -85,6 +86,7 @@ class Fit(io.ComfyNode):
             reference_steps=reference_steps,
             seed=seed,
             effort=effort,
+            denoise=denoise,
         )
         if config.calls and not answers_apart(guider):
             raise BadValue(
@@ -237,6 +239,17 @@ def _inputs() -> list:
             advanced=True,
             tooltip="Model calls spent on each step count, beside the trajectories' own: a quarter "
             "of theirs, three quarters, or four times theirs.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.05,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip="Below 1 the solver starts from a noised picture, for image-to-image or the last part of "
+            "a split schedule: SIGMAS begin there.",
         ),
         io.String.Input(
             "calls",

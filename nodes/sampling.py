@@ -145,8 +145,8 @@ def sample_recipe(
     if len(sigmas) != len(own) or not torch.allclose(sigmas.cpu().float(), own, rtol=1e-5, atol=0):
         raise BadValue(
             "sigmas must be those that the solver was fitted for, {own}, got {got}. Wire SIGMAS of the "
-            "same node as SAMPLER; image-to-image and split schedules need an unfitted sampler, such as "
-            "Few-Step Sampler.",
+            "same node as SAMPLER. For image-to-image and split schedules set denoise of Fit Few-Step "
+            "Solver, or wire an unfitted sampler, such as Few-Step Sampler.",
             own=_listed(own),
             got=_listed(sigmas),
         )

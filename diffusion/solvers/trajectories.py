@@ -45,8 +45,11 @@ class Trajectories:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the final images, the unit of all errors."""
-        return float(self.states[:, -1].float().std())
+        """Standard deviation of the final images, the unit of all errors; where they are all one number,
+        their size.
+        """
+        ends = self.states[:, -1].float()
+        return float(ends.std()) or float(ends.abs().max()) or 1.0
 
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(training, held-out) indices: three of eight prompts are held out.
@@ -67,10 +70,10 @@ class Trajectories:
 
     @property
     def between(self) -> float:
-        """The median distance of two of the final images, RMS in units of the deviation."""
+        """The median distance of two of the final images, RMS in units of the deviation; 1 where it is 0."""
         ends = self.states[:, -1].flatten(1).double()
         apart = torch.pdist(ends) / (ends.shape[1] ** 0.5 * self.deviation)
-        return float(apart.median())
+        return float(apart.median()) or 1.0
 
 
 # ---- where to stop ---------------------------------------------------------------------------------

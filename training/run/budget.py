@@ -1,8 +1,11 @@
 """What a fit on a budget of model calls starts from, where a guided step takes two of them."""
 
-import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
+from ...diffusion.faults import BadValue
 from ...diffusion.solvers.fit import PART
 from ...diffusion.solvers.linear import CONDITIONAL, LinearSolver, lengthened
 from ...diffusion.solvers.patterns import searched
@@ -14,10 +17,30 @@ def has_parts(teacher: Teacher) -> bool:
     return getattr(teacher, "apart", None) is not None and teacher.cfg != 1
 
 
-def patterns(run: Any, calls: int) -> tuple[list[LinearSolver], float]:
+def in_parts(calls: Sequence[int], teacher: Teacher) -> bool:
+    """Whether a fit on these budgets, () for none, asks for the parts of guidance.
+
+    Raises ValueError for a budget that no guided step fits into.
+    """
+    if not calls or not has_parts(teacher):
+        return False
+    if calls[0] < 2:
+        raise BadValue(
+            "calls must be 2 or more with guidance, which takes two for a step, got {got}.", got=calls[0]
+        )
+    return True
+
+
+def starts(
+    run: Any,
+    calls: int,
+    shorter: Sequence[LinearSolver],
+    grid: Callable[[int], torch.Tensor],
+) -> tuple[list[LinearSolver], float]:
     """(solvers of so many calls that weigh the parts of guidance apart, evaluations that the search took).
 
-    run: a `fitting.SolverFit` that has its trajectories
+    run: a `fitting.SolverFit` that has its trajectories; shorter: solvers of fewer calls, lengthened;
+    grid(steps): the automatic one
     """
     asked = 0.0
 
@@ -29,12 +52,12 @@ def patterns(run: Any, calls: int) -> tuple[list[LinearSolver], float]:
 
         return ask
 
-    found = searched(run.data, calls, functools.partial(run.grid, "auto"), run.teacher.cfg, model)
-    return found, asked
+    found = searched(run.data, calls, grid, run.teacher.cfg, model)
+    return [*found, *(_grown(run, solver, calls) for solver in shorter)], asked
 
 
-def grown(run: Any, solver: LinearSolver, calls: int) -> LinearSolver:
-    """The solver of fewer calls, lengthened by steps that ask for the conditional prediction."""
+def _grown(run: Any, solver: LinearSolver, calls: int) -> LinearSolver:
+    """The solver with steps more that ask for the conditional prediction."""
     while solver.calls(run.teacher.cfg) < calls:
         solver = lengthened(solver, run.teacher.path, CONDITIONAL)
     return solver

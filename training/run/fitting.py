@@ -60,6 +60,8 @@ class FitConfig:
                      numbers, which tell less each, up to 8 times as often
     starts           step grids that are run, and solvers that are refined, at most
     dtype            of the stored trajectories, float32 or float16
+    denoise          the model's time at which the solver starts, in (0, 1]: below 1 from a noised picture
+                     (image to image, the last part of a split schedule), at the nearest level that is kept
     """
 
     steps: tuple[int, ...] | int = (4,)
@@ -70,6 +72,7 @@ class FitConfig:
     starts: int = 3
     seed: int = 0
     dtype: str = "float32"
+    denoise: float = 1.0
     calls: tuple[int, ...] | int = ()
 
     def __post_init__(self) -> None:
@@ -86,6 +89,8 @@ class FitConfig:
                 got=self.effort,
             )
         check_choice("dtype", self.dtype, DTYPES)
+        if type(self.denoise) not in (int, float) or not 0 < self.denoise <= 1:
+            raise BadValue("denoise must be above 0 and at most 1, got {got}.", got=self.denoise)
 
 
 def _counts(name, given, most):
@@ -136,19 +141,14 @@ class SolverFit:
         )
         self.cache = TrajectoryCache(folder, spec, limit)
         self.counts = config.calls or config.steps
-        self.apart = bool(config.calls) and budget.has_parts(teacher)  # whether guidance is fitted in parts
-        if self.apart and config.calls[0] < 2:
-            raise BadValue(
-                "calls must be 2 or more with guidance, which takes two for a step, got {got}.",
-                got=config.calls[0],
-            )
+        self.apart = budget.in_parts(config.calls, teacher)  # whether guidance is fitted in parts
         self.found: dict[int, Fitted] = {}  # by step count, or budget of calls
         self.data: Trajectories | None = None
 
-    def grid(self, name: str, steps: int) -> torch.Tensor:
+    def grid(self, name: str, steps: int, denoise: float = 1.0) -> torch.Tensor:
         """The grid of that name for the teacher's model; auto by the size of a sample."""
         options = {"dimension": math.prod(self.teacher.shape)} if name == "auto" else {}
-        return grids.grid(name, steps, self.teacher.sigma_of, self.teacher.path, **options)
+        return grids.grid(name, steps, self.teacher.sigma_of, self.teacher.path, denoise, **options)
 
     @torch.no_grad()
     def progress(self) -> Iterator[Progress]:
@@ -194,17 +194,13 @@ class SolverFit:
         return effort * more * config.trajectories * config.reference_steps
 
     def _fit(self, count, evaluations, deadline):
-        names = [name for name in grids.NAMES if name != "auto"]
         steps = count // 2 if self.apart else count
-        starts = starting(
-            self.data, [self.grid(name, steps) for name in ("auto", *names)], self.config.starts
-        )
+        starts = starting(self.data, _grids(self, steps), self.config.starts)
         # the solver of fewer, lengthened, so that more are no worse
         shorter = [self.found[n].solver for n in sorted(self.found)[-1:]]
         if self.apart:
-            found, asked = budget.patterns(self, count)
-            evaluations -= asked
-            starts += [*found, *(budget.grown(self, solver, count) for solver in shorter)]
+            found, asked = budget.starts(self, count, shorter, lambda n: _grids(self, n)[0])
+            starts, evaluations = starts + found, evaluations - asked
         while not self.apart and shorter and shorter[0].steps < steps:
             shorter = [lengthened(shorter[0], self.teacher.path)]
         yield from fit(
@@ -267,12 +263,33 @@ class SolverFit:
         return fit_report.table(self.rows, count, self.config.reference_steps, held, size)
 
 
+def _grids(run, steps):
+    """Those that a fit starts from, all beginning where its trajectories do; the automatic one first."""
+    found = []
+    for name in ("auto", *(name for name in grids.NAMES if name != "auto")):
+        grid = run.grid(name, steps, run.config.denoise)
+        grid[0] = run.data.sigmas[0]
+        if bool((grid[1:] < grid[:-1]).all()):
+            found.append(grid)
+    return found
+
+
 def _trajectories(run):
-    """What a fit is made from, once it is drawn."""
-    count, spec = run.config.trajectories, run.cache.spec
+    """What a fit is made from, once it is drawn: the part of the way that it is for."""
+    count, spec, config = run.config.trajectories, run.cache.spec, run.config
     states, predictions = run.cache.read(count)
     condition = run.cache.conditions(count)
     levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
+    first = int((grids.time_of(run.teacher.sigma_of, levels[:-1]) - config.denoise).abs().argmin())
+    if (left := len(levels) - 1 - first) < max(config.steps):
+        raise BadValue(
+            "denoise must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
+            "Raise denoise or reference_steps.",
+            steps=max(config.steps),
+            got=config.denoise,
+            left=left,
+        )
+    levels, states, predictions = levels[first:], states[:, first:], predictions[:, first:]
 
     def denoise(x, sigma, which):
         return for_sampler(run.teacher, condition[which], dtype=torch.float64)(x, sigma)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.samplers import batch_noise, solve
-from fewstep.diffusion.solvers import linear, refine
+from fewstep.diffusion.solvers import linear, refine, tangents
 from fewstep.diffusion.solvers.linear import LinearSolver, apart, classical, lengthened, whole
 from oracles.mixture import line_mixture
 
@@ -79,21 +79,22 @@ def test_a_lengthened_solver_gives_the_same(x, asked):
     assert torch.allclose(*(linear.solve_apart(s, model.ask, x) for s in (longer, MIXED)), atol=1e-12)
 
 
-def test_differences_are_the_derivatives(x, monkeypatch):
+def test_tangents_are_the_derivatives(x, monkeypatch):
     """Of every weight and level that counts, against runs with that one a little changed."""
-    monkeypatch.setattr(refine, "LEVEL_STEP", 1e-5)
+    monkeypatch.setattr(tangents, "LEVEL_STEP", 1e-5)
     model = Guided()
     trace = list(linear.follow(MIXED, model.ask, x))
-    columns, names = refine.differences(MIXED, FLOW, model.ask, x, trace, 1e-5)
+    found = tangents.tangents(MIXED, FLOW, model.ask, x, trace, 1e-5)
+    names = found.parameters
     levels = [i for i, place in names if place is None]
     assert levels == [1, 2, 4] and len(names) == sum(map(len, refine._full_rows(MIXED))) + 3
-    for number, (name, ours) in enumerate(zip(names, columns)):
-        ends = []
-        for change in (1e-5, -1e-5):
-            changes = torch.zeros(len(names), dtype=torch.float64)
-            changes[number] = change
-            ends.append(linear.solve_apart(refine.moved(MIXED, names, changes, FLOW), model.ask, x))
+    for number, name in enumerate(names):
+        one = torch.zeros(len(names), dtype=torch.float64)
+        one[number] = 1
+        changed = [refine.moved(MIXED, names, change * one, FLOW) for change in (1e-5, -1e-5)]
+        ends = [linear.solve_apart(solver, model.ask, x) for solver in changed]
         theirs = (ends[0] - ends[1]) / 2e-5
+        ours = found.moved(one)[-1]
         assert float((ours - theirs).norm() / theirs.norm().clamp_min(1e-9)) < 2e-3, name
 
 

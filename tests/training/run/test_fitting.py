@@ -108,6 +108,8 @@ def test_a_recipe_without_a_solver_is_refused():
         ({"trajectories": 3}, "trajectories"),
         ({"reference_steps": 8}, "reference_steps"),
         ({"effort": 0.0}, "effort"),
+        ({"denoise": 0.0}, "denoise"),
+        ({"denoise": 1.5}, "denoise"),
         ({"starts": 0}, "starts"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
@@ -197,16 +199,40 @@ def test_more_steps_are_never_farther(tmp_path):
     assert means == sorted(means, reverse=True)
 
 
+def test_a_solver_is_fitted_from_a_noised_picture(tmp_path, generator):
+    """From pictures noised to its first level, as the host noises them, against the exact solution."""
+    mixture, denoise = denoiser("flow")
+    settings = {"steps": (3,), "trajectories": 32, "effort": 0.1, "denoise": 0.6}
+    run = SolverFit(PlainTeacher(denoise, (4,), "flow", None, ""), FitConfig(**settings), tmp_path)
+    for _ in run.progress():
+        pass
+    recipe, path = run.recipe(3), path_of("flow")
+    first = recipe.sigmas[0]
+    assert first == float(run.data.sigmas[0]) == pytest.approx(0.6, abs=0.02) and recipe.method == "fitted"
+    pictures = mixture.consistency(torch.randn(128, 4, generator=generator).double(), path, 1.0)
+    x = (1 - first) * pictures + first * torch.randn(128, 4, generator=generator).double()
+    exact = mixture.consistency(x, path, first)
+    fitted, auto = (solve(s, denoise, x) for s in (recipe.solver, run.found[3].auto))
+    assert auto.shape == exact.shape and (fitted - exact).norm() < 0.7 * (auto - exact).norm()
+
+
+def test_a_start_too_near_to_the_picture_is_refused(tmp_path):
+    config = FitConfig(steps=(8,), trajectories=4, reference_steps=24, denoise=0.02)
+    run = SolverFit(PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""), config, tmp_path)
+    with pytest.raises(ValueError, match="denoise must leave a level .* for each of 8 steps, 0.02 leaves"):
+        list(run.progress())
+
+
 def test_a_gain_is_claimed_only_where_the_interval_holds_it(tmp_path):
     run = SolverFit(
         PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""),
-        FitConfig(steps=(2,), trajectories=32, effort=0.1),
+        FitConfig(steps=(4,), trajectories=48, effort=0.1),
         tmp_path,
     )
     for _ in run.progress():
         pass
-    assert run.recipe(2).method == "fitted" and run.gained(2) and run.rows[0]["nearer"][1] > 1
-    found = run.found[2]
-    mixed = found.base * torch.tensor([0.9, 1.2] * len(found.base))[: len(found.base)]
-    run.found[2] = dataclasses.replace(found, own=mixed)
-    assert not run.gained(2) and "no gain beyond chance" in run.report()
+    assert run.recipe(4).method == "fitted" and run.gained(4) and run.rows[0]["nearer"][1] > 1
+    found = run.found[4]
+    mixed = found.base * torch.tensor([0.9, 1.2] * len(found.base), dtype=found.base.dtype)[: len(found.base)]
+    run.found[4] = dataclasses.replace(found, own=mixed)
+    assert not run.gained(4) and "no gain beyond chance" in run.report()
