@@ -5,7 +5,8 @@
                                       of fields has changed
     python .ci/locales.py --dropped   takes out what nothing says any more
 
-With COMFYUI_PATH=/path/to/ComfyUI it first writes locales/en/nodeDefs.json from the nodes' own schemas.
+With COMFYUI_PATH=/path/to/ComfyUI it first writes locales/en/nodeDefs.json, and the choices of lists in
+locales/en/main.json, from the nodes' own schemas.
 """
 
 import ast
@@ -13,14 +14,17 @@ import asyncio
 import functools
 import json
 import os
+import re
 import string
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOCALES = ROOT / "locales"
 FAULTS = ROOT / "diffusion" / "faults.py"
+FILE = re.compile(r"\.[a-z]\w+$")
 
 
 # ---- nodes, from the host ----------------------------------------------------------------------
@@ -45,6 +49,18 @@ def inputs(found, before=""):
         yield before + i.id, i
         for option in getattr(i, "options", None) or ():
             yield from inputs(getattr(option, "inputs", ()), f"{before}{i.id}_")
+
+
+def choices_of(nodes) -> dict[str, str]:
+    """{choice: choice} of the lists on those nodes, what stands in their empty fields and what becomes of
+    seeds; names of files are left as they are.
+    """
+    every = [i for node in nodes for _, i in inputs(node.GET_SCHEMA().inputs)]
+    found = {str(getattr(o, "key", o)) for i in every for o in getattr(i, "options", None) or ()}
+    found |= {i.placeholder for i in every if getattr(i, "placeholder", None)}
+    controls = [getattr(i, "control_after_generate", None) for i in every]
+    found |= {kind.value for control in controls if isinstance(control, Enum) for kind in type(control)}
+    return {choice: choice for choice in sorted(found) if not FILE.search(choice)}
 
 
 def _named(part, otherwise):
@@ -97,6 +113,7 @@ def _imported(path, node):
         folder.with_suffix(".py"),
         folder / "__init__.py",
         *(folder / f"{alias.name}.py" for alias in node.names),
+        *(folder / alias.name / "__init__.py" for alias in node.names),
     ]
     return [f for f in found if f.is_file() and ROOT in f.parents]
 
@@ -249,7 +266,10 @@ def write(language: str, name: str, values: dict) -> None:
 def main(arguments: list[str]) -> None:
     """See above."""
     if "COMFYUI_PATH" in os.environ:
-        write("en", "nodeDefs", {name: texts(node) for name, node in nodes_of(load()).items()})
+        nodes, words = nodes_of(load()), read("en", "main")
+        write("en", "nodeDefs", {name: texts(node) for name, node in nodes.items()})
+        words["fewstep"]["choices"] = choices_of(nodes.values())
+        write("en", "main", words)
     for language in languages():
         if "--renamed" in arguments:
             rename(language)

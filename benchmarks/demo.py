@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from fewstep.training.cli.demo import demo
+from fewstep.training.models.demo.judge import FIGURES
 
 
 def main():
@@ -30,10 +31,10 @@ def main():
                 shutil.copyfile(Path(folder) / f"{name}.png", out / f"{name}_{kind}.png")
         columns = result["columns"]
         (out / f"demo_{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(f"\n| {kind}, {result['seconds']:.0f} s | RMSE to teacher-50 | Fréchet to data |")
-        print("|---|---|---|")
+        print(f"\n| {kind}, {result['seconds']:.0f} s | {' | '.join(FIGURES)} |")
+        print("|---" * (1 + len(FIGURES)) + "|")
         for name, row in columns.items():
-            print(f"| {name} | {row.get('rmse', '–')} | {row['frechet']} |")
+            print(f"| {name} | {' | '.join(str(row.get(figure, '–')) for figure in FIGURES)} |")
         base = columns["base-4"]["rmse"]
         print(
             f"distilled-4 / base-4 {columns['distilled-4']['rmse'] / base:.3f}, "

@@ -3,9 +3,9 @@
     python benchmarks/demo_teachers.py [--out benchmarks/results]
 
 For each teacher one sample for each core emoji of the offered labels, with that label (20 steps of order 2,
-CFG 2): Frechet distance of classifier features to the core emoji, beside the distance between two halves of
-the emoji themselves (the floor); nearest-neighbour distance (RMSE of pixels in 0..1) to the training emoji,
-beside the one among the emoji; and how often the classifier finds the label. Writes demo_teachers.json and
+CFG 2): energy distance to the core emoji with its 95 % interval (`training.models.demo.judge`);
+nearest-neighbour distance (RMSE of pixels in 0..1) to the training emoji, beside the one among the emoji;
+and how often the classifier finds the label. Writes demo_teachers.json and
 samples_<kind>.png (64 samples).
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from fewstep.diffusion.schedules.grids import grid
 from fewstep.training.models.demo import data
-from fewstep.training.models.demo.features import classify, features
+from fewstep.training.models.demo.features import classify
+from fewstep.training.models.demo.judge import Judge
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.reports import pictures
-from fewstep.training.reports.metrics import frechet
 from fewstep.training.trajectories.sampling import in_chunks
 
 SHOWN_ROWS, SHOWN_COLUMNS = 8, 8
@@ -52,12 +52,12 @@ def measure(kind, seed=0):
     sigmas = grid("uniform", 20, teacher.sigma_of, teacher.path)
     with torch.no_grad():
         pixels = data.to_pixels(in_chunks(teacher, noise, condition, 2.0, sigmas, order=2)).clamp(-1, 1)
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-    halves = features(real)[order].chunk(2)
+    distance = Judge(pixels, condition)(pixels)["distance_data"]
     figures = {
         "samples": len(pixels),
-        "frechet": frechet(features(pixels), features(real)),
-        "frechet_floor": frechet(*halves),
+        "distance_data": distance.value,
+        "distance_data_low": distance.low,
+        "distance_data_high": distance.high,
         "nearest_neighbour": nearest(pixels, train),
         "nearest_neighbour_of_data": nearest(train, train, skip_self=True),
         "label_found": float((classify(pixels) == places).float().mean()),

@@ -99,12 +99,15 @@ def kept(path, job):
 
 def judged(kind, pictures, judge):
     """A row for each set of pictures."""
-    rows = []
+    rows, last = [], FEATURES["classifier, last layer"]
+    reference = last(pictures[TEACHER])
     for name, pixels in pictures.items():
         figures = judge(pixels)
         if name == OTHER:  # another picture of each label, not one from the same noise
             figures.pop("rmse")
-        rows.append({"teacher": kind, "name": name, "figures": {k: list_of(v) for k, v in figures.items()}})
+        found = {key: list_of(value) for key, value in figures.items()}
+        far = frechet(last(pixels), reference)
+        rows.append({"teacher": kind, "name": name, "figures": found, "frechet": far})
     for row in rows:
         own = Estimate(*row["figures"]["distance_teacher"])
         row["not_apart"] = [
@@ -177,6 +180,23 @@ def pairs_of(kernel, a, b):
     """h (N, N) whose mean over i != j is the distance of two sets by that kernel."""
     across = kernel(a, b)
     return across + across.T - kernel(a, a) - kernel(b, b)
+
+
+def frechet(a, b):
+    """Frechet distance of the Gaussians fitted to features (N, D) and (M, D): Heusel et al. 2017,
+    arXiv:1706.08500, eq. 6. It has no unbiased estimate; here to show that it can't tell.
+    """
+    a, b = a.double(), b.double()
+    of_a, of_b = torch.cov(a.T), torch.cov(b.T)
+    root = square_root(of_a)
+    mixed = square_root(root @ of_b @ root).trace()
+    return float((a.mean(0) - b.mean(0)).square().sum() + of_a.trace() + of_b.trace() - 2 * mixed)
+
+
+def square_root(matrix):
+    """Of a symmetric positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def needed(floor, found, count):

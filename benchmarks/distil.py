@@ -1,225 +1,59 @@
 """Our trainer beside an independent run of the LCM-LoRA recipe (`lcm_recipe`), both demo teachers, CFG 2.
 
-    python benchmarks/distil.py [--json FILE] [--seconds S] [--samples N] [--teachers a,b] [--methods a,b]
-                                [--device cpu|cuda]
+    python benchmarks/distil.py --json benchmarks/results/distil.json            everything; some nine hours
+    python benchmarks/distil.py --quick                                          a proof that it runs: minutes
+    python benchmarks/distil.py --json FILE --only anchored                      one method's rows
 
-Every method runs at equal training samples and at equal wall seconds, which count from the start of a run to
-its last update, the teacher's trajectories and the run's own measurements included. Each side has its own
-defaults, which is what a user runs: ours a rank of 16 and one rate, given beforehand; the recipe a rank of 64
-and the best of three rates in hindsight (1e-3 is too high: it made the flow teacher worse than untrained).
-The same for both: batch 16, float32, every Linear and convolution layer. Ours has to know its length: a trial
-takes the time of a few updates, and the run gets as many as fit, with trajectories in the proportion of the
-defaults; after each quarter what is left is counted anew from its own speed. The recipe stops when the time
-is over. Run it on a machine that does nothing else: `cpu_seconds` of a row far below its seconds (times its
-threads) tells that others took part.
+Rows that the file holds are kept, each new one is saved as soon as it is known, and the same command goes on
+where it was stopped. A row is one run, in a process of its own on one thread and one core, --at-once of them
+at the same time. In this order, for each teacher:
 
-RMSE      to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1; 64 noises that no run has
-          seen, over all labels. Ours is sampled as its own recipe says; for the LCM-LoRA the best of its
-          samplers in hindsight (`lcm_recipe.SAMPLERS`)
-Frechet   distance of these 64 pictures to the emoji, in the features of the packaged classifier
-samples/s training samples divided by all seconds of the run
-memory    largest of the process (on CUDA: of tensors) while it trains, beyond what it holds with the teacher
-          loaded and run once; each run has a process of its own
+1. its own pictures and the floor; the untrained model
+2. --seconds of every method, with the teacher's pictures; those that learn from pictures also on the emoji,
+   as the recipe does; the recipe at the rates of RATES, and at further ones until the best has a worse one on
+   both sides, by RMSE and by distance at 4 steps
+3. --seconds with seeds 1 to --seeds - 1 of `distil_table.MAIN` and of the recipe's best rates
+4. --long seconds of these, seed 0
 
-Three ratios, best of ours / recipe, geometric means over the teachers, from the runs of equal seconds: RMSE
-at 4 steps (target 0.7), samples/s (target 1.2) and memory (target 0.8). The best of ours is one method for
-both teachers, the one of the lowest geometric mean of RMSE at 4 steps; the recipe's rate is the one best by
-that RMSE, for each teacher. The base model's row is the untrained one at CFG 2, the best of orders 1 and 2
-with and without our shift. With --json, rows that the file already holds are kept, and each new one is saved
-as soon as it is known.
+**Seconds** are the process's own, of CPU (of the clock on CUDA), from the start of a run to its last update,
+the teacher's trajectories and the run's own measurements included: so other load on the machine changes no
+result, only how long one waits. Each side has its own defaults, which is what a user runs: ours a rank of 16
+and one rate, given beforehand; the recipe a rank of 64 and the best rate in hindsight. The same for both:
+batch 16, float32, every Linear and convolution layer. Ours has to know its length: a trial takes the time of
+a few updates, and after each quarter what is left is counted anew from the run's own speed.
+
+Figures at 1, 2, 4 and 8 steps, each with a 95 % interval over the pictures ("intervals"; not over seeds):
+
+rmse              to the teacher's 50 steps of order 2 from the same noise, pixels in 0..1
+distance_teacher  energy distance to those pictures, distance_data to the emoji of the same labels, as shares
+                  (`training.models.demo.judge`; docs/findings/distances.md tells why); "floor", once for each
+                  teacher: its own pictures from other noises
+diversity         mean distance of two pictures of one label, as a share of the teacher's
+
+Ours is sampled as its own recipe says; the LCM-LoRA by the best of its samplers in hindsight
+(`lcm_recipe.SAMPLERS`), for each figure and step count, and the untrained model (at CFG 2, twice the calls)
+by the best of orders 1 and 2 with and without our shift.
 """
 
 import argparse
-import dataclasses
 import json
-import math
-import statistics
+import os
+import queue
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
-from distil_table import BASE, RECIPE, STEPS, line, show, summary
-from fewstep.diffusion.schedules.grids import grid, shifted
+from distil_run import KEY, TRIAL, length, one
+from distil_table import BASE, MAIN, RECIPE, RIVALRY, TEACHER, best_rates, line, of, ranked, show, summary
 from fewstep.training import methods
 from fewstep.training.formats.files import write_json
-from fewstep.training.models.demo import data
-from fewstep.training.models.demo.features import features
-from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.reports.metrics import frechet, rmse
-from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.probe import MEASURED
-from fewstep.training.run.run import Run
-from fewstep.training.run.source import PROBES
-from fewstep.training.trajectories.sampling import SHARD
-from lcm_recipe import SAMPLERS, Memory, train
-from safetensors.torch import load_file, save_file
 
-CFG, BATCH = 2.0, 16
-RATES = 3e-5, 1e-4, 3e-4
-TRIED, SPARE = 8, 0.98  # updates of a trial; share of the seconds that is planned for
-KEY = ("teacher", "method", "lr", "budget", "asked", "device", "noises")
-
-
-# ---- one run, in a process of its own --------------------------------------------------------------
-
-
-def config_of(method, updates, images=None):
-    """Our defaults at that length; images: None for the defaults' trajectories a training sample."""
-    usual = DistilConfig(method=method)
-    images = images or max(1, round(updates * BATCH * usual.images / (usual.updates * usual.batch)))
-    return DistilConfig(method=method, cfg=CFG, batch=BATCH, updates=updates, images=images)
-
-
-def trial(teacher, method):
-    """What takes how long, seconds: {"start", "image", "update", "measure"}."""
-    began, marks = time.perf_counter(), []
-    run = Run(teacher, config_of(method, TRIED, 2 * SHARD - PROBES))
-    for progress in run.progress():
-        marks.append(time.perf_counter())
-        if progress.stage == "training":
-            break
-    image = (marks[1] - marks[0]) / SHARD  # by the second shard; the first has all that happens once
-    updates = []
-    for _ in range(TRIED):
-        before = time.perf_counter()
-        run.update()
-        updates.append(time.perf_counter() - before)
-    before = time.perf_counter()
-    run.measure()
-    return {
-        "start": max(0.0, marks[0] - began - SHARD * image),
-        "image": image,
-        "update": statistics.median(updates),
-        "measure": time.perf_counter() - before,
-    }
-
-
-def length(times, method, seconds):
-    """(updates, images) that fit into the seconds."""
-    usual = DistilConfig(method=method)
-    images = usual.images / (usual.updates * usual.batch) * BATCH  # an update
-    left = SPARE * seconds - times["start"] - PROBES * times["image"] - (MEASURED + 2) * times["measure"]
-    updates = max(2, int(left / (times["update"] + images * times["image"])))
-    return updates, config_of(method, updates).images
-
-
-def ours(teacher, job):
-    """(row, sample) of a run of ours."""
-    memory, began = Memory(teacher.device), time.perf_counter()
-    run = Run(teacher, config_of(job["method"], job["updates"], job["images"]))
-    quarters = []  # where the length of the run is worked out anew
-    if job["budget"] == "seconds":
-        quarters = [job["updates"] * n // 4 for n in (1, 2, 3)]
-    drawn, last = 0.0, began  # seconds that the data took; when the last progress came
-    for progress in run.progress():
-        now = time.perf_counter()
-        if progress.stage != "training":
-            drawn += now - last
-        if quarters and run.done >= quarters[0]:
-            quarters.pop(0)
-            end_at(run, began + SPARE * job["asked"], (now - began - drawn) / run.done)
-        last = now
-    samples, seconds = BATCH * run.done, time.perf_counter() - began
-    row = {
-        "samples": samples,
-        "seconds": seconds,
-        "data_seconds": drawn,
-        "images": run.config.images,
-        "peak_memory_mib": memory.peak() / 2**20,
-    }
-
-    def sample(noise, condition, steps):
-        sigmas, churn = run.task.sigmas_for(steps), run.task.churn
-        return run.student.sample(noise, condition, sigmas, adapter=run.adapter, churn=churn)
-
-    return row, sample
-
-
-def end_at(run, moment, update):
-    """Count a run's updates anew, so that it ends at that moment of the clock.
-
-    update: seconds of one, with its share of the measurements.
-    """
-    updates = run.done + max(1, int((moment - time.perf_counter()) / update))
-    run.config = run.descent.config = dataclasses.replace(run.config, updates=updates)
-    run.probe.updates = updates
-
-
-def recipe(teacher, job):
-    """(row, sample) of a run of the recipe."""
-    if job["budget"] == "samples":
-        run = train(teacher, batch=BATCH, lr=job["lr"], updates=math.ceil(job["asked"] / BATCH))
-    else:
-        run = train(teacher, batch=BATCH, lr=job["lr"], seconds=job["asked"])
-    row = {
-        "samples": run.samples_seen,
-        "seconds": run.seconds,
-        "data_seconds": 0.0,
-        "peak_memory_mib": run.peak_memory / 2**20,
-    }
-    return row, run.sample
-
-
-@torch.no_grad()
-def evaluate(sample, samplers, noise, condition, reference):
-    """{steps: {"rmse", "frechet", "sampler"}}, of the samplers the best by RMSE; reference: pixels."""
-    real, out = features(data.to_pixels(data.load("all")[0])), {}
-    for steps in STEPS:
-        found = []
-        for name, options in samplers.items():
-            pixels = data.to_pixels(sample(noise, condition, steps, **options).cpu()).clamp(-1, 1)
-            found.append((rmse(pixels, reference) / 2, frechet(features(pixels), real), name))
-        out[str(steps)] = dict(zip(("rmse", "frechet", "sampler"), min(found)))
-    return out
-
-
-def one(job, path):
-    """The row of a job. The base model's also writes the reference to `path`, which the others read."""
-    teacher = DemoTeacher(job["teacher"], job["device"])
-    if job["budget"] == "trial":
-        return trial(teacher, job["method"])
-    noise = torch.randn(job["noises"], *teacher.shape, generator=torch.Generator().manual_seed(1_000_000))
-    condition = torch.arange(job["noises"]) % teacher.conditions
-    if job["method"] == BASE:
-        run = Run(teacher, DistilConfig(cfg=CFG))
-
-        def sample(noise, condition, steps, order, shift):
-            sigmas = grid("uniform", steps, shifted(teacher.sigma_of, shift), teacher.path)
-            return run.student.sample_base(noise, condition, sigmas, order=order)
-
-        reference = data.to_pixels(sample(noise, condition, 50, 2, run.config.shift).cpu()).clamp(-1, 1)
-        save_file({"reference": reference}, path)
-        row = {"samples": 0, "seconds": 0.0}
-        samplers = {
-            f"order {order}, shift {shift:g}": {"order": order, "shift": shift}
-            for order in (1, 2)
-            for shift in (1.0, run.config.shift)
-        }
-    else:
-        with torch.no_grad():
-            teacher(noise[:1], torch.full((1,), 0.5), condition[:1])
-        began = time.process_time()
-        if job["method"] == RECIPE:
-            row, sample = recipe(teacher, job)
-            samplers = SAMPLERS
-        else:
-            row, sample = ours(teacher, job)
-            samplers = {"own": {}}
-        row["samples_per_second"] = row["samples"] / row["seconds"]
-        row["cpu_seconds"] = time.process_time() - began
-        reference = load_file(path)["reference"]
-    return {
-        **{k: job[k] for k in KEY},
-        **row,
-        "threads": torch.get_num_threads(),
-        "steps": evaluate(sample, samplers, noise, condition, reference),
-    }
-
-
-# ---- all of them -----------------------------------------------------------------------------------
+LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4)
+FIXED = {"lr": None, "asked": 0, "seed": 0}  # of what is not trained
+QUICK = {"seconds": 12.0, "long": 0.0, "seeds": 1, "noises": 28, "teachers": ["flow"], "only": ["phased"]}
 
 
 def key(row):
@@ -227,66 +61,122 @@ def key(row):
     return tuple(row[name] for name in KEY)
 
 
-def child(job, path):
-    """`one` in a process of its own; None, with a line, when it fails."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", json.dumps(job), "--reference", str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        print(f"FAILED ({done.returncode}): {job}", flush=True)
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+# ---- which runs ----------------------------------------------------------------------------------------
 
 
-def jobs(kind, args):
-    """The runs on one teacher, as `KEY` names them."""
+def rates(rows):
+    """The recipe's rates to try, by those that were: more until the best by each figure is between two."""
+    tried = sorted(row["lr"] for row in rows)
+    found = set(RATES)
+    if set(RATES) <= set(tried):
+        for figure in RIVALRY:
+            place = LADDER.index(ranked(rows, figure)[0])
+            found |= set(LADDER[max(0, place - 1) : place + 2])
+    return sorted(found)
+
+
+def wanted(kind, rows, args):
+    """The jobs on one teacher that can be told by now, in their order."""
     same = {"teacher": kind, "device": args.device, "noises": args.noises}
-    for budget, asked in (("seconds", args.seconds), ("samples", args.samples)):
-        for method, lr in [*((m, None) for m in args.methods), *((RECIPE, lr) for lr in RATES)]:
-            yield {**same, "method": method, "lr": lr, "budget": budget, "asked": asked}
+
+    def job(method, pictures="teacher", lr=None, asked=args.seconds, seed=0):
+        return {**same, "method": method, "pictures": pictures, "lr": lr, "asked": asked, "seed": seed}
+
+    def all_of(main, asked, seed):
+        yield from (job(name, asked=asked, seed=seed) for name in main)
+        yield from (job(RECIPE, "real", lr, asked, seed) for lr in best)
+
+    yield from ({**job(name), **FIXED} for name in (TEACHER, BASE))
+    yield from (job(name) for name in args.only)
+    yield from (job(name, "real") for name in args.only if methods.get(name).needs == "images")
+    tried = of(rows, **same, method=RECIPE, asked=args.seconds, seed=0)
+    to_try = RATES if args.quick else rates(tried)
+    yield from (job(RECIPE, "real", lr) for lr in to_try)
+    if not set(to_try) <= {row["lr"] for row in tried}:
+        return  # which rate is best isn't known yet
+    best, main = best_rates(tried), [name for name in MAIN if name in args.only]
+    for seed in range(1, args.seeds):
+        yield from all_of(main, args.seconds, seed)
+    if args.long:
+        yield from all_of(main, args.long, 0)
 
 
-def planned(job, times, path):
-    """The job with the length of our run, None when its trial fails; times: {method: what its trial took}."""
-    method = job["method"]
-    if method == RECIPE:
-        return job
-    if job["budget"] == "samples":
-        updates, images = math.ceil(job["asked"] / BATCH), None
-    else:
-        times[method] = times.get(method) or child({**job, "budget": "trial"}, path)
-        if times[method] is None:
+# ---- running them --------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Runs jobs in processes of their own, each on a core of its own; folder: of the teachers' pictures."""
+
+    def __init__(self, args, folder):
+        self.args, self.folder, self.trials = args, folder, {}
+        self.cores = queue.Queue()
+        for core in sorted(_cores())[: args.at_once]:
+            self.cores.put(core)
+
+    def row(self, job):
+        """The job's row; None, with a line, when it fails."""
+        core = self.cores.get()
+        try:
+            if job["method"] in (TEACHER, BASE, RECIPE):
+                return self._child(job, core)
+            times = self._trial(job, core)
+            if times is None:
+                return None
+            updates, images = length(times, job)
+            return self._child({**job, "updates": updates, "images": images}, core)
+        finally:
+            self.cores.put(core)
+
+    def _trial(self, job, core):
+        """What a trial of that method took; each is made once."""
+        which = job["teacher"], job["method"], job["pictures"]
+        if which not in self.trials:
+            self.trials[which] = self._child({**job, "pictures": TRIAL, "of": job["pictures"]}, core)
+        return self.trials[which]
+
+    def _child(self, job, core):
+        command = [sys.executable, __file__, "--one", json.dumps(job), "--work", str(self.folder)]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "FEWSTEP_CORE": str(core)},
+        )
+        if done.returncode:
+            print(f"FAILED ({done.returncode}): {job}", flush=True)
             return None
-        updates, images = length(times[method], method, job["asked"])
-    return {**job, "updates": updates, "images": images}
+        return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_missing(kind, args, rows, save):
-    """Run on one teacher what `rows` lack, and append it."""
-    have = {key(row) for row in rows}
-    missing = [job for job in jobs(kind, args) if key(job) not in have]
-    if not missing:
-        return
+def _cores():
+    """The cores that this process may use; numbers where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
-    def keep(row):
-        rows.append(row)
-        save()
-        print(line(row), flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path, times = Path(folder) / "reference.safetensors", {}
-        base = {**missing[0], "method": BASE, "lr": None, "budget": "none", "asked": 0}
-        untrained = child(base, path)  # it also writes the reference
-        rows[:] = [row for row in rows if key(row) != key(base)]
-        if untrained:
-            keep(untrained)
-        for job in missing:
-            whole = planned(job, times, path)
-            made = child(whole, path) if whole else None
-            if made:
-                keep(made)
+def run_missing(args, rows, save, folder):
+    """Run what `rows` lack, and append it."""
+    runner, failed = Runner(args, folder), set()
+    with ThreadPoolExecutor(args.at_once) as pool:
+        while True:
+            have = {key(row) for row in rows} | failed
+            jobs = [job for kind in args.teachers for job in wanted(kind, rows, args) if key(job) not in have]
+            if not jobs:
+                return
+            first = [
+                job for job in jobs if job["method"] == TEACHER
+            ]  # others read the pictures that it makes
+            running = {pool.submit(runner.row, job): job for job in first or jobs}
+            for future in as_completed(running):
+                row = future.result()
+                if row is None:
+                    failed.add(key(running[future]))
+                    continue
+                rows.append(row)
+                save()
+                print(line(row), flush=True)
+
+
+# ---- the command line ----------------------------------------------------------------------------------
 
 
 def some_of(known):
@@ -302,38 +192,58 @@ def some_of(known):
     return names
 
 
-def main():
+def arguments():
+    """The parsed command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="write the rows there; those that it holds are kept")
+    parser.add_argument("--quick", action="store_true", help="short runs of one method on one teacher")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
-    parser.add_argument("--samples", type=int, default=2400, help="of each run (default: %(default)s)")
+    parser.add_argument(
+        "--long", type=float, default=900.0, help="of the long ones, 0 for none (%(default)g)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="of the main ones (default: %(default)s)")
     parser.add_argument("--teachers", type=some_of(("flow", "epsilon")), default=["flow", "epsilon"])
     parser.add_argument(
-        "--methods",
-        type=some_of(methods.names()),
-        default=list(methods.names()),
-        help="of ours; the recipe always runs",
+        "--only", type=some_of(methods.names()), default=list(methods.names()), help="these methods of ours"
     )
-    parser.add_argument("--noises", type=int, default=64, help="to judge on, above 48 (default: %(default)s)")
+    parser.add_argument("--noises", type=int, default=128, help="to judge on (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--at-once", type=int, default=2, help="runs at the same time (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps the teachers' pictures (default: beside the JSON file)"
+    )
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick:
+        for name, value in QUICK.items():
+            if getattr(args, name) == parser.get_default(name):
+                setattr(args, name, value)
+    if args.device == "cuda":
+        args.at_once = 1
+    return args
+
+
+def main():
+    args = arguments()
     if args.one:
-        print(json.dumps(one(args.one, args.reference)))
+        if hasattr(os, "sched_setaffinity") and "FEWSTEP_CORE" in os.environ:
+            os.sched_setaffinity(0, {int(os.environ["FEWSTEP_CORE"])})
+        print(json.dumps(one(args.one, args.work)))
         return
     rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
 
     def save():
         if args.json:
-            write_json(args.json, {"rows": rows, "summary": summary(rows, args)})
+            write_json(args.json, {"rows": rows, "summary": summary(rows)})
 
-    for kind in args.teachers:
-        run_missing(kind, args, rows, save)
+    with tempfile.TemporaryDirectory() as folder:
+        work = args.work or (args.json.with_suffix(".work") if args.json else Path(folder))
+        work.mkdir(parents=True, exist_ok=True)
+        run_missing(args, rows, save, work)
     save()
-    show(rows, summary(rows, args))
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -1,100 +1,140 @@
-"""The table of `distil.py` and its three ratios, from the rows of its --json file."""
+"""The table of `distil.py` and its aims, from the rows of its --json file."""
 
-import statistics
+import itertools
+from collections.abc import Iterable
 
-from fewstep.training import methods
-
-STEPS, JUDGED = (1, 2, 4, 8), "4"
-BASE, RECIPE = "base", "LCM-LoRA"
-TARGETS = {
-    "rmse_ratio": ("RMSE at 4 steps", 0.7),
-    "throughput_ratio": ("samples/s", 1.2),
-    "memory_ratio": ("peak memory", 0.8),
-}
+STEPS, FIGURES = (1, 2, 4, 8), ("rmse", "distance_teacher", "distance_data", "diversity")
+TEACHER, BASE, RECIPE = "teacher", "base", "LCM-LoRA"
+MAIN = ("phased", "matching", "anchored")  # what is run with several seeds, and longer, where it is there
+RIVALRY = {"rmse": "4", "distance_teacher": "4"}  # what the recipe's rates are chosen by, at which steps
 
 
-def error(row):
-    """The RMSE that rows are judged by."""
-    return row["steps"][JUDGED]["rmse"]
+def of(rows: Iterable[dict], **wanted) -> list[dict]:
+    """The rows with these values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
-def summary(rows, args):
-    """The three ratios with what they are made of; None for each as long as runs lack."""
-    wanted = {"budget": "seconds", "asked": args.seconds, "device": args.device, "noises": args.noises}
-    rows = [row for row in rows if wanted.items() <= row.items()]
-    teachers = set(args.teachers)
-    theirs = {}  # of each teacher the recipe's best rate
-    ours = {}  # {method: {teacher: row}}
-    for row in rows:
-        teacher, method = row["teacher"], row["method"]
-        if method == RECIPE and (teacher not in theirs or error(row) <= error(theirs[teacher])):
-            theirs[teacher] = row
-        elif method in methods.names(task=None):
-            ours.setdefault(method, {})[teacher] = row
-    whole = {m: found for m, found in ours.items() if found.keys() >= teachers and m in args.methods}
-    if not whole or not theirs.keys() >= teachers:
-        return dict.fromkeys(TARGETS)
-    best = min(whole, key=lambda m: statistics.geometric_mean(error(whole[m][t]) for t in args.teachers))
-
-    def ratio(value):
-        return statistics.geometric_mean(value(whole[best][t]) / value(theirs[t]) for t in args.teachers)
-
-    return {
-        "rmse_ratio": ratio(error),
-        "throughput_ratio": ratio(lambda r: r["samples_per_second"]),
-        "memory_ratio": ratio(lambda r: r["peak_memory_mib"]),
-        "best": best,
-        "teachers": args.teachers,
-        "recipe_lr": {t: theirs[t]["lr"] for t in args.teachers},
-        "seconds_ratio": ratio(lambda r: r["seconds"]),
-        "training_throughput_ratio": ratio(lambda r: r["samples"] / (r["seconds"] - r["data_seconds"])),
-    }
+def mean(rows: list[dict], figure: str, steps: str | int) -> float:
+    """Of a figure over the seeds."""
+    values = [row[figure][str(steps)] for row in rows]
+    return sum(values) / len(values)
 
 
-HEADS = (
-    "teacher",
-    "equal",
-    "method",
-    "seconds",
-    "samples",
-    "samples/s",
-    "MiB",
-    "RMSE at 1, 2, 4, 8 steps",
-    "Fréchet at 1, 2, 4, 8",
-)
+def ranked(rows: list[dict], figure: str) -> list[float]:
+    """The recipe's rates from best to worst by that figure, of rows of one teacher and one length."""
+    found = {row["lr"]: row[figure][RIVALRY[figure]] for row in rows if row["seed"] == 0}
+    return sorted(found, key=found.get)
 
 
-def line(row):
-    """A row of the table."""
-    trained = row["method"] != BASE
-    name = row["method"] + (f", {row['lr']:g}" if row["lr"] else "")
-    figures = ["–"] * 4
-    if trained:
-        figures = [
-            f"{row['seconds']:.0f}",
+def best_rates(rows: list[dict]) -> list[float]:
+    """The recipe's best rates by either figure, the one by RMSE first."""
+    return list(dict.fromkeys(ranked(rows, figure)[0] for figure in RIVALRY)) if rows else []
+
+
+# ---- aims ----------------------------------------------------------------------------------------------
+
+
+def aims(rows: list[dict], asked: float) -> list[dict]:
+    """What the runs of that length were to reach: [{"teacher", "aim", "value", "target", "met"}].
+
+    The expected distance of the teacher from itself is 0, so that a distance is the excess over the floor.
+    """
+    kinds = dict.fromkeys(row["teacher"] for row in rows)
+    return [
+        {"teacher": kind, "aim": name, "value": value, "target": target, "met": value * sign <= target * sign}
+        for kind in kinds
+        for name, value, target, sign in _aims(of(rows, teacher=kind, asked=asked))
+    ]
+
+
+def _aims(rows):
+    """(what, value, target, 1 where at most that is aimed at, -1 where at least) of one teacher."""
+    ours = {name: of(rows, method=name, pictures="teacher") for name in MAIN}
+    ours, theirs = {name: found for name, found in ours.items() if found}, of(rows, method=RECIPE)
+    phased = ours.get("phased")
+    for name in [name for name in ours if name != "phased" and phased]:
+        for steps, most in ((1, 0.5), (2, 0.5), (4, 1.0)):
+            ratio = mean(ours[name], "distance_teacher", steps) / mean(phased, "distance_teacher", steps)
+            yield f"{name}: distance at {steps} / phased's", ratio, most, 1
+        for steps in (1, 2, 4) if ours[name][0]["diversity"]["1"] is not None else ():
+            yield f"{name}: diversity at {steps}", mean(ours[name], "diversity", steps), 0.9, -1
+    if "anchored" in ours and phased:
+        yield (
+            "anchored: RMSE at 4 / phased's",
+            mean(ours["anchored"], "rmse", 4) / mean(phased, "rmse", 4),
+            1.1,
+            1,
+        )
+    for name, figure in itertools.product(ours, RIVALRY if theirs else ()):
+        rival = of(theirs, lr=ranked(theirs, figure)[0])
+        for steps in (1, 2, 4):
+            ratio = mean(ours[name], figure, steps) / mean(rival, figure, steps)
+            yield f"{name}: {figure} at {steps} / the recipe's best rate", ratio, 1.0, 1
+
+
+def bracketed(rows: list[dict]) -> dict:
+    """{teacher: {figure: whether the recipe's lowest and highest rates are worse than its best}}."""
+    found = {}
+    for kind in dict.fromkeys(row["teacher"] for row in rows):
+        of_kind = of(rows, teacher=kind, method=RECIPE, seed=0)
+        shortest = min((row["asked"] for row in of_kind), default=None)
+        tried = of(of_kind, asked=shortest)
+        rates = sorted(row["lr"] for row in tried)
+        found[kind] = {
+            figure: len(rates) > 2 and ranked(tried, figure)[0] not in (rates[0], rates[-1])
+            for figure in RIVALRY
+        }
+    return found
+
+
+def summary(rows: list[dict]) -> dict:
+    """The aims at each length, and whether the recipe's rates are bracketed."""
+    lengths = sorted({row["asked"] for row in rows if row["asked"]})
+    return {"aims": {f"{asked:g}": aims(rows, asked) for asked in lengths}, "bracketed": bracketed(rows)}
+
+
+# ---- in words ------------------------------------------------------------------------------------------
+
+HEADS = ("teacher", "method", "asked s", "seed", "samples", "samples/s", "MiB", *FIGURES)
+
+
+def name_of(row: dict) -> str:
+    """What a row is called."""
+    name = row["method"] + (f", rate {row['lr']:g}" if row["lr"] else "")
+    return name + (", real pictures" if row["pictures"] == "real" and row["method"] != RECIPE else "")
+
+
+def text(value: float | None) -> str:
+    """A figure, a dash where it is not known."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def line(row: dict) -> str:
+    """A row of the table; the figures at 1, 2, 4 and 8 steps (the teacher's at 50)."""
+    costs = ["–"] * 3
+    if "samples_per_second" in row:
+        costs = [
             str(row["samples"]),
             f"{row['samples_per_second']:.1f}",
             f"{row['peak_memory_mib']:.0f}",
         ]
-    rmse = ", ".join(f"{row['steps'][str(n)]['rmse']:.4f}" for n in STEPS)
-    frechet = ", ".join(f"{row['steps'][str(n)]['frechet']:.2f}" for n in STEPS)
-    cells = [row["teacher"], row["budget"] if trained else "–", name, *figures, rmse, frechet]
+    figures = [", ".join(text(value) for value in row[name].values()) for name in FIGURES]
+    cells = [row["teacher"], name_of(row), f"{row['asked']:g}", str(row["seed"]), *costs, *figures]
     return f"| {' | '.join(cells)} |"
 
 
-def show(rows, found):
-    """The table and the targets."""
-    print(f"\n| {' | '.join(HEADS)} |")
-    print("|---" * len(HEADS) + "|")
+def show(rows: list[dict]) -> None:
+    """The table, the floor and the aims."""
+    print(f"\n| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|")
     for row in rows:
         print(line(row))
-    if found["rmse_ratio"] is None:
-        print("\nNo ratios: runs are missing.")
-        return
-    print(
-        f"\n{found['best']} / {RECIPE} (rates {found['recipe_lr']}): seconds {found['seconds_ratio']:.2f}, "
-        f"samples/s of training alone {found['training_throughput_ratio']:.2f}"
-    )
-    for key, (name, target) in TARGETS.items():
-        met = found[key] >= target if key == "throughput_ratio" else found[key] <= target
-        print(f"{name}: {found[key]:.3f} of the recipe's, target {target}: {'met' if met else 'MISSED'}")
+    for row in of(rows, method=TEACHER):
+        low, high = row["floor_interval"]
+        print(f"\n{row['teacher']}: teacher against teacher {row['floor']:.4f} ({low:.4f} to {high:.4f})")
+    found = summary(rows)
+    for asked, each in found["aims"].items():
+        print(f"\nAims at {asked} s:")
+        for aim in each:
+            met = "met" if aim["met"] else "MISSED"
+            print(f"  {aim['teacher']}: {aim['aim']}: {aim['value']:.3f}, aim {aim['target']:g}: {met}")
+    print(f"\nThe recipe's rates are bracketed: {found['bracketed']}")

@@ -226,11 +226,22 @@ def distance(a, b, loss):
     return ((squared + HUBER**2).sqrt() - HUBER).mean()
 
 
-def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="huber"):
-    """Run the recipe on a `DemoTeacher`, whose module it changes, for that many updates or seconds."""
+def train(
+    teacher,
+    seconds=None,
+    updates=None,
+    batch=16,
+    lr=1e-4,
+    seed=0,
+    loss="huber",
+    clock=time.perf_counter,
+):
+    """Run the recipe on a `DemoTeacher`, whose module it changes, for that many updates, or seconds of that
+    clock.
+    """
     if (seconds is None) == (updates is None):
         raise ValueError(f"Give either seconds or updates, got {seconds} and {updates}.")
-    memory, began = Memory(teacher.device), time.perf_counter()
+    memory, began = Memory(teacher.device), clock()
     levels, g = levels_of(teacher), torch.Generator().manual_seed(seed)
     images, contexts = pictures(teacher)
     model = adapted(teacher.module, seed)
@@ -242,7 +253,7 @@ def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="
     def unfinished():
         if updates is not None:
             return len(trained.losses) < updates
-        return time.perf_counter() - began < seconds
+        return clock() - began < seconds
 
     while unfinished():
         pick = torch.randint(len(images), (batch,), generator=g).to(teacher.device)
@@ -261,7 +272,7 @@ def train(teacher, seconds=None, updates=None, batch=16, lr=1e-4, seed=0, loss="
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         trained.losses.append(float(value.detach()))
-    trained.samples_seen, trained.seconds = batch * len(trained.losses), time.perf_counter() - began
+    trained.samples_seen, trained.seconds = batch * len(trained.losses), clock() - began
     trained.peak_memory = memory.peak()
     return trained
 

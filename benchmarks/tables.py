@@ -38,6 +38,11 @@ def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def rows_of(name: str, key: str = "rows") -> list:
+    """Rows of a JSON file of benchmarks/results; none as long as it was not made."""
+    return read(name)[key] if (RESULTS / f"{name}.json").exists() else []
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
@@ -201,7 +206,7 @@ def fit_four() -> list[str]:
 
 
 def _distil(budget):
-    rows = [row for row in read("distil")["rows"] if row["budget"] in (budget, "none")]
+    rows = [row for row in read("distil_rmse")["rows"] if row["budget"] in (budget, "none")]
     body = []
     for row in sorted(rows, key=lambda row: (TEACHERS.index(row["teacher"]), row["budget"] != "none")):
         trained = row["budget"] != "none"
@@ -223,37 +228,6 @@ def _distil(budget):
     return table(["teacher", "", "seconds", "samples", "samples/s", "MiB", "1 step", "2", "4", "8"], body)
 
 
-def distil_frechet() -> list[str]:
-    """The Fréchet distances at 4 steps: what can't tell the methods apart, and was not always on our side."""
-    rows = [row for row in read("distil")["rows"] if row["budget"] != "none"]
-    sides = {"`phased`": _is_phased, "LCM-LoRA, the rate of the least RMSE": _is_best_recipe(rows)}
-    body = []
-    for budget in ("seconds", "samples"):
-        for name, chosen in sides.items():
-            of = [row for row in rows if row["budget"] == budget and chosen(row)]
-            found = {row["teacher"]: row["steps"]["4"]["frechet"] for row in of}
-            body.append([f"equal {budget}", name, *(f"{found[teacher]:.0f}" for teacher in TEACHERS)])
-    return table(["", "", *TEACHERS], body)
-
-
-def _is_phased(row):
-    return row["method"] == "phased"
-
-
-def _is_best_recipe(rows):
-    """Whether a row is the recipe's with the least RMSE at 4 steps, of its teacher and budget."""
-    recipe = [row for row in rows if row["method"] == "LCM-LoRA"]
-
-    def error(row):
-        return row["steps"]["4"]["rmse"]
-
-    def chosen(row):
-        rivals = [r for r in recipe if (r["teacher"], r["budget"]) == (row["teacher"], row["budget"])]
-        return row in recipe and error(row) == min(map(error, rivals))
-
-    return chosen
-
-
 def distil_seconds() -> list[str]:
     """Every method and the recipe's rates, equal seconds."""
     return _distil("seconds")
@@ -266,7 +240,7 @@ def distil_samples() -> list[str]:
 
 def distil_summary() -> list[str]:
     """The three ratios that were aimed at."""
-    found = read("distil")["summary"]
+    found = read("distil_rmse")["summary"]
     aims = {
         "rmse_ratio": ("RMSE at 4 steps", ".7 or less"),
         "throughput_ratio": ("samples/s", "1.2 or more"),
@@ -274,6 +248,94 @@ def distil_summary() -> list[str]:
     }
     body = [[name, f"{found[key]:.3f}", aim] for key, (name, aim) in aims.items()]
     return table([f"`{found['best']}` / the recipe's best rate", "ratio", "aim"], body)
+
+
+FIGURES = {
+    "rmse": "RMSE",
+    "distance_teacher": "distance to the teacher",
+    "distance_data": "to the emoji",
+    "diversity": "diversity",
+}
+
+
+def unmade(others: int) -> list[list[str]]:
+    """The only row of a table that was not made."""
+    return [["*not run yet*", *[NONE] * others]]
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure with the ends of its interval; a dash where it is not known."""
+    if value is None:
+        return NONE
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def distances() -> list[str]:
+    """Teacher, student and untrained model held against the teacher, and what they are not apart from."""
+    body = []
+    for row in rows_of("distances"):
+        figures = [interval(*row["figures"].get(key, (None,) * 3)) for key in FIGURES]
+        apart = "; ".join(row["not_apart"]) or "nothing"
+        body.append([f"{row['teacher']}: {row['name']}", *figures, apart])
+    return table(["", *FIGURES.values(), "distance not apart from"], body or unmade(1 + len(FIGURES)))
+
+
+def measures() -> list[str]:
+    """How many pictures each measure takes to tell."""
+    rows = rows_of("distances", "measures")
+    names = list(rows[0]["pictures"]) if rows else []
+    body = [[row["measure"], *(f"{row['pictures'][name]:.0f}" for name in names)] for row in rows]
+    return table(["features; distance; reference drawn from", *names], body or unmade(0))
+
+
+def frechet() -> list[str]:
+    """The same pictures by the Frechet distance that stood here before."""
+    rows = rows_of("distances")
+    body = [[row["name"], f"{row['frechet']:.0f}"] for row in rows if row["frechet"] > 1e-6]
+    return table(["", "Fréchet distance to the teacher"], body or unmade(1))
+
+
+def _judged(long):
+    """Rows of the runs of the longest budget, or of the shorter one; no rows as long as they were not run."""
+    rows = rows_of("distil")
+    lengths = sorted({row["asked"] for row in rows if row["asked"]})
+    asked = lengths[-1] if long and len(lengths) > 1 else lengths[0] if lengths and not long else None
+    heads = ["teacher", "", "seed", *(f"{name} at 1, 2, 4, 8" for name in FIGURES.values())]
+    body = []
+    for row in rows:
+        if row["asked"] not in (asked, *(() if long else (0,))):
+            continue
+        name = row["method"] + (f", rate {row['lr']:g}" if row["lr"] else "")
+        name += ", real pictures" if row["pictures"] == "real" and not row["lr"] else ""
+        cells = [", ".join(interval(value, None, None) for value in row[key].values()) for key in FIGURES]
+        body.append([row["teacher"], name, str(row["seed"]), *cells])
+    return table(heads, body or unmade(len(heads) - 1))
+
+
+def distil_short() -> list[str]:
+    """Every method and rate at the shorter budget."""
+    return _judged(long=False)
+
+
+def distil_long() -> list[str]:
+    """The main methods at the longer budget."""
+    return _judged(long=True)
+
+
+def distil_aims() -> list[str]:
+    """What was aimed at, at the longer budget."""
+    aims = dict(rows_of("distil", "summary") or {"aims": {}})["aims"]
+    found = aims[max(aims, key=float)] if len(aims) > 1 else []
+    body = [
+        [
+            aim["teacher"],
+            aim["aim"],
+            f"{aim['value']:.2f}",
+            f"{aim['target']:g} ({'met' if aim['met'] else '**missed**'})",
+        ]
+        for aim in found
+    ]
+    return table(["teacher", "", "found", "aim"], body or unmade(3))
 
 
 def restored() -> list[str]:
@@ -354,6 +416,35 @@ def ranks() -> list[str]:
     return table(["two processes of one thread against one", "measured"], body)
 
 
+GROWS = {
+    "server_mib": "server: memory, MiB",
+    "server_files": "server: open files",
+    "server_threads": "server: threads",
+    "heap_mib": "page: JavaScript heap, MiB",
+    "nodes": "page: DOM nodes",
+    "listeners": "page: listeners",
+    "our_elements": "page: elements of the pack",
+    "browser_mib": "browser: memory, MiB",
+}
+
+
+def soak() -> list[str]:
+    """What grew over an hour of jobs, with the interval of each slope."""
+    found = read("soak")
+    rows = [
+        [
+            name,
+            f"{found['slopes'][key]['from']:,.0f}",
+            f"{found['slopes'][key]['to']:,.0f}",
+            "{:+,.1f} ({:+,.1f} to {:+,.1f})".format(*found["slopes"][key]["100 jobs"]),
+        ]
+        for key, name in GROWS.items()
+    ]
+    return table(
+        [f"{found['jobs']} jobs, {found['minutes']:.0f} minutes", "from", "to", "each 100 jobs"], rows
+    )
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     made.__name__: made
     for made in (
@@ -365,7 +456,12 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         stochastic,
         fit_labels,
         fit_four,
-        distil_frechet,
+        distances,
+        measures,
+        frechet,
+        distil_short,
+        distil_long,
+        distil_aims,
         distil_seconds,
         distil_samples,
         distil_summary,
@@ -374,6 +470,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         udm_cost,
         adapter,
         ranks,
+        soak,
     )
 }
 

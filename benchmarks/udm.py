@@ -15,8 +15,8 @@ power: what is possible without a model where the blur itself is known. Pictures
 
 Ablation: models that draw pictures from noise, on the Gaussian process (the teacher itself, with no guidance)
 and on hot blur (a LoRA that undoes blur + noise), in 4, 8 and 20 steps with a share kappa (Su's sigma~) of
-the noise renewed in each step. Frechet distance of the pictures to the emoji in the features of the packaged
-classifier: lower is better, to be compared within a process.
+the noise renewed in each step. Energy distance of the pictures to the emoji, which are known whole, in the
+features of `training.models.demo.judge`, with its 95 % interval: lower is better.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from fewstep.diffusion.samplers import batch_noise
 from fewstep.training.formats.files import write_json
 from fewstep.training.methods.restoration import restore, times_for
 from fewstep.training.models.demo import data
-from fewstep.training.models.demo.features import features
+from fewstep.training.models.demo.judge import eye
 from fewstep.training.models.demo.teacher import DemoTeacher
-from fewstep.training.reports.metrics import frechet
+from fewstep.training.reports.distances import known_pairs, scale_of, share
 from fewstep.training.reports.pictures import grid
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run
@@ -202,9 +202,11 @@ def restoration(teacher, updates):
 
 
 def ablation(teacher, updates, count=128):
-    """Rows of Frechet distances for each process, number of steps and share of renewed noise."""
+    """Rows of distances to the emoji for each process, number of steps and share of renewed noise."""
     whole = data.load("all", core=False)[0]
-    real, rows = features(data.to_pixels(whole)), []
+    features, rows = eye(), []
+    known = features(data.to_pixels(whole))
+    scaled, alike = scale_of(known), torch.zeros(len(known), dtype=torch.long)
     unlabelled = torch.zeros(count, dtype=torch.long)
     noise = torch.randn(count, *teacher.shape, generator=torch.Generator().manual_seed(11))
     for name, process, length in (("Gaussian", [{"kind": "gaussian"}], 1), ("hot blur", HOT, updates)):
@@ -216,11 +218,13 @@ def ablation(teacher, updates, count=128):
             distances = {}
             for kappa in SHARES:
                 x = run.task.restored(adapter, run.task.destroyed(noise, noise), unlabelled, steps, kappa)
-                distances[kappa] = frechet(features(data.to_pixels(x).clamp(-1, 1)), real)
-                row = {"process": name, "steps": steps, "kappa": kappa, "frechet": distances[kappa]}
-                rows.append(row)
+                seen = scaled(features(data.to_pixels(x)))
+                found = share(*known_pairs(seen, unlabelled, scaled(known), alike))
+                distances[kappa] = found.value
+                figures = {"distance": found.value, "interval": [found.low, found.high]}
+                rows.append({"process": name, "steps": steps, "kappa": kappa, **figures})
             best = min(distances, key=distances.get)
-            show(name, steps, *(f"{value:.0f}" for value in distances.values()), f"{best:g}")
+            show(name, steps, *(f"{value:.3f}" for value in distances.values()), f"{best:g}")
         run.close()
     return rows
 

@@ -94,6 +94,13 @@ def literal(text: str) -> Message:
     return Message("{text}", text=text)
 
 
+def lines(*messages: Message) -> Message:
+    """Messages one below the other."""
+    return functools.reduce(
+        lambda above, below: Message("{above}\n{below}", above=above, below=below), messages
+    )
+
+
 def message_of(error: BaseException) -> Message:
     """What an exception says, ours or not."""
     return error.message if isinstance(error, Fault) else literal(str(error) or type(error).__name__)

@@ -7,6 +7,10 @@ import { loadText } from "./text.js";
 import { registerPanel } from "./panel/panel.js";
 import { makeStore } from "./panel/store.js";
 import { graphMenu, makeOrTell } from "./graph/menu.js";
+import { dress } from "./looks/looks.js";
+import { listen } from "./looks/status.js";
+import { showZeros } from "./looks/zero.js";
+import { isOurs } from "./names.js";
 import { plotOn } from "./plots/plots.js";
 
 const MAKE = "Fewstep.MakeFewStep";
@@ -33,11 +37,16 @@ app.registerExtension({
   },
   setup() {
     registerPanel(app, api, runs);
+    listen(app, api);
+    app.canvas.canvas.addEventListener("litegraph:set-graph", () => showZeros(app));
   },
   getNodeMenuItems(node) {
     return graphMenu(app, api, node, runs);
   },
   nodeCreated(node) {
-    plotOn(app, api, node);
+    if (isOurs(node.comfyClass ?? node.type ?? "")) {
+      dress(app, api, node);
+      plotOn(app, api, node);
+    }
   },
 });

@@ -25,3 +25,8 @@ export function t(key, values = {}) {
   const text = find(words) ?? find(english) ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
+
+/** What a choice of a node's list is called, null where the language has no word of its own. */
+export function wordOf(choice) {
+  return Object.hasOwn(words.choices ?? {}, choice) ? words.choices[choice] : null;
+}

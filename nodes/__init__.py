@@ -9,6 +9,7 @@ from . import (
     distil,
     draw,
     fit,
+    forecast,
     inspect_sampler,
     load_lora,
     pairs,
@@ -27,7 +28,7 @@ class FewstepExtension(ComfyExtension):
     async def on_load(self) -> None:
         recipes.register_folder()
         if getattr(PromptServer, "instance", None) is not None:  # none when ComfyUI is used as a library
-            routes.register()
+            routes.register({forecast.PATH: forecast.answer})
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         files = (

@@ -29,6 +29,7 @@ from .comfy.decoding import decode
 from .comfy.latents import latent_of
 from .sampling import sample
 from .server import messages
+from .training import FIXED
 
 OURS = {
     "auto": {"order": "auto"},
@@ -105,7 +106,7 @@ class Compare(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**64 - 1,
-                    control_after_generate=True,
+                    control_after_generate=FIXED,
                     tooltip="Of the starting noise.",
                 ),
                 io.Float.Input(
@@ -355,15 +356,17 @@ def _picture(vae, reference, results, counts, best, tolerance):
     pixels = {id(r): decode(vae, r.latents[:1])[0] for r in (reference, *results)}
     rows = {}
     for r in results:
-        texts = (f"{r.distance:.3f}", f"{r.calls:g} calls")
+        texts = (f"{r.distance:.3f}", Message("{calls:g} calls", calls=r.calls))
         tile = comparison.Tile(pixels[id(r)], texts, near=r.distance <= tolerance, chosen=r is best)
         name = verdict.label(r)
         first = comparison.Tile(pixels[id(reference)], name.split(" · "), name=True)
         rows.setdefault(name, [first]).append(tile)
-    title = (
-        f"Distance to the picture of {reference.steps} steps. Green: within {tolerance:g}. Framed: chosen."
+    title = Message(
+        "Distance to the picture of {steps} steps. Green: within {tolerance:g}. Framed: chosen.",
+        steps=reference.steps,
+        tolerance=tolerance,
     )
-    heads = [f"{count} steps" for count in (reference.steps, *counts)]
+    heads = [Message("{steps} steps", steps=count) for count in (reference.steps, *counts)]
     return comparison.grid(title, heads, list(rows.values()))
 
 

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from ..training.models.demo import data, net
 from ..training.models.demo.teacher import label_vector, weights
+from .comfy import spoken
 from .server import messages
 
 TYPES = {"flow": comfy.model_base.ModelType.FLOW, "epsilon": comfy.model_base.ModelType.EPS}
@@ -132,7 +133,7 @@ class LoadDemoTeacher(io.ComfyNode):
 
 def entry(label: str | None = None) -> list:
     """The conditioning entry of a label; of none without one."""
-    return [label_vector(label)[None, None], {}]
+    return spoken.remember([label_vector(label)[None, None], {}], label or "")
 
 
 NODES = [LoadDemoTeacher]

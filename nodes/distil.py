@@ -7,6 +7,7 @@ from ..diffusion.faults import BadValue, Message
 from ..training import methods
 from ..training.run.config import DistilConfig
 from ..training.trajectories.data import Data
+from . import zero
 from .comfy import lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.guider_teacher import cfg_of
@@ -189,7 +190,8 @@ def _inputs() -> list:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="The guidance that you use with this model today; 0: what is usual for its "
+            extra_dict=zero.AUTO,
+            tooltip="The guidance that you use with this model today. 0 is auto: what is usual for its "
             "family. The LoRA has it built in.",
         ),
         io.Combo.Input(

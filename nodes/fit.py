@@ -104,7 +104,7 @@ class Fit(io.ComfyNode):
                 "positive", positive, patcher, teacher.shape, sigmas, Message("Wire a guider that has it")
             )
         chosen = min(run.counts, key=lambda n: (abs(n - use_steps), n))
-        drawn: dict[str, torch.Tensor] = {}
+        drawn: dict[Message, torch.Tensor] = {}
 
         if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
             settle(teacher, run.grid("auto", reference_steps))
@@ -121,7 +121,7 @@ class Fit(io.ComfyNode):
 
         teacher.run(work, run.grid("auto", reference_steps))
         recipe, text = run.recipe(chosen), run.report()
-        picture = pictures.fit_report(run.rows, "model calls" if config.calls else "steps")
+        picture = pictures.fit_report(run.rows, pictures.CALLS if config.calls else pictures.STEPS)
         if drawn:
             picture = pictures.stack(_grid(drawn, vae, patcher.model), picture)
         rows = [{key: _plain(value) for key, value in row.items()} for row in run.rows]
@@ -329,21 +329,24 @@ def _progress(run: SolverFit, node: str | None) -> None:
             told = text
 
 
-def held_out(run: SolverFit, count: int) -> dict[str, torch.Tensor]:
+def held_out(run: SolverFit, count: int) -> dict[Message, torch.Tensor]:
     """{heading: latents} of some held-out trajectories: their ends, and the automatic and fitted solver's."""
     which = run.data.split()[1][:SHOWN]
-    found = run.found[count]
-    solvers = {"auto": found.auto}
+    found, cfg = run.found[count], run.teacher.cfg
+    auto, fitted = (
+        {"steps": solver.steps, "calls": solver.calls(cfg)} for solver in (found.auto, found.solver)
+    )
+    solvers = {Message("auto\n{steps} steps, {calls} calls", **auto): found.auto}
     if found.solver != found.auto:
-        solvers["fitted"] = found.solver
+        solvers[Message("fitted\n{steps} steps, {calls} calls", **fitted)] = found.solver
 
     def ask(x: torch.Tensor, sigma: float, kinds: str) -> Sequence[torch.Tensor]:
         return run.data.ask(x, sigma, which, kinds)
 
-    drawn = {f"converged\n{run.config.reference_steps} steps": run.data.states[which, -1]}
+    converged = Message("converged\n{steps} steps", steps=run.config.reference_steps)
+    drawn = {converged: run.data.states[which, -1]}
     for name, solver in solvers.items():
-        head = f"{name}\n{solver.steps} steps, {solver.calls(run.teacher.cfg)} calls"
-        drawn[head] = solve_apart(solver, ask, run.data.states[which, 0])
+        drawn[name] = solve_apart(solver, ask, run.data.states[which, 0])
     return drawn
 
 
@@ -354,7 +357,7 @@ def _grid(drawn, vae, model):
     first = next(iter(columns.values()))
     rows = [str(i + 1) for i in range(len(first))]
     scale = max(1, TILE // first.shape[-1])
-    return pictures.grid(columns, rows, "Same starting noise, not fitted to", scale)
+    return pictures.grid(columns, rows, Message("Same starting noise, not fitted to"), scale)
 
 
 def _plain(value: Any) -> Any:

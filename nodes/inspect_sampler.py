@@ -9,10 +9,11 @@ from comfy_api.latest import io
 from PIL.Image import Image
 
 from ..diffusion import probe
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message, lines
 from ..training.reports import pictures
 from . import show
 from .comfy import levels, probing
+from .server import messages
 from .training import FIXED
 
 STATE = (1, 4, 16, 16)  # of the one-hot probe
@@ -103,36 +104,41 @@ def inspect(
         "signal": _finite(verdict.signal),
         "noise": _finite(verdict.noise),
     }
-    return {**data, "report": report(data)}
+    return {**data, "report": messages.told(report(data, verdict))}
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:
     return [round(v, 4) if math.isfinite(v) else None for v in values]
 
 
-def report(data: dict[str, Any]) -> str:
+def report(data: dict[str, Any], verdict: probe.Verdict) -> Message:
     """What was found, in words."""
-    lines = [
-        f"{data['calls']} model calls for {data['steps']} steps on the {data['path']} path.",
-        f"Oracle: {data['verdict']}.",
+    found = {name: data[name] for name in ("calls", "steps", "path")}
+    told = [
+        Message("{calls} model calls for {steps} steps on the {path} path.", **found),
+        *(Message("Oracle: {verdict}.", verdict=one) for one in verdict.messages),
     ]
     if not data["linear"]:
-        lines.append(
-            "This sampler is not linear in its predictions (it adapts to them), so their weights mean "
-            "nothing and are not shown."
+        told.append(
+            Message(
+                "This sampler is not linear in its predictions (it adapts to them), so their weights mean "
+                "nothing and are not shown."
+            )
         )
-        return "\n".join(lines)
+        return lines(*told)
     weights = data["weights"]
     total, late = sum(weights), sum(weights[len(weights) // 2 :])
-    lines.append(
-        f"Seed survival {data['survival']:.3f}: the share of the starting noise that outlives the run."
+    told.append(
+        Message(
+            "Seed survival {survival:.3f}: the share of the starting noise that outlives the run.",
+            survival=data["survival"],
+        )
     )
     if abs(total) > 1e-3:
-        lines.append(f"The later half of the calls has {late / total:.0%} of the weight.")
+        told.append(Message("The later half of the calls has {share:.0%} of the weight.", share=late / total))
     else:
-        lines.append("It makes nothing of its predictions on this schedule.")
-    lines.append("Weights: " + " ".join(f"{w:.3f}" for w in weights))
-    return "\n".join(lines)
+        told.append(Message("It makes nothing of its predictions on this schedule."))
+    return lines(*told, Message("Weights: {weights:.3f}", weights=weights))
 
 
 def picture(data: dict[str, Any]) -> Image:
@@ -140,10 +146,11 @@ def picture(data: dict[str, Any]) -> Image:
     if data["linear"]:
         return pictures.sampler(data)
     shares = {
-        name: [(call, share) for call, share in enumerate(data[name], 1) if share is not None]
-        for name in ("signal", "noise")
+        title: [(call, share) for call, share in enumerate(data[name], 1) if share is not None]
+        for name, title in {"signal": Message("signal"), "noise": Message("noise")}.items()
     }
-    return pictures.curves([("not linear: share of the expected signal and noise", "call", shares)])
+    title = Message("not linear: share of the expected signal and noise")
+    return pictures.curves([(title, Message("call"), shares)])
 
 
 NODES = [InspectSampler]

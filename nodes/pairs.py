@@ -15,7 +15,7 @@ from ..training.formats.files import check_folder, file_stem, free_name
 from ..training.models.denoiser import Guided, InParts
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
-from . import show
+from . import show, zero
 from .comfy import families, folders, levels, lora_files, residency, session
 from .comfy.denoiser import ComfyDenoiser
 from .comfy.fingerprints import base_of, digest, patches_of
@@ -78,8 +78,9 @@ class ReflowPairs(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance; 0: what is usual for the model's family. 1 for a model that is "
-                    "few-step.",
+                    extra_dict=zero.AUTO,
+                    tooltip="Guidance. 0 is auto: what is usual for the model's family. 1 for a model that "
+                    "is few-step.",
                 ),
                 io.String.Input("name", default="pairs", tooltip="Name of the file; a number is added."),
                 io.Int.Input(
@@ -276,8 +277,9 @@ class TrainOnPairs(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance of the teacher that fidelity is measured against; 0: as the pairs "
-                    "were drawn.",
+                    extra_dict=zero.AUTO,
+                    tooltip="Guidance of the teacher that fidelity is measured against. 0 is auto: as the "
+                    "pairs were drawn.",
                 ),
                 *job_inputs("reflow"),
                 *advanced_inputs(),

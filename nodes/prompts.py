@@ -17,7 +17,8 @@ from comfy_api.latest import io
 from ..diffusion.faults import BadValue, Failed, Message
 from ..training.formats import prompts
 from ..training.models.memory_errors import named
-from . import show
+from . import show, zero
+from .comfy import spoken
 
 TYPED, MINE, BUNDLED = SOURCES = ("typed only", "my pictures, then the bundled list", "bundled list")
 LISTED = 8  # of the pictures' sizes
@@ -71,6 +72,7 @@ class Prompts(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
+                    extra_dict=zero.ALL,
                     tooltip="A folder in the output folder to look for pictures in; empty for all of it.",
                 ),
             ],
@@ -196,7 +198,7 @@ def encode(clip: comfy.sd.CLIP, text: str) -> list:
             "scheduled hooks. Wire the CLIP from before that node.",
             count=len(entries),
         )
-    return entries[0]
+    return spoken.remember(entries[0], text)
 
 
 def heading(chosen: list[tuple[str, str]], left: int = 0) -> Message:

@@ -14,7 +14,7 @@ from ..diffusion.faults import BadValue, Message
 from ..diffusion.solvers import linear
 from ..training.formats.files import check_folder, file_stem, free_name, load_recipe, save_recipe
 from ..training.formats.recipe import Recipe
-from .comfy import levels
+from .comfy import folders, levels
 from .comfy.fingerprints import base_of
 from .comfy.guider_apart import ApartGuider
 from .sampling import recipe_sampler
@@ -26,9 +26,10 @@ NO_PROMPTS = Message("GUIDER needs prompts: wire positive and negative into the 
 
 
 def register_folder() -> None:
-    """Tell the host where recipes are, so that it lists them as it lists models."""
-    folder = os.path.join(folder_paths.models_dir, "fewstep")
-    folder_paths.add_model_folder_path(FOLDER, folder, is_default=True)
+    """Tell the host where recipes are, so that it lists them as it lists models. Folders that
+    extra_model_paths.yaml names for them come first.
+    """
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, "fewstep"))
     folder_paths.folder_names_and_paths[FOLDER][1].add(".json")
 
 
@@ -135,7 +136,7 @@ class SaveRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, recipe: Recipe, name: str) -> io.NodeOutput:
-        folder, stem = folder_paths.get_folder_paths(FOLDER)[0], file_stem(name)
+        folder, stem = folders.of_models(FOLDER), file_stem(name)
         path = free_name(folder, stem, ".json")
         check_folder(folder, name=path.name)
         save_recipe(path, recipe)

@@ -21,7 +21,7 @@ from ..training.formats import processes
 from ..training.formats.files import load_lora
 from ..training.formats.recipe import Recipe
 from ..training.methods.restoration import Seen, restore, times_for
-from . import recipes
+from . import recipes, zero
 from .comfy import fresh_noise, levels, lora_files
 from .comfy.decoding import decode
 from .comfy.latents import latent_of
@@ -237,7 +237,8 @@ class Restore(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Model calls; 0: as the LoRA was made for, 1 without a LoRA here.",
+                    extra_dict=zero.AUTO,
+                    tooltip="Model calls. 0 is auto: as the LoRA was made for, 1 without a LoRA here.",
                 ),
                 io.Float.Input(
                     "renew",

@@ -10,6 +10,7 @@ from ..training import methods
 from ..training.formats.precision import PRECISIONS
 from ..training.run.config import DistilConfig
 from ..training.run.optimisers import OPTIMISERS
+from . import zero
 from .comfy import families, lora_files, residency
 from .training import FIXED, MEMORY, Trained
 
@@ -51,7 +52,8 @@ def advanced_inputs() -> list:
             max=1_000_000,
             optional=True,
             advanced=True,
-            tooltip="Training updates; 0 lets quality choose.",
+            extra_dict=zero.AUTO,
+            tooltip="Training updates. 0 is auto: quality chooses.",
         ),
         io.Int.Input(
             "batch",
@@ -69,7 +71,9 @@ def advanced_inputs() -> list:
             max=512,
             optional=True,
             advanced=True,
-            tooltip="Rank of the LoRA; 0: what is usual for the model's family.",
+            extra_dict=zero.AUTO,
+            tooltip="Rank of the LoRA. 0 is auto: what is usual for the model's family, or less where that "
+            "does not fit.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -80,7 +84,8 @@ def advanced_inputs() -> list:
             round=False,
             optional=True,
             advanced=True,
-            tooltip="Peak learning rate; 0: what is usual for the model's family.",
+            extra_dict=zero.AUTO,
+            tooltip="Peak learning rate. 0 is auto: what is usual for the model's family.",
         ),
         io.Int.Input(
             "phases",
@@ -89,8 +94,9 @@ def advanced_inputs() -> list:
             max=8,
             optional=True,
             advanced=True,
-            tooltip="Parts of the way within which the student is consistent or straight; 0: as many as "
-            "steps, 1 is LCM.",
+            extra_dict=zero.AUTO,
+            tooltip="Parts of the way within which the student is consistent or straight. 0 is auto: as many "
+            "as steps. 1 is LCM.",
         ),
         io.String.Input(
             "layers",

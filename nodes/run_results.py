@@ -49,8 +49,8 @@ def _is_of(path, label):
 
 def told(run: Run, path: Path) -> Message:
     """What came of a run."""
-    best, skipped = run.probe.best, run.descent.skipped
-    if best and best.fidelity >= run.probe.fidelity[0][1]:
+    skipped = run.descent.skipped
+    if not run.probe.gained:
         return Message(
             "Saved {file}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
             "train longer",
@@ -92,11 +92,12 @@ def progress_in_words(progress: Progress) -> Message:
         "{stage}: loss {loss:.4f}, {left} left",
         stage=progress.stage,
         loss=progress.loss,
-        left=_time(progress.seconds_left),
+        left=time_of(progress.seconds_left),
     )
 
 
-def _time(seconds: float) -> Message:
+def time_of(seconds: float) -> Message:
+    """A time in words."""
     if seconds < 3600:
         return Message("{minutes:.1f} min", minutes=seconds / 60)
     return Message("{hours:.1f} h", hours=seconds / 3600)
@@ -120,9 +121,9 @@ def preview(run: Run, vae: io.Vae.Type | None) -> torch.Tensor:
 def _tiles(run, vae):
     steps, held = run.config.steps, run.probe.held
     drawn = {
-        "teacher": held.reference,
-        f"before\n{steps} steps": run.task.before(held.first(SHOWN)),
-        f"now\n{steps} steps": run.task.draw(held, run.adapter),
+        Message("teacher"): held.reference,
+        Message("before\n{steps} steps", steps=steps): run.task.before(held.first(SHOWN)),
+        Message("now\n{steps} steps", steps=steps): run.task.draw(held, run.adapter),
     }
     model = run.denoiser.model
     condition = held.condition[:SHOWN]
@@ -132,4 +133,4 @@ def _tiles(run, vae):
     }
     scale = max(1, 128 // next(iter(columns.values())).shape[-1])
     rows = [str(i + 1) for i in range(SHOWN)]
-    return pictures.grid(columns, rows, "Same starting noise", scale)
+    return pictures.grid(columns, rows, Message("Same starting noise"), scale)

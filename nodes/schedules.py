@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..diffusion.schedules import edits, grids
 from ..training.reports import pictures
-from . import show
+from . import show, zero
 from .comfy import levels, model_info
 
 CATEGORY = "Fewstep/sampling"
@@ -190,16 +190,18 @@ class EditSchedule(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
+                    extra_dict=zero.OFF,
                     tooltip="Move each step to the nearest of this many equal times, for distilled models. "
-                    "0: off.",
+                    "0 is off.",
                 ),
                 io.Int.Input(
                     "split",
                     default=0,
                     min=0,
                     max=999,
-                    tooltip="HIGH holds the steps before this one, LOW the others. 0: HIGH is all, LOW the "
-                    "last step.",
+                    extra_dict=zero.OFF,
+                    tooltip="HIGH holds the steps before this one, LOW the others. 0 is off: HIGH is all, "
+                    "LOW the last step.",
                 ),
                 io.Sigmas.Input(
                     "part",

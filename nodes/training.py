@@ -11,7 +11,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -98,7 +97,7 @@ class Order:
     @property
     def starts_wanted(self) -> int:
         """How many states the run starts from, where it does not start from noise."""
-        return starts_wanted(0 if self.data else self.config.images)
+        return starts_wanted(self.config, self.data is not None)
 
     @property
     def after(self) -> str:
@@ -173,7 +172,7 @@ def train(order: Order) -> Trained:
 def _train(order: Order) -> Trained:
     if order.guider is not None:
         _check_guided(order)
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder = folders.of_models("loras")
     check_folder(folder, name=free_name(folder, file_stem(order.name), run_results.LORA).name)
     latent = latent_of(order.model, order.latent)
     phases = _phases(order)
@@ -322,8 +321,19 @@ def _plan(order: Order, patcher: Any, denoiser: ComfyDenoiser, data: Data | None
         raise
     weights = [denoiser.weights] if denoiser.weights else []
     denoiser.planned = run_results.plan_in_words(planned, order.config, weights)
-    show.say(order.node, denoiser.planned)
+    show.say(order.node, denoiser.planned, _used(dataclasses.replace(order.config, rank=planned.rank)))
     return planned
+
+
+def _used(config: DistilConfig) -> dict[str, float]:
+    """What the automatic settings of a node stand for, by the names of its inputs."""
+    return {
+        "cfg": config.cfg,
+        "rank": config.rank,
+        "learning_rate": config.lr,
+        "updates": config.updates,
+        "phases": config.phases or config.steps,
+    }
 
 
 def _trained(run: Run, about: dict, folder: Path, order: Order) -> Trained:

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from scripts import script
 
 house = script("house")
@@ -127,3 +128,11 @@ def test_the_archive_holds_every_picture_that_the_pages_show():
     ]
     assert len(shown) > 5
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == ""
+
+
+def test_icon_and_banner_are_what_the_registry_takes():
+    """A square of at most 400 pixels, and 21:9."""
+    brand = script("brand")
+    with Image.open(ROOT / "docs" / "icon.png") as icon, Image.open(ROOT / "docs" / "banner.png") as banner:
+        assert icon.size == brand.ICON and icon.width == icon.height <= 400
+        assert banner.size == brand.BANNER and banner.width * 9 == banner.height * 21

@@ -1,5 +1,5 @@
-// The two curves of a run, loss to the left and fidelity to the right, each with its own scale, drawn with
-// charts/draw.js on a context that is handed in. Knows no page.
+// The two curves of a run, loss to the left and fidelity (or another face of quality) to the right, each with
+// its own scale, drawn with charts/draw.js on a context that is handed in. Knows no page.
 //
 // x is the training update, from 0 to `to`. loss and fidelity are Curves, see charts/curve.js; an area also
 // has `columns`, the pixel columns of the screen that it covers.
@@ -16,6 +16,7 @@ const DOT = 2.5;              // radius
 const ROOM = 6;               // columns for a point that has a dot
 const SHOWN = [2, 3];         // dashes where the picture is of
 const KEPT = 5;               // radius of the ring at the update that is kept
+const REACH = 0.45;           // how strong an interval is drawn
 
 /** The area of curves on a place of that size; ratio: pixels of the screen for one of the page. */
 export function plotArea(width, height, ratio = 1) {
@@ -73,10 +74,11 @@ function nearestPoint(curve, update) {
 
 /**
  * colours: { loss, fidelity, grid, text }; at: the column that is pointed at; shown: the
- * update whose picture is shown; kept: the one that is saved; other: another run's fidelity.
+ * update whose picture is shown; kept: the one that is saved; other: another run's fidelity;
+ * ends: the intervals of what stands for fidelity, [[update, low, high]].
  */
 export function drawCurves(context, area, what) {
-  const { loss, fidelity, to, colours, at = null, shown = null, kept = null, other = null } = what;
+  const { loss, fidelity, to, colours, at = null, shown = null, kept = null, other = null, ends = [] } = what;
   const x = (update) => area.left + (update / to) * (area.right - area.left);
   loss.view(to, area.columns);
   fidelity.view(to, area.columns);
@@ -92,12 +94,18 @@ export function drawCurves(context, area, what) {
     drawLoss(context, loss, area, y, colours.loss);
   }
   if (fidelity.length) {
-    const { scale, y } = scaleOf(other?.length ? both(fidelity, other) : fidelity, area);
+    const { scale, y } = scaleOf(reachOf(fidelity, other, ends), area);
     drawValues(context, area, scale.ticks, y, { colour: colours.fidelity, side: "right" });
     if (other?.length) {
       const inside = pointsOf(other, x, y).filter(([place]) => place <= area.right + 1);
       drawLine(context, inside, { colour: colours.text, dashed: true });
     }
+    context.globalAlpha = REACH;
+    for (const [update, low, high] of ends) {
+      const upright = [[x(update), y(low)], [x(update), y(high)]];
+      drawLine(context, upright, { colour: colours.fidelity, width: WIDTH });
+    }
+    context.globalAlpha = 1;
     drawFidelity(context, fidelity, x, y, colours.fidelity);
     const i = fidelity.find(kept ?? Infinity);
     if (i < fidelity.length && fidelity.updates[i] === kept) {
@@ -116,7 +124,14 @@ const updatesOf = (area, to) =>
 export const middleOf = (area, column) =>
   area.left + ((column + 0.5) / area.columns) * (area.right - area.left);
 
-const both = (a, b) => ({ low: Math.min(a.low, b.low), high: Math.max(a.high, b.high) });
+/** The lowest and the highest value that the right scale has to hold. */
+function reachOf(fidelity, other, ends) {
+  const curves = other?.length ? [fidelity, other] : [fidelity];
+  return {
+    low: Math.min(...curves.map((curve) => curve.low), ...ends.map((end) => end[1])),
+    high: Math.max(...curves.map((curve) => curve.high), ...ends.map((end) => end[2])),
+  };
+}
 
 function scaleOf(curve, area) {
   const scale = axis(curve.low, curve.high);

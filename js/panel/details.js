@@ -3,7 +3,8 @@
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
-import { gained, memory, modelName, recipe, short, timeLeft, when, whole, word, wordsOf } from "./format.js";
+import { gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe } from "./format.js";
+import { short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
 import { makeRunChart } from "./runchart.js";
@@ -76,13 +77,13 @@ function makeProgress() {
 
 /** What came of a run that is over, in a sentence: nearer to what it learns from than without it, or not. */
 function judge(element, run) {
-  const known = Number.isFinite(run.best) && Number.isFinite(run.before);
-  element.hidden = isLive(run) || !known;
+  const { best, before } = judged(run);
+  element.hidden = isLive(run) || !Number.isFinite(best) || !Number.isFinite(before);
   if (element.hidden) {
     return;
   }
-  const values = { best: short(run.best), before: short(run.before), update: whole(run.kept) };
-  const share = Math.round(100 * (1 - run.best / run.before));
+  const values = { best: short(best), before: short(before), update: whole(run.kept) };
+  const share = Math.round(100 * (1 - best / before));
   say(element, gained(run)
     ? t("panel.verdict.gain", { ...values, percent: share })
     : t("panel.verdict.none", values));
@@ -96,6 +97,8 @@ const FACTS = {
   updates: (run) => t("panel.step", { step: whole(run.done), total: whole(run.updates) }),
   fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
   before: (run) => (Number.isFinite(run.before) ? short(run.before) : ""),
+  distance: (run) => (pointOf(run, "distance") ? range(pointOf(run, "distance")) : ""),
+  diversity: (run) => (pointOf(run, "diversity") ? range(pointOf(run, "diversity"), inPercent) : ""),
   speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
   memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
   skipped: (run) => (run.skipped ? whole(run.skipped) : ""),

@@ -48,6 +48,21 @@ export function short(value) {
   return String(size >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
 }
 
+export const percent = (part) => (Number.isFinite(part) ? `${Math.round(100 * part)} %` : NOTHING);
+
+/** A share with as many digits as an interval of it has use for: 0.031. */
+export const inShares = (value) => value.toFixed(3);
+
+/** "0.031 (0.022–0.040)" of a point [update, value, low, high]; words: a number in words. */
+export function range(point, words = inShares) {
+  const [, value, low, high] = point ?? [];
+  return Number.isFinite(value) ? `${words(value)} (${words(low)}–${words(high)})` : NOTHING;
+}
+
+/** The point of a face of quality at the update that is kept, else the last; undefined without one. */
+export const pointOf = (run, face) =>
+  run[face]?.find(([update]) => update === run.kept) ?? run[face]?.at(-1);
+
 export function whole(value) {
   return Number.isFinite(value) ? WHOLE.format(value) : NOTHING;
 }
@@ -72,9 +87,20 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
+/** { best, before } of what decides which adapter is kept: of the distance of distributions, or fidelity. */
+export function judged(run) {
+  if (run.judged_by !== "distance" || !run.distance?.length) {
+    return { best: run.best, before: run.before };
+  }
+  const [update, before] = run.distance[0];
+  return { best: pointOf(run, "distance")[1], before: update === 0 ? before : null };
+}
+
 /** Whether a run has come nearer than the untrained model; true as long as one of the two is not known. */
-export const gained = ({ best, before }) =>
-  !Number.isFinite(best) || !Number.isFinite(before) || best < before;
+export function gained(run) {
+  const { best, before } = judged(run);
+  return !Number.isFinite(best) || !Number.isFinite(before) || best < before;
+}
 
 /** What a picture of that update is called. */
 export const nameOf = (run, update) =>

@@ -49,7 +49,7 @@ export function makePreviews(api) {
     waiting.hidden = kept.length > 0;
     grid.hidden = !kept.length;
     chooser.hidden = kept.length < 2;
-    say(prompts, (run.prompts ?? []).join("\n"));
+    say(prompts, promptsOf(run));
     prompts.hidden = !kept.length || !prompts.textContent;
     showOther(store.otherRun());
     if (!kept.length) {
@@ -82,6 +82,11 @@ export function makePreviews(api) {
   }
 
   return { element, show };
+}
+
+/** The prompt of the pictures, or that of each row by its number. */
+function promptsOf({ prompts = [] }) {
+  return prompts.length < 2 ? prompts.join("") : prompts.map((text, i) => `${i + 1} · ${text}`).join("\n");
 }
 
 /** Of the third column: "Now" while it follows the run, "LoRA" where the picture is of what is saved. */

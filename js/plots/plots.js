@@ -1,6 +1,7 @@
 // Puts a plot on the nodes that have one: a DOM widget, which both renderers of the frontend show.
 
 import { addStyles } from "../dom.js";
+import { after } from "../graph/hooks.js";
 import { isLoaded } from "../graph/walk.js";
 import { COMPARE, CONSISTENCY_SAMPLER, DRAW_SCHEDULE, FIT, INSPECT, SAMPLER, SCHEDULE } from "../names.js";
 import { comparePlot } from "./compare.js";
@@ -118,14 +119,4 @@ function passOn(app, element) {
   pass("pointermove", (event) => (event.buttons & ~1) !== 0, (event) => app.canvas.processMouseMove(event));
   pass("pointerup", (event) => event.button !== 0, (event) => app.canvas.processMouseUp(event));
   pass("contextmenu", () => true, () => {});
-}
-
-/** Call `then` too whenever the node's hook is called. */
-function after(node, hook, then) {
-  const before = node[hook];
-  node[hook] = function (...values) {
-    const answer = before?.apply(this, values);
-    then(...values);
-    return answer;
-  };
 }

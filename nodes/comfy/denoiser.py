@@ -84,6 +84,10 @@ class ComfyDenoiser:
         order = torch.tensor(sum(calls, [])).argsort()
         return torch.cat(parts).to(x.device)[order.to(x.device)]
 
+    def kinds(self, condition: torch.Tensor) -> torch.Tensor:
+        """Rows (B,) of one kind can share a call, and are answered in their order."""
+        return torch.tensor([self._kinds[number] for number in condition.tolist()])
+
     def _calls(self, numbers: list[int]) -> list[list[int]]:
         """Which rows share a call."""
         groups = {}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
+from comfy.supported_models_base import BASE
 
 from ...diffusion.faults import BadValue, Fault
 from ...training.methods.phases import usual_shift
@@ -15,7 +16,7 @@ from .levels import path_of, sigma_of
 
 def family(model: ModelPatcher) -> Family:
     """The settings of a MODEL's family (`training.models.families`)."""
-    return usual(*_names(model))
+    return usual(*names_of(model.model.model_config))
 
 
 def shift(model: ModelPatcher) -> float:
@@ -26,10 +27,10 @@ def shift(model: ModelPatcher) -> float:
 
 def check_trainable(model: ModelPatcher) -> None:
     """Raise ValueError, naming the family, for a model that makes neither pictures nor videos."""
-    if what := makes_otherwise(*_names(model)):
+    if what := makes_otherwise(*names_of(model.model.model_config)):
         raise BadValue(
             "model must make pictures or videos; {family} makes {what}, which Fewstep can't train.",
-            family=_names(model)[0],
+            family=names_of(model.model.model_config)[0],
             what=what,
         )
 
@@ -47,11 +48,11 @@ def named(model: ModelPatcher) -> Iterator[None]:
         raise BadValue(
             "model must be one that Fewstep can train with what is wired; the code of {family} gave "
             '"{error}". Wire the prompts and the latent that it is sampled with, pictures included.',
-            family=_names(model)[0],
+            family=names_of(model.model.model_config)[0],
             error=f"{type(error).__name__}: {error}",
         ) from error
 
 
-def _names(model: ModelPatcher) -> list[str]:
-    """The class of a MODEL's configuration in comfy.supported_models, and those that it inherits from."""
-    return [kind.__name__ for kind in type(model.model.model_config).__mro__]
+def names_of(config: BASE) -> list[str]:
+    """The class of a configuration in comfy.supported_models, and those that it inherits from."""
+    return [kind.__name__ for kind in type(config).__mro__]

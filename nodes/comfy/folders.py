@@ -10,6 +10,13 @@ def of_user(kind: str) -> Path:
     return Path(folder_paths.get_user_directory()) / "fewstep" / kind
 
 
+def of_models(kind: str) -> Path:
+    """Where a new file of that kind of model goes: of several folders the default one, which the host keeps
+    first (`is_default` of extra_model_paths.yaml).
+    """
+    return Path(folder_paths.get_folder_paths(kind)[0])
+
+
 def of_output(name: str) -> Path:
     """The folder of that name in the output directory."""
     return Path(folder_paths.get_output_directory()) / name

@@ -5,6 +5,7 @@ level at every time.
 "velocity" | ...}
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -15,6 +16,7 @@ import comfy.model_detection as detection
 import folder_paths
 import safetensors
 import torch
+from comfy.supported_models_base import BASE
 
 from ...diffusion.faults import NotFound
 from .levels import path_of, prediction_of, sigma_of
@@ -55,21 +57,33 @@ def describe(kind: str, name: str) -> dict[str, Any]:
 
     Raises LookupError where there is no such file, or where it doesn't tell.
     """
+    return _described(kind, *file_of(kind, name))
+
+
+def file_of(kind: str, name: str) -> tuple[str, int, int]:
+    """(path, time of its last change, size) of such a file. Raises LookupError as `describe`."""
     if kind not in FOLDERS or name not in folder_paths.get_filename_list(FOLDERS[kind]):
         raise NotFound("There is no {kind} of that name.", kind=kind)
     path = folder_paths.get_full_path(FOLDERS[kind], name)
     if path is None or not path.endswith((".safetensors", ".sft")):
         raise NotFound("{name} has no header that can be read alone; safetensors files have.", name=name)
     stat = os.stat(path)
-    return _described(kind, path, stat.st_mtime_ns, stat.st_size)
+    return path, stat.st_mtime_ns, stat.st_size
 
 
 @functools.lru_cache(64)
 def _described(kind, path, changed, size):
     """`describe` of a file as it is; `changed` and `size` tell states of it apart."""
+    with header_of(path) as (tensors, metadata):
+        return table(sampling_of(tensors, kind, metadata))
+
+
+@contextlib.contextmanager
+def header_of(path: str) -> Iterator[tuple["Header", dict[str, str] | None]]:
+    """(tensors, metadata) of a safetensors file; within, whatever fails is raised as LookupError."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return table(sampling_of(Header(file), kind, file.metadata()))
+            yield Header(file), file.metadata()
     except Exception as error:  # detection meets files of any shape, and fails on some in ways of its own
         raise NotFound(
             "{path} is no model that can be told from its header: {error}",
@@ -85,12 +99,24 @@ def sampling_of(
 
     Raises LookupError where ComfyUI detects none.
     """
+    config, tensors, prefix = config_of(tensors, kind, metadata)
+    config.unet_config["disable_unet_model_creation"] = True  # how it samples, without its network
+    return config.get_model(tensors, prefix, device="meta").model_sampling
+
+
+def config_of(
+    tensors: "Header", kind: str = "unet", metadata: dict[str, str] | None = None
+) -> tuple[BASE, "Header", str]:
+    """(config, tensors, prefix of the network's): what ComfyUI's loader of that kind detects.
+
+    Raises LookupError where it detects none.
+    """
     prefix = detection.unet_prefix_from_state_dict(tensors)
     if kind == "unet":
         tensors, prefix = tensors.under(prefix) or tensors, ""
     config = detection.model_config_from_unet(tensors, prefix, metadata=metadata)
     if config is None and kind == "checkpoint":  # the loader takes a diffusion model alone as well
-        return sampling_of(tensors, "unet", metadata)
+        return config_of(tensors, "unet", metadata)
     if config is None:  # in diffusers' format
         converted = detection.convert_diffusers_mmdit(tensors)
         if converted is not None:
@@ -100,8 +126,7 @@ def sampling_of(
             config = detection.model_config_from_diffusers_unet(tensors)
     if config is None:
         raise NotFound("ComfyUI detects none in these tensors.")
-    config.unet_config["disable_unet_model_creation"] = True  # how it samples, without its network
-    return config.get_model(tensors, prefix, device="meta").model_sampling
+    return config, tensors, prefix
 
 
 class Header(MutableMapping):

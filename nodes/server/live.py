@@ -24,7 +24,9 @@ from ...training.run.machine import used
 from ...training.run.progress import Progress
 from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
+from ..comfy.families import names_of
 from ..comfy.latents import first_frames
+from ..comfy.spoken import texts_of
 from . import messages
 
 EVERY = 0.2  # seconds between events
@@ -55,8 +57,10 @@ class Live:
         notes.setdefault("name", self.order.name)
         notes.update(
             model=model_name(self.order.prompt, self.order.node),
-            prompts=texts(self.order.prompt, self.order.node, len(self.order.positive)),
+            family=names_of(self.order.model.model.model_config)[0],
         )
+        prompts = self._prompts()
+        notes["prompts"] = prompts if len(prompts) < 2 else notes.get("prompts", [])
         for name, message in (("weights", self.run.denoiser.weights), ("plan", self.run.denoiser.planned)):
             notes[name] = message and message.to_dict()
         self._store()
@@ -72,6 +76,11 @@ class Live:
         self.over = True
         self.run.denoiser.check = comfy.model_management.throw_exception_if_processing_interrupted
         self.send()
+
+    def _prompts(self) -> list[str]:
+        """The text of each prompt, as far as it is known."""
+        positive = self.order.positive
+        return texts_of(positive) or texts(self.order.prompt, self.order.node, len(positive))
 
     def _store(self):
         """Keep what the run can be queued again from: its node and all that feeds it.
@@ -141,6 +150,9 @@ class Live:
         if probe.drawn is None or not self.pictures or self.pictured == probe.fidelity[-1][0]:
             return
         self.pictured = probe.fidelity[-1][0]
+        prompts = self._prompts()
+        if len(prompts) > 1:
+            self.job.notes["prompts"] = [prompts[i] for i in probe.held.condition[:SHOWN].tolist()]
         try:
             folder = self.job.folder / PREVIEWS
             folder.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import folder_paths
 
 from ...diffusion.faults import ENGLISH, Fault, Language, Message
+from ...training.reports.lettering import lettered
 
 LOCALES = Path(__file__).parent.parent.parent / "locales"
 WIDE = re.compile("[\u3000-\u9fff\uff00-\uffef“”]")
@@ -154,7 +155,7 @@ def speaking(node: type) -> type:
 
 
 def in_words(function: Callable, node: str = "") -> Callable:
-    """The function with what it says in the user's language.
+    """The function with what it says, and writes on pictures, in the user's language.
 
     An exception stays the same object, of its type and with its traceback; only the text of one of ours is
     put into words. Exceptions that are not ours pass as they are.
@@ -163,7 +164,8 @@ def in_words(function: Callable, node: str = "") -> Callable:
     @functools.wraps(function)
     def worded(*args, **kwargs):
         try:
-            result = function(*args, **kwargs)
+            with lettered(language(), spoken(node)):
+                result = function(*args, **kwargs)
         except Exception as error:
             _word(error, node)
             raise

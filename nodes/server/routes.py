@@ -6,8 +6,9 @@ Run ids are looked up among the folders that are there, and never become part of
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import folder_paths
@@ -27,10 +28,14 @@ from .live import LIVE
 MOST_BODY = 1024  # bytes; no route reads one
 MOST_NAME = 200  # characters
 ROUTE = "/fewstep/runs/{id}"
+GONE = "fewstep.gone"  # the event of a run that was deleted
 
 
-def register() -> None:
-    """Add the routes to ComfyUI's server, which serves them below /api too."""
+def register(more: Mapping[str, Callable[[web.Request], web.StreamResponse]] = MappingProxyType({})) -> None:
+    """Add the routes to ComfyUI's server, which serves them below /api too.
+
+    more: {path: what answers GET there}.
+    """
     routes = PromptServer.instance.routes
     for path, handler in (
         ("/fewstep/runs", listing),
@@ -40,6 +45,7 @@ def register() -> None:
         (f"{ROUTE}/preview/{{column}}", preview),
         (f"{ROUTE}/prompt", prompt),
         ("/fewstep/model", model),
+        *more.items(),
     ):
         routes.get(path)(_answered(handler))
     orders = {"pause": pause, "stop": stop, "delete": remove, "rename": rename, "export": export}
@@ -220,4 +226,5 @@ def remove(request: web.Request) -> web.Response:
     folder = _folder(request)
     if folder.name in LIVE or not delete(folder):
         raise Refusal("The run must be over to be deleted. Pause it first.", code="running", status=409)
+    PromptServer.instance.send_sync(GONE, {"id": folder.name})  # other pages show it too
     return _json({})

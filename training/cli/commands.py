@@ -28,10 +28,16 @@ def demo(args: Namespace) -> int:
     from .demo import demo as run
 
     result = run(_out(args.out), kind=args.teacher, method=args.method, device=args.device, seed=args.seed)
-    print(f"\n{'':14}{'RMSE to teacher':>16}{'Frechet to data':>17}")
+    heads = {
+        "rmse": "RMSE to teacher",
+        "distance_teacher": "distance to teacher",
+        "distance_data": "to data",
+        "diversity": "diversity",
+    }
+    print(f"\n{'':14}" + "".join(f"{head:>21}" for head in heads.values()))
     for name in COLUMNS:
         row = result["columns"][name]
-        print(f"{name:14}{row['rmse']:16.4f}{row['frechet']:17.3f}")
+        print(f"{name:14}" + "".join(f"{row[key]:21.4f}" for key in heads))
     print(
         f"{result['seconds']:.0f} s. "
         f"Written to {args.out}: demo.png, curves.png, lora.safetensors, metrics.json"
@@ -213,10 +219,18 @@ def _report(run, out):
     skipped = f", {run.descent.skipped} left out as not finite" if run.descent.skipped else ""
     print(
         f"{run.done} updates{skipped}; distance to the teacher {before:.4f} before, {now:.4f} now "
-        f"({run.config.steps} steps). Written to {out}: lora.safetensors, curves.png"
+        f"({run.config.steps} steps){_faces(run.probe.told())}. "
+        f"Written to {out}: lora.safetensors, curves.png"
     )
-    if now >= before:
+    if not run.probe.gained:
         print("The LoRA is no nearer to the teacher than the untrained model. Lower lr, or train longer.")
+
+
+def _faces(told):
+    """The other faces of what is kept, with their intervals; "" where they are not known."""
+    names = {"distance": "of distributions", "diversity": "diversity"}
+    known = {name: told[key] for key, name in names.items() if key in told}
+    return "".join(f", {name} {v:.3f} ({low:.3f} to {high:.3f})" for name, (v, low, high) in known.items())
 
 
 def _given(args, *names):

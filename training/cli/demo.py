@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from ..formats.files import check_folder, write_json, write_near
 from ..models.demo import data
-from ..models.demo.features import features
+from ..models.demo.judge import Judge
 from ..models.demo.teacher import DemoTeacher
 from ..reports import pictures
-from ..reports.metrics import frechet, rmse
 from ..run.config import DistilConfig
 from ..run.run import Run
 from .spec import check_device
@@ -54,8 +53,8 @@ def demo(
         bar.update()
         if progress.fidelity is not None:
             bar.set_postfix_str(f"loss {progress.loss:.4f}, distance to teacher {progress.fidelity:.3f}")
-    images = _evaluate(run, seed, bar)
-    metrics = _measure(images)
+    images, condition = _evaluate(run, seed, bar)
+    metrics = _measure(images, condition)
     write_near(out / "lora.safetensors", run.save)
     pictures.save(_picture(images, metrics), out / "demo.png")
     pictures.save(pictures.run_curves(run.loss, run.probe.fidelity), out / "curves.png")
@@ -93,7 +92,7 @@ def _peak_memory():
 
 
 def _evaluate(run, seed, bar):
-    """{column: pixels (N, 3, 32, 32)} from the same noises and labels; the shown ones come first."""
+    """({column: pixels (N, 3, 32, 32)}, labels (N,)) from the same noises; the shown ones come first."""
     teacher = run.denoiser
     g = torch.Generator().manual_seed(1_000_000 + seed)
     noise = torch.randn(EVALUATED, *teacher.shape, generator=g)
@@ -127,20 +126,21 @@ def _evaluate(run, seed, bar):
         images[name] = data.to_pixels(job().cpu()).clamp(-1, 1)
         bar.update()
     bar.close()
-    return images
+    return images, condition
 
 
-def _measure(images):
-    """RMSE to the teacher's 50 steps, and Frechet distance to the data's features.
-
-    The RMSE is of pixels in 0..1, for columns with c = 0 only.
+def _measure(images, condition):
+    """{column: figures}: RMSE to the teacher's 50 steps (pixels in 0..1, for columns with c = 0 only), energy
+    distance to these and to the emoji, and diversity; `intervals` has the ends of 95 %.
     """
-    real = features(data.to_pixels(data.load("all")[0]))
-    out = {}
+    judge, out = Judge(images["teacher-50"], condition), {}
     for name, pixels in images.items():
-        out[name] = {"frechet": round(frechet(features(pixels), real), 4)}
-        if not name.endswith("consistency"):
-            out[name]["rmse"] = round(rmse(pixels, images["teacher-50"]) / 2, 5)
+        figures = judge(pixels)
+        if name.endswith("consistency"):
+            figures.pop("rmse")
+        out[name] = {key: round(estimate.value, 5) for key, estimate in figures.items()}
+        ends = {key: [round(e.low, 5), round(e.high, 5)] for key, e in figures.items() if e.known}
+        out[name]["intervals"] = ends
     return out
 
 

@@ -29,7 +29,9 @@ class Denoiser(Protocol):
 
     One that runs on another device than the CPU also has `device`; one whose weights don't all stay there has
     `streamed()`, which gives the layers of its module that fetch theirs for each call. One that computes in a
-    lower precision has `in_float32()`, a context in which it computes in float32 with the same weights.
+    lower precision has `in_float32()`, a context in which it computes in float32 with the same weights. One
+    that puts rows of a batch into calls by their conditions has `kinds(condition (B,))`, (B,) numbers: rows
+    of one kind are answered in their order.
     """
 
     path: Path
@@ -155,6 +157,11 @@ class ByLevel:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
+
+    def kinds(self, condition: torch.Tensor) -> torch.Tensor:
+        """Rows of one kind are answered in their order."""
+        own = getattr(self.denoiser, "kinds", torch.zeros_like)
+        return condition if self.of_one_prompt else own(condition)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         key = torch.stack([sigma.double(), condition.double() * self.of_one_prompt], 1)

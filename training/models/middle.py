@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...diffusion.faults import NotFound
 from .denoiser import Denoiser
 
 LEVEL = 0.1  # model time: nearly a picture, and still what the model was trained on
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class MiddleBlock:
@@ -36,14 +36,15 @@ class MiddleBlock:
             self.name, self._block = self._found(pictures[:1], condition[:1])
         features = [None] * len(pictures)
         x = self._noised(pictures)
-        for prompt in condition.unique():  # in one call of one prompt no model changes the order of rows
-            rows = (condition == prompt).nonzero()[:, 0]
+        kinds = getattr(self.denoiser, "kinds", torch.zeros_like)(condition)
+        for kind in kinds.unique():  # among which no model changes the order of rows
+            rows = (kinds == kind).nonzero()[:, 0]
             for row, feature in zip(rows.tolist(), self._seen(x[rows], condition[rows])):
                 features[row] = feature
         return torch.stack(features).cpu()
 
     def _seen(self, x, condition):
-        """Features (N, D) of noised pictures of one prompt; of a video the mean over what its batch was."""
+        """Features (N, D) of noised pictures of one kind; of a video the mean over what its batch was."""
         held: list[torch.Tensor] = []
 
         def keep(block, inputs, out):
@@ -86,7 +87,7 @@ class MiddleBlock:
             for hook in hooks:
                 hook.remove()
         if not calls:
-            raise LookupError("no block of the model was called")
+            raise NotFound("No block of the model was called.")
         found = calls[len(calls) // 2]
         return next(name for name, block in module.named_modules() if block is found), found
 
@@ -99,7 +100,15 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def _layers(block):
-    return [part for part in block.modules() if isinstance(part, LAYERS)]
+    """{layer: how wide its output is} of a block's layers of whatever class; quantised ones are no Linear."""
+    leaves = (part for part in block.modules() if not any(part.children()))
+    return {part: width for part in leaves if (width := _width(part))}
+
+
+def _width(layer):
+    weight = getattr(layer, "weight", None)
+    of_weight = weight.shape[0] if torch.is_tensor(weight) and weight.ndim > 1 else 0
+    return getattr(layer, "out_features", 0) or getattr(layer, "out_channels", 0) or of_weight
 
 
 def _tensor(out: Any) -> torch.Tensor | None:
@@ -112,9 +121,9 @@ def _tensor(out: Any) -> torch.Tensor | None:
 
 def _pooled(block, out):
     """(B, 2 C): mean and deviation over the places of (B, ..., C), or of (B, C, ...) as pictures have it."""
-    convolved = [layer.out_channels for layer in _layers(block) if not isinstance(layer, nn.Linear)]
-    widths = {*convolved, *(layer.out_features for layer in _layers(block) if isinstance(layer, nn.Linear))}
-    first, last = out.shape[1] in widths, out.shape[-1] in widths
+    layers = _layers(block)
+    convolved = any(getattr(layer, "out_channels", 0) for layer in layers)
+    first, last = (out.shape[place] in layers.values() for place in (1, -1))
     if out.ndim > 3 and first and (convolved or not last):
         out = out.movedim(1, -1)
     flat = out.float().flatten(1, -2)

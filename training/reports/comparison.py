@@ -5,15 +5,15 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from .pictures import INK, MUTED, PAPER, to_tiles
+from .lettering import font, worded
+from .pictures import INK, MUTED, PAPER, Text, to_tiles
 
 LEAST, MOST = 192, 512  # pixels that a tile is wide
 NEAR = (22, 132, 72)
 LETTER = 1 / 8  # height of the text, of a tile's width: it can be read where a node shows the grid small
 GAP = 1 / 24  # between tiles
-WIDE = 0.52  # of a letter, of its height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +23,21 @@ class Tile:
     """
 
     pixels: torch.Tensor
-    texts: Sequence[str] = ()
+    texts: Sequence[Text] = ()
     name: bool = False
     near: bool = False
     chosen: bool = False
 
 
-def grid(title: str, heads: Sequence[str], rows: Sequence[Sequence[Tile]]) -> Image.Image:
+def grid(title: Text, heads: Sequence[Text], rows: Sequence[Sequence[Tile]]) -> Image.Image:
     """Rows of tiles below the heads of their columns; the text grows with the tiles."""
     first = rows[0][0].pixels
     width, height, way = _size(*reversed(first.shape[1:]))
     gap, letter = round(GAP * width), round(LETTER * width)
-    font, small = ImageFont.load_default(letter), ImageFont.load_default(round(0.8 * letter))
+    large, small, title = font(letter), font(round(0.8 * letter)), worded(title)
     line = round(1.25 * letter)
     across = len(heads) * (width + gap) + gap
-    lines = textwrap.wrap(title, int((across - 2 * gap) / (0.8 * letter * WIDE)))
+    lines = textwrap.wrap(title, int((across - 2 * gap) * len(title) / small.getlength(title)))
     texts = max(len(tile.texts) for tiles in rows for tile in tiles)
     top = gap + line * (len(lines) + 1) + gap
     down = height + line * texts + 2 * gap
@@ -45,13 +45,13 @@ def grid(title: str, heads: Sequence[str], rows: Sequence[Sequence[Tile]]) -> Im
     draw = ImageDraw.Draw(picture)
     draw.multiline_text((gap, gap), "\n".join(lines), MUTED, small, spacing=round(0.25 * letter))
     for i, head in enumerate(heads):
-        draw.text((gap + i * (width + gap) + width // 2, top - gap), head, MUTED, small, anchor="mb")
+        draw.text((gap + i * (width + gap) + width // 2, top - gap), worded(head), MUTED, small, anchor="mb")
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             corner = gap + column * (width + gap), top + row * down
             image = Image.fromarray(to_tiles(tile.pixels[None])[0]).resize((width, height), way)
             picture.paste(image, corner)
-            _tell(draw, tile, corner, (width, height, line), font)
+            _tell(draw, tile, corner, (width, height, line), large)
     return picture
 
 
@@ -64,7 +64,7 @@ def _size(width, height):
     return round(factor * width), round(factor * height), Image.Resampling.LANCZOS
 
 
-def _tell(draw, tile, corner, size, font):
+def _tell(draw, tile, corner, size, letters):
     """The texts below a tile, and its frame."""
     (x, y), (width, height, line) = corner, size
     thick = max(3, line // 8)
@@ -73,8 +73,8 @@ def _tell(draw, tile, corner, size, font):
         draw.rectangle((x - thick, y + height, x + width + thick - 1, below), NEAR)
         draw.rectangle((x - thick, y - thick, x + width + thick - 1, below), outline=NEAR, width=thick)
     colour = INK if tile.name else PAPER if tile.chosen else NEAR if tile.near else MUTED
-    for i, text in enumerate(tile.texts):
+    for i, text in enumerate(map(worded, tile.texts)):
         place = (x + width // 2, y + height + i * line + line // 2)
-        wide = font.getlength(text)
-        fitting = font if wide <= width else ImageFont.load_default(font.size * width / wide)
+        wide = letters.getlength(text)
+        fitting = letters if wide <= width else font(letters.size * width / wide)
         draw.text(place, text, colour, fitting, anchor="mm")

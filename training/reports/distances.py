@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import torch
 
+from ...diffusion.faults import BadValue
+
 LEAST = 4  # rows, below which nothing is estimated
 NORMAL = 1.959964  # quantile of the normal distribution at 97.5 %
 
@@ -45,14 +47,18 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 # ---- what pictures are compared by -----------------------------------------------------------------
 
 
-def scale_of(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The map of features (N, D) to comparable ones, fixed by those of a reference set (M, D).
-
-    z = (f - mean) / deviation of the reference, then sign(z) log(1 + |z|), so that no single feature and no
-    single picture makes the whole distance. A feature that does not vary in the reference is left out.
-    """
+def scale(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, deviation) (D,) of the features of a reference set (M, D)."""
     reference = reference.double()
-    mean, deviation = reference.mean(0), reference.std(0)
+    return reference.mean(0), reference.std(0)
+
+
+def scaled_by(mean: torch.Tensor, deviation: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map of features (N, D) to comparable ones, by the mean and deviation of a reference.
+
+    z = (f - mean) / deviation, then sign(z) log(1 + |z|), so that no single feature and no single picture
+    makes the whole distance. A feature that does not vary in the reference is left out.
+    """
     varies = deviation > 1e-6 * deviation.max()
 
     def scaled(features: torch.Tensor) -> torch.Tensor:
@@ -60,6 +66,11 @@ def scale_of(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         return z.sign() * z.abs().log1p()
 
     return scaled
+
+
+def scale_of(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`scaled_by` a reference set (M, D), which is never the one that is judged."""
+    return scaled_by(*scale(reference))
 
 
 # ---- pairs of rows -------------------------------------------------------------------------------------
@@ -87,7 +98,9 @@ def known_pairs(
     """
     names, place = prompts.unique(return_inverse=True)
     if missing := sorted(set(names.tolist()) - set(of.tolist())):
-        raise ValueError(f"every prompt must have rows of the known distribution, {missing} have none.")
+        raise BadValue(
+            "every prompt must have known pictures, and these have none: {missing}.", missing=missing
+        )
     members = torch.stack([(of == name).to(known) / (of == name).sum() for name in names])  # (P, M)
     across = (torch.cdist(features, known) @ members.T)[:, place]  # of x_i to the prompt of row j
     within = (members @ torch.cdist(known, known) @ members.T)[place][:, place]

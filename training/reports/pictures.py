@@ -1,6 +1,7 @@
 """Pictures of a run: a labelled grid of images, and curves. Pillow only.
 
 A line is [(x, y), ...] in the order of x; lines are {name: line}, and some names are drawn in their own way.
+Texts are messages where they are words, in the language and the font of `lettering`.
 """
 
 import dataclasses
@@ -12,22 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ...diffusion.faults import Message
 from ..formats.files import write, write_near
+from .lettering import font, worded
 
 INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255, 255, 255)
-NOISY = "each update"  # a line drawn thin and grey, behind the others
+NOISY = Message("each update")  # a line drawn thin and grey, behind the others
 BARS = "bars"  # a line drawn as bars
-NO_GAIN = "no gain beyond chance"  # a line drawn as rings
+NO_GAIN = Message("no gain beyond chance")  # a line drawn as rings
+STEPS, CALLS = Message("steps"), Message("model calls")  # what a fit counts
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 DOTTED = 30  # points of a line, below which each has a dot
-LABEL = 13  # size of the text beside tiles
+TITLE, LABEL, SMALL = 15, 13, 12  # sizes of text: titles, beside tiles, on plots
 LABEL_LINE = 17  # pixels from one line of a heading to the next
 NOTE = 18  # pixels for the text under a tile
 
 Line = Sequence[tuple[float, float]]
-Lines = Mapping[str, Line]
+Text = str | Message
+Lines = Mapping[Text, Line]
 
 
 # ---- a grid of images ------------------------------------------------------------------------------
@@ -40,50 +45,50 @@ def to_tiles(pixels: torch.Tensor) -> np.ndarray:
 
 
 def grid(
-    columns: Mapping[str, torch.Tensor],
+    columns: Mapping[Text, torch.Tensor],
     rows: Sequence[str],
-    title: str = "",
+    title: Text = "",
     scale: int = 1,
     gap: int = 6,
-    notes: Mapping[str, Sequence[str]] | None = None,
+    notes: Mapping[Text, Sequence[Text]] | None = None,
 ) -> Image.Image:
     """A labelled grid: `columns` {heading: pixels (R, 3, H, W)}, `rows` R labels; headings may hold newlines.
 
     notes: {heading: R short texts}, each written under its tile.
     """
-    notes = notes or {}
-    tiles = {heading: to_tiles(pixels) for heading, pixels in columns.items()}
+    notes = {worded(head): [worded(note) for note in column] for head, column in (notes or {}).items()}
+    tiles = {worded(heading): to_tiles(pixels) for heading, pixels in columns.items()}
     height, width = (scale * side for side in next(iter(tiles.values())).shape[1:3])
-    font = ImageFont.load_default(LABEL)
+    labels = font(LABEL)
 
     texts = [*tiles, *(note for column in notes.values() for note in column)]
-    left = 18 + max((int(font.getlength(label)) for label in rows), default=0)
+    left = 18 + max((int(labels.getlength(label)) for label in rows), default=0)
     top = (30 if title else 8) + LABEL_LINE * max(heading.count("\n") + 1 for heading in tiles) + 8
-    across = max(width, *(_width(text, font) for text in texts)) + gap  # from one tile to the next
+    across = max(width, *(_width(text, labels) for text in texts)) + gap  # from one tile to the next
     down = height + (NOTE if notes else 0) + gap
     picture = Image.new("RGB", (left + across * len(tiles) + gap, top + down * len(rows) + gap), PAPER)
 
     draw = ImageDraw.Draw(picture)
-    draw.text((10, 8), title, INK, ImageFont.load_default(15))
+    draw.text((10, 8), worded(title), INK, font(TITLE))
     for column, (heading, images) in enumerate(tiles.items()):
         x = left + column * across
         middle = x + across // 2 - gap // 2
-        draw.multiline_text((middle, top - 8), heading, INK, font, anchor="md", align="center")
+        draw.multiline_text((middle, top - 8), heading, INK, labels, anchor="md", align="center")
         for row, image in enumerate(images[: len(rows)]):
             y = top + row * down
             tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(tile, (x + (across - gap - width) // 2, y))
             if heading in notes:
-                draw.text((middle, y + height + 2), notes[heading][row], MUTED, font, anchor="mt")
+                draw.text((middle, y + height + 2), notes[heading][row], MUTED, labels, anchor="mt")
     for row, label in enumerate(rows):
-        draw.text((left - 10, top + row * down + height // 2), label, INK, font, anchor="rm")
+        draw.text((left - 10, top + row * down + height // 2), label, INK, labels, anchor="rm")
     return picture
 
 
-def _width(text, font):
+def _width(text, letters):
     """Pixels that a text of one or more lines is wide."""
     probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    return int(probe.multiline_textbbox((0, 0), text, font)[2])
+    return int(probe.multiline_textbbox((0, 0), text, letters)[2])
 
 
 def column(pixels: torch.Tensor, least: int = 128, most: int = 256) -> Image.Image:
@@ -122,7 +127,7 @@ def save(picture: Image.Image, path: Path) -> Path:
 # ---- curves ----------------------------------------------------------------------------------------
 
 
-def curves(panels: Sequence[tuple[str, str, Lines]], size: tuple[int, int] = (860, 300)) -> Image.Image:
+def curves(panels: Sequence[tuple[Text, Text, Lines]], size: tuple[int, int] = (860, 300)) -> Image.Image:
     """Plots side by side: `panels` [(title, x label, lines)]; a y axis is logarithmic where all y > 0."""
     width, height = size
     picture = Image.new("RGB", size, PAPER)
@@ -130,16 +135,16 @@ def curves(panels: Sequence[tuple[str, str, Lines]], size: tuple[int, int] = (86
     share = width // len(panels)
     for i, (title, x_label, lines) in enumerate(panels):
         left, right, top, bottom = i * share + 62, (i + 1) * share - 16, 34, height - 40
-        draw.text((left, 10), title, INK, ImageFont.load_default(15))
+        draw.text((left, 10), worded(title), INK, font(TITLE))
         x_values, y_values = _finite(lines)
         if not len(x_values):
-            draw.text((left + 8, top + 8), "no data yet", INK, _small())
+            draw.text((left + 8, top + 8), worded(Message("no data yet")), INK, _small())
             continue
         x = _x_axis(x_values, BARS in lines, left, right)
         y = _y_axis(y_values, BARS in lines, bottom, top)
         _draw_levels(draw, x, y)
         _draw_ticks(draw, x, y, x_values)
-        draw.text(((left + right) / 2, bottom + 22), x_label, INK, _small(), anchor="mt")
+        draw.text(((left + right) / 2, bottom + 22), worded(x_label), INK, _small(), anchor="mt")
         _draw_lines(draw, x, y, lines)
     return picture
 
@@ -222,7 +227,7 @@ def _draw_lines(draw, x, y, lines):
             for a, b in points if len(points) < DOTTED else ():
                 draw.ellipse((a - 3, b - 3, a + 3, b + 3), colour)
         place = (x.end - 4, y.end + 4 + 15 * number)
-        draw.text(place, name, MUTED if name == NOISY else colour, _small(), anchor="rt")
+        draw.text(place, worded(name), MUTED if name == NOISY else colour, _small(), anchor="rt")
         number += 1
 
 
@@ -233,7 +238,7 @@ def _draw_bars(draw, points, half, zero):
 
 
 def _small():
-    return ImageFont.load_default(12)
+    return font(SMALL)
 
 
 # ---- what runs, fits, schedules and samplers look like ---------------------------------------------
@@ -243,9 +248,14 @@ def run_curves(loss: Line, fidelity: Line, size: tuple[int, int] = (860, 300)) -
     """Loss (raw and smoothed) and fidelity of a run over its updates, side by side, or one below the other
     where the picture is taller than wide.
     """
+    update = Message("update")
     panels = [
-        ("Loss", "update", {NOISY: loss, "smoothed": _smoothed(loss)}),
-        ("Distance to the teacher, same noise (RMSE)", "update", {"few-step student": fidelity}),
+        (Message("Loss"), update, {NOISY: loss, Message("smoothed"): _smoothed(loss)}),
+        (
+            Message("Distance to the teacher, same noise (RMSE)"),
+            update,
+            {Message("few-step student"): fidelity},
+        ),
     ]
     width, height = size
     if width > height:
@@ -270,7 +280,7 @@ def run_report(tiles: Image.Image, loss: Line, fidelity: Line) -> Image.Image:
     return stack(tiles, run_curves(loss, fidelity, (430, max(440, tiles.height))), across=True)
 
 
-def fit_report(rows: Sequence[Mapping[str, Any]], counted: str = "steps") -> Image.Image:
+def fit_report(rows: Sequence[Mapping[str, Any]], counted: Text = STEPS) -> Image.Image:
     """A fit's error against what was counted, on a logarithmic scale; `rows` as `SolverFit.rows`.
 
     What no logarithm can show is left out.
@@ -280,13 +290,13 @@ def fit_report(rows: Sequence[Mapping[str, Any]], counted: str = "steps") -> Ima
         return [(row["count"], row[key]) for row in rows if 0 < row[key] < math.inf]
 
     lines = {
-        "fitted": line("fitted", rows),
-        "auto, unfitted": line("auto", rows),
-        "fitted, median": line("median", rows),
+        Message("fitted"): line("fitted", rows),
+        Message("auto, unfitted"): line("auto", rows),
+        Message("fitted, median"): line("median", rows),
     }
     if kept := line("fitted", [row for row in rows if not row["gained"]]):
         lines[NO_GAIN] = kept
-    title = "Distance to the converged picture, held-out noise (mean, in deviations)"
+    title = Message("Distance to the converged picture, held-out noise (mean, in deviations)")
     return curves([(title, counted, lines)], (760, 340))
 
 
@@ -298,8 +308,8 @@ def schedules(data: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Image
 
     return curves(
         [
-            ("log signal-to-noise (lambda)", "step", lines("log_snr")),
-            ("model time (1 noise, 0 picture)", "step", lines("time")),
+            (Message("log signal-to-noise (lambda)"), Message("step"), lines("log_snr")),
+            (Message("model time (1 noise, 0 picture)"), Message("step"), lines("time")),
         ]
     )
 
@@ -314,15 +324,16 @@ def sampler(data: Mapping[str, Any]) -> Image.Image:
         calls = range(1, len(data["weights"]) + 1)
         return _known(zip(calls, data[key]))
 
-    weights = f"weight of each prediction in the picture (seed survival {data['survival']:.2f})"
-    title, lines = "lambda", {"lambda": line("log_snr")}
+    weights = Message(
+        "weight of each prediction in the picture (seed survival {survival:.2f})", survival=data["survival"]
+    )
+    call, title, lines = Message("call"), "lambda", {"lambda": line("log_snr")}
     if data["churn"]:
-        title, lines = "lambda and churn", {**lines, "churn": line("churn")}
+        title, lines = Message("lambda and churn"), {**lines, "churn": line("churn")}
+    levels = (Message("noise level sigma"), call, {"sigma": line("sigmas")})
     return stack(
-        curves([(weights, "call", {BARS: line("weights")})], (760, 280)),
-        curves(
-            [(title, "call", lines), ("noise level sigma", "call", {"sigma": line("sigmas")})], (760, 260)
-        ),
+        curves([(weights, call, {BARS: line("weights")})], (760, 280)),
+        curves([(title, call, lines), levels], (760, 260)),
     )
 
 

@@ -1,5 +1,5 @@
 """What happened in a run that its user should know of: skipped updates, halved passes, states that were not
-written.
+written, pictures that become alike or leave the teacher's.
 
 An event is a dict as JSON has it: {"at": seconds since 1970, "update": n, "message": a `Message` as a dict}.
 """
@@ -7,9 +7,20 @@ An event is a dict as JSON has it: {"at": seconds since 1970, "update": n, "mess
 from typing import Any
 
 from ...diffusion.faults import Message
+from ..methods.matching import agreement
 from .run import Run
+from .sight import Faces
 
+UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates before which it is not judged
 MOST = 100  # events that are kept: the newest
+VARIED, FALL = (
+    0.8,
+    0.9,
+)  # diversity below which pictures are alike, and share of the most so far that is a fall
+MOVED, SPREAD = (
+    0.5,
+    (0.5, 1.5),
+)  # drift above which, and spread beyond which, pictures have left the teacher's
 
 
 class Events:
@@ -17,23 +28,77 @@ class Events:
 
     def __init__(self, run: Run):
         self.run = run
-        self.micro, self.skipped = run.descent.micro, run.descent.skipped
+        self.micro, self.skipped, self.behind = run.learners.micro, run.learners.skipped, False
+        self.measured, self.told = max(run.probe.faces, default=-1), ""
 
     def new(self) -> list[Message]:
         """What happened since, in words."""
-        descent, found = self.run.descent, []
-        if descent.micro < self.micro:
+        learners, found = self.run.learners, []
+        if learners.micro < self.micro:
             found.append(
                 Message(
                     "Memory ran out: {micro} samples at once from here on, the batch stays.",
-                    micro=descent.micro,
+                    micro=learners.micro,
                 )
             )
-        if descent.skipped > self.skipped:
-            count = descent.skipped - self.skipped
+        if learners.skipped > self.skipped:
+            count = learners.skipped - self.skipped
             found.append(Message("Updates left out, as they were not finite: {count}.", count=count))
-        self.micro, self.skipped = descent.micro, descent.skipped
-        return found
+        self.micro, self.skipped = learners.micro, learners.skipped
+        return found + self._followed() + self._seen()
+
+    def _followed(self):
+        """Once, that the score of the student's pictures falls behind them."""
+        truth = agreement(self.run.learners.told)
+        if self.behind or truth is None or truth > UNTRUE or self.run.done < SETTLED:
+            return []
+        self.behind = True
+        return [
+            Message(
+                "What is known of the student's own pictures falls behind them: {share:.0%} of what it says "
+                "is true. Train with a higher lead than {lead}, a larger batch or a lower lr.",
+                share=truth,
+                lead=self.run.config.lead,
+            )
+        ]
+
+    def _seen(self):
+        """What the last measurement shows that was not told of the one before."""
+        faces = self.run.probe.faces
+        if max(faces, default=-1) == self.measured:
+            return []
+        self.measured = max(faces)
+        message = advice(faces)
+        key, self.told = self.told, message.key if message else ""
+        return [message] if message and message.key != key else []
+
+
+def advice(faces: dict[int, Faces]) -> Message | None:
+    """What is wrong with the last of a run's measurements {update: `Faces`}, as far as its intervals hold it,
+    and what to do; None where nothing is.
+    """
+    first, last = faces[min(faces)], faces[max(faces)]
+    low, high = SPREAD
+    moved = last.drift > max(MOVED, 1.5 * first.drift)
+    if moved or last.spread < min(low, first.spread / 1.5) or last.spread > max(high, 1.5 * first.spread):
+        return Message(
+            "The pictures leave the teacher's: their mean has moved by {drift:.2f} deviations, their spread "
+            "is {spread:.0%} of the teacher's. Stop and keep the best so far, and train with a lower "
+            "learning_rate; see that the negative prompt is a real one, if only an empty text.",
+            drift=last.drift,
+            spread=last.spread,
+        )
+    most = max((f.diversity.value for f in faces.values() if f.diversity.known), default=0.0)
+    varied = last.diversity
+    if varied.known and varied.high < VARIED and varied.value < FALL * most:
+        return Message(
+            "The pictures of one prompt become alike: their diversity is {share:.0%} of the teacher's, at "
+            "most {most:.0%}. Stop and keep the best so far, and train with a lower learning_rate, or with "
+            "the method phased.",
+            share=varied.value,
+            most=varied.high,
+        )
+    return None
 
 
 def event(message: Message, update: int, now: float) -> dict[str, Any]:

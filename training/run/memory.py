@@ -230,13 +230,15 @@ def ranks(
     return small or found[-1:]
 
 
-def beside_weights(module: torch.nn.Module, config: DistilConfig, lower_rank: bool = False) -> int:
-    """Bytes that a run takes on a card beside weights and samples, at least: from the model's layers alone,
+def beside_weights(
+    module: torch.nn.Module, config: DistilConfig, lower_rank: bool = False, place: Place = CARD
+) -> int:
+    """Bytes that a run takes there beside weights and samples, at least: from the model's layers alone,
     nothing is loaded.
     """
     rank = min(config.rank, LEAST_RANK) if lower_rank else config.rank
-    copies = copies_of(config, CARD)
-    return math.ceil(copies * lora_bytes(module, rank, config.include, config.exclude)) + CARD.extra
+    copies = copies_of(config, place)
+    return math.ceil(copies * lora_bytes(module, rank, config.include, config.exclude)) + place.extra
 
 
 def weights_of(denoiser: Denoiser) -> int:

@@ -36,9 +36,10 @@ from .config import DistilConfig
 from .distillation import Distillation
 from .interrupts import held_back
 from .learners import Learners
-from .probe import Probe, adapter_in
+from .probe import Eye, Probe, adapter_in
 from .progress import Progress
 from .restoration import Restoration
+from .sight import Encoder, Sight
 from .source import Cache, Pictures, Source, check
 from .student import Adapter, Student
 
@@ -49,7 +50,7 @@ class Run:
     cache   (folder, identity), to keep the teacher's trajectories there: see `source.Source`
     data    to learn from instead of the teacher's trajectories
     metric  a distance (B, ...), (B, ...) -> (B,) in place of the config's, a perceptual one for instance
-    warm    tensors of a LoRA file to begin with
+    warm, encoder   tensors of a LoRA file to begin with; what pictures are compared by: see `sight`
     starts, ranks   of a run from the middle of the way, and of several processes: see `source.Source`
     """
 
@@ -63,6 +64,7 @@ class Run:
         metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         warm: dict[str, torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
+        encoder: Encoder | None = None,
         ranks: Ranks = ALONE,
     ):
         check(denoiser, config, data)
@@ -86,7 +88,7 @@ class Run:
         except BaseException:
             self.student.close()
             raise
-        self.probe = Probe(config.updates)
+        self.probe = _probe_of(self, encoder)
         self.loss: list[tuple[int, float]] = []
         self.stopped, self.label = False, ""  # label: what the recipe calls the run
 
@@ -113,8 +115,7 @@ class Run:
                         return
                     step = chunks * number + round(share * chunks) + self.done
                     yield Progress(stage="sampling the teacher", step=step, total=total)
-                if self.source.held is not None:
-                    self.probe.held = self.source.held
+                self.probe.held = self.probe.held or self.source.held  # a resumed run keeps its own
                 current, started, first = number, time.perf_counter(), self.done
             if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
                 self.measure()
@@ -210,6 +211,12 @@ def _first_update(number: int, config: DistilConfig) -> int:
     return -(-number * config.updates // config.rounds)
 
 
+def _probe_of(run: Run, encoder: Encoder | None) -> Probe:
+    """The run's measurements; what matches distributions is judged by their distance."""
+    eye = Eye(run.student, run.task.finished, Sight(run.student.asked, encoder), run.ranks)
+    return Probe(run.config.updates, eye, "distance" if run.learners.roles else "fidelity")
+
+
 def _context_of(run: Run, who: str) -> Context:
     return Context(
         path=run.denoiser.path,
@@ -220,6 +227,7 @@ def _context_of(run: Run, who: str) -> Context:
         generator=run.generator,
         student=run.student.answer(who),
         asked=run.student.asked_by_name,
+        pulled=run.student.pulled_by_name,
         target=run.student.target,
         teacher=run.student.teacher,
         metric=run.metric,
@@ -264,8 +272,9 @@ def _trained(run: Run) -> dict:
     fidelity = probe.best.fidelity if probe.best else probe.fidelity[-1][1] if probe.fidelity else math.nan
     if math.isfinite(fidelity):
         trained["fidelity"] = fidelity
+    trained |= probe.told()
     if run.label:
         trained["run"] = run.label
-    if run.descent.skipped:
-        trained["skipped"] = run.descent.skipped
+    if run.learners.skipped:
+        trained["skipped"] = run.learners.skipped
     return {**trained, **run.task.told()}

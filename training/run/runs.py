@@ -51,11 +51,24 @@ def summary(folder: Path) -> dict[str, Any] | None:
 
 def settings(folder: Path) -> dict[str, Any]:
     """The settings that the run really has, by the names of `DistilConfig`; {} where they can't be read."""
+    return _manifest(folder).get("config", {})
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a run was asked for; {} where it can't be read."""
     try:
-        manifest = json.loads((folder / folders.MANIFEST).read_text(encoding="utf-8"))
-        return dict(manifest["spec"]["config"])
+        spec = json.loads((folder / folders.MANIFEST).read_text(encoding="utf-8"))["spec"]
+        return {name: dict(spec[name]) for name in ("config", "about") if name in spec}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
+
+
+def like(root: Path, family: str) -> list[dict[str, Any]]:
+    """The runs of that family as `summary` tells them, newest first, with the "shape" of their samples ([]
+    where unknown).
+    """
+    found = [run for run in listing(root) if run["family"] == family]
+    return [{**run, "shape": _manifest(root / run["id"]).get("about", {}).get("shape", [])} for run in found]
 
 
 def rename(folder: Path, name: str) -> None:

@@ -1,8 +1,8 @@
 """Where a run's data come from.
 
 Unless the user brings data, they are the teacher's own trajectories, solved once at its guidance, of which a
-few anchors are kept: no data set is needed. The last PROBES of them are held out to measure fidelity on; with
-data of the user's only these are drawn.
+few anchors are kept: no data set is needed. Some of them (`held_out`) are held out to measure on, two for
+each of their prompts where that can be had; with data of the user's only these are drawn.
 """
 
 import math
@@ -17,6 +17,7 @@ from ..methods.method import Method
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser, Guided
 from ..ranks.ranks import ALONE, Ranks
+from ..reports.distances import LEAST
 from ..trajectories.data import Data, from_trajectories
 from ..trajectories.noises import as_noise, noises
 from ..trajectories.sampling import SHARD, teacher_cache, trajectories
@@ -25,7 +26,9 @@ from .config import DistilConfig
 from .probe import HeldOut
 from .student import Adapter, Student
 
-PROBES = 8  # held-out noises
+PROBES = 8  # held-out noises, at least
+MOST_PROBES = 32  # and at most
+BESIDE = 64  # pictures that fix the scale of what is measured
 Cache = tuple[str | Path, dict]  # folder, identity: see `Source`
 
 
@@ -56,9 +59,41 @@ def check_batch(config: DistilConfig, ranks: Ranks) -> None:
         )
 
 
-def starts_wanted(images: int) -> int:
-    """How many states a run from the middle of the way has to be given, to draw that many pictures from."""
-    return SHARD * math.ceil((images + PROBES) / SHARD)
+def held_out(config: DistilConfig) -> int:
+    """How many trajectories are held out: more where a run is so long that they are not felt."""
+    more = min(config.images // 64, config.updates * config.batch // 512, MOST_PROBES - PROBES)
+    return PROBES + max(0, more // 2 * 2)
+
+
+def held_numbers(count: int, held: int, conditions: int) -> torch.Tensor:
+    """Which of `count` trajectories are held out: the last ones, or, where these are of different prompts,
+    the last half and those of the same prompts a round earlier.
+    """
+    half, last = held // 2, torch.arange(count - held, count)
+    if held < 2 * LEAST or conditions < half or count < conditions + 2 * held:
+        return last
+    return torch.cat([last[half:] - conditions, last[half:]])
+
+
+def _put_last(numbers: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+    """Exchange rows, in place and no more than need be, so that those are the last of each tensor; returns
+    which row each of the last ones was.
+    """
+    last = torch.arange(len(tensors[0]) - len(numbers), len(tensors[0]))
+    there, back = numbers[~torch.isin(numbers, last)], ~torch.isin(last, numbers)
+    for tensor in tensors:
+        rows = tensor[there].clone()
+        tensor[there] = tensor[last[back]]
+        tensor[last[back]] = rows
+    return last.masked_scatter(back, there)
+
+
+def starts_wanted(config: DistilConfig, given: bool = False) -> int:
+    """How many states a run from the middle of the way has to be given, to draw its pictures from; given:
+    data of the user's.
+    """
+    images = 0 if given else config.images
+    return SHARD * math.ceil((images + held_out(config)) / SHARD)
 
 
 def _checked_starts(starts, denoiser, config, data):
@@ -67,7 +102,7 @@ def _checked_starts(starts, denoiser, config, data):
         if starts is not None:
             raise BadValue("a run from from_percent 0 starts from noise, and needs no other states.")
         return None
-    shape = (starts_wanted(config.images if data is None else 0), *denoiser.shape)
+    shape = (starts_wanted(config, data is not None), *denoiser.shape)
     got = None if starts is None else tuple(starts.shape)
     if got != shape:
         raise BadValue(
@@ -85,7 +120,7 @@ def wanted(config: DistilConfig, given: Data | None = None) -> int:
     """Trajectories that a run wants of the teacher; given: data of the user's."""
     if given is not None and config.restores:
         return 0
-    return (config.images if given is None else 0) + PROBES
+    return (config.images if given is None else 0) + held_out(config)
 
 
 class Source:
@@ -172,21 +207,31 @@ class Source:
                 yield 1.0
             none = torch.zeros(0, len(self.phases.kept), *denoiser.shape)
             anchors = self.ranks.merged(torch.cat([none, *parts]), count)  # (N, kept, ...), noise to picture
+        held = held_out(self.config)
+        numbers = _put_last(held_numbers(count, held, denoiser.conditions), anchors, condition)
         self.data = self.given
         if self.given is None:
             self.data = from_trajectories(
-                anchors[:-PROBES],
-                condition[:-PROBES],
+                anchors[:-held],
+                condition[:-held],
                 self.method.needs,
                 self.phases.path,
                 self.phases.fine[0],
             )
         if number == 0:
             self.held = HeldOut(
-                noise=noise[-PROBES:],
-                condition=condition[-PROBES:],
-                reference=anchors[-PROBES:, -1].clone(),
+                noise=noise[numbers],
+                condition=condition[-held:],
+                reference=anchors[-held:, -1].clone(),
+                beside=self._beside(anchors[:-held, -1], condition[:-held]),
             )
+
+    def _beside(self, pictures, condition):
+        """Some pictures that are learnt from, and their conditions; None where there are too few."""
+        if self.given is not None:
+            pictures, condition = self.given.images, self.given.condition
+        few = len(pictures) < 2 * PROBES
+        return None if few else (pictures[:BESIDE].clone(), condition[:BESIDE])
 
     def _noise(self, numbers):
         if self.starts is None:

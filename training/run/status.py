@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .probe import Probe
+from .probe import FACES
 from .progress import Progress
 from .run import Run
 
@@ -28,6 +28,7 @@ NOTES = (
     "plan",
     "log",
     "prompts",
+    "family",
     "processes",
 )
 FROM_THE_FOLDER = ("id", "previews", "resumable")
@@ -46,6 +47,9 @@ class Status:
     skipped      updates left out as not finite
     loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
     before       fidelity of the untrained model; kept: the update whose adapter is the best, and is saved
+    judged_by    what decides which is best, "fidelity" or "distance"
+    distance     of distributions, [[update, value, low, high]], and diversity likewise (`sight.Faces`), where
+                 they are known; seen_in: what they are seen in, one of `sight`'s
     seconds_left           None where unknown
     samples_per_second, memory   as measured; memory in bytes
     weights      where the model's weights live and why, a message as JSON; None where they have no choice
@@ -53,7 +57,8 @@ class Status:
     lora         the file's name, once there is one
     error        what ended it: a message as JSON (`Message.to_dict`) or plain text
     plan         what the memory plan decided, a message as JSON; None if unknown
-    prompts      of the pictures shown, where they are known
+    prompts      of the pictures shown, one for each row of them or one for all, where they are known
+    family       of the model, as `models.families` names it; "" where unknown
     log          what happened on the way, as `events` has it, oldest first
     processes    of a run of several: [{"rank", "host", "memory", "micro"}], memory in bytes
     previews     the updates of which a picture was kept, rising
@@ -79,6 +84,10 @@ class Status:
     best: float | None = None
     before: float | None = None
     kept: int | None = None
+    distance: list = dataclasses.field(default_factory=list)
+    diversity: list = dataclasses.field(default_factory=list)
+    seen_in: str | None = None
+    judged_by: str = "fidelity"
     seconds_left: float | None = None
     samples_per_second: float | None = None
     memory: int | None = None
@@ -87,6 +96,7 @@ class Status:
     error: dict | str | None = None
     plan: dict | None = None
     prompts: list = dataclasses.field(default_factory=list)
+    family: str = ""
     log: list = dataclasses.field(default_factory=list)
     processes: list = dataclasses.field(default_factory=list)
     previews: list = dataclasses.field(default_factory=list)
@@ -111,12 +121,15 @@ class Status:
             "total": progress.total if progress else run.config.updates,
             "done": run.done,
             "updates": run.config.updates,
-            "skipped": run.descent.skipped,
+            "skipped": run.learners.skipped,
             "loss": last(run.loss),
             "fidelity": last(run.probe.fidelity),
             "best": run.probe.best and run.probe.best.fidelity,
             "before": before(run.probe.fidelity),
-            "kept": kept(run.probe),
+            "kept": run.probe.best and run.probe.best.update,
+            **{name: [list(point) for point in run.probe.points(name)] for name in FACES},
+            "judged_by": run.probe.by,
+            "seen_in": run.probe.eye.sight.seen_in if run.probe.faces else None,
             "stage": progress.stage if progress else "training",
             "seconds_left": progress.seconds_left if progress else None,
             "saved_at": round(now),
@@ -181,12 +194,6 @@ def last(points: list[tuple[int, float]]) -> float | None:
 def before(points: list[tuple[int, float]]) -> float | None:
     """What a history of fidelity begins with, the untrained model's; None where that was not measured."""
     return last(points[:1]) if points and points[0][0] == 0 else None
-
-
-def kept(probe: Probe) -> int | None:
-    """The update whose adapter is the best so far, and the one that is saved."""
-    best = probe.best and probe.best.fidelity
-    return next((update for update, value in probe.fidelity if update and value == best), None)
 
 
 def _of_folder(folder):

@@ -38,7 +38,7 @@ def trained(base, model, residency="auto", memory="auto", free=host.VRAM, left=h
     training = host.pack("nodes.training")
     host.free[0], host.left[0] = free, left
     said = []
-    training.show.say = lambda node, text: said.append(str(text))
+    training.show.say = lambda node, text, *_: said.append(str(text))
     config = host.pack("training.run.config").DistilConfig(**SETTINGS)
     order = training.Order(
         model=model,

@@ -39,6 +39,27 @@ def test_english_is_what_the_nodes_say_of_themselves(host):
         assert locales.texts(node) == locales.read("en", "nodeDefs")[name], f"{name}: run .ci/locales.py"
 
 
+def test_every_choice_of_a_list_has_a_word_in_every_language(host):
+    words = locales.choices_of(locales.nodes_of(host).values())
+    assert {"auto", "trailing anchors", "typed only", "cat"} <= words.keys()
+    for language in ("en", *locales.languages()):
+        assert locales.read(language, "main")["fewstep"]["choices"].keys() == words.keys(), language
+
+
+def test_every_seed_stays_until_it_is_changed(host):
+    """The frontend would else draw another one after each queue, and a queued job would begin anew."""
+    seeds = [
+        (name, i)
+        for name, node in locales.nodes_of(host).items()
+        for _, i in locales.inputs(node.GET_SCHEMA().inputs)
+        if "seed" in i.id
+    ]
+    assert len(seeds) > 5
+    assert {(name, str(i.control_after_generate.value)) for name, i in seeds} == {
+        (n, "fixed") for n, _ in seeds
+    }
+
+
 def test_every_category_has_a_name(host):
     folders = {
         part for node in locales.nodes_of(host).values() for part in node.GET_SCHEMA().category.split("/")

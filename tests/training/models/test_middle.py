@@ -41,12 +41,26 @@ def test_a_picture_is_seen_the_same_in_any_company():
     assert not model.module.blocks[3]._forward_hooks  # nothing is left on the model
 
 
+def test_a_model_that_orders_rows_by_their_prompts_is_asked_by_prompt():
+    class Sorts(DemoTeacher):
+        def kinds(self, condition):
+            return condition
+
+        def __call__(self, x, sigma, condition):
+            order = condition.argsort(stable=True)
+            return super().__call__(x[order], sigma[order], condition[order])[order.argsort()]
+
+    pictures, condition = data.load("all")[0][:4], torch.tensor([3, 1, 3, 0])
+    plain, sorts = (MiddleBlock(kind("flow"))(pictures, condition) for kind in (DemoTeacher, Sorts))
+    assert torch.allclose(plain, sorts, atol=1e-4)
+
+
 def test_a_model_without_blocks_is_told():
     class Plain(DemoTeacher):
         def __call__(self, x, sigma, condition):
             return x
 
-    with pytest.raises(LookupError, match="no block"):
+    with pytest.raises(LookupError, match="No block"):
         MiddleBlock(Plain("flow"))(torch.zeros(1, 3, 32, 32), torch.tensor([0]))
 
 

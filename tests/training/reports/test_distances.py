@@ -98,7 +98,7 @@ def test_a_known_distribution_gives_what_endless_draws_from_it_would(generator):
 
 def test_a_prompt_without_a_known_picture_is_named(generator):
     x, known = normal(generator, 6, 2), normal(generator, 4, 2)
-    with pytest.raises(ValueError, match=r"\[2\] have none"):
+    with pytest.raises(ValueError, match=r"these have none: 2"):
         known_pairs(x, torch.arange(6) % 3, known, torch.tensor([0, 0, 1, 1]))
 
 

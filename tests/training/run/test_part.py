@@ -28,9 +28,7 @@ def first_stage(denoiser, config, folder, count):
 
 def trained(denoiser, config, folder):
     """A finished run, its adapter still on the model."""
-    starts = (
-        first_stage(denoiser, config, folder, starts_wanted(config.images)) if config.from_percent else None
-    )
+    starts = first_stage(denoiser, config, folder, starts_wanted(config)) if config.from_percent else None
     run = Run(denoiser, config, starts=starts)
     assert len([*run.progress()]) > config.updates
     return run
@@ -79,7 +77,7 @@ def test_two_loras_in_sequence_come_as_close_to_the_whole_teacher_as_one(tmp_pat
 @pytest.mark.parametrize("method", ["phased", "windowed-reflow"])
 def test_a_second_part_begins_where_the_first_left_off_from_a_cache_too(method, tmp_path):
     tiny, config = Tiny(), DistilConfig(**SMALL, method=method, **PARTS[1])
-    starts = first_stage(tiny, config, tmp_path / "first", starts_wanted(config.images))
+    starts = first_stage(tiny, config, tmp_path / "first", starts_wanted(config))
     data = []
     for cache in (None, (tmp_path / "second", {"patches": "after the first", "conditioning": ""})):
         run = Run(tiny, config, starts=starts, cache=cache)

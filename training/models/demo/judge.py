@@ -5,6 +5,8 @@ holds of pictures, no label given (`models.middle`), standardised by the emoji: 
 to the emoji themselves, which are known whole. docs/findings/distances.md tells why these and no others.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from ...reports.distances import Estimate, distance, diversity, known_pairs, rmse, scale_of, share
@@ -12,7 +14,19 @@ from ..middle import MiddleBlock
 from . import data
 from .teacher import DemoTeacher
 
+Features = Callable[[torch.Tensor], torch.Tensor]
 FIGURES = ("rmse", "distance_teacher", "distance_data", "diversity")
+
+
+def eye() -> Features:
+    """pixels (N, 3, 32, 32) in [-1, 1] -> features (N, D), what all demo pictures are compared by."""
+    block = MiddleBlock(DemoTeacher("flow"))
+
+    def features(pixels):
+        pictures = data.from_pixels(pixels.cpu().float().clamp(-1, 1))
+        return block(pictures, torch.full((len(pictures),), -1))
+
+    return features
 
 
 class Judge:
@@ -25,17 +39,12 @@ class Judge:
         emoji, labels, _ = data.load("all")
         offered = torch.tensor(list(data.label_numbers().values()))
         kept = torch.isin(labels, offered)
-        self.eye = MiddleBlock(DemoTeacher("flow"))
+        self.features = eye()
         known = self.features(data.to_pixels(emoji[kept]))
         self.scaled = scale_of(known)
         self.known, self.of = self.scaled(known), labels[kept]
         self.labels, self.condition = offered[condition], condition
         self.reference, self.seen = reference, self.see(reference)
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, D) of pixels (N, 3, 32, 32) in [-1, 1]."""
-        pictures = data.from_pixels(pixels.cpu().float().clamp(-1, 1))
-        return self.eye(pictures, torch.full((len(pictures),), -1))
 
     def see(self, pixels: torch.Tensor) -> torch.Tensor:
         """Comparable features (N, D)."""

@@ -1,0 +1,80 @@
+"""What is told of a solver's error holds on new noise, and what is chosen is not the luckiest of many."""
+
+import pytest
+import torch
+from fewstep.diffusion.solvers.accuracy import accuracy, share_interval, student, times_nearer
+from fewstep.diffusion.solvers.choice import Candidate, chosen, is_nearer
+from fewstep.diffusion.solvers.linear import LinearSolver
+
+BETWEEN = 1.4  # of two pictures whose numbers have nothing to do with one another
+
+
+@pytest.mark.parametrize(
+    "probability, freedom, value",
+    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 5, 2.571), (0.975, 23, 2.069), (0.9995, 10, 4.587)],
+)
+def test_students_quantiles_are_the_tables(probability, freedom, value):
+    assert student(probability, freedom) == pytest.approx(value, rel=0.01)
+
+
+def test_the_share_of_nothing_seen_has_an_upper_limit():
+    low, high = share_interval(0, 24)
+    assert low == 0 and 0.1 < high < 0.15  # z^2 / (n + z^2)
+    assert share_interval(24, 24) == (pytest.approx(1 - high), 1.0)
+
+
+def distances(count, away, spread, generator):
+    """Lognormal, a share of them at another picture."""
+    near = 0.02 * (spread * torch.randn(count, generator=generator)).exp()
+    elsewhere = torch.rand(count, generator=generator) < away
+    return torch.where(elsewhere, BETWEEN * (0.8 + 0.4 * torch.rand(count, generator=generator)), near)
+
+
+@pytest.mark.parametrize("away, spread", [(0.0, 0.3), (0.0, 1.2), (0.02, 0.7), (0.1, 0.7), (0.3, 1.0)])
+def test_the_interval_holds_the_mean_on_new_noise(away, spread, generator):
+    """In at least nine of ten draws of 24 held-out noises, the mean over 256 others."""
+    held = 0
+    for _ in range(200):
+        told = accuracy(distances(24, away, spread, generator), BETWEEN)
+        held += told.low <= float(distances(256, away, spread, generator).mean()) <= told.high
+    assert held >= 180
+
+
+def test_a_typical_gain_holds_its_ratio(generator):
+    held = 0
+    for _ in range(200):
+        base = distances(24, 0.05, 0.7, generator)
+        own = base * 0.5 * (0.4 * torch.randn(24, generator=generator)).exp()
+        _, low, high = times_nearer(own, base)
+        held += low <= 2 <= high
+    assert held >= 180
+
+
+def candidate(distances):
+    return Candidate(LinearSolver((1.0, 0.0), ((0.0, 1.0),)), distances, distances)
+
+
+def test_the_luckiest_of_many_is_not_chosen(generator):
+    """Of 20 that are as near as auto one is always nearer on 24 noises; auto is left for it in one of ten
+    draws at most. One that is twice as near is found.
+    """
+    wrong = 0
+    for _ in range(60):
+        auto = candidate(distances(24, 0, 0.7, generator))
+        lucky = [
+            candidate(auto.distances * (0.3 * torch.randn(24, generator=generator)).exp()) for _ in range(20)
+        ]
+        wrong += chosen([auto], lucky) is not auto
+        better = candidate(auto.distances * 0.5 * (0.3 * torch.randn(24, generator=generator)).exp())
+        assert chosen([auto], [*lucky, better]) is better
+    assert wrong <= 6
+
+
+def test_nothing_farther_than_fewer_calls_is_chosen(generator):
+    """What is nearer than auto and not than the solver of fewer calls is left for that."""
+    auto, shorter, found = (
+        candidate(scale * distances(24, 0, 0.3, generator).sort()[0]) for scale in (1, 0.5, 0.7)
+    )
+    assert is_nearer(found.distances, auto.distances)
+    assert chosen([auto, shorter], [found]) is shorter
+    assert not is_nearer(torch.tensor([0.1]), torch.tensor([0.2]))  # one noise tells nothing
