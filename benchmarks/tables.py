@@ -384,6 +384,27 @@ def adapter() -> list[str]:
     return table(["operations", "before", "now", "share (aim: at most 5 %)"], body)
 
 
+def memory_plan() -> list[str]:
+    """What a run of models of real size would take on cards of so many GB."""
+    found: dict[tuple[str, str], dict[int, dict]] = {}
+    for row in read("memory_plan")["rows"]:
+        found.setdefault((row["family"], row["size"]), {})[row["preset"]] = row
+
+    def cell(row):
+        if not row["fits"]:
+            return f"does not fit: {row['peak'] / 2**30:.1f}"
+        graph = "recomputed" if row["checkpointing"] else "whole"
+        peak = f"{row['peak'] / 2**30:.1f}"
+        return f"{row['residency']}, {row['micro_batch']} {graph}, rank {row['rank']}: {peak}"
+
+    presets = sorted({preset for rows in found.values() for preset in rows})
+    body = [
+        [f"{family}, {size}", *(cell(rows[preset]) for preset in presets)]
+        for (family, size), rows in found.items()
+    ]
+    return table(["predicted peak in GiB", *(f"{preset} GB" for preset in presets)], body)
+
+
 def udm_cost() -> list[str]:
     """Cost of a blur against Gaussian noise."""
     body = []
@@ -416,6 +437,35 @@ def ranks() -> list[str]:
     return table(["two processes of one thread against one", "measured"], body)
 
 
+GROWS = {
+    "server_mib": "server: memory, MiB",
+    "server_files": "server: open files",
+    "server_threads": "server: threads",
+    "heap_mib": "page: JavaScript heap, MiB",
+    "nodes": "page: DOM nodes",
+    "listeners": "page: listeners",
+    "our_elements": "page: elements of the pack",
+    "browser_mib": "browser: memory, MiB",
+}
+
+
+def soak() -> list[str]:
+    """What grew over an hour of jobs, with the interval of each slope."""
+    found = read("soak")
+    rows = [
+        [
+            name,
+            f"{found['slopes'][key]['from']:,.0f}",
+            f"{found['slopes'][key]['to']:,.0f}",
+            "{:+,.1f} ({:+,.1f} to {:+,.1f})".format(*found["slopes"][key]["100 jobs"]),
+        ]
+        for key, name in GROWS.items()
+    ]
+    return table(
+        [f"{found['jobs']} jobs, {found['minutes']:.0f} minutes", "from", "to", "each 100 jobs"], rows
+    )
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     made.__name__: made
     for made in (
@@ -440,7 +490,9 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         overhead,
         udm_cost,
         adapter,
+        memory_plan,
         ranks,
+        soak,
     )
 }
 

@@ -29,9 +29,10 @@ export const PREVIEW = "PreviewImage";
 /** Types of slots that are this pack's own. */
 export const PROCESS_TYPE = "FEWSTEP_PROCESS";
 
-/** Where the server answers, and the event that it sends of a run. */
+/** Where the server answers, and the events that it sends of a run, and of one that was deleted. */
 export const ROUTE = "/fewstep";
 export const RUN_EVENT = "fewstep.run";
+export const GONE_EVENT = "fewstep.gone";
 
 /** The event of what the server says of a node. */
 export const SAY_EVENT = "fewstep.say";

@@ -5,7 +5,7 @@
 // is newer than it, and is put on top of it.
 
 import { Curve } from "../charts/curve.js";
-import { RUN_EVENT } from "../names.js";
+import { GONE_EVENT, RUN_EVENT } from "../names.js";
 import { ask } from "./routes.js";
 
 export const isLive = (run) => run.state === "sampling" || run.state === "running";
@@ -195,6 +195,7 @@ export function makeStore(api) {
   }
 
   api.addEventListener(RUN_EVENT, onRun);
+  api.addEventListener(GONE_EVENT, ({ detail }) => store.drop(detail.id));      // on another page, too
   api.addEventListener("status", onStatus);
   return store;
 }

@@ -28,6 +28,7 @@ from .live import LIVE
 MOST_BODY = 1024  # bytes; no route reads one
 MOST_NAME = 200  # characters
 ROUTE = "/fewstep/runs/{id}"
+GONE = "fewstep.gone"  # the event of a run that was deleted
 
 
 def register(more: Mapping[str, Callable[[web.Request], web.StreamResponse]] = MappingProxyType({})) -> None:
@@ -225,4 +226,5 @@ def remove(request: web.Request) -> web.Response:
     folder = _folder(request)
     if folder.name in LIVE or not delete(folder):
         raise Refusal("The run must be over to be deleted. Pause it first.", code="running", status=409)
+    PromptServer.instance.send_sync(GONE, {"id": folder.name})  # other pages show it too
     return _json({})

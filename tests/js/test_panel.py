@@ -46,6 +46,19 @@ def panel(tmp_path, script):
     return node(tmp_path, STORE + script, {"texts": texts()})
 
 
+def test_a_run_that_another_page_deleted_goes(tmp_path):
+    found = panel(
+        tmp_path,
+        """
+      answers["/fewstep/runs"] = { runs: [run("b", 2), run("a", 1)] };
+      await store.load();
+      listeners["fewstep.gone"]({ detail: { id: "b" } });
+      await rest();
+      answer({ left: ids(), selected: store.selected });""",
+    )
+    assert found == {"left": ["a"], "selected": "a"}
+
+
 def test_events_that_overtake_the_snapshot_are_put_on_top_of_it(tmp_path):
     found = panel(
         tmp_path,

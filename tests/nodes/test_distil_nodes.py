@@ -123,7 +123,12 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
     assert len(begun) == 4 + 9 and all(torch.equal(finished[0][k], whole[0][k]) for k in whole[0])
 
 
-def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "phased-matching"}, {"method": "anchored", "learning_rate": 2e-3}],
+    ids=lambda changes: changes.get("method", "auto"),
+)
+def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeypatch, changes):
     """No unmatched key, and the loaded LoRA samples what the student sampled in training, within 1e-3."""
     import folder_paths
 
@@ -142,7 +147,7 @@ def test_lora_round_trip_through_the_stock_loader(host, teacher, caplog, monkeyp
         close(self)
 
     monkeypatch.setattr(kind, "close", watch)
-    tensors, losses, preview, sigmas, name = distil(host, teacher)
+    tensors, losses, preview, sigmas, name = distil(host, teacher, **changes)
     assert len(losses["loss"]) == 12 and preview.ndim == 4 and preview.shape[-1] == 3
     newest = Path(folder_paths.get_full_path("loras", name))
     with caplog.at_level(logging.WARNING), torch.inference_mode():

@@ -40,6 +40,10 @@ REALS = ("pictures", "guided", "blended")
 POINTS = ("pictures", "trajectory")
 SPANS = ("segment", "full")
 BALANCES = ("distance", "divergence")
+DIVERGENCES = ("kl", "fisher")
+SID = (
+    1.0  # alpha of Zhou et al. 2024, arXiv:2404.04057, eq. 23; 1/2 is the gradient of half of the divergence
+)
 APART = (
     0.05  # of a step, that a point of a trajectory is noised on at least: known's variance is finite there
 )
@@ -227,17 +231,41 @@ def matched(context: Context, batch: Batch) -> Batch:
     x, known, precision = noised_on(point["y"], batch["noise"], path, point["e"], t)
     fake, real = context.asked["fake"](x, t, condition), real_score(context, x, t, condition)
     away, x0 = fake - real, point["x0"]
+    pull = (
+        away if context.settings.divergence == "kl" else _fisher(context, condition, x, t, known, fake, real)
+    )
     distance = _mean((x0 - real).abs())
     return {
         **batch,
         "x": point["x"],
         "sigma": point["sigma"],
-        "target": x0 - away,
+        "target": x0 - pull,
         "weight": batch["weight"] * _balance(context, batch, point, distance),
         "gap": _mean(away.abs()) / distance.clamp_min(1e-6),
         "truth": precision * _mean((known - real) * away),
         "claim": precision * _mean(away.square()),
     }
+
+
+def _fisher(context, condition, x, t, known, fake, real):
+    """How the student's x0 moves (R - F)(R - D) - alpha |R - F|^2, with R, F and the known D of its x_t, over
+    alpha_t's share: alpha_t (pulls through both scores) + F - R. In the mean it goes down the divergence of
+    Fisher, E |score_q - score_p|^2 (SiD, as of `SID`; SiD-DiT, arXiv:2509.25127).
+    """
+    to_real, apart = real - known, real - fake
+    moved = context.pulled["fake"](x, t, condition, 2 * SID * apart - to_real)
+    for name, share in _shares(context, x, t):
+        moved = moved + context.pulled[name](x, t, condition, share * (to_real + (1 - 2 * SID) * apart))
+    return expand(context.path.alpha(t.double()), x) * moved - apart
+
+
+def _shares(context, x, t):
+    """(name, share) of whose answers the real score is made."""
+    kind = context.settings.real
+    if kind in ("guided", "pictures"):
+        return [("teacher" if kind == "guided" else "real", 1.0)]
+    share = expand(context.path.flow_time(t), x)
+    return [("real", share), ("teacher", 1 - share)]
 
 
 def _balance(context, batch, point, distance):
@@ -251,7 +279,8 @@ def _balance(context, batch, point, distance):
     pull = torch.ones_like(t)
     if context.settings.points == "trajectory":
         pull = path.alpha(e) - e / sigma * path.alpha(sigma)  # dy / dx0 of the step
-    return (pull * path.alpha(t).square() / (path.alpha(e) * t.square())).float()
+    power = 2 if context.settings.divergence == "kl" else 4
+    return (pull * path.alpha(t).square() / (path.alpha(e) * t.pow(power))).float()
 
 
 def _mean(values):

@@ -23,6 +23,7 @@ from .phases import Phases
 from .times import Times, Weighting
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, sigma, condition) -> x0
+Pull = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, ...), (B, ...) -> (B,)
 Batch = dict[str, torch.Tensor]
 
@@ -43,6 +44,7 @@ class Settings(Protocol):
     points: str
     span: str
     balance: str
+    divergence: str
     anchor: float
     lead: int
     real_updates: int
@@ -75,6 +77,8 @@ class Context:
     metric                     distance of two predictions, for each sample
     kind                       the prediction that the loss compares, one of `diffusion.predictions.KINDS`
     times, weighting           how u is drawn, and what a loss at u weighs
+    pulled                     how x moves what these answer: (x, sigma, condition, v) -> J^T v, the gradient
+                               in x of the sum of answer times v
     done                       the student's updates so far
     turned                     at which of them its roles began to matter (`Method.turns`); None: not yet
     told                       running means of what the method tells (`Method.tells`), once there are some
@@ -98,6 +102,7 @@ class Context:
     done: int = 0
     turned: int | None = 0
     asked: Mapping[str, Answer] = dataclasses.field(default_factory=dict)
+    pulled: Mapping[str, Pull] = dataclasses.field(default_factory=dict)
     told: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seen: Destroyed | None = None
 

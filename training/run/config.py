@@ -21,7 +21,7 @@ from ..formats.checks import (
 from ..formats.precision import PRECISIONS
 from ..formats.processes import checked, process_of
 from ..methods.distances import METRICS
-from ..methods.matching import BALANCES, POINTS, REALS, SPANS
+from ..methods.matching import BALANCES, DIVERGENCES, POINTS, REALS, SPANS
 from ..methods.teacher_step import SOLVERS
 from ..methods.times import DISTRIBUTIONS
 from .optimisers import ADAMW, OPTIMISERS
@@ -37,6 +37,7 @@ CHOICES = {
     "points": POINTS,
     "span": SPANS,
     "balance": BALANCES,
+    "divergence": DIVERGENCES,
     "optimizer": OPTIMISERS,
     "lora_precision": tuple(PRECISIONS),
 }
@@ -120,6 +121,7 @@ class DistilConfig:
                  the "trajectory"; None: pictures, where the run ends at them
     span         noise levels at which a step is matched: of its own "segment", or the "full" range above
     balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it
+    divergence   whose gradient pulls: "kl", or "fisher", through the scores too (SiD); slower
     anchor       of anchored: weight of the first step's distance to the cached trajectory
     fake_updates of the score of the student's own pictures before the student's first update (None: an
                  eighth of updates); lead: the most of them before each later one, as many as make it true
@@ -165,6 +167,7 @@ class DistilConfig:
     points: str | None = None
     span: str = "segment"
     balance: str = "distance"
+    divergence: str = "kl"
     anchor: float = 1.0
     real_updates: int | None = None
     fake_updates: int | None = None

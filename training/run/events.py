@@ -7,9 +7,11 @@ An event is a dict as JSON has it: {"at": seconds since 1970, "update": n, "mess
 from typing import Any
 
 from ...diffusion.faults import Message
+from ..methods.matching import agreement
 from .run import Run
 from .sight import Faces
 
+UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates before which it is not judged
 MOST = 100  # events that are kept: the newest
 VARIED, FALL = (
     0.8,
@@ -26,24 +28,39 @@ class Events:
 
     def __init__(self, run: Run):
         self.run = run
-        self.micro, self.skipped = run.descent.micro, run.descent.skipped
+        self.micro, self.skipped, self.behind = run.learners.micro, run.learners.skipped, False
         self.measured, self.told = max(run.probe.faces, default=-1), ""
 
     def new(self) -> list[Message]:
         """What happened since, in words."""
-        descent, found = self.run.descent, []
-        if descent.micro < self.micro:
+        learners, found = self.run.learners, []
+        if learners.micro < self.micro:
             found.append(
                 Message(
                     "Memory ran out: {micro} samples at once from here on, the batch stays.",
-                    micro=descent.micro,
+                    micro=learners.micro,
                 )
             )
-        if descent.skipped > self.skipped:
-            count = descent.skipped - self.skipped
+        if learners.skipped > self.skipped:
+            count = learners.skipped - self.skipped
             found.append(Message("Updates left out, as they were not finite: {count}.", count=count))
-        self.micro, self.skipped = descent.micro, descent.skipped
-        return found + self._seen()
+        self.micro, self.skipped = learners.micro, learners.skipped
+        return found + self._followed() + self._seen()
+
+    def _followed(self):
+        """Once, that the score of the student's pictures falls behind them."""
+        truth = agreement(self.run.learners.told)
+        if self.behind or truth is None or truth > UNTRUE or self.run.done < SETTLED:
+            return []
+        self.behind = True
+        return [
+            Message(
+                "What is known of the student's own pictures falls behind them: {share:.0%} of what it says "
+                "is true. Train with a higher lead than {lead}, a larger batch or a lower lr.",
+                share=truth,
+                lead=self.run.config.lead,
+            )
+        ]
 
     def _seen(self):
         """What the last measurement shows that was not told of the one before."""

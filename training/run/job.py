@@ -57,6 +57,7 @@ LATER = {
     "points": "pictures",
     "span": "segment",
     "balance": "distance",
+    "divergence": "kl",
     "anchor": 1.0,
     "lead": 3,
     "role_lr": 10.0,

@@ -52,6 +52,16 @@ class Learners:
             return self.descents[name].done
         return sum(descent.done for descent in self.descents.values())
 
+    @property
+    def micro(self) -> int:
+        """Samples of a pass of the adapter for which it is smallest."""
+        return min(descent.micro for descent in self.descents.values())
+
+    @property
+    def skipped(self) -> int:
+        """Updates left out as not finite, of all adapters."""
+        return sum(descent.skipped for descent in self.descents.values())
+
     def due(self, context: Context) -> str:
         """Who learns next: a role that has to be ahead of the student, or the student."""
         if context.turned is None:
@@ -86,19 +96,13 @@ class Learners:
         """
         part, before = self.roles.get(name, self.method), context.generator.get_state()
         self.turned = context.turned
-        self._begin(name)
+        _begin(self, name)
         try:
             batch = part.draw(_shared(context, self.ranks))
             return batch, self.descents[name].gradient(batch, functools.partial(part.loss, context))
         except BaseException:
             context.generator.set_state(before)
             raise
-
-    def _begin(self, name):
-        """Give a role that begins as another the weights of that, before its first update."""
-        role, adapters = self.roles.get(name), self.student.adapters
-        if role and self.made(name) == 0 and role.begins_as in adapters:
-            adapters[name].load(adapters[role.begins_as].parameters())
 
     def step(self, name: str, batch: Batch, losses: torch.Tensor) -> None:
         """Step along the gradient of those losses, and take down what the batch tells."""
@@ -154,3 +158,10 @@ def _shared(context, ranks):
 
     asked = {name: shared(answer) for name, answer in context.asked.items()}
     return dataclasses.replace(context, asked=asked)
+
+
+def _begin(learners, name):
+    """Give a role that begins as another the weights of that, before its first update."""
+    role, adapters = learners.roles.get(name), learners.student.adapters
+    if role and learners.made(name) == 0 and role.begins_as in adapters:
+        adapters[name].load(adapters[role.begins_as].parameters())

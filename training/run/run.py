@@ -227,6 +227,7 @@ def _context_of(run: Run, who: str) -> Context:
         generator=run.generator,
         student=run.student.answer(who),
         asked=run.student.asked_by_name,
+        pulled=run.student.pulled_by_name,
         target=run.student.target,
         teacher=run.student.teacher,
         metric=run.metric,
@@ -274,6 +275,6 @@ def _trained(run: Run) -> dict:
     trained |= probe.told()
     if run.label:
         trained["run"] = run.label
-    if run.descent.skipped:
-        trained["skipped"] = run.descent.skipped
+    if run.learners.skipped:
+        trained["skipped"] = run.learners.skipped
     return {**trained, **run.task.told()}

@@ -121,7 +121,7 @@ class Status:
             "total": progress.total if progress else run.config.updates,
             "done": run.done,
             "updates": run.config.updates,
-            "skipped": run.descent.skipped,
+            "skipped": run.learners.skipped,
             "loss": last(run.loss),
             "fidelity": last(run.probe.fidelity),
             "best": run.probe.best and run.probe.best.fidelity,

@@ -5,6 +5,7 @@ learn from), with the adapter off and guidance it is the teacher; with another a
 trains beside the student (`methods.method.Role`). No weights are copied: roles are views on one model.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from .. import methods
 from ..adapter.backward import Backward
 from ..adapter.lora import Lora, Turn
 from ..adapter.warm_start import warm_start
-from ..methods.method import STUDENT, Answer
+from ..methods.method import STUDENT, Answer, Pull
 from ..models.denoiser import Denoiser, InParts, guided
 from ..trajectories.sampling import SHARD, in_chunks, teacher_samples
 from .average import Average
@@ -115,6 +116,14 @@ class Student:
 
         return {"teacher": self.teacher_in_parts, **{name: of(lora) for name, lora in self.adapters.items()}}
 
+    @property
+    def pulled_by_name(self) -> dict[str, Pull]:
+        """Of each of these, (x, sigma, condition, v) -> the gradient in x of the sum of its answer times v,
+        exact on any architecture; no other tensor gets one.
+        """
+        adapters = {name: functools.partial(_pulled, self, lora) for name, lora in self.adapters.items()}
+        return {"teacher": functools.partial(_pulled, self, None), **adapters}
+
     def target(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What the student learns from: itself, or its average."""
         if self.config.target == "stop-gradient":
@@ -171,3 +180,21 @@ class Student:
     def _remove(self):
         for lora in self.adapters.values():
             lora.remove()
+
+
+def _pulled(student, lora, x, sigma, condition, v):
+    """J^T v of the answer with that adapter, None for the guided teacher's."""
+    denoiser, config = student.denoiser, student.config
+    cfg = config.cfg if lora is None else 1.0
+    size = max(1, (config.micro or config.batch) // (1 if cfg == 1 else 2))
+    # weights that are lent get no gradient
+    acts, found = student.lora.off() if lora is None else lora.using(lora.parameters()), []
+    with acts, torch.enable_grad():
+        for i in range(0, len(x), size):
+            part = slice(i, i + size)
+            leaf = x[part].detach().clone().requires_grad_()
+            asked = leaf, sigma[part], condition[part], cfg
+            backward = backward_of(denoiser, [leaf], config.checkpointing)
+            backward(lambda asked=asked, v=v[part]: (guided(denoiser, *asked) * v).sum())
+            found.append(leaf.grad)
+    return torch.cat(found)

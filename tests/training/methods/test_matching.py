@@ -13,7 +13,7 @@ import pytest
 import torch
 from analytic import MIXTURE, MODELS
 from fewstep.diffusion.predictions import expand
-from fewstep.diffusion.step import weights
+from fewstep.diffusion.step import step, weights
 from fewstep.training.methods import anchored, matching
 from fewstep.training.methods.distances import squared_error
 from fewstep.training.methods.phases import Phases, step_level
@@ -22,6 +22,7 @@ from fewstep.training.methods.times import Times, Weighting
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.trajectories.data import Data
 from fewstep.training.trajectories.noises import start
+from oracles.mixture import LineMixture
 
 SIGMA_OF = {
     "epsilon": lambda t: 20 * t**4,
@@ -80,6 +81,7 @@ class Case:
             generator=generator,
             student=self.student,
             asked={"student": self.student, "fake": self.fake, "real": self.real, "teacher": self.real},
+            pulled={name: pulled_by(f) for name, f in (("fake", self.fake), ("real", self.real))},
             metric=squared_error,
             settings=config,
             times=times,
@@ -121,6 +123,14 @@ class Case:
         losses = matching.loss(self.context, batch) * batch["weight"]
         return torch.autograd.grad(losses.mean(), self.positions)[0]
 
+    def exact_fisher(self, levels=96):
+        """The same of the divergence of Fisher."""
+        total, least = 0, self.path.at_flow_time(torch.tensor(matching.NEAREST).double())
+        for u in (torch.arange(levels, dtype=torch.float64) + 0.5) / levels:
+            t = step_level(self.phases, u[None])[0].clamp_min(least)
+            total = total + fisher(self.positions, self.path, t) / levels
+        return torch.autograd.grad(total, self.positions)[0]
+
     def divergence_at_data(self):
         """KL of the student's pictures themselves."""
         return divergence(self.positions.detach(), self.path, torch.zeros((), dtype=torch.float64))
@@ -159,6 +169,35 @@ def divergence(positions, path, t):
 
     q, p = log_density(positions), log_density(MIXTURE.positions)
     return (q.exp() * (q - p)).sum() * (u[1] - u[0])
+
+
+def fisher(positions, path, t):
+    """E |score - score of `MIXTURE`|^2 of the mixture with these positions, both noised to the level t."""
+    a, s = path.alpha(t), (path.alpha(t) * MIXTURE.std).hypot(t)
+    middle = torch.cat([MIXTURE.positions, positions.detach()])
+    u = torch.linspace(
+        float(a * middle.min() - 9 * s), float(a * middle.max() + 9 * s), 2001, dtype=torch.float64
+    )
+
+    def known(places):
+        """(log density, score)"""
+        z = (u[:, None] - a * places) / s
+        log = MIXTURE.weights.log() - z**2 / 2
+        return log.logsumexp(1) - s.log() - math.log(2 * math.pi) / 2, -(log.softmax(1) * z).sum(1) / s
+
+    (q, score_q), (_, score_p) = known(positions), known(MIXTURE.positions)
+    return (q.exp() * (score_q - score_p).square()).sum() * (u[1] - u[0])
+
+
+def pulled_by(answer):
+    """J^T v of an answer, by autograd."""
+
+    def pull(x, t, condition, v):
+        leaf = x.double().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad((answer(leaf, t, condition) * v).sum(), leaf)[0]
+
+    return pull
 
 
 def cosine(a, b):
@@ -207,6 +246,20 @@ def test_following_it_leads_to_the_teacher(name, balance):
         case.positions.grad = case.slope()
         descent.step()
     assert float(case.divergence_at_data()) < 0.02 * before
+
+
+@pytest.mark.parametrize("points", matching.POINTS)
+@pytest.mark.parametrize("name", ["epsilon", "flow", "zero-SNR"])
+def test_sids_gradient_goes_down_the_divergence_of_fisher(name, points, monkeypatch):
+    """With half of their alpha it is that divergence's own gradient."""
+    monkeypatch.setattr(matching, "NEAREST", 0.05)  # below it chance takes over: squares of 1/sigma^2
+    case = Case(name, MIXTURE.positions + MOVED, 10_000, points=points, steps=2, divergence="fisher")
+    exact = case.exact_fisher()
+    theirs = cosine(sum(case.slope() for _ in range(2)), exact)
+    monkeypatch.setattr(matching, "SID", 0.5)
+    half = cosine(sum(case.slope() for _ in range(4)), exact)
+    print(f"{name}, {points}: cosine {half:.4f} with alpha 1/2, {theirs:.4f} with 1")
+    assert half >= 0.99 and theirs > 0.5
 
 
 # ---- the student's own score ---------------------------------------------------------------------
@@ -307,3 +360,38 @@ def test_an_anchored_first_step_learns_the_cached_trajectory(name):
     assert batch["gap"][first].isnan().all() and (batch["gap"][~first] == 0).all()
     context.student = lambda x, sigma, condition: exact(x, sigma, condition) + 0.1
     assert torch.allclose(matching.loss(context, batch), torch.full((64,), 0.01).double(), atol=1e-6)
+
+
+# ---- which real score ------------------------------------------------------------------------------
+
+
+def test_the_guided_score_is_not_that_of_what_guidance_samples():
+    """At a student that draws exactly the teacher's pictures, CFG 2 on one of two Gaussians in one dimension,
+    the guided score still pulls, towards narrower pictures.
+    """
+    path, cfg, std = MODELS["flow"][0], 2.0, 0.4
+    parts = LineMixture(*(torch.tensor(v).double() for v in ([-1.0, 1.0], [0.5, 0.5], [0.0], [1.0])), std)
+    one = LineMixture(*(torch.tensor(v).double() for v in ([1.0], [1.0], [0.0], [1.0])), std)
+
+    def guided(x, t):
+        none, own = (m.denoise(x, path, t) for m in (parts, one))
+        return none + cfg * (own - none)
+
+    unit = torch.special.ndtri((torch.arange(3000, dtype=torch.float64) + 0.5) / 3000)[:, None]
+    x, levels = unit, torch.linspace(1, 0, 401, dtype=torch.float64)
+    for t, s in zip(levels, levels[1:]):
+        x = step(x, guided(x, t), path, t, s)
+    pictures, found = x, {}
+    for t in (0.3, 0.5, 0.7):
+        noised = (1 - t) * pictures + t * unit[
+            torch.randperm(3000, generator=torch.Generator().manual_seed(0))
+        ]
+        near = -((noised - (1 - t) * pictures.T) ** 2) / (2 * t**2)
+        own = near.softmax(1) @ pictures  # the exact denoiser of these pictures
+        pull = own - guided(noised, torch.tensor(t, dtype=torch.float64))
+        centred = pictures - pictures.mean()
+        found[t] = float(pull.square().mean().sqrt() / (pictures - own).square().mean().sqrt())
+        narrower = float((pull * centred).mean() / centred.square().mean())
+        print(f"level {t}: pulls by {found[t]:.0%} of the denoiser's own error, narrower by {narrower:+.2f}")
+    print(f"deviation of the pictures {float(pictures.std()):.3f}, of the data {std}")
+    assert min(found.values()) > 0.05

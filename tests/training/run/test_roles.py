@@ -12,6 +12,7 @@ from fewstep.training.adapter.proof import slope
 from fewstep.training.methods import registry
 from fewstep.training.methods.method import STUDENT, Role
 from fewstep.training.run.config import DistilConfig
+from fewstep.training.run.events import SETTLED, Events
 from fewstep.training.run.job import STATE, Job, load_state
 from fewstep.training.run.memory import CARD, CPU, copies_of, plan
 from fewstep.training.run.run import Run
@@ -292,3 +293,43 @@ def test_a_plan_of_memory_counts_every_adapter():
         assert copies_of(guided, place, full) == copies_of(usual, place, full) + 1 + 2
     with pytest.raises(MemoryError, match="Choose a lower rank"):
         plan(Tiny(), dataclasses.replace(config, rank=4000), budget=6 << 20)
+
+
+def test_how_x_moves_an_answer_is_exact_and_leaves_the_adapters_alone(generator):
+    """Of every adapter and the guided teacher, against differences; recomputed blocks or not."""
+    for checkpointing in (False, True):
+        trained = Run(Tiny(), DistilConfig(**SMALL, method="matching", micro=3, checkpointing=checkpointing))
+        for lora in trained.student.adapters.values():
+            lora.load([0.1 * torch.randn(p.shape, generator=generator) for p in lora.parameters()])
+        context = trained.context()
+        x, v, step = (torch.randn(4, 2, 4, 4, generator=generator) for _ in range(3))
+        asked = torch.full((4,), 0.5), torch.arange(4) % 3
+        for name, answer in context.asked.items():
+            found = context.pulled[name](x, *asked, v)
+            wanted = (answer(x + 1e-2 * step, *asked) - answer(x - 1e-2 * step, *asked)) / 2e-2
+            assert float((found * step).sum()) == pytest.approx(float((wanted * v).sum()), rel=2e-2, abs=1e-2)
+        assert all(p.grad is None for lora in trained.student.adapters.values() for p in lora.parameters())
+        trained.close()
+
+
+@pytest.mark.parametrize("real", ["pictures", "guided", "blended"])
+def test_a_run_down_the_divergence_of_fisher(real):
+    trained = Run(
+        Tiny(), DistilConfig(**{**SMALL, "updates": 2}, method="matching", divergence="fisher", real=real)
+    )
+    list(trained.progress())
+    assert trained.done == 2 and trained.descent.skipped == 0
+    trained.close()
+
+
+def test_a_fake_that_falls_behind_is_told_once():
+    trained = Run(Tiny(), DistilConfig(**SMALL, method="matching"))
+    events = Events(trained)
+    trained.descent.done = SETTLED
+    for truth, told in ((0.5, 0), (0.05, 1), (-0.2, 0)):
+        trained.learners.told = {"truth": truth, "claim": 1.0}
+        found = events.new()
+        assert len(found) == told and all("falls behind" in str(message) for message in found)
+    trained.learners.descents["fake"].micro, trained.learners.descents["real"].skipped = 1, 3
+    assert [str(m)[:14] for m in events.new()] == ["Memory ran out", "Updates left o"]
+    trained.close()
