@@ -2,13 +2,14 @@
 
     python benchmarks/memory_plan.py [--json FILE] [--families SDXL ...] [--tiny]
 
-Each model is built from ComfyUI's own config (`real_sizes`) and run on meta tensors: one sample, forward and
-backward, with a LoRA of the family's usual rank on all layers, weights resident and streamed. The bytes are
-followed storage by storage by the very code that plans a run (`training.run.weighing`), and the plan is made
-of them as for a card. A row says what a user's run would be: the first that fits of resident and streamed,
-with the usual rank or a lower one, and micro-batches of at most 8. A second sample is taken to cost what the
-first does but for the gradient, and a lower rank's samples what the usual one's do: both are upper bounds.
-Peaks are bytes; a budget is the preset x 1024^3 minus what the host reserves.
+Each model is built from ComfyUI's own config (`real_sizes`) and run on meta tensors: one sample, two and
+three, forward and backward, with a LoRA of the family's usual rank on all layers, weights resident and
+streamed. The bytes are followed storage by storage by the very code that plans a run
+(`training.run.weighing`), and the plan is made of them as for a card. A row says what a user's run would be:
+the first that fits of resident and streamed, with the usual rank or a lower one, and micro-batches of at most
+8. A lower rank's samples are taken to cost what the usual one's do, an upper bound. Peaks are bytes, of an
+update or of asking the teacher, whichever is more; a budget is the preset x 1024^3 minus what the host
+reserves.
 """
 
 import argparse
@@ -24,8 +25,9 @@ from fewstep.diffusion.faults import NoMemory
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.models.families import usual
 from fewstep.training.run.config import DistilConfig
-from fewstep.training.run.memory import CARD, LEAST_RANK, Memory, copies_of, ranks, staying, weights_of
-from fewstep.training.run.weighing import Pass, weigh
+from fewstep.training.run.memory import CARD, LEAST_RANK, Memory, Plan, copies_of, ranks, staying, weights_of
+from fewstep.training.run.student import backward_of
+from fewstep.training.run.weighing import asked, passed, taken
 
 PRESETS = (6, 8, 12, 16, 24, 48)  # GB; 6 is none of the node's
 BATCH = 8
@@ -83,37 +85,34 @@ class Measured:
     """The `Memory` of one model and size; each residency is measured when it is asked for."""
 
     def __init__(self, unreal: Unreal, latent: tuple[int, ...]):
-        self.unreal, self.latent, self.known = unreal, latent, {}
+        self.unreal, self.loss, self.known = unreal, unreal.loss_of(latent), {}
 
     def memory(self, residency: str, rank: int) -> Memory:
         """What a run takes whose weights live like that."""
         self.unreal.residency = residency
         if residency not in self.known:
-            lora = Lora(self.unreal.module, self.unreal.rank)
-            try:
-                found = weigh(self.unreal, lora, self.unreal.loss_of(self.latent), 1)
-            finally:
-                lora.remove()
-            same = {
-                "whole": 0,
-                "recomputed": lora.bytes,
-                "answer": 0,
-            }  # of the peak, for any number of samples
-            # a streamed module that is a block is called again whole, which a forward pass does not show
-            least = {"whole": found["recomputed"].one, "recomputed": 0, "answer": 0}
-            ones = {name: max(way.one, least[name]) for name, way in found.items()}
-            passes = {name: Pass(one, 2 * one - same[name]) for name, one in ones.items()}
-            self.known[residency] = passes, lora.bytes
+            self.known[residency] = self._passes()
         passes, size = self.known[residency]
-        adapter, weights = size * rank // self.unreal.rank, weights_of(self.unreal)
         return Memory(
-            weights=weights,
-            adapter=adapter,
+            weights=weights_of(self.unreal),
+            adapter=size * rank // self.unreal.rank,
             copies=copies_of(DistilConfig(), CARD),
             place=CARD,
             online=False,
             **passes,
         )
+
+    def _passes(self):
+        """({name: `Pass`}, bytes of the LoRA). Graphs hold nothing here, and so all of them are run."""
+        lora = Lora(self.unreal.module, self.unreal.rank)
+        ways = {"answer": asked}
+        for name, recompute in (("whole", False), ("recomputed", True)):
+            backward = backward_of(self.unreal, lora.parameters(), recompute)
+            ways[name] = functools.partial(taken, backward=backward)
+        try:
+            return {name: passed(way, self.loss, 3) for name, way in ways.items()}, lora.bytes
+        finally:
+            lora.remove()
 
     def plan(self, preset: int) -> dict:
         """The row of a preset."""
@@ -134,16 +133,18 @@ class Measured:
         return self._row(preset, budget, STREAMED, rank, self.memory(STREAMED, rank), 1, True)
 
     def _row(self, preset, budget, residency, rank, memory, micro, recompute):
-        peak = memory.peak(micro, recompute)
+        chunk = memory.chunk(budget, DistilConfig().chunk)
+        planned = Plan(micro=micro, checkpointing=recompute, chunk=chunk, rank=rank, memory=memory)
         return {
             "preset": preset,
             "budget": budget,
             "residency": residency,
             "checkpointing": recompute,
             "micro_batch": micro,
+            "chunk": chunk,
             "rank": rank,
-            "peak": peak,
-            "fits": peak <= budget,
+            "peak": planned.peak,
+            "fits": planned.peak <= budget,
             "weights": memory.weights,
             "adapter": round(memory.copies * memory.adapter),
             "sample": (memory.recomputed if recompute else memory.whole).one,
@@ -184,12 +185,23 @@ HEAD = (
 )
 
 
+def others(file: Path, rows: list[dict]) -> list[dict]:
+    """The rows that a file has of other families."""
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    return [row for row in found if row["family"] not in {row["family"] for row in rows}]
+
+
+def place(row: dict) -> int:
+    """The number of a row's family in the table."""
+    return list(real_sizes.FAMILIES).index(row["family"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--families", nargs="+", choices=list(real_sizes.FAMILIES), metavar="NAME")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file, beside other families'")
     parser.add_argument("--tiny", action="store_true", help="one small model, in seconds")
     args = parser.parse_args()
     began, rows = time.perf_counter(), []
@@ -204,7 +216,8 @@ def main() -> None:
             print(line_of(row), flush=True)
         rows += found
         if args.json:  # at once: a run that is cut off leaves what it has
-            args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+            everything = sorted((*others(args.json, rows), *rows), key=place)
+            args.json.write_text(json.dumps({"rows": everything}, indent=1) + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 

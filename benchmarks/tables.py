@@ -384,6 +384,27 @@ def adapter() -> list[str]:
     return table(["operations", "before", "now", "share (aim: at most 5 %)"], body)
 
 
+def memory_plan() -> list[str]:
+    """What a run of models of real size would take on cards of so many GB."""
+    found: dict[tuple[str, str], dict[int, dict]] = {}
+    for row in read("memory_plan")["rows"]:
+        found.setdefault((row["family"], row["size"]), {})[row["preset"]] = row
+
+    def cell(row):
+        if not row["fits"]:
+            return f"does not fit: {row['peak'] / 2**30:.1f}"
+        graph = "recomputed" if row["checkpointing"] else "whole"
+        peak = f"{row['peak'] / 2**30:.1f}"
+        return f"{row['residency']}, {row['micro_batch']} {graph}, rank {row['rank']}: {peak}"
+
+    presets = sorted({preset for rows in found.values() for preset in rows})
+    body = [
+        [f"{family}, {size}", *(cell(rows[preset]) for preset in presets)]
+        for (family, size), rows in found.items()
+    ]
+    return table(["predicted peak in GiB", *(f"{preset} GB" for preset in presets)], body)
+
+
 def udm_cost() -> list[str]:
     """Cost of a blur against Gaussian noise."""
     body = []
@@ -469,6 +490,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         overhead,
         udm_cost,
         adapter,
+        memory_plan,
         ranks,
         soak,
     )

@@ -167,7 +167,7 @@ class Compare(io.ComfyNode):
         told = [messages.told(m) for m in (verdict.answer(best, enough, tolerance), *remarks)]
         table = [messages.told(verdict.row(result, result.seconds)) for result in settings]
         data = {
-            "reference": {"steps": reference.steps, "drift": drift},
+            "reference": {"steps": reference.steps, "drift": drift if math.isfinite(drift) else None},
             "tolerance": tolerance,
             "rows": [{**figures(result), "chosen": result is best} for result in settings],
             "chosen": f"{verdict.label(best)}, {best.steps} steps",

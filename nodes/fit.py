@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..diffusion.faults import BadValue, Message
 from ..diffusion.solvers.linear import solve_apart
 from ..training.formats.files import check_folder
+from ..training.models.memory_errors import named
 from ..training.reports import pictures
 from ..training.run.fitting import EFFORTS, STANDARD, FitConfig, SolverFit
 from . import recipes, show
@@ -58,6 +59,7 @@ class Fit(io.ComfyNode):
         )
 
     @classmethod
+    @named(Message("a solver was fitted"))
     def execute(
         cls,
         latent: io.Latent.Type,

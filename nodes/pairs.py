@@ -13,6 +13,7 @@ from ..diffusion.schedules.grids import grid, shifted
 from ..training import methods
 from ..training.formats.files import check_folder, file_stem, free_name
 from ..training.models.denoiser import Guided, InParts
+from ..training.models.memory_errors import named
 from ..training.trajectories.cache import CacheSpec, TrajectoryCache
 from ..training.trajectories.data import Data, load_pairs, pair_noise, save_pairs
 from . import show, zero
@@ -113,6 +114,7 @@ class ReflowPairs(io.ComfyNode):
         )
 
     @classmethod
+    @named(Message("pairs were drawn"))
     def execute(
         cls,
         model: io.Model.Type,

@@ -14,13 +14,14 @@ from comfy_api.latest import io
 
 from ..diffusion import samplers
 from ..diffusion.destruction.forward import ForwardProcess
-from ..diffusion.faults import BadValue
+from ..diffusion.faults import BadValue, Message
 from ..diffusion.schedules import grids
 from ..training import methods
 from ..training.formats import processes
 from ..training.formats.files import load_lora
 from ..training.formats.recipe import Recipe
 from ..training.methods.restoration import Seen, restore, times_for
+from ..training.models.memory_errors import named
 from . import recipes, zero
 from .comfy import fresh_noise, levels, lora_files
 from .comfy.decoding import decode
@@ -274,6 +275,7 @@ class Restore(io.ComfyNode):
         )
 
     @classmethod
+    @named(Message("the picture was restored"))
     def execute(
         cls,
         model: io.Model.Type,

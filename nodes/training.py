@@ -179,8 +179,6 @@ def _train(order: Order) -> Trained:
     for name in ("positive", "negative"):
         shape = tuple(latent.shape[1:])
         check_whole(name, getattr(order, name), order.model, shape, phases.fine, order.remedy)
-    if order.first is not None and order.starts is None:
-        order = dataclasses.replace(order, starts=_starts(order, latents.sample_shape(order.model, latent)))
     patches = patches_of(order.model, order.model.model_options) + order.after
     mask = order.latent.get("noise_mask")
     prompts = digest([order.positive, order.negative[0], *latents.content(latent, mask)])
@@ -207,7 +205,8 @@ def _train(order: Order) -> Trained:
         if order.taught:
             about["taught"] = order.taught[1]
         planned = _plan(order, patcher, denoiser, data)
-        ready = order.guider is None or order.taught is not None
+        drawn = order.first is None or order.starts is not None
+        ready = drawn and (order.guider is None or order.taught is not None)
         if planned is not None and ready:
             # caches are the same for all seeds
             identity = {"patches": patches, "conditioning": prompts, "seed": 0}
@@ -225,6 +224,8 @@ def _train(order: Order) -> Trained:
     if planned is None:
         why = Message("weights streamed: beside all of them one sample found no room")
         return _train(dataclasses.replace(order, residency=residency.STREAMED, why=why))
+    if not drawn:
+        return _train(dataclasses.replace(order, starts=_starts(order, denoiser.shape)))
     return _train(dataclasses.replace(order, taught=_drawn(order, denoiser.shape, data)))
 
 

@@ -20,7 +20,8 @@ from .refine import NormalEquations, Parameter, moved, parameters, shifted
 from .tangents import tangents
 from .trajectories import Trajectories, at_levels
 
-ON_THE_WAY = 0.3  # what all states on the way weigh together, the end weighing 1
+ON_THE_WAY = 0.3  # what all states on the way weigh together in 3 steps, the end weighing 1; of more steps,
+# which come nearer in any case, it grows with their square
 SOFT = 0.8  # quantile of the distances beyond which a sample counts by its distance, not by its square
 FINEST, COARSEST = 1e-4, 0.03  # perturbations: as large as the median distance, within these
 SLIGHT = 0.02  # change of lambda by which the trajectory's slope is taken
@@ -65,7 +66,8 @@ def scales(solver: LinearSolver, data: Trajectories) -> torch.Tensor:
 
 def importance(steps: int) -> torch.Tensor:
     """(steps, 1): what the states after each step weigh in a loss, the last one 1."""
-    out = torch.full((steps, 1), ON_THE_WAY / max(1, steps - 1), dtype=torch.float64)
+    on_the_way = ON_THE_WAY * (steps / 3) ** 2
+    out = torch.full((steps, 1), on_the_way / max(1, steps - 1), dtype=torch.float64)
     out[-1] = 1
     return out
 

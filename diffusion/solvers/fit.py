@@ -33,6 +33,8 @@ ORDERS = (2, 3)  # of the classical solvers, with corrector
 PATIENCE = 3  # of a descent, in yields without gain on the held-out part
 GAIN = 0.002  # relative, of one that counts
 PART = 0.5  # what a conditional or unconditional prediction costs, a guided one being 1
+COMPARED = 0.1  # share of a limit that the comparison of starts may take, and each roll-out
+ROLLS = 20  # as many roll-outs on all the training part must be within what is left, for more than one
 FEWEST = 8  # trajectories that a step is worked out on, at least
 ROUNDS = 2.5  # of derivatives and steps, for which a limit should do
 COPIES = 6  # calls a step that derivatives take, about: perturbed copies and a shifted level
@@ -88,7 +90,7 @@ def fit(
     over         whether the time is up, after which nothing more is tried
     Raises ValueError for too few trajectories.
     """
-    bench = _Bench(data, evaluations, seed, over)
+    bench = _Bench(data, evaluations, seed, over, starts)
     auto = bench.candidate(starts[0])
     shorter = [bench.candidate(solver) for solver in shorter]
     stages = {auto.solver: "classical", **{one.solver: "shorter" for one in shorter}}
@@ -106,7 +108,8 @@ def fit(
 
     yield fitted()
     order = sorted(starts, key=bench.loss)
-    better = [bench.rolled_out(solver) for solver in order[: 1 if bench.short(0.5) else descents]]
+    rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
+    better = [bench.rolled_out(solver) for solver in order[:rolls]]
     lengthened = [one.solver for one in shorter if one.solver.steps == starts[0].steps]
     for start in sorted([*order, *better, *lengthened], key=bench.loss)[:descents]:
         if over():
@@ -135,11 +138,12 @@ class _Bench:
     State: `count` evaluations so far, the generator, and the training losses that are known.
     """
 
-    def __init__(self, data, evaluations, seed, over):
+    def __init__(self, data, evaluations, seed, over, starts):
         self.data, self.limit, self.count, self.over = data, evaluations, 0, over
         self.train, self.held_out = data.split()
         self.generator = torch.Generator().manual_seed(seed)
-        self.sample = self._random(max(FEWEST, len(self.train) // 2))
+        most = COMPARED * evaluations / sum(solver.steps for solver in starts)
+        self.sample = self._random(max(FEWEST, int(min(most, len(self.train) // 2))))
         self.known = {}
 
     def _random(self, count):
@@ -174,14 +178,12 @@ class _Bench:
         return self.known[solver]
 
     def rolled_out(self, solver):
-        """The solver with weights from its own roll-out on the training part."""
-        return rolled_out(self.data, solver, self.train, self.model(self.train))
+        """The solver with weights from its own roll-out on training trajectories, all that are afforded."""
+        most = COMPARED * self.limit / solver.steps
+        which = self._random(max(FEWEST, int(min(most, len(self.train)))))
+        return rolled_out(self.data, solver, which, self.model(which))
 
     # -- what may still be asked
-
-    def short(self, share):
-        """Whether a limit is set and no more than that share of it is left."""
-        return math.isfinite(self.limit) and self.limit - self.count <= share * self.limit
 
     def affords(self, samples):
         """Whether the model may be asked for so many samples more."""

@@ -13,7 +13,7 @@ import { t } from "../text.js";
 import { expect, forget, questionOf } from "./forecast.js";
 import { know } from "./zero.js";
 
-const LINES = { [DISTIL]: 7, [TRAIN_ON_PAIRS]: 7, [PAIRS]: 2, [PROMPTS]: 2, [FIT]: 2 };
+const LINES = { [DISTIL]: 6, [TRAIN_ON_PAIRS]: 6, [PAIRS]: 2, [PROMPTS]: 2, [FIT]: 2 };
 const LINE = 15;      // pixels
 const PADDING = 12;
 const WIDGET = "fewstep_status";
@@ -64,7 +64,8 @@ export function statusOn(app, api, node) {
   const text = make("div", "nodeplot-status", { role: "status" });
   const element = make("div", "nodeplot", {}, text);
   const height = LINE * LINES[type] + PADDING;
-  element.style.minHeight = text.style.maxHeight = `${height}px`;
+  element.style.minHeight = `${height}px`;
+  text.style.maxHeight = `${height - PADDING}px`;
   const tall = { getMinHeight: () => height, getMaxHeight: () => height };
   const options = { serialize: false, hideOnZoom: false, ...tall };
   node.addDOMWidget(WIDGET, WIDGET, element, options).serialize = false;

@@ -30,9 +30,10 @@ def state_dict():
     return {key: value.contiguous() for key, value in zoo.state_dict(FAMILY).items()}
 
 
-def layers(tensors):
-    """Keys of the Linear weights that published files quantise."""
-    return [k for k, w in tensors.items() if k.endswith(".weight") and w.ndim == 2 and "blocks" in k]
+def layers(tensors, least=0):
+    """Keys of the Linear weights, of so many numbers at least, that published files quantise."""
+    wanted = {k: w for k, w in tensors.items() if k.endswith(".weight") and w.ndim == 2 and "blocks" in k}
+    return [k for k, w in wanted.items() if w.numel() >= least]
 
 
 def halved(dtype):
@@ -65,14 +66,14 @@ def scaled(name, dtype, old=False, full=False):
     return tensors, plain, {}
 
 
-def laid_out(name, dtype):
-    """In one of the host's own layouts, packed by the host."""
+def laid_out(name, dtype, least=0):
+    """In one of the host's own layouts, packed by the host; least: numbers of a layer that is packed."""
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     algorithm, (wanted, told) = name.split(" ")[0], WANTED.get(name, ({}, {}))
     tensors = state_dict()
     plain = dict(tensors)
-    for key in layers(tensors):
+    for key in layers(tensors, least):
         weight = tensors.pop(key)
         packed = QuantizedTensor.from_float(weight, QUANT_ALGOS[algorithm]["comfy_tensor_layout"], **wanted)
         tensors |= packed.state_dict(key)

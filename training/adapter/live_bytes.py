@@ -9,6 +9,7 @@ A storage counts from the operation that makes it until nothing refers to it any
 take for themselves while they run, a convolution's counts: the libraries lay out anew what goes into one.
 """
 
+import array
 import weakref
 
 import torch
@@ -22,16 +23,22 @@ class LiveBytes(TorchDispatchMode):
     """Within: bytes of what operations have made and something still needs.
 
     now, most   at this moment, and at the worst one
+    moments     at the worst one of each operation, in order; other numbers of samples have the same ones
     """
 
     def __init__(self):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self._worst = 0
+        self.moments = array.array("q")
         self._alive = {}  # storage -> (weak reference, bytes)
         self._kept = {}  # storage -> {place in it: bytes}
 
+    @property
+    def most(self) -> int:
+        return max(self.moments, default=0)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, self._worst = kwargs or {}, self.now
         if self._kept and func._schema.is_mutable:
             for tensor in written(func._schema, args, kwargs):
                 self._add(sum(self._kept.pop(_storage(tensor), {}).values()))
@@ -45,7 +52,8 @@ class LiveBytes(TorchDispatchMode):
                 self._made(storage, leaf.untyped_storage())
         if "convolution" in func._schema.name:
             laid_out = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
-            self.most = max(self.most, self.now + laid_out)
+            self._worst = max(self._worst, self.now + laid_out)
+        self.moments.append(self._worst)
         return out
 
     def keep(self, tensor: torch.Tensor) -> None:
@@ -69,7 +77,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _add(self, size):
         self.now += size
-        self.most = max(self.most, self.now)
+        self._worst = max(self._worst, self.now)
 
 
 def _storage(value):

@@ -136,6 +136,12 @@ def _distil(subparsers, name, method, about):
         "--model", default="flow", help="flow, epsilon, or a diffusers folder (default: %(default)s)"
     )
     command.add_argument("--out", default=f"{name}-out", help="folder of the run (default: %(default)s)")
+    command.add_argument(
+        "--runs",
+        action="store_true",
+        help="--out is a folder of runs, and this one a new folder in it: with --out "
+        "ComfyUI/user/fewstep/runs the panel lists it",
+    )
     command.add_argument("--config", help="JSON or TOML file of settings")
     command.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, over the config file"

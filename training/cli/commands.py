@@ -99,7 +99,11 @@ def _in_ranks(command, args):
 
     if args.processes is not None:
         return launch.launch(args.processes)
-    with joining.joined() as ranks:
+
+    def say(text):
+        print(f"fewstep {args.command}: {text}", file=sys.stderr, flush=True)
+
+    with joining.joined(say=say) as ranks:
         return command(args, ranks)
 
 
@@ -134,7 +138,7 @@ def _distil(args, ranks):
     memory = args.memory and int(args.memory * 1e9)
     out = _out(args.out)
     spec = Spec(model=args.model, **_of_pipeline(args), device=args.device)
-    several = {"ranks": ranks, "shared": args.shared, "shard_base": args.shard_base}
+    several = {"ranks": ranks, "shared": args.shared, "shard_base": args.shard_base, "below": args.runs}
     return _shown(functools.partial(headless.distil, out, spec, settings, memory, **several), out, ranks)
 
 
@@ -182,6 +186,10 @@ def _shown(work, out, ranks):
     # no bar before there is work
     bar = tqdm(dynamic_ncols=True, file=sys.stderr, delay=1e-3, disable=not ranks.leads)
 
+    def placed(folder):
+        nonlocal out
+        out = folder
+
     def show(run, progress):
         bar.total, bar.n, bar.desc = progress.total, progress.step, progress.stage
         if progress.loss is not None and run.probe.fidelity:
@@ -194,7 +202,7 @@ def _shown(work, out, ranks):
 
     try:
         with bar, ended_in_order():
-            run = work(show=show)
+            run = work(show=show, placed=placed)
     except KeyboardInterrupt:
         if not (Path(out) / SPEC).exists():
             raise

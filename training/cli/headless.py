@@ -24,7 +24,7 @@ from ..ranks.ranks import ALONE, Ranks
 from ..reports import pictures
 from ..run.config import DistilConfig
 from ..run.following import Follower
-from ..run.job import Job, check_asked
+from ..run.job import Job, check_asked, folder_name
 from ..run.machine import used
 from ..run.memory import plan
 from ..run.progress import Progress
@@ -44,7 +44,7 @@ def suited(denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:
     return {**LARGE, **dataclasses.asdict(usual(family)), **settings} if family else settings
 
 
-def _silent(run: Run, progress: Progress) -> None:
+def _silent(*told: Any) -> None:
     pass
 
 
@@ -58,21 +58,25 @@ def distil(
     ranks: Ranks = ALONE,
     shared: bool = False,
     shard_base: bool = False,
+    below: bool = False,
+    placed: Callable[[Path], Any] = _silent,
 ) -> Run:
     """Run, or go on with, the distillation in the folder `out`; returns the finished `Run`, closed.
 
     settings: of `DistilConfig`, over what suits the model's family; memory: bytes that the run may take, None
-    for what is free. show(run, progress) is called at every step. ranks: this process among those that make
-    the run together, each in a call of its own; shared: whether all of them are to see `out`; shard_base:
-    whether each holds a piece of the model alone. Raises ValueError, OSError, MemoryError or ArithmeticError,
-    all before any long work.
+    for what is free. show(run, progress) is called at every step, placed(folder) with the run's folder before
+    the first. ranks: this process among those that make the run together, each in a call of its own; shared:
+    whether all of them are to see `out`; shard_base: whether each holds a piece of the model alone; below:
+    `out` is a folder of runs, in which this one gets the name that ComfyUI's panel knows it by. Raises
+    ValueError, OSError, MemoryError or ArithmeticError, all before any long work.
     """
     asked = DistilConfig.from_dict(settings)  # refused before the model is loaded
     check_card(ranks, spec.device)
     agreement.check_given(ranks, agreement.of_spec(spec, settings))
     if "batch" in settings or spec.is_packaged:
         check_batch(asked, ranks)
-    check_asked(out, settings)
+    if not below:
+        check_asked(out, settings)
     if shard_base:
         check_sharding(ranks, settings.get("checkpointing"))
         settings = {**settings, "checkpointing": True}
@@ -91,26 +95,31 @@ def distil(
     budget = agreement.budget(ranks, denoiser, memory)
     config = plan(denoiser, config, budget, lower_rank="rank" not in asked).applied(config)
     config = dataclasses.replace(config, rank=min(ranks.all(config.rank)))
-    identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
-    run = Run(denoiser, config, cache=(out / "trajectories", ranks.first(identity)), ranks=ranks)
     about = {
         "base": denoiser.base,
         "shape": list(denoiser.shape),
         "prompts": list(spec.prompts),
         "negative": spec.negative,
     }
+    if below:
+        out = out / ranks.first(folder_name(config, about))
+    placed(out)
+    identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
+    run = Run(denoiser, config, cache=(out / "trajectories", ranks.first(identity)), ranks=ranks)
     try:
-        with Job(out, run, about) if ranks.leads else Follower(run) as job, ranks.together():
+        with Job(out, run, about) if ranks.leads else Follower(run) as job:
             if ranks.leads:
+                job.notes |= {"model": Path(spec.model).name, "name": out.name}
                 rank = {"rank": config.rank}
                 made_of = {"spec": dataclasses.asdict(spec), "settings": {**settings, **rank}}
                 write_json(out / SPEC, {"version": 1, **made_of, "memory": memory})
             try:
-                for progress in job.progress():
-                    _tell(job, progress)
-                    show(run, progress)
-                for _ in ranks.all_come():  # whose model may be in pieces
-                    pass
+                with ranks.together():
+                    for progress in job.progress():
+                        _tell(job, progress)
+                        show(run, progress)
+                    for _ in ranks.all_come():  # whose model may be in pieces
+                        pass
             finally:
                 if run.done and ranks.leads:
                     _save(run, out)

@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(args):
     try:
         return args.run(args)
-    except Ended as error:
-        return _refused(args.command, str(error)) if error.tells else 2
+    except Ended:  # which one of the processes has told
+        return 2
     except (Fault, OSError, ImportError) as error:
         return _refused(args.command, str(error)) if speaks() else 2
     except KeyboardInterrupt as stop:

@@ -56,11 +56,13 @@ def check_folder(folder: Name, size: int = TRIAL, name: str | None = None) -> Pa
         folder.mkdir(parents=True, exist_ok=True)
         disk = shutil.disk_usage(folder)
         if disk.total and disk.free < size:  # some network drives tell nothing but zeros
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _unwritable(folder, size, os.strerror(errno.ENOSPC))
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name or 'fewstep'}-") as probe:
             probe.write(bytes(min(size, TRIAL)))
             probe.flush()
             os.fsync(probe.fileno())
+    except BadFile:
+        raise
     except OSError as error:
         if name and error.errno == errno.ENAMETOOLONG:
             raise BadValue(
@@ -68,14 +70,18 @@ def check_folder(folder: Name, size: int = TRIAL, name: str | None = None) -> Pa
                 folder=str(folder),
                 name=name,
             ) from error
-        raise BadFile(
-            "The output folder must be writable with {size:.1f} MiB free: {folder} gave "
-            '"{cause}". Free some space, or choose another folder.',
-            size=size / 2**20,
-            folder=str(folder),
-            cause=cause(error),
-        ) from error
+        raise _unwritable(folder, size, cause(error)) from error
     return folder
+
+
+def _unwritable(folder, size, why):
+    return BadFile(
+        "The output folder must be writable with {size:.1f} MiB free: {folder} gave "
+        '"{cause}". Free some space, or choose another folder.',
+        size=size / 2**20,
+        folder=str(folder),
+        cause=why,
+    )
 
 
 def write(path: Name, data: bytes) -> Path:

@@ -13,7 +13,9 @@ A wait is never blind: it ends when another process has ended (`watch`).
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ import torch.distributed as dist
 from ...diffusion.faults import BadValue, Failed, Message, message_of
 from .links import Links, Lost
 from .ranks import Ranks, Tensors
-from .watch import FINISHED, STOPPED, Watch
+from .watch import FINISHED, STOPPED, Ended, Watch
 
 COMPARED = 25  # updates from one comparison of the adapters to the next
 VERDICT = 20.0  # seconds that the watch gets, at most, to find out who has died
@@ -119,13 +121,16 @@ class Group(Ranks):
         try:
             yield
         except BaseException as error:
+            _deaf()
             why = _why(error, self.watch, self.local)
             if why is error:
                 raise
             raise why from error
 
-    def close(self, error: BaseException | None = None) -> None:
-        """Leave the others; error: what ended this one, None where all is done."""
+    def close(self, error: BaseException | None, say: Callable[[str], None]) -> None:
+        """Leave the others; error: what ended this one, None where all is done; say: tell the user."""
+        if isinstance(error, Ended) and error.tells:
+            say(str(error))
         self.watch.leave(FINISHED if error is None else STOPPED)
         if error is None:
             dist.destroy_process_group()
@@ -151,6 +156,13 @@ def _compare(hashes, done):
             rank=other,
             done=done,
         )
+
+
+def _deaf():
+    """Ignore further signals to end: torchrun sends them to who is ending already, and saves its state."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _why(error, watch, local):

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 import torch
@@ -23,9 +24,14 @@ def speaks(environment: Mapping[str, str] = os.environ) -> bool:
     return not several(environment) or environment.get("LOCAL_RANK", "0") == "0"
 
 
+def _say(text):
+    print(f"fewstep: {text}", file=sys.stderr)
+
+
 @contextlib.contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def joined(environment: Mapping[str, str] = os.environ, say: Callable[[str], None] = _say) -> Iterator[Ranks]:
     """The `Ranks` of this process, which was started alone or by torchrun; within, what ends one ends all.
+    One of them says why.
 
     "cuda" is from here on the card of this process's number on its machine. Raises ValueError for what
     torchrun should have set, and ImportError where this PyTorch has no `distributed`.
@@ -45,9 +51,9 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
             for _ in ranks.all_come():
                 pass
     except BaseException as error:
-        ranks.close(error)
+        ranks.close(error, say)
         raise
-    ranks.close()
+    ranks.close(None, say)
 
 
 def check_card(ranks: Ranks, device: str) -> None:

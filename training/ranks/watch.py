@@ -17,6 +17,7 @@ from typing import Any
 
 from ...diffusion.faults import Failed, Message
 
+SAVING = 20.0  # seconds that a state may take to be written, once a run ends
 BEAT = 0.5  # seconds from one beat to the next
 SOON, LATE = 6, 120  # beats of silence that count, where there is a reason for doubt and where there is none
 NOTE, DOUBT = "note", "doubt"
@@ -71,22 +72,16 @@ class Watch:
         if self.note is None and self.store.check([NOTE]):
             self.note = json.loads(self.store.get(NOTE))
         if self._doubted is None and self.store.check([DOUBT]):
+            self._since = self._count  # first: the run's thread reads both
             self._doubted = {r: self.rows.get(r, {}).get("beat") for r in self._watched}
-            self._since = self._count
         for rank in self._watched:
             self._look_at(rank)
         limit = LATE if self._doubted is None else SOON
         for rank in self._watched:
             if self._silent[rank] >= limit and self.rows.get(rank, {}).get("state") == RUNNING:
                 self.post(self._died(rank))
-        if self.note is None and self._all_there() and self._left():
+        if self.note is None and self._all_there() and _has_left(self):
             self.post({"stopped": True})
-
-    def _others_run(self):
-        return any(self.rows.get(rank, {}).get("state", RUNNING) == RUNNING for rank in self._watched)
-
-    def _left(self):
-        return any(row.get("state") == STOPPED for row in self.rows.values())
 
     def _look_at(self, rank):
         key, before = f"beat/{rank}", self.rows.get(rank, {})
@@ -142,12 +137,13 @@ class Watch:
         """Somebody may have died: wait for the note, at most so many seconds, or until all have beaten."""
         with contextlib.suppress(RuntimeError):
             self.store.set(DOUBT, "1")
+        self._doubted = None  # looked at anew: an older doubt says nothing of now
         until = time.monotonic() + most
         while self.note is None and time.monotonic() < until:
             if until_all_there and self._all_there():
                 break
             time.sleep(self.beat / 5)
-        if self.note is None and self._left():
+        if self.note is None and _has_left(self):
             self.post({"stopped": True})
 
     def _all_there(self):
@@ -160,14 +156,40 @@ class Watch:
         )
 
     def leave(self, state: str) -> None:
-        """Say that this one ends in order, and stop looking. Rank 0, with which the store may go, lets the
-        others read the note, or say the same, first.
+        """Say that this one ends in order, and stop looking. Where a fault ends all, torchrun ends the others
+        as soon as one has gone: so they wait for rank 0, which saves the run's state, and rank 0 for them.
         """
+        if self.rank and self.note is not None:
+            _wait(self, _is_saving, SAVING)
         self.told["state"] = state
-        until = time.monotonic() + SOON * self.beat
-        while self.rank == 0 and self._others_run() and time.monotonic() < until:
-            time.sleep(self.beat / 5)
+        if self.rank == 0:
+            _wait(self, _others_run, SOON * self.beat)
         self._closing.set()
         self._thread.join(5)
         with contextlib.suppress(RuntimeError, OSError):
             self._beat()
+
+
+def _wait(watch, going_on, most):
+    until = time.monotonic() + most
+    while going_on(watch) and time.monotonic() < until:
+        time.sleep(watch.beat / 5)
+
+
+def _is_saving(watch):
+    """Whether rank 0 is still there to save the state."""
+    gone = watch.note.get("rank") == 0 and watch.note.get("by") != 0
+    return not gone and watch._thread.is_alive() and _runs(watch, 0)
+
+
+def _others_run(watch):
+    return any(_runs(watch, rank) for rank in watch._watched)
+
+
+def _runs(watch, rank):
+    return watch.rows.get(rank, {}).get("state", RUNNING) == RUNNING
+
+
+def _has_left(watch):
+    """Whether one of them ends in order."""
+    return any(row.get("state") == STOPPED for row in watch.rows.values())

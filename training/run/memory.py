@@ -20,19 +20,20 @@ import torch
 
 from ...diffusion.faults import BadValue, Message, NoMemory
 from .. import methods
-from ..adapter.lora import Lora, lora_bytes, target_layers
+from ..adapter.lora import lora_bytes, target_layers
 from ..adapter.proof import check_gradient
 from ..methods.distances import squared_error
 from ..methods.phases import Phases
 from ..models.denoiser import Denoiser
 from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories.data import Data
+from ..trajectories.sampling import SHARD
 from .config import DistilConfig
 from .machine import available, gib
 from .optimisers import ADAMW_8BIT
-from .source import check
+from .source import PROBES, check, wanted
 from .student import adapter_for, backward_of
-from .weighing import NEVER, Pass, taken, weigh
+from .weighing import NEVER, Pass, passed, taken, weigh
 
 BUDGETS = (8, 12, 16, 24, 48)  # GiB, of the presets
 LEAST_RANK = 8
@@ -93,10 +94,9 @@ class Memory:
     online: bool = True
     confirmed: bool = False
 
-    def with_whole(self, one: int) -> "Memory":
-        """The same with what one whole sample was really seen to take."""
-        more = max(self.whole.two - self.whole.one, 0)
-        return dataclasses.replace(self, whole=Pass(one, one + more), confirmed=True)
+    def with_whole(self, whole: Pass) -> "Memory":
+        """The same with what whole samples were really seen to take."""
+        return dataclasses.replace(self, whole=whole, confirmed=True)
 
     @property
     def fixed(self) -> int:
@@ -114,12 +114,13 @@ class Memory:
         worst = max(train.bytes(micro), self.answer.bytes(answers), self.adapter)
         return math.ceil(self.fixed + self.place.margin * worst)
 
+    def asking(self, chunk: int) -> int:
+        """Bytes at the worst moment of a call of so many samples where nothing is trained."""
+        return math.ceil(self.fixed + self.place.margin * self.answer.bytes(chunk))
+
     def chunk(self, budget: float, most: int) -> int:
-        """Samples, up to `most`, of one guided call of the teacher within the budget; 1 at least."""
-        for chunk in range(most, 1, -1):
-            if self.fixed + self.place.margin * self.answer.bytes(self.guided * chunk) <= budget:
-                return chunk
-        return 1
+        """Samples, up to `most`, of one such call within the budget; 1 at least."""
+        return next((chunk for chunk in range(most, 1, -1) if self.asking(chunk) <= budget), 1)
 
     def choose(self, budget: float, batch: int, recompute: bool = False) -> tuple[int, bool]:
         """(micro, checkpointing): as many samples as fit `budget` bytes, recomputed if no whole one fits or
@@ -154,8 +155,8 @@ class Memory:
 class Plan:
     """How the work is cut to fit, and what that takes.
 
-    micro: samples of one pass; checkpointing: whether blocks are recomputed; chunk: samples of one call of
-    the teacher; rank: of the LoRA.
+    micro: samples of one pass; checkpointing: whether blocks are recomputed; chunk: samples of one call where
+    nothing is trained; rank: of the LoRA.
     """
 
     micro: int
@@ -166,8 +167,8 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment of an update."""
-        return self.memory.peak(self.micro, self.checkpointing)
+        """Bytes at the worst moment, of an update or of a call where nothing is trained."""
+        return max(self.memory.peak(self.micro, self.checkpointing), self.memory.asking(self.chunk))
 
     def applied(self, config: DistilConfig) -> DistilConfig:
         """The config with this plan in it."""
@@ -202,12 +203,12 @@ def plan(
     place, weights = place_of(denoiser), weights_of(denoiser)
     if budget is None:
         budget = available(getattr(denoiser, "device", "cpu")) + weights
-    loss = _loss(denoiser, phases)
+    loss, drawn = _loss(denoiser, phases), min(SHARD, max(wanted(config, data), PROBES))
     found = ranks(denoiser.module, config, copies_of(config, place), budget, lower_rank)
     for rank in found[:1] if first_rank else found:
         lora = adapter_for(denoiser, dataclasses.replace(config, rank=rank), warm)
         try:
-            return _planned(denoiser, config, lora, loss, budget, weights)
+            return _planned(denoiser, config, lora, loss, budget, weights, drawn)
         except NoMemory as error:
             refused = error
         finally:
@@ -267,29 +268,31 @@ def _cast_size(layer):
     return sum(w.numel() * (w.element_size() + (2 if w.element_size() < 2 else 0)) for w in _own(layer))
 
 
-def _planned(denoiser, config, lora, loss, budget, weights):
-    """The `Plan` with that LoRA; raises NoMemory where nothing fits."""
+def _planned(denoiser, config, lora, loss, budget, weights, drawn):
+    """The `Plan` with that LoRA; raises NoMemory where nothing fits. drawn: trajectories at once."""
     most, parameters = min(config.batch, config.micro or config.batch), lora.parameters()
-    memory, dtype = _measured(denoiser, config, lora, loss, most, weights)
+    guided = 1 if config.cfg == 1 else 2
+    rows = min(config.chunk, guided * drawn)
+    memory, dtype = _measured(denoiser, config, lora, loss, weights, most, max(rows, guided * most))
     in_float32 = getattr(denoiser, "in_float32", None)
     while True:
         micro, recompute = memory.choose(budget, most, config.checkpointing)
         backward = backward_of(denoiser, parameters, recompute)
         try:
             if not recompute and not memory.confirmed:
-                memory = memory.with_whole(taken(loss(1), backward))
+                memory = memory.with_whole(passed(lambda c, b=backward: taken(c, b), loss, micro))
                 continue
             check_gradient(loss(1), parameters, dtype, backward, in_float32)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            chunk = memory.chunk(budget, config.chunk)
+            chunk = memory.chunk(budget, rows)
             return Plan(micro=micro, checkpointing=recompute, chunk=chunk, rank=lora.rank, memory=memory)
         if recompute:
             raise _too_large()
         recover()
-        memory = memory.with_whole(NEVER)
+        memory = memory.with_whole(Pass(NEVER, NEVER))
 
 
 def _too_large():
@@ -332,8 +335,8 @@ def _loss(denoiser: Denoiser, phases: Phases) -> Callable[[int], Callable[[], to
     return of
 
 
-def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callable, most: int, weights: int):
-    """(`Memory`, the coarsest dtype in which a layer answers)."""
+def _measured(denoiser, config, lora, loss, weights, most, answers):
+    """(`Memory`, the coarsest dtype in which a layer answers); most, answers: as of `weigh`."""
     seen = set()
 
     def look(layer, inputs, output):
@@ -341,7 +344,7 @@ def _measured(denoiser: Denoiser, config: DistilConfig, lora: Lora, loss: Callab
 
     hooks = [layer.register_forward_hook(look) for layer in target_layers(denoiser.module).values()]
     try:
-        passes = weigh(denoiser, lora, loss, most)
+        passes = weigh(denoiser, lora, loss, most, answers)
     except (RuntimeError, TypeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _too_large() from error

@@ -22,7 +22,7 @@ import sys
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -34,6 +34,7 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount
 SYNCS, TRANSFERS = collections.Counter(), collections.Counter()  # (what, line) -> how often
 REAL_DEVICE = torch._C.TensorBase.device
 REAL_TO = torch._C.TensorBase.to
+REAL_GENERATOR = torch.Generator
 
 
 class Marks:
@@ -63,7 +64,14 @@ class Marks:
 ON_CARD, LOCKED = Marks(), Marks()
 
 
+def _parts(tensor):
+    """{name: tensor} of what a tensor that only wraps others is made of; such a one lies where they do."""
+    return {name: getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]}
+
+
 def _storage(tensor):
+    if is_traceable_wrapper_subclass(tensor):
+        return _storage(next(iter(_parts(tensor).values())))
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # tensors without one
@@ -168,10 +176,23 @@ class Moved(torch.autograd.Function):
         return put(REAL_TO(gradient.detach(), ctx.dtype, copy=True), ctx.side), None, None
 
 
+def _generator(device=CPU):
+    """`torch.Generator` of either side."""
+    return REAL_GENERATOR(CPU if is_card(device) else device)
+
+
+def _wrapper(real):
+    """`Tensor._make_wrapper_subclass` that knows the card: what is wrapped says where it lies."""
+
+    def make(*args, device=None, **options):
+        return real(*args, device=CPU if is_card(device) else device, **options)
+
+    return make
+
+
 def _to(tensor, *args, **kwargs):
     """`Tensor.to` that knows the card. It replaces the method, which works in the backward pass too."""
-    if type(tensor) not in PLAIN:
-        return REAL_TO(tensor, *args, **kwargs)
+    wraps = is_traceable_wrapper_subclass(tensor)
     device, dtype, blocking = kwargs.get("device"), kwargs.get("dtype"), not kwargs.get("non_blocking")
     if flags := [value for value in args if isinstance(value, bool)]:
         blocking = not flags[0]
@@ -186,7 +207,11 @@ def _to(tensor, *args, **kwargs):
     target = side if device is None else is_card(device)
     if device is not None and torch.device(device).type == "meta":
         return REAL_TO(tensor, *args, **kwargs)
-    if target == side:
+    if wraps and target != side:
+        moved = {name: _to(part, device, not blocking) for name, part in _parts(tensor).items()}
+        form = tensor.__tensor_flatten__()[1]
+        tensor = type(tensor).__tensor_unflatten__(moved, form, tensor.shape, tensor.stride())
+    if wraps or target == side:
         return REAL_TO(tensor, dtype, copy=bool(kwargs.get("copy")))
     transferred(tensor, target, blocking)
     if torch.is_grad_enabled() and tensor.requires_grad:
@@ -243,12 +268,15 @@ class PretendedCard(TorchDispatchMode):
         }
         for name, value in replaced.items():
             setattr(torch.Tensor, name, value)
-        torch.empty = _empty(torch.empty)
+        torch.empty, torch.Generator = _empty(torch.empty), _generator
+        torch.Tensor._make_wrapper_subclass = _wrapper(torch.Tensor._make_wrapper_subclass)
         torch.tensor, torch.as_tensor = _from_data(torch.tensor), _from_data(torch.as_tensor)
         torch.cuda._lazy_init = lambda: None  # asked for whenever a device is named
         return super().__enter__()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # what such a tensor is made of comes here by itself
         kwargs = dict(kwargs or {})
         name = function._schema.name.removeprefix("aten::")
         named = kwargs.get("device")

@@ -48,12 +48,13 @@ def answer_as_a_card(bfloat16, float16=False):
     free_of, total_of = management.get_free_memory, management.get_total_memory
 
     def free_memory(device=None, torch_free_too=False):
-        if not management.is_device_cuda(device):
+        if not (device is None or management.is_device_cuda(device)):
             return free_of(device, torch_free_too)
         return (free[0], 0) if torch_free_too else free[0]
 
     def total_memory(device=None, torch_total_too=False):
-        return VRAM if management.is_device_cuda(device) else total_of(device, torch_total_too)
+        on_card = device is None or management.is_device_cuda(device)
+        return VRAM if on_card else total_of(device, torch_total_too)
 
     management.get_free_memory, management.get_total_memory = free_memory, total_memory
     management.get_torch_device = lambda: CARD

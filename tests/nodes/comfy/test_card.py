@@ -30,6 +30,19 @@ PROVED = [
         for dtype in (FLOAT, HALF, "float16")
     ),
 ]
+SCALED, LAID_OUT = (
+    ("fp8 scaled", "fp8 scaled, old"),
+    ("mxfp8", "int8_tensorwise", "int8_tensorwise + convrot"),
+)
+PACKED = [
+    (FLOAT, ("nvfp4", "fp8 file")),
+    *(
+        pytest.param(dtype, names, marks=pytest.mark.slow)
+        for dtype in (FLOAT, HALF)
+        for names in ((*SCALED, "fp8 e4m3fn"), LAID_OUT, ("convrot_w4a4", "asym_w4a8_int8"))
+    ),
+    pytest.param(HALF, ("nvfp4", "fp8 file"), marks=pytest.mark.slow),
+]
 COSINE, SLOPE = 0.9999, 2e-3
 COUNTED = [("sd15",), pytest.param(("sdxl", "sd3", "flux_dev", "ltxv", "wan21"), marks=pytest.mark.slow)]
 # the most that may happen with weights that stay: of these the network's own are up to 2 in a forward pass
@@ -72,9 +85,14 @@ def line_of(name, case):
     return f"{name:34}{case['kind']:>10}{'blocks' if case['checkpointing'] else '':>12}{figures}"
 
 
+def is_near(case):
+    """Whether the gradient is that of resident weights."""
+    return case["cosine"] >= COSINE and abs(case["ratio"] - 1) <= 1e-3
+
+
 def is_right(case, dtype):
-    """Whether the gradient is that of resident weights, and in float32 the loss's own."""
-    if not (case["cosine"] >= COSINE and abs(case["ratio"] - 1) <= 1e-3):
+    """Whether it is so, and in float32 the loss's own."""
+    if not is_near(case):
         return False
     return dtype != FLOAT or isinstance(case["slope"], float) and abs(case["slope"] - 1) <= SLOPE
 
@@ -93,6 +111,26 @@ def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
     assert all(is_right(case, dtype) for case in mended)
     if stored == dtype:  # else the host casts into memory of its own each time, which nothing takes back
         assert not any(is_right(case, dtype) for case in cases if case["kind"] == "unmended")
+
+
+@pytest.mark.parametrize(
+    "dtype, names", PACKED, ids=lambda value: value if isinstance(value, str) else ", ".join(value)
+)
+def test_packed_weights_that_are_streamed_have_the_gradient_of_those_that_stay(script, table, dtype, names):
+    cases = script("formats.py", dtype, *names)
+    assert len(cases) == 10 * len(names)
+    for case in cases:
+        whole, right = case["format"] in ("fp8 file", "fp8 e4m3fn"), is_near(case)
+        table.append(line_of(f"{case['format']} > {dtype}", {**case, "slope": None}))
+        assert case["crossings"] == []
+        if case["kind"] == "resident":
+            assert not case["streamed"]
+        else:  # the file of "fp8 e4m3fn" is float32, and the loader was asked for fp8
+            assert case["streamed"] > 10 and (case["packed"] > 3) == (case["format"] != "fp8 e4m3fn")
+        if case["kind"] != "unmended":
+            assert right and case["norm"] > 0, case
+        elif dtype == FLOAT and not whole:  # else the host casts into memory of its own each time
+            assert not right, case
 
 
 @pytest.mark.parametrize("family, dtype, ways", PROVED)

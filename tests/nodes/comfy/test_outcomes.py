@@ -7,7 +7,7 @@ import pytest
 import torch
 import zoo
 from fewstep.training.run.job import load_state
-from graph import pack
+from graph import load, pack, run
 from small_runs import trained
 
 pytestmark = pytest.mark.comfy
@@ -128,8 +128,8 @@ def test_memory_that_runs_out_for_good_leaves_state_and_lora(host, model, monkey
     with monkeypatch.context() as patch:
         update, done = run.update, []
 
-        def counted(self):
-            loss = update(self)
+        def counted(self, *who):
+            loss = update(self, *who)
             done.append(loss)
             return loss
 
@@ -157,7 +157,7 @@ def full(*args, **kwargs):
 
 def test_no_memory_for_pictures_or_for_saving_on_the_way_ends_no_run(host, model, monkeypatch, said):
     live, jobs = pack(host, "nodes.server.live"), pack(host, "training.run.job")
-    training, save = pack(host, "nodes.training"), jobs.save_state
+    results, save = pack(host, "nodes.run_results"), jobs.save_state
     refused = []
 
     def at_the_end(path, tensors, numbers):
@@ -167,13 +167,24 @@ def test_no_memory_for_pictures_or_for_saving_on_the_way_ends_no_run(host, model
         return save(path, tensors, numbers)
 
     monkeypatch.setattr(live, "rough", full)
-    monkeypatch.setattr(training, "decode", full)
+    monkeypatch.setattr(results, "decode", full)
     monkeypatch.setattr(jobs, "save_state", at_the_end)
     kind = jobs.Job.__init__
     monkeypatch.setattr(jobs.Job, "__init__", lambda self, *a, **k: kind(self, *a, **{**k, "every": 0}))
     made = trained(host, FAMILY, model, "no pictures", vae=object(), seed=4)
     assert len(made.losses["loss"]) == 3 and made.preview.ndim == 4 and refused[0] == 1
     assert state_of(host, "no pictures")[0][1]["done"] == 3
+
+
+def test_no_memory_for_the_lora_is_told_by_name_and_the_state_has_what_was_learnt(host, model, monkeypatch):
+    """Queueing the same again saves it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pack(host, "training.run.run").Run, "save", full)
+        with pytest.raises(MemoryError, match="Memory ran out while the LoRA was saved. Close what else"):
+            trained(host, FAMILY, model, "no file")
+    assert loras("no file") == [] and state_of(host, "no file")[0][1]["done"] == 3
+    made = trained(host, FAMILY, model, "no file")
+    assert loras("no file") == [made.file] and len(made.losses["loss"]) == 3
 
 
 def test_no_memory_for_a_prompt_is_told_by_name(host):
@@ -217,6 +228,75 @@ def test_a_guider_is_asked_for_fewer_once_memory_ran_out(host, model):
     teacher._ask = full
     with pytest.raises(MemoryError, match="One sample of the model must fit"):
         teacher(x, sigma, condition)
+
+
+# ---- a model that fits in no way -----------------------------------------------------------------
+
+
+def demanded(host, teacher, node, **more):
+    """What a node of the graph is asked for."""
+    model, vae, positive, negative, labels = teacher
+    inputs = dict(model=model, positive=labels, negative=negative, latent=EMPTY, steps=2, cfg=2.0, seed=0)
+    return run(host, node, **{**inputs, "name": "nowhere", **more})
+
+
+EMPTY = {"samples": torch.zeros(1, 3, 32, 32)}
+TRAINED = {"updates": 2, "batch": 2}
+PROCESS = [{"kind": "pixelate", "largest": 8}]
+PICTURES = {"samples": torch.rand(4, 3, 32, 32)}
+NODES = {
+    "distil": ("FewstepDistil", {"quality": "quick", **TRAINED}),
+    "distil, streamed": ("FewstepDistil", {"quality": "quick", "residency": "streamed", **TRAINED}),
+    "second of two": ("FewstepDistil", {"quality": "quick", "from_percent": 0.4, **TRAINED}),
+    "restorer": (
+        "FewstepDistil",
+        {"quality": "quick", "process": PROCESS, "pictures": PICTURES, "cfg": 1.0, **TRAINED},
+    ),
+    "pairs": ("FewstepTrainOnPairs", {"method": "reflow", "memory": "auto", "steps": 1, **TRAINED}),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_model_that_fits_in_no_way_is_refused_before_anything_long(host, monkeypatch, name):
+    """By the nodes, on a machine that has 1 MiB to spare: with what it would take, and a remedy."""
+    teacher, (node, more) = load(host, "flow"), NODES[name]
+    if name == "pairs":
+        more = {**more, "pairs": demanded(host, teacher, "FewstepReflowPairs", count=2)[0]}
+    if name == "second of two":
+        more = {**more, "first_stage": teacher[0]}
+    drawn = sorted(pack(host, "nodes.comfy.folders").of_user("trajectories").rglob("*.safetensors"))
+    monkeypatch.setattr(pack(host, "nodes.comfy.residency"), "room", lambda *args: 1 << 20)
+    sizes = r"1 MiB, it takes \d+ MiB: the model \d+ MiB, the LoRA \d+ MiB, the sample \d+ MiB"
+    told = rf"Training one sample must fit into {sizes}. Choose a smaller"
+    with pytest.raises(MemoryError, match=told):
+        demanded(host, teacher, node, **more)
+    folders = pack(host, "nodes.comfy.folders")
+    assert sorted(folders.of_user("trajectories").rglob("*.safetensors")) == drawn
+    assert not list(folders.of_user("runs").glob("*")) and loras("nowhere") == []
+    assert not pack(host, "nodes.comfy.session").management.in_training
+
+
+def test_a_model_that_can_draw_no_picture_is_refused_by_name(host, monkeypatch):
+    """Where pairs are drawn, and where a picture is restored."""
+    teacher = load(host, "flow")
+    *_, restorer = demanded(host, teacher, *NODES["restorer"][:1], **{**NODES["restorer"][1], "name": "used"})
+    folder = pack(host, "nodes.comfy.folders").of_output(pack(host, "nodes.pairs").FOLDER)
+    before = sorted(folder.iterdir()) if folder.exists() else []
+    monkeypatch.setattr(type(teacher[0].model), "apply_model", full)
+    with pytest.raises(MemoryError, match="Memory ran out while pairs were drawn. Close what else uses it"):
+        demanded(host, teacher, "FewstepReflowPairs", count=2)
+    assert (sorted(folder.iterdir()) if folder.exists() else []) == before
+    with pytest.raises(MemoryError, match="Memory ran out while the picture was restored. Close what else"):
+        options = {"amount": 1.0, "steps": 1, "renew": 0.0, "seed": 0}
+        run(
+            host,
+            "FewstepRestore",
+            model=teacher[0],
+            lora_name=restorer,
+            positive=teacher[3],
+            latent=EMPTY,
+            **options,
+        )
 
 
 # ---- devices -------------------------------------------------------------------------------------

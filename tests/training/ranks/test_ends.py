@@ -32,8 +32,10 @@ def test_a_state_of_two_goes_on_with_three_and_then_alone(started, tmp_path, alo
     assert _near(load_file(tmp_path / "result.0").values(), alone)
 
 
-@pytest.mark.parametrize("when", ["sampling", "training"])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    "victim,when",
+    [(1, "sampling"), (1, "training"), (0, "training"), pytest.param(0, "sampling", marks=pytest.mark.slow)],
+)
 def test_a_killed_process_ends_the_others_by_name(started, said, tmp_path, alone, victim, when):
     begun = time.monotonic()
     codes = started("job", 3, tmp_path, kill=[victim, when])
@@ -80,6 +82,19 @@ def test_an_adapter_that_drifts_is_found_and_named(started, said, tmp_path):
     assert codes == [2, 2]
     lines = [text for text in said(tmp_path) if text]
     assert len(lines) == 1 and "that of process 1" in lines[0] and "after 25 updates" in lines[0]
+
+
+def test_numbers_that_are_not_finite_in_one_alone_end_all_and_name_it(started, said, tmp_path):
+    assert started("job", 3, tmp_path, nan=1) == [2, 2, 2]
+    lines = [text for text in said(tmp_path) if text]
+    assert len(lines) == 1 and "10 updates in a row were not, of process 1 alone" in lines[0]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and "of process {ranks} alone" in json.dumps(status["error"])
+
+
+def test_memory_that_runs_out_in_one_process_halves_its_own_micro_batch(started, tmp_path, alone):
+    assert started("job", 2, tmp_path, tight=1) == [0, 0]
+    assert _near(load_file(tmp_path / "result.0").values(), alone)
 
 
 # ---- trajectories ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ VARIED = {
     "uneven": {"method": "phased", "batch": 7, "micros": [3, 1, 2]},
 }
 RUNS = {name: {"method": name} for name in methods.names(task=None)} | VARIED
+OF_THREE = {name: RUNS[name] for name in (*methods.names(task=None), "uneven", "pieces")}
 LIMITS = {"float64": 1e-10, "float32": 2e-4}
 
 
@@ -26,7 +27,8 @@ def results(started, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for dtype, runs in (("float64", RUNS), ("float32", {"phased": RUNS["phased"]})):
         for world in (1, 2, 3):
-            codes = started("methods", world, folder / dtype, runs=runs, dtype=dtype)
+            asked = OF_THREE if world == 3 and dtype == "float64" else runs
+            codes = started("methods", world, folder / dtype, runs=asked, dtype=dtype)
             assert codes == [0] * world, (folder / dtype / "said.0").read_text()
     return lambda dtype, *place: load_file(folder / dtype / (".".join(map(str, place)) + ".safetensors"))
 
@@ -41,14 +43,14 @@ def _off(one, other):
 def test_many_processes_give_the_run_of_one_in_float64(results, name):
     alone = results("float64", name, 1, 0)
     assert any(t.any() for n, t in alone.items() if n.startswith("adapter"))
-    for world in (2, 3):
+    for world in (2, 3) if name in OF_THREE else (2,):
         for rank in range(world):
             assert _off(alone, results("float64", name, world, rank)) < LIMITS["float64"]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_processes_of_a_run_agree_bit_for_bit(results, world):
-    for name in RUNS:
+    for name in OF_THREE if world == 3 else RUNS:
         first = results("float64", name, world, 0)
         for rank in range(1, world):
             other = results("float64", name, world, rank)

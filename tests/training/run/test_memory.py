@@ -57,11 +57,6 @@ def test_a_trial_counts_what_the_model_and_the_adapter_take():
         assert 4 * (36 + 2 * 24 + 32) < found.one < 4 * 600 and found.one < found.two <= 2 * found.one
 
 
-def test_what_does_not_grow_with_the_samples_counts_once():
-    assert [Pass(100, 130).bytes(n) for n in (1, 2, 5)] == [100, 130, 220]
-    assert Pass(100, 90).bytes(3) == 100  # no less for more
-
-
 def test_whole_samples_are_preferred_and_as_many_as_fit():
     fixed, margin = LARGE.fixed, CARD.margin
     assert fixed == LARGE.weights + 4.5 * LARGE.adapter + CARD.extra
@@ -88,8 +83,8 @@ def test_the_teachers_calls_fit_the_budget_too():
     large = dataclasses.replace(LARGE, **passes(answer=GB))
     for budget in (12 * GB, 24 * GB):
         chunk = large.chunk(budget, 64)
-        assert large.fixed + CARD.margin * large.answer.bytes(2 * chunk) <= budget
-        assert large.fixed + CARD.margin * large.answer.bytes(2 * chunk + 2) > budget
+        assert large.asking(chunk) == math.ceil(large.fixed + CARD.margin * (chunk * GB)) <= budget
+        assert large.asking(chunk + 1) > budget
     assert large.chunk(100 * GB, 4) == 4 and large.chunk(GB, 4) == 1
     assert large.peak(1, True) == large.fixed + CARD.margin * 2 * GB  # more than its own pass
 
@@ -179,13 +174,18 @@ def test_what_is_proved_is_what_will_run(monkeypatch):
         seen.append(bool(backward.blocks))
         raise torch.OutOfMemoryError("Allocation on device ")
 
+    def more(compute, backward):
+        live = real(compute, backward)
+        live.moments = [moment + 1000 for moment in live.moments]
+        return live
+
     monkeypatch.setattr(memory, "check_gradient", watch)
     tiny, config = Tiny(), DistilConfig(**SMALL)
     whole = plan(tiny, config, math.inf)
     assert (whole.micro, whole.checkpointing) == (4, False)
     limit = whole.memory.fixed + whole.memory.adapter + 100
     monkeypatch.setattr(memory, "weigh", lambda *args: passes(whole=2, recomputed=2, answer=1))
-    for found in (full, lambda compute, backward: real(compute, backward) + 1000):
+    for found in (full, more):
         monkeypatch.setattr(memory, "taken", found)
         cut = plan(tiny, config, limit)
         assert (cut.micro, cut.checkpointing) == (4, True)
