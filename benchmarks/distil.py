@@ -208,7 +208,7 @@ def arguments():
     parser.add_argument(
         "--only", type=some_of(methods.names()), default=list(methods.names()), help="these methods of ours"
     )
-    parser.add_argument("--noises", type=int, default=128, help="to judge on (default: %(default)s)")
+    parser.add_argument("--noises", type=int, default=256, help="to judge on (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--at-once", type=int, default=2, help="runs at the same time (default: %(default)s)")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.samplers
@@ -10,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
-from ..diffusion.solvers.linear import solve
+from ..diffusion.solvers.linear import solve_apart
 from ..training.formats.files import check_folder
 from ..training.models.memory_errors import named
 from ..training.reports import pictures
@@ -18,8 +19,9 @@ from ..training.run.fitting import EFFORTS, STANDARD, FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
 from .comfy.decoding import decode
+from .comfy.guider_apart import answers_apart, apart_of
 from .comfy.guider_proof import settle
-from .comfy.guider_teacher import Teacher, prompted
+from .comfy.guider_teacher import Teacher, first_prompt, prompted
 from .comfy.latents import first_frames, latent_of, sample_shape
 from .comfy.whole_prompts import check_whole
 from .compare import step_counts
@@ -51,6 +53,7 @@ class Fit(io.ComfyNode):
                 io.Float.Output(display_name="cfg"),
                 io.Image.Output(display_name="report"),
                 io.String.Output(display_name="figures"),
+                io.Guider.Output(display_name="GUIDER"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -75,16 +78,24 @@ class Fit(io.ComfyNode):
         limit_gib: float = 8.0,
         effort: str = STANDARD,
         denoise: float = 1.0,
+        calls: str = "",
     ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
             steps=tuple(step_counts(steps)),
+            calls=tuple(step_counts(calls)) if calls.strip() else (),
             trajectories=trajectories,
             reference_steps=reference_steps,
             seed=seed,
             effort=effort,
             denoise=denoise,
         )
+        if config.calls and not answers_apart(guider):
+            raise BadValue(
+                "calls must be empty where the guider is not a plain CFG guider, as nobody knows what its "
+                "answers are made of; got {got}. Use steps.",
+                got=calls,
+            )
         patcher = guider.model_patcher
         teacher = Teacher(guider, sample_shape(patcher, latent_of(patcher, latent)), seed)
         folder = check_folder(folders.of_user("trajectories"))
@@ -94,7 +105,7 @@ class Fit(io.ComfyNode):
             check_whole(
                 "positive", positive, patcher, teacher.shape, sigmas, Message("Wire a guider that has it")
             )
-        chosen = min(config.steps, key=lambda n: (abs(n - use_steps), n))
+        chosen = min(run.counts, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[Message, torch.Tensor] = {}
 
         if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
@@ -112,14 +123,15 @@ class Fit(io.ComfyNode):
 
         teacher.run(work, run.grid("auto", reference_steps))
         recipe, text = run.recipe(chosen), run.report()
-        picture = pictures.fit_report(run.rows)
+        picture = pictures.fit_report(run.rows, pictures.CALLS if config.calls else pictures.STEPS)
         if drawn:
             picture = pictures.stack(_grid(drawn, vae, patcher.model), picture)
         rows = [{key: _plain(value) for key, value in row.items()} for row in run.rows]
         data = {"rows": rows, "chosen": chosen, "report": text}
         shown = show.output(cls, picture, data)
         show.say(cls.hidden.unique_id, recipes.summary(recipe))
-        return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, ui=shown.ui)
+        guide = first_prompt(guider)
+        return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, guide, ui=shown.ui)
 
 
 def _inputs() -> list:
@@ -164,7 +176,8 @@ def _inputs() -> list:
             "steps",
             default="1, 2, 3, 4, 6, 8",
             optional=True,
-            tooltip="Step counts between commas, a solver is fitted for each; 1 to 12.",
+            tooltip="Step counts between commas, a solver is fitted for each; 1 to 12. With guidance each "
+            "step is two model calls.",
         ),
         io.Int.Input(
             "use_steps",
@@ -240,6 +253,15 @@ def _inputs() -> list:
             tooltip="Below 1 the solver starts from a noised picture, for image-to-image or the last part of "
             "a split schedule: SIGMAS begin there.",
         ),
+        io.String.Input(
+            "calls",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="Budgets of model calls between commas, in the place of steps; use_steps then says "
+            "which. With guidance a step takes two, and here the fit decides which steps ask for both: wire "
+            "GUIDER.",
+        ),
     ]
 
 
@@ -260,7 +282,7 @@ def guider_of(
                 "other.",
                 got=functools.reduce(_and, wired),
             )
-        return guider
+        return apart_of(guider)
     if model is None:
         raise BadValue(
             "model must be wired where guider is not, got neither. Wire model, positive and negative, or a "
@@ -280,7 +302,7 @@ def guider_of(
     made = comfy.samplers.CFGGuider(model)
     made.set_conds(positive, negative or [])
     made.set_cfg(cfg)
-    return prompted(made, positive)
+    return prompted(apart_of(made), positive)
 
 
 def _and(some: str | Message, other: str) -> Message:
@@ -294,7 +316,10 @@ def _progress(run: SolverFit, node: str | None) -> None:
         bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
         bar.update_absolute(progress.step, progress.total)
         if progress.fitting:
-            text = Message("fitting {steps} steps", steps=progress.fitting)
+            if run.config.calls:
+                text = Message("fitting {calls} model calls", calls=progress.fitting)
+            else:
+                text = Message("fitting {steps} steps", steps=progress.fitting)
         else:
             text = Message("{stage}", stage=progress.stage)
         if progress.fidelity is not None:
@@ -306,21 +331,24 @@ def _progress(run: SolverFit, node: str | None) -> None:
             told = text
 
 
-def held_out(run: SolverFit, steps: int) -> dict[Message, torch.Tensor]:
+def held_out(run: SolverFit, count: int) -> dict[Message, torch.Tensor]:
     """{heading: latents} of some held-out trajectories: their ends, and the automatic and fitted solver's."""
     which = run.data.split()[1][:SHOWN]
-    found = run.found[steps]
-    solvers = {Message("auto\n{steps} steps", steps=steps): found.auto}
+    found, cfg = run.found[count], run.teacher.cfg
+    auto, fitted = (
+        {"steps": solver.steps, "calls": solver.calls(cfg)} for solver in (found.auto, found.solver)
+    )
+    solvers = {Message("auto\n{steps} steps, {calls} calls", **auto): found.auto}
     if found.solver != found.auto:
-        solvers[Message("fitted\n{steps} steps", steps=steps)] = found.solver
+        solvers[Message("fitted\n{steps} steps, {calls} calls", **fitted)] = found.solver
 
-    def denoiser(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return run.data.denoise(x, sigma, which)
+    def ask(x: torch.Tensor, sigma: float, kinds: str) -> Sequence[torch.Tensor]:
+        return run.data.ask(x, sigma, which, kinds)
 
     converged = Message("converged\n{steps} steps", steps=run.config.reference_steps)
     drawn = {converged: run.data.states[which, -1]}
     for name, solver in solvers.items():
-        drawn[name] = solve(solver, denoiser, run.data.states[which, 0])
+        drawn[name] = solve_apart(solver, ask, run.data.states[which, 0])
     return drawn
 
 

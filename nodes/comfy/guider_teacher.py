@@ -37,6 +37,7 @@ class Prompts(CFGGuider):
     """
 
     prompts: list[dict] = []  # worked out, while it samples
+    prompted_kind: type = CFGGuider  # the guider's own class
 
     def inner_sample(
         self,
@@ -112,6 +113,16 @@ def prompted(guider: CFGGuider, positive: list) -> CFGGuider:
     if len(own) == 1:
         entries = [_instead(own[0], entry) for entry in entries]
     made.original_conds = {**guider.original_conds, "positive": entries}
+    return made
+
+
+def first_prompt(guider: CFGGuider) -> CFGGuider:
+    """The guider to sample with where it was asked prompt by prompt: with the first of them."""
+    if not isinstance(guider, Prompts):
+        return guider
+    made = copy.copy(guider)
+    made.__class__ = guider.prompted_kind
+    made.original_conds = {**guider.original_conds, "positive": guider.original_conds["positive"][:1]}
     return made
 
 

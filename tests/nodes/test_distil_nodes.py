@@ -100,11 +100,11 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
     kind = pack(host, "training.run.run").Run
     update, begun = kind.update, []
 
-    def failing(self):
+    def failing(self, *who):
         begun.append(self.done)
         if self.done == 3:
             raise RuntimeError("the power went")
-        return update(self)
+        return update(self, *who)
 
     whole = distil(host, teacher, name="straight")
     shutil.rmtree(pack(host, "nodes.comfy.folders").of_user("runs"))
@@ -115,7 +115,7 @@ def test_a_failure_keeps_what_was_learnt_and_queueing_again_goes_on_exactly(
         n for n in folder_paths.get_filename_list("loras") if n.startswith(f"kept {request.node.callspec.id}")
     ]
     assert len(kept) == 1 and begun == [0, 1, 2, 3]
-    monkeypatch.setattr(kind, "update", lambda self: begun.append(self.done) or update(self))
+    monkeypatch.setattr(kind, "update", lambda self, *who: begun.append(self.done) or update(self, *who))
     again = distil(host, teacher, name=name)
     assert begun[4] == 3 and again[4] == kept[0]  # it goes on, and writes over its own file
     assert again[1] == whole[1] and all(torch.equal(again[0][k], whole[0][k]) for k in whole[0])

@@ -54,7 +54,7 @@ def test_a_guider_and_its_model_and_prompts_give_one_fit_and_one_cache(host, fol
     guider = cfg_guider(teacher[0], teacher[2], teacher[3])
     second = fit(host, teacher, guider=guider, model=None, positive=None, negative=None, cfg=None)
     assert first[0] == second[0] and list(caches(folders).values()) == [1]
-    recipe, _, sigmas, cfg, report, figures = first
+    recipe, _, sigmas, cfg, report, figures, _ = first
     assert 0 < recipe.errors["held_out"] < 0.5 and recipe.base and len(recipe.coefficients) == 4
     assert len(sigmas) == 5 and cfg == 2.0 and "4 " in figures
     assert report.shape[1] > second[4].shape[1] + 200  # pictures above the curve, with a VAE
@@ -183,3 +183,36 @@ def test_bad_inputs_are_refused_by_name_before_the_model_is_called(host, flow, c
 
 def test_without_a_negative_at_cfg_1(host, flow):
     assert fit(host, flow, negative=None, cfg=1.0, steps="2")[3] == 1.0
+
+
+# ---- a budget of model calls -----------------------------------------------------------------------
+
+
+def test_the_model_is_called_as_often_as_the_recipe_says(host, flow):
+    recipe, sampler, sigmas, cfg, _, figures, guider = fit(host, flow, calls="5", cfg=4.0, trajectories=12)
+    noise = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with pack(host, "nodes.comfy.calls").ModelCalls(flow[0]) as counter:
+        picture = sampled(guider, noise, sampler, sigmas)
+        assert counter.take(3) == recipe.calls <= 5
+    assert cfg == 4.0 and f"{recipe.steps:5} {recipe.calls:5}" in figures
+    again = run(host, "FewstepLoadRecipe", model=flow[0], recipe=recipe, positive=flow[2], negative=flow[3])
+    assert torch.equal(picture, sampled(again[3], noise, *again[:2]))
+
+
+def test_a_fit_on_several_prompts_gives_the_guider_of_the_first(host, flow):
+    several = fit(host, flow, positive=flow[4][:2], steps="1", trajectories=8)
+    alone = cfg_guider(flow[0], [flow[4][0]], flow[3])
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(*(sampled(guider, noise, *several[1:3]) for guider in (several[6], alone)))
+
+
+def test_a_budget_needs_a_guidance_that_has_parts(host, flow):
+    from comfy_extras.nodes_custom_sampler import BasicGuider
+
+    with torch.inference_mode():
+        basic = BasicGuider.execute(flow[0], flow[2]).result[0]
+    only = {"guider": basic, "model": None, "positive": None, "negative": None, "cfg": None}
+    with pytest.raises(ValueError, match="calls must be empty where the guider is not a plain CFG guider"):
+        fit(host, flow, calls="4", **only)
+    with pytest.raises(ValueError, match="calls must be whole numbers from 1 to 24"):
+        fit(host, flow, calls="25")

@@ -23,6 +23,7 @@ INK, MUTED, FAINT, PAPER = (40, 42, 48), (130, 134, 142), (205, 208, 214), (255,
 NOISY = Message("each update")  # a line drawn thin and grey, behind the others
 BARS = "bars"  # a line drawn as bars
 NO_GAIN = Message("no gain beyond chance")  # a line drawn as rings
+STEPS, CALLS = Message("steps"), Message("model calls")  # what a fit counts
 COLOURS = ((37, 99, 235), (220, 92, 36), (22, 140, 90), (140, 70, 190))
 DOTTED = 30  # points of a line, below which each has a dot
 TITLE, LABEL, SMALL = 15, 13, 12  # sizes of text: titles, beside tiles, on plots
@@ -279,14 +280,14 @@ def run_report(tiles: Image.Image, loss: Line, fidelity: Line) -> Image.Image:
     return stack(tiles, run_curves(loss, fidelity, (430, max(440, tiles.height))), across=True)
 
 
-def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """A fit's error against step count, on a logarithmic scale; `rows` as `SolverFit.rows`.
+def fit_report(rows: Sequence[Mapping[str, Any]], counted: Text = STEPS) -> Image.Image:
+    """A fit's error against what was counted, on a logarithmic scale; `rows` as `SolverFit.rows`.
 
     What no logarithm can show is left out.
     """
 
     def line(key, rows):
-        return [(row["steps"], row[key]) for row in rows if 0 < row[key] < math.inf]
+        return [(row["count"], row[key]) for row in rows if 0 < row[key] < math.inf]
 
     lines = {
         Message("fitted"): line("fitted", rows),
@@ -296,7 +297,7 @@ def fit_report(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     if kept := line("fitted", [row for row in rows if not row["gained"]]):
         lines[NO_GAIN] = kept
     title = Message("Distance to the converged picture, held-out noise (mean, in deviations)")
-    return curves([(title, Message("steps"), lines)], (760, 340))
+    return curves([(title, counted, lines)], (760, 340))
 
 
 def schedules(data: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Image.Image:

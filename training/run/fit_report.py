@@ -18,9 +18,10 @@ def gained(fitted: Fitted) -> bool:
     return least > 1 and float(fitted.own.mean()) <= float(fitted.base.mean())
 
 
-def row(steps: int, fitted: Fitted, between: float) -> dict[str, Any]:
-    """The figures of one step count; `between` is the typical distance of two pictures.
+def row(count: int, fitted: Fitted, between: float, cfg: float) -> dict[str, Any]:
+    """The figures of one step count, or budget of calls; `between` is the typical distance of two pictures.
 
+    steps, calls, asks   of what is handed on; a guided step is two calls
     fitted      mean distance of what is handed on; on new noise it lies from `low` to `high`, at 95 %
     median      of these distances; elsewhere: the share that ends at another picture
     auto        mean distance of the automatic solver; same: whether that is handed on
@@ -28,7 +29,10 @@ def row(steps: int, fitted: Fitted, between: float) -> dict[str, Any]:
     """
     told = accuracy(fitted.own, between)
     return {
-        "steps": steps,
+        "count": count,
+        "steps": fitted.solver.steps,
+        "calls": fitted.solver.calls(cfg),
+        "asks": list(fitted.solver.asks),
         "fitted": told.mean,
         "low": told.low,
         "high": told.high,
@@ -48,7 +52,8 @@ def table(rows: Sequence[dict[str, Any]], trajectories: int, steps: int, held: i
         f"{trajectories} trajectories of {steps} steps, {held} of them held out; {size / 2**20:.1f} MiB. "
         "Errors: RMS distance from the converged picture, share of the pictures' spread; in brackets where "
         "the mean on new noise lies, at 95 %.",
-        f"{'steps':>5} {'fitted':>8} {'':18} {'median':>8} {'elsewhere':>10} {'auto':>8}  nearer",
+        f"{'steps':>5} {'calls':>5} {'fitted':>8} {'':18} {'median':>8} {'elsewhere':>10} {'auto':>8}  "
+        "nearer",
     ]
     for row in rows:
         middle, low, high = row["nearer"]
@@ -59,7 +64,7 @@ def table(rows: Sequence[dict[str, Any]], trajectories: int, steps: int, held: i
             word = f"no gain beyond chance: {word}"
         span = f"({row['low']:.4f} to {row['high']:.4f})"
         lines.append(
-            f"{row['steps']:5} {row['fitted']:8.4f} {span:18} {row['median']:8.4f} {row['elsewhere']:10.0%} "
-            f"{row['auto']:8.4f}  {word}"
+            f"{row['steps']:5} {row['calls']:5} {row['fitted']:8.4f} {span:18} {row['median']:8.4f} "
+            f"{row['elsewhere']:10.0%} {row['auto']:8.4f}  {word}"
         )
     return "\n".join(lines)

@@ -29,7 +29,7 @@ from ..models.denoiser import Teacher, for_sampler
 from ..ranks.led import Led
 from ..ranks.ranks import ALONE, Ranks
 from ..trajectories.cache import DTYPES, LIMIT, CacheSpec, TrajectoryCache
-from . import fit_report
+from . import budget, fit_report
 from .progress import Progress
 
 MOST_STEPS = 12
@@ -50,6 +50,8 @@ class FitConfig:
     """Settings of a fit; raises ValueError for a value out of range, naming it.
 
     steps            step counts to fit a solver for
+    calls            budgets of model calls, in the place of steps; where a guided step takes two, what each
+                     step asks for is part of the fit (`solvers.patterns`)
     trajectories     of the teacher; three eighths of them are held out
     reference_steps  of its solver (second order with corrector), on the automatic grid
     kept             levels of each trajectory that are stored, at most
@@ -71,16 +73,12 @@ class FitConfig:
     seed: int = 0
     dtype: str = "float32"
     denoise: float = 1.0
+    calls: tuple[int, ...] | int = ()
 
     def __post_init__(self) -> None:
-        counts = self.steps if isinstance(self.steps, (list, tuple)) else (self.steps,)
-        if not counts or not all(type(n) is int and 1 <= n <= MOST_STEPS for n in counts):
-            raise BadValue(
-                "steps must be whole numbers from 1 to {most}, got {got!r}.",
-                most=MOST_STEPS,
-                got=self.steps,
-            )
-        normalise(self, steps=tuple(sorted(set(counts))))
+        normalise(self, steps=_counts("steps", self.steps, MOST_STEPS))
+        if self.calls != ():  # () for none
+            normalise(self, calls=_counts("calls", self.calls, 2 * MOST_STEPS))
         for name, (least, most) in WHOLE.items():
             check_whole(name, getattr(self, name), least, most)
         named = isinstance(self.effort, str) and self.effort in EFFORTS
@@ -95,8 +93,18 @@ class FitConfig:
             raise BadValue("denoise must be above 0 and at most 1, got {got}.", got=self.denoise)
 
 
+def _counts(name, given, most):
+    """The whole numbers of a setting, ascending and each once."""
+    counts = given if isinstance(given, (list, tuple)) else (given,)
+    if not counts or not all(type(n) is int and 1 <= n <= most for n in counts):
+        raise BadValue(
+            "{name} must be whole numbers from 1 to {most}, got {got!r}.", name=name, most=most, got=given
+        )
+    return tuple(sorted(set(counts)))
+
+
 class SolverFit:
-    """One fit. Its state: the cache, and for each step count what was found.
+    """One fit. Its state: the cache, and for each step count, or budget of calls, what was found.
 
     teacher  a `denoiser.Teacher`
     folder   of trajectory caches, which together take up to `limit` bytes
@@ -132,7 +140,9 @@ class SolverFit:
             dtype=config.dtype,
         )
         self.cache = TrajectoryCache(folder, spec, limit)
-        self.found: dict[int, Fitted] = {}  # by step count
+        self.counts = config.calls or config.steps
+        self.apart = budget.in_parts(config.calls, teacher)  # whether guidance is fitted in parts
+        self.found: dict[int, Fitted] = {}  # by step count, or budget of calls
         self.data: Trajectories | None = None
 
     def grid(self, name: str, steps: int, denoise: float = 1.0) -> torch.Tensor:
@@ -144,7 +154,7 @@ class SolverFit:
     def progress(self) -> Iterator[Progress]:
         """Yield `Progress`: "sampling the teacher" in hundredths, then a hundred for each step count."""
         config, begun = self.config, time.monotonic()
-        total = 100 * (1 + len(config.steps))
+        total = 100 * (1 + len(self.counts))
         for share in self.cache.build(self.teacher.teacher, config.trajectories, self.ranks):
             yield Progress(stage="sampling the teacher", step=int(100 * share), total=total)
         with self.teacher:
@@ -154,21 +164,22 @@ class SolverFit:
     def _fits(self, begun, total):
         config, self.data = self.config, _trajectories(self)
         each = self.evaluations()
-        for n, steps in enumerate(config.steps):
+        what = "calls" if config.calls else "steps"
+        for n, steps in enumerate(self.counts):
             left = self.seconds - (time.monotonic() - begun)
-            done, part = 100 * (n + 1), left / (len(config.steps) - n)
+            done, part = 100 * (n + 1), left / (len(self.counts) - n)
             for fitted in self._fit(steps, each, time.monotonic() + part):
                 self.found[steps] = fitted
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
                 yield Progress(
-                    stage=f"fitting {steps} steps",
+                    stage=f"fitting {steps} {what}",
                     fitting=steps,
                     step=done + 1 + int(98 * share),
                     total=total,
                     fidelity=float(fitted.own.mean()),
                 )
             yield Progress(
-                stage=f"fitting {steps} steps",
+                stage=f"fitting {steps} {what}",
                 fitting=steps,
                 step=done + 100,
                 total=total,
@@ -182,11 +193,15 @@ class SolverFit:
         more = min(MOST_MORE, max(1.0, math.sqrt(SMALL / math.prod(self.teacher.shape))))
         return effort * more * config.trajectories * config.reference_steps
 
-    def _fit(self, steps, evaluations, deadline):
+    def _fit(self, count, evaluations, deadline):
+        steps = count // 2 if self.apart else count
         starts = starting(self.data, _grids(self, steps), self.config.starts)
-        # the solver of fewer steps, lengthened, so that more are no worse
+        # the solver of fewer, lengthened, so that more are no worse
         shorter = [self.found[n].solver for n in sorted(self.found)[-1:]]
-        while shorter and shorter[0].steps < steps:
+        if self.apart:
+            found, asked = budget.starts(self, count, shorter, lambda n: _grids(self, n)[0])
+            starts, evaluations = starts + found, evaluations - asked
+        while not self.apart and shorter and shorter[0].steps < steps:
             shorter = [lengthened(shorter[0], self.teacher.path)]
         yield from fit(
             self.data,
@@ -215,6 +230,8 @@ class SolverFit:
             path=self.teacher.path.name,
             sigmas=fitted.solver.sigmas,
             coefficients=fitted.solver.rows,
+            asks=fitted.solver.asks,
+            fresh=fitted.solver.fresh,
             cfg=self.teacher.cfg,
             base=self.teacher.base,
             errors={
@@ -235,8 +252,9 @@ class SolverFit:
 
     @property
     def rows(self) -> list[dict]:
-        """What `fit_report.row` tells of each step count."""
-        return [fit_report.row(n, fitted, self.data.between) for n, fitted in sorted(self.found.items())]
+        """What `fit_report.row` tells of each step count, or budget of calls."""
+        cfg, between = self.teacher.cfg, self.data.between
+        return [fit_report.row(n, fitted, between, cfg) for n, fitted in sorted(self.found.items())]
 
     def report(self) -> str:
         """The table in words."""
@@ -280,5 +298,5 @@ def _trajectories(run):
         level = torch.full((len(x),), sigma, dtype=torch.float64)
         return run.teacher.apart(x, level, condition[which], kinds)
 
-    parts = apart if getattr(run.teacher, "apart", None) and run.teacher.cfg != 1 else None
+    parts = apart if budget.has_parts(run.teacher) else None
     return Trajectories(run.teacher.path, levels, states, predictions, denoise, condition, parts)

@@ -170,6 +170,46 @@ def test_fit_save_and_load_draw_the_same_picture_to_the_bit(server, workflow):
     assert saved in str(listed)
 
 
+GUIDED = [["1", 0], ["1", 2], ["1", 3]]  # model, positive, negative of the demo teacher
+
+
+def advanced(graph, guider, recipe, node):
+    """The graph with SamplerCustomAdvanced and what comes after, by a GUIDER and a node's SAMPLER, SIGMAS."""
+    sampled = {"guider": guider, "noise": ["20", 0], "latent_image": ["2", 0]}
+    sampled |= {"sampler": [recipe, 0 + (recipe == "3")], "sigmas": [recipe, 1 + (recipe == "3")]}
+    return graph | {
+        "20": {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}},
+        node: {"class_type": "SamplerCustomAdvanced", "inputs": sampled},
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": [node, 0], "vae": ["1", 1]}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "fewstep-calls"}},
+    }
+
+
+def test_a_budget_of_8_calls_at_cfg_4_fitted_saved_and_loaded_is_the_same_to_the_bit(server, workflow):
+    graph = workflow("fit_a_solver", n3__cfg=4.0, n3__calls="8", n3__trajectories=8)
+    graph = {number: graph[number] for number in "1234"}
+    entry = server.result(server.queue(advanced(graph, ["3", 6], "3", "21")))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (row,) = entry["outputs"]["3"]["fewstep"][0]["rows"]
+    saved = entry["outputs"]["4"]["text"][0].removeprefix("Saved ")
+    recipe = json.loads((server.base / "models" / "fewstep" / saved).read_text())
+    letters = "".join(recipe.get("asks") or ["cu"] * (len(recipe["sigmas"]) - 1))
+    assert row["count"] == 8 and row["calls"] == len(letters) <= 8
+    model, positive, negative = GUIDED
+    load = {"model": model, "positive": positive, "negative": negative, "recipe_name": saved}
+    graph = {number: graph[number] for number in "12"} | {
+        "30": {"class_type": "FewstepLoadRecipe", "inputs": load}
+    }
+    again = server.result(server.queue(advanced(graph, ["30", 3], "30", "31")))
+    assert again["status"]["status_str"] == "success", again["status"]
+    assert f"{row['calls']} model calls" in again["outputs"]["30"]["text"][0]
+    first, second = (
+        pixels([server.base / i["type"] / i["filename"] for i in e["outputs"]["7"]["images"]])
+        for e in (entry, again)
+    )
+    assert len(first) == 2 and (first == second).all() and first.std() > 0.1
+
+
 def test_cancel_of_a_fit_keeps_its_trajectories(server, workflow):
     prompt = workflow("fit_a_solver", n3__trajectories=32, n3__seed=5)
     _, seconds = asyncio.run(asyncio.wait_for(cancel_while_sampling(server, prompt, "3", 30), 240))

@@ -36,7 +36,7 @@ def test_distil_resume_and_the_file(tmp_path, capsys, monkeypatch):
     assert "4 updates; distance to the teacher" in said and f"Written to {out}" in said
     tensors, recipe = load_lora(tmp_path / "run" / LORA)
     assert recipe.method == "phased" and recipe.trained["seed"] == 3 and len(recipe.sigmas) == 3
-    monkeypatch.setattr(Run, "update", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "update", lambda self, *who: pytest.fail("trained again"))
     assert main(["resume", out]) == 0
     again, _ = load_lora(tmp_path / "run" / LORA)
     assert all(torch.equal(tensors[k], again[k]) for k in tensors)
@@ -46,10 +46,10 @@ def test_stopped_by_ctrl_c_it_goes_on_to_the_same_file(tmp_path, monkeypatch, ca
     assert main(["reflow", "--out", str(tmp_path / "whole"), *SETTINGS]) == 0
     update = Run.update
 
-    def stop(self):
+    def stop(self, *who):
         if self.done == 2:
             raise KeyboardInterrupt
-        return update(self)
+        return update(self, *who)
 
     monkeypatch.setattr(Run, "update", stop)
     capsys.readouterr()

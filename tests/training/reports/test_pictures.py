@@ -9,7 +9,7 @@ from fewstep.training.reports import pictures
 
 
 def row(steps, fitted, auto, median, gained=True):
-    return {"steps": steps, "fitted": fitted, "auto": auto, "median": median, "gained": gained}
+    return {"count": steps, "fitted": fitted, "auto": auto, "median": median, "gained": gained}
 
 
 def drawn(picture, colour):

@@ -1,0 +1,63 @@
+"""What a fit on a budget of model calls starts from, where a guided step takes two of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...diffusion.faults import BadValue
+from ...diffusion.solvers.fit import PART
+from ...diffusion.solvers.linear import CONDITIONAL, LinearSolver, lengthened
+from ...diffusion.solvers.patterns import searched
+from ..models.denoiser import Teacher
+
+
+def has_parts(teacher: Teacher) -> bool:
+    """Whether the teacher's guidance has parts that can be asked for apart."""
+    return getattr(teacher, "apart", None) is not None and teacher.cfg != 1
+
+
+def in_parts(calls: Sequence[int], teacher: Teacher) -> bool:
+    """Whether a fit on these budgets, () for none, asks for the parts of guidance.
+
+    Raises ValueError for a budget that no guided step fits into.
+    """
+    if not calls or not has_parts(teacher):
+        return False
+    if calls[0] < 2:
+        raise BadValue(
+            "calls must be 2 or more with guidance, which takes two for a step, got {got}.", got=calls[0]
+        )
+    return True
+
+
+def starts(
+    run: Any,
+    calls: int,
+    shorter: Sequence[LinearSolver],
+    grid: Callable[[int], torch.Tensor],
+) -> tuple[list[LinearSolver], float]:
+    """(solvers of so many calls that weigh the parts of guidance apart, evaluations that the search took).
+
+    run: a `fitting.SolverFit` that has its trajectories; shorter: solvers of fewer calls, lengthened;
+    grid(steps): the automatic one
+    """
+    asked = 0.0
+
+    def model(which):
+        def ask(x, sigma, kinds):
+            nonlocal asked
+            asked += PART * len(x) * len(kinds)
+            return run.data.ask(x, sigma, which, kinds)
+
+        return ask
+
+    found = searched(run.data, calls, grid, run.teacher.cfg, model)
+    return [*found, *(_grown(run, solver, calls) for solver in shorter)], asked
+
+
+def _grown(run: Any, solver: LinearSolver, calls: int) -> LinearSolver:
+    """The solver with steps more that ask for the conditional prediction."""
+    while solver.calls(run.teacher.cfg) < calls:
+        solver = lengthened(solver, run.teacher.path, CONDITIONAL)
+    return solver
