@@ -27,7 +27,6 @@ from .training import WIRE_GUIDER, Order, train
 
 # quality: (updates, teacher samples)
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
-USUAL = {"quick": "phased", "standard": "phased", "best": "phased-matching"}  # method auto, by quality
 
 
 class Distil(io.ComfyNode):
@@ -88,7 +87,7 @@ class Distil(io.ComfyNode):
         if process is not None:
             method = "restoration"
         elif method == "auto":
-            method = USUAL[quality] if pictures is None else "consistency"
+            method = "phased" if pictures is None else "consistency"
         usual_updates, images = QUALITY[quality]
 
         def data(denoiser: ComfyDenoiser) -> Data:
@@ -180,8 +179,7 @@ def _inputs() -> list:
             "method",
             options=["auto", *methods.names()],
             default="auto",
-            tooltip="auto: phased consistency, and for best quality distribution matching after it; "
-            "consistency where pictures are wired.",
+            tooltip="auto: phased consistency, or consistency where pictures are wired.",
         ),
         io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
         io.Float.Input(
