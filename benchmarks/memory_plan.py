@@ -52,7 +52,8 @@ class Unreal:
         """The layers that are fetched for each call."""
         if self.residency == RESIDENT:
             return []
-        return [m for m in self.module.modules() if _own_bytes(m) > SMALL]
+        casting = [m for m in self.module.modules() if hasattr(m, "comfy_cast_weights")]
+        return [m for m in casting if _own_bytes(m) > SMALL]  # a block's own parameters the host keeps there
 
     def loss_of(self, latent: tuple[int, ...]):
         """Number of samples -> their loss."""
