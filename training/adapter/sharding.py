@@ -74,7 +74,7 @@ class Sharded:
         """Join in what the others ask until none asks any more."""
         self._settle(IDLE)
 
-    def most(self, count: int) -> int:
+    def most_parts(self, count: int) -> int:
         """The largest of such numbers of all processes."""
         return int(self.ranks.merged(torch.tensor([count]), self.ranks.world).max())
 

@@ -53,7 +53,7 @@ class Descent:
         self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr)
         self.backward = backward_of(denoiser, parameters, config.checkpointing)
         # of a model in pieces, whose passes all processes make together (`adapter.sharding`)
-        self.most_parts = getattr(denoiser, "most", None)
+        self.most_parts = getattr(denoiser, "most_parts", None)
         self.before_backward = getattr(denoiser, "before_backward", lambda: None)
         numbers_in_a_batch = config.batch * math.prod(denoiser.shape)
         self.scale = 2.0 ** math.floor(math.log2(numbers_in_a_batch))
