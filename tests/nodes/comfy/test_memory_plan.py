@@ -71,7 +71,8 @@ def test_the_predicted_peak_is_the_measured_one(host, monkeypatch, table, family
         pack(host, "training.run.config").DistilConfig,
         pack(host, "nodes.comfy.denoiser").ComfyDenoiser,
     )
-    monkeypatch.setattr(pack(host, "training.run.source"), "PROBES", 1)
+    for where in (memory, pack(host, "training.run.source")):
+        monkeypatch.setattr(where, "PROBES", 1)
     model = zoo.load(family, **({"dtype": torch.bfloat16} if streamed else {}))
     with pack(host, "nodes.comfy.session").training_session(model) as patcher:
         denoiser = kind(patcher, zoo.conditioning(family), zoo.conditioning(family, 1), zoo.latent(family))
