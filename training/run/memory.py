@@ -65,9 +65,14 @@ def place_of(denoiser: Denoiser) -> Place:
     return CPU if torch.device(getattr(denoiser, "device", "cpu")).type == "cpu" else CARD
 
 
+def moments_of(config: DistilConfig) -> float:
+    """What AdamW keeps of the adapter, in float32's bytes of it."""
+    return 0.5 if config.optimizer == ADAMW_8BIT else 2
+
+
 def copies_of(config: DistilConfig, place: Place, dtype: torch.dtype = torch.bfloat16) -> float:
     """How often a run holds its adapter where it computes, in float32's bytes; dtype: of the layers."""
-    moments = 0.5 if config.optimizer == ADAMW_8BIT else 2
+    moments = moments_of(config)
     cast = 0 if dtype.itemsize >= 4 else dtype.itemsize / 4
     roles = methods.get(config.method).roles(config)  # one adapter has a gradient at a time
     beside = sum(1 + cast + (0 if role.each is None else moments) for role in roles)
@@ -78,7 +83,8 @@ def copies_of(config: DistilConfig, place: Place, dtype: torch.dtype = torch.bfl
 class Memory:
     """Bytes of the weights, of one adapter, and of the passes of a run.
 
-    copies     how often the adapter is there (`copies_of`); place: where it is
+    copies     how often the adapter is there (`copies_of`), absent: not yet while the teacher draws (gradient
+               and moments); place: where it is
     guided     samples of a guided call of the teacher for each that is wanted; online: whether updates ask it
     confirmed  whether a pass that is held whole was run, and not only reckoned
     """
@@ -89,6 +95,7 @@ class Memory:
     recomputed: Pass
     answer: Pass
     copies: float = 6
+    absent: float = 3
     place: Place = CPU
     guided: int = 2
     online: bool = True
@@ -115,8 +122,13 @@ class Memory:
         return math.ceil(self.fixed + self.place.margin * worst)
 
     def asking(self, chunk: int) -> int:
-        """Bytes at the worst moment of a call of so many samples where nothing is trained."""
-        return math.ceil(self.fixed + self.place.margin * self.answer.bytes(chunk))
+        """Bytes at the worst moment of a call of so many samples where nothing is trained: of the teacher's,
+        which come before there are moments of AdamW, or of the held-out ones between updates. Neither finds a
+        gradient.
+        """
+        drawn = self.fixed - self.absent * self.adapter + self.place.margin * self.answer.bytes(chunk)
+        few = self.answer.bytes(min(chunk, PROBES))
+        return math.ceil(max(drawn, self.fixed - self.adapter + self.place.margin * few))
 
     def chunk(self, budget: float, most: int) -> int:
         """Samples, up to `most`, of one such call within the budget; 1 at least."""
@@ -362,6 +374,7 @@ def _measured(denoiser, config, lora, loss, weights, most, answers):
         weights=weights,
         adapter=lora.bytes,
         copies=copies_of(config, place, dtype),
+        absent=1 + (moments_of(config) if config.rounds == 1 else 0),
         place=place,
         guided=1 if config.cfg == 1 else 2,
         online=methods.get(config.method).asks_teacher(config),

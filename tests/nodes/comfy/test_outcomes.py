@@ -23,7 +23,7 @@ def model(host):
 def said(host, monkeypatch):
     """What the node tells its user."""
     lines = []
-    monkeypatch.setattr(pack(host, "nodes.show"), "say", lambda node, text: lines.append(str(text)))
+    monkeypatch.setattr(pack(host, "nodes.show"), "say", lambda node, text, *_: lines.append(str(text)))
     return lines
 
 
