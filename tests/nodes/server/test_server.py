@@ -254,7 +254,7 @@ RECIPE = {
             {"coefficients": [[0.5, 0.5], [0.0, float("inf")]]},
             "bad.json: The recipe must hold finite numbers, got Infinity",
         ),
-        ({"version": 99}, "bad.json: The recipe must be of version 3"),
+        ({"version": 99}, "bad.json: The recipe must be of version 4"),
         ({"method": None, "extra": 1}, "bad.json: The recipe must"),
         (
             {"path": "variance exploding"},
