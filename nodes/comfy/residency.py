@@ -13,6 +13,8 @@ turn, a stream waits only for the layer that used its buffer before, and nothing
 wait for the card. So the weights of two layers are there at most.
 """
 
+import gc
+
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -83,7 +85,12 @@ def choices(
 
 
 def free_all(device: torch.device) -> None:
-    """Let the models of a device leave it. The host made them in inference mode, and so they move in it."""
+    """Let the models of a device leave it. The host made them in inference mode, and so they move in it.
+
+    What nobody holds any more is collected first: dying while the host goes through its list, a model would
+    take itself off it, and the host would look past the end.
+    """
+    gc.collect()
     with torch.inference_mode():
         management.free_memory(ALL, device)
 

@@ -18,10 +18,12 @@ def forecast(host):
 
 @pytest.fixture
 def sd15(host, tmp_path, monkeypatch):
-    """A tiny SD1.5 among the diffusion models, by its name there."""
+    """A tiny SD1.5 among the diffusion models, by its name there, and no runs of other tests."""
     import folder_paths
     import safetensors.torch
 
+    user = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path / "user"))
     name = "diffusion_models"
     monkeypatch.setitem(
         folder_paths.folder_names_and_paths, name, ([str(tmp_path / "models")], {".safetensors"})
@@ -32,6 +34,7 @@ def sd15(host, tmp_path, monkeypatch):
     folder_paths.filename_list_cache.pop(name, None)
     yield "tiny.safetensors"
     folder_paths.filename_list_cache.pop(name, None)
+    folder_paths.set_user_directory(user)
 
 
 def test_automatic_settings_are_those_that_the_run_would_have(host, forecast):
