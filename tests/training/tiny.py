@@ -24,7 +24,7 @@ class Tiny:
 
     def __call__(self, x, sigma, condition):
         which = torch.nn.functional.one_hot(condition % 4, 4)[:, 1:].to(x)
-        seen = torch.cat([x.flatten(1), sigma[:, None], which], 1).to(self.module[0].weight.dtype)
+        seen = torch.cat([x.flatten(1), sigma[:, None], which], 1).to(next(self.module.parameters()).dtype)
         out = self.module(seen).reshape(x.shape).to(x.dtype)
         level = expand(sigma, x)
         return to_x0(out, "velocity", x, 1 - level, level)

@@ -49,6 +49,7 @@ def test_a_killed_process_ends_the_others_by_name(started, said, tmp_path, alone
     assert _near(load_file(tmp_path / "result.1").values(), alone)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_its_share_leaves_the_rest_whole(started, said, tmp_path, alone):
     assert started("job", 2, tmp_path, kill=[1, "saving"]) == [2, -9]
     assert "Process 1 of 2" in said(tmp_path)[0]
