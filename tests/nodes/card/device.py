@@ -176,9 +176,18 @@ class Moved(torch.autograd.Function):
         return put(REAL_TO(gradient.detach(), ctx.dtype, copy=True), ctx.side), None, None
 
 
-def _generator(device=CPU):
-    """`torch.Generator` of either side."""
-    return REAL_GENERATOR(CPU if is_card(device) else device)
+class _OfEitherSide(type):
+    """`torch.Generator` that knows the card, and that is still a type to ask for."""
+
+    def __call__(cls, device=CPU):
+        return REAL_GENERATOR(CPU if is_card(device) else device)
+
+    def __instancecheck__(cls, value):
+        return isinstance(value, REAL_GENERATOR)
+
+
+class _Generator(metaclass=_OfEitherSide):
+    pass
 
 
 def _wrapper(real):
@@ -268,7 +277,7 @@ class PretendedCard(TorchDispatchMode):
         }
         for name, value in replaced.items():
             setattr(torch.Tensor, name, value)
-        torch.empty, torch.Generator = _empty(torch.empty), _generator
+        torch.empty, torch.Generator = _empty(torch.empty), _Generator
         torch.Tensor._make_wrapper_subclass = _wrapper(torch.Tensor._make_wrapper_subclass)
         torch.tensor, torch.as_tensor = _from_data(torch.tensor), _from_data(torch.as_tensor)
         torch.cuda._lazy_init = lambda: None  # asked for whenever a device is named
