@@ -15,9 +15,8 @@ from .comfy import families, lora_files, residency
 from .training import FIXED, MEMORY, Trained
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
-LEAST_CHUNK = (
-    4  # samples of a call where nothing is trained; memory takes its part of them (`memory.Plan.applied`)
-)
+# samples of a call where nothing is trained; memory takes its part of them (`memory.Plan.applied`)
+LEAST_CHUNK = 4
 
 
 def job_inputs(name: str) -> list:

@@ -6,13 +6,15 @@ least. With z the cached trajectory, x its start and x_s = a x + b x0 the first 
 learns (z_s - a x)/b, weighted by `anchor`. In one step nothing would be left to match.
 """
 
+import dataclasses
+
 import torch
 
 from ...diffusion.predictions import expand
 from ...diffusion.step import weights
-from .matching import LR_SHARE, loss, matched, places, roles
-from .method import Batch, Context, Method
-from .phases import step_level
+from . import matching
+from .matching import matched, places
+from .method import Batch, Context
 from .registry import register
 
 
@@ -44,20 +46,5 @@ def _pulled(context: Context, batch: Batch) -> Batch:
 
 
 METHOD = register(
-    Method(
-        name="anchored",
-        title="anchored matching",
-        needs="trajectories",
-        draw=draw,
-        loss=loss,
-        level=step_level,
-        on_the_grid=True,
-        in_parts=True,
-        asks_teacher=lambda settings: settings.real != "pictures",
-        lr_share=LR_SHARE,
-        least_steps=2,
-        churn=lambda settings: 0.0,
-        roles=roles,
-        tells=("gap", "truth", "claim"),
-    )
+    dataclasses.replace(matching.METHOD, name="anchored", title="anchored matching", draw=draw, least_steps=2)
 )

@@ -41,12 +41,10 @@ POINTS = ("pictures", "trajectory")
 SPANS = ("segment", "full")
 BALANCES = ("distance", "divergence")
 DIVERGENCES = ("kl", "fisher")
-SID = (
-    1.0  # alpha of Zhou et al. 2024, arXiv:2404.04057, eq. 23; 1/2 is the gradient of half of the divergence
-)
-APART = (
-    0.05  # of a step, that a point of a trajectory is noised on at least: known's variance is finite there
-)
+# alpha of Zhou et al. 2024, arXiv:2404.04057, eq. 23; 1/2 is the gradient of half of the divergence
+SID = 1.0
+# of a step, that a point of a trajectory is noised on at least: known's variance is finite there
+APART = 0.05
 MOST_WEIGHT = 5.0  # of a denoising loss (Hang et al. 2023, arXiv:2303.09556), in x0
 LR_SHARE = 0.05  # of what regression learns at: the student moves as slowly as the fake can follow
 LAST = 0.1  # of the fake's learning rate, at the end
