@@ -466,6 +466,34 @@ def soak() -> list[str]:
     )
 
 
+def guided() -> list[str]:
+    """A guider as the teacher beside plain CFG: how far from its own teacher's pictures each LoRA ends."""
+    found = read("guided")
+    names = {"guided": "RescaleCFG, as a guider", "plain": "plain CFG"}
+    rows = [
+        [name, f"{found[key]['distance']:.2f}", f"{found[key]['untrained']:.2f}"]
+        for key, name in names.items()
+    ]
+    steps, cfg = found["settings"]["steps"], found["settings"]["cfg"]
+    heads = [
+        f"teacher, CFG {cfg:.0f}",
+        f"its LoRA, {steps} steps at CFG 1",
+        f"untrained, {steps} steps with that guidance, twice the calls",
+    ]
+    return table(heads, rows)
+
+
+def one_click() -> list[str]:
+    """What one click and *Use it* make of each official workflow and blueprint."""
+    rows = []
+    for name, file in (("Make this model few-step", "one_click"), ("Use it", "one_click_use")):
+        verdicts = [row["verdict"] for row in read(file)["rows"]]
+        right, asked, refused = (verdicts.count(v) for v in ("right", "asked rightly", "refused rightly"))
+        wrong = len(verdicts) - right - asked - refused
+        rows.append([name, *map(str, (len(verdicts), right, asked, refused, wrong))])
+    return table(["click", "workflows", "built right", "asked rightly", "refused rightly", "wrong"], rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     made.__name__: made
     for made in (
@@ -493,6 +521,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         memory_plan,
         ranks,
         soak,
+        guided,
+        one_click,
     )
 }
 

@@ -1,11 +1,14 @@
 """What the documents for people say of files, folders, modules and commands is so."""
 
+import json
 import re
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+from fewstep.diffusion.schedules import grids
+from fewstep.training.formats import prompts
 from PIL import Image
 from scripts import script
 
@@ -86,6 +89,16 @@ def test_every_package_of_the_command_line_is_installed():
         for path in (ROOT / room).rglob("__init__.py")
     }
     assert packages == set(settings["tool"]["setuptools"]["packages"])
+
+
+def test_the_readmes_table_has_every_node_and_its_counts_are_so():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("## The nodes")[2].partition("\n\n")[0]
+    nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    named = re.findall(r"\*\*(.+?)\*\*", table)
+    assert sorted(named) == sorted(node["display_name"] for node in nodes.values())
+    kinds, bundled = (int(re.search(words, table)[1]) for words in (r"(\d+) kinds", r"bundled (\d+)"))
+    assert (kinds, bundled) == (len(grids.NAMES), len(prompts.bundled()))
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)

@@ -66,6 +66,13 @@ def scaled(name, dtype, old=False, full=False):
     return tensors, plain, {}
 
 
+def layouts():
+    """Names of the host's own layouts, whatever this one has."""
+    from comfy.quant_ops import QUANT_ALGOS
+
+    return [*QUANT_ALGOS, *(name for name in (ROTATED_INT8,) if name.split(" ")[0] in QUANT_ALGOS)]
+
+
 def laid_out(name, dtype, least=0):
     """In one of the host's own layouts, packed by the host; least: numbers of a layer that is packed."""
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor

@@ -54,7 +54,7 @@ def test_the_pack_and_its_templates_are_served(server):
             "LoadRecipe",
         )
     }
-    assert "IMPORT FAILED" not in server.text()
+    assert "(IMPORT FAILED)" not in server.text()  # a pack: the host's own extras may lack a library
     assert len(server.get("/workflow_templates")["fewstep"]) == 4
 
 
