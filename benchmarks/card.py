@@ -5,9 +5,10 @@
 For SD1.5 at 512 x 512, SDXL at 1024 x 1024 and a model of Flux's shape (its width, a quarter of its depth,
 fp8): samples of the guided teacher and of training a second, the measured peak beside the planned one,
 weights resident and streamed, the slope of the gradient along itself (1 where it is right), and the LCM-LoRA
-recipe of the diffusers scripts beside them. ComfyUI is looked for in COMFYUI_PATH; the recipe needs diffusers
-and peft. Each section is a process of its own with a time limit: one that fails or is too slow is a line of
-the table. --tiny runs the same sections on tiny models, in a minute or two on a CPU.
+recipe of the diffusers scripts beside them, of the same size, batch and rank (`card_recipe` says how it is
+translated for Flux). ComfyUI is looked for in COMFYUI_PATH; the recipe needs diffusers and peft. Each section
+is a process of its own with a time limit: one that fails or is too slow is a line of the table. --tiny runs
+the same sections on tiny models, in a minute or two on a CPU.
 """
 
 import argparse
@@ -29,6 +30,7 @@ SECTIONS = [  # model, way, seconds at most
     ("SDXL", "LCM-LoRA", 75),
     ("SDXL", "streamed", 90),
     ("Flux-shaped", "resident", 90),
+    ("Flux-shaped", "LCM-LoRA", 75),
     ("Flux-shaped", "streamed", 90),
     ("SD1.5", "streamed", 60),
 ]

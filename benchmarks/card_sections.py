@@ -3,12 +3,11 @@
     python benchmarks/card_sections.py MODEL WAY [--tiny]
 
 WAY is "resident" or "streamed", this trainer by the very code of its nodes, or "LCM-LoRA", the recipe of the
-diffusers scripts (`lcm_recipe`) on the diffusers model of the same size. Weights are random, nothing is
+diffusers scripts on the diffusers model of the same size (`card_recipe`). Weights are random, nothing is
 downloaded, and no file is written.
 """
 
 import argparse
-import gc
 import importlib
 import json
 import sys
@@ -17,6 +16,7 @@ import types
 
 import real_sizes
 import torch
+from card_rates import BATCH, DEVICE, SECONDS, peak, rank_of, rate
 from fewstep.training.adapter.proof import slope
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.memory import plan
@@ -24,8 +24,6 @@ from fewstep.training.run.run import Run
 from fewstep.training.run.student import adapter_for, backward_of
 from fewstep.training.trajectories.data import Data
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SECONDS = 12  # of each measurement
 SMALL_UNET = {
     "channel_mult": [1],
     "num_res_blocks": [1],
@@ -50,7 +48,7 @@ MODELS = {  # family of `real_sizes`, size, changes of its config, those of the 
         (16, 8, 8),
     ),
 }
-PROMPTS, BATCH = 2, 4
+PROMPTS = 2
 
 
 def pack(name):
@@ -138,38 +136,7 @@ def prompts_of(family, dtype):
     return found[:PROMPTS], found[PROMPTS:]
 
 
-# ---- measurements ----------------------------------------------------------------------------------
-
-
-def wait():
-    """Until the card has done what it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def rate(work, seconds=SECONDS):
-    """Calls of `work` a second, after one to warm up; at least one."""
-    work()
-    wait()
-    began, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - began < seconds:
-        work()
-        wait()
-        calls += 1
-    return calls / (time.perf_counter() - began)
-
-
-def peak(work):
-    """Bytes at the worst moment of `work`, of all that lies on the card; None without one."""
-    if DEVICE.type != "cuda":
-        work()
-        return None
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    wait()
-    return torch.cuda.max_memory_allocated()
+# ---- this trainer ----------------------------------------------------------------------------------
 
 
 def ours(name, way, seconds, tiny):
@@ -181,11 +148,8 @@ def ours(name, way, seconds, tiny):
     row = {"dynamic_vram": dynamic_vram()}
     model = loaded(family, small if tiny else changes, dtype)
     latent = torch.zeros(1, *(small_latent if tiny else family.latents[size]))
-    config = DistilConfig(
-        batch=BATCH, rank=64 if key.startswith("SD") else 32, chunk=BATCH, images=8, lr=1e-5
-    )
-    if tiny:
-        config = DistilConfig(batch=BATCH, rank=4, chunk=BATCH, images=8, lr=1e-5)
+    cfg = 1.0 if "guidance" in family.more else DistilConfig.cfg  # a guidance-distilled one is asked once
+    config = DistilConfig(batch=BATCH, rank=rank_of(name, tiny), chunk=BATCH, images=8, lr=1e-5, cfg=cfg)
     residency, session = pack("comfy.residency"), pack("comfy.session")
     memory = importlib.import_module("fewstep.training.run.memory")
     positive, negative = prompts_of(family, dtype)
@@ -257,95 +221,6 @@ def trained(denoiser, config, seconds):
         run.close()
 
 
-# ---- the recipe of the diffusers scripts -------------------------------------------------------------
-
-
-def unet(name, tiny):
-    """(diffusers' UNet of that size with random weights, latent, what it is asked with for B samples)."""
-    import diffusers
-
-    small = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
-    types_ = {
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    }
-    if name == "SD1.5":
-        options = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-        return (
-            diffusers.UNet2DConditionModel(**options, **small, **(types_ if tiny else {})),
-            (4, 64, 64),
-            768,
-        )
-    options = {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    }
-    if tiny:
-        options |= {**small, **types_, "transformer_layers_per_block": (1, 1), "attention_head_dim": (4, 8)}
-    return diffusers.UNet2DConditionModel(**options), (4, 128, 128), 2048
-
-
-def recipe(name, seconds, tiny):
-    """One update after another of the LCM-LoRA recipe, whole or with gradient checkpointing."""
-    import lcm_recipe
-
-    dtype = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16
-    torch.set_default_dtype(dtype)  # made in it: a float32 copy of SDXL alone would fill a small card
-    try:
-        with torch.device(DEVICE):
-            module, latent, width = unet(name, tiny)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    module = module.requires_grad_(False)
-    model = lcm_recipe.adapted(module, 0, 4 if tiny else 64)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for p in parameters:
-        p.data = p.data.float()
-    optimiser = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=1e-2)
-    shape = (BATCH, 4, 8, 8) if tiny else (BATCH, *latent)
-    context = torch.randn(BATCH, 77, width, device=DEVICE)
-    added = {}
-    if name == "SDXL":
-        added = {
-            "text_embeds": torch.randn(BATCH, 1280, device=DEVICE),
-            "time_ids": torch.ones(BATCH, 6, device=DEVICE),
-        }
-
-    def ask(x, prompt, t):
-        with torch.autocast(DEVICE.type, dtype, enabled=DEVICE.type == "cuda"):
-            return model(x, t, prompt, added_cond_kwargs=added).sample.float()
-
-    def update():
-        x, t = torch.randn(shape, device=DEVICE), torch.randint(20, 1000, (BATCH,), device=DEVICE)
-        with torch.no_grad():
-            with model.disable_adapter():
-                c, u = ask(x, context, t), ask(x, torch.zeros_like(context), t)
-            x_s = x - 0.02 * (u + 7 * (c - u))
-            target = x_s - ask(x_s, context, t - 20)
-        loss = lcm_recipe.distance(x - ask(x, context, t), target, "huber")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, lcm_recipe.CLIP)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-
-    row = {"rank": 4 if tiny else 64, "micro_batch": BATCH, "checkpointing": False}
-    try:
-        row["peak"] = peak(lambda: (update(), update()))
-    except torch.OutOfMemoryError:
-        module.enable_gradient_checkpointing()
-        row |= {"checkpointing": True, "peak": peak(lambda: (update(), update()))}
-    return {**row, "samples_per_second": rate(update, seconds) * BATCH}
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -356,7 +231,9 @@ def main():
     args = parser.parse_args()
     seconds = 0 if args.tiny else SECONDS
     if args.way == "LCM-LoRA":
-        row = recipe(args.model, seconds, args.tiny)
+        import card_recipe  # which needs diffusers and peft
+
+        row = card_recipe.measured(args.model, seconds, args.tiny)
     else:
         row = ours(args.model, args.way, seconds, args.tiny)
     print(json.dumps(row))

@@ -100,21 +100,21 @@ class Levels:
     scheduler: object
 
 
-def levels_of(teacher):
-    """The `Levels` of a demo teacher, on its device."""
-    if teacher.kind == "flow":
+def levels_of(kind, device, table=None):
+    """The `Levels` of a flow model, or of an epsilon one with that ascending sigma/alpha (1000,)."""
+    if kind == "flow":
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS)
         scheduler.set_timesteps(sigmas=[i / LEVELS for i in range(LEVELS, 0, -1)])
-        sigmas = scheduler.sigmas.flip(0).to(teacher.device)
+        sigmas = scheduler.sigmas.flip(0).to(device)
         return Levels("flow", TIMESTEPS * sigmas, 1 - sigmas, sigmas, scheduler)
     scheduler = diffusers.DDIMScheduler(
-        trained_betas=betas_of(teacher.table), clip_sample=False, set_alpha_to_one=False
+        trained_betas=betas_of(table), clip_sample=False, set_alpha_to_one=False
     )
     scheduler.set_timesteps(LEVELS)
     upper = torch.arange(1, LEVELS + 1) * (TIMESTEPS // LEVELS) - 1
     places = torch.cat([torch.zeros(1, dtype=torch.long), upper])
     kept = scheduler.alphas_cumprod[places]
-    tables = [table.to(teacher.device) for table in (places.float(), kept.sqrt(), (1 - kept).sqrt())]
+    tables = [each.to(device) for each in (places.float(), kept.sqrt(), (1 - kept).sqrt())]
     return Levels("epsilon", *tables, scheduler)
 
 
@@ -211,11 +211,13 @@ def adapted(module, seed, rank=RANK):
 
 @torch.no_grad()
 def teacher_step(model, levels, x, index, context, cfg=CFG):
-    """One guided DDIM step of the model without its adapter, to the level below."""
+    """One guided DDIM step of the model without its adapter, to the level below; at CFG 1 in one call."""
     with model.disable_adapter():
-        c = predict(model, levels, x, index, context)
-        u = predict(model, levels, x, index, torch.zeros_like(context))
-    return ddim(levels, *(b + cfg * (a - b) for a, b in zip(c, u)), index - 1)
+        answer = predict(model, levels, x, index, context)
+        if cfg != 1:
+            u = predict(model, levels, x, index, torch.zeros_like(context))
+            answer = [b + cfg * (a - b) for a, b in zip(answer, u)]
+    return ddim(levels, *answer, index - 1)
 
 
 def distance(a, b, loss):
@@ -224,6 +226,17 @@ def distance(a, b, loss):
     if loss == "l2":
         return squared.mean()
     return ((squared + HUBER**2).sqrt() - HUBER).mean()
+
+
+def loss_of(model, levels, images, noise, index, context, loss="huber", cfg=CFG):
+    """() of one batch of pictures at the levels index, with its gradient."""
+    x_t = ddim(levels, images, noise, index)
+    x_s = teacher_step(model, levels, x_t, index, context, cfg)
+    with torch.no_grad():
+        x0, _ = predict(model, levels, x_s, index - 1, context)
+        target = boundary(levels, x_s, x0, index - 1)
+    x0, _ = predict(model, levels, x_t, index, context)
+    return distance(boundary(levels, x_t, x0, index), target, loss)
 
 
 def train(
@@ -242,7 +255,7 @@ def train(
     if (seconds is None) == (updates is None):
         raise ValueError(f"Give either seconds or updates, got {seconds} and {updates}.")
     memory, began = Memory(teacher.device), clock()
-    levels, g = levels_of(teacher), torch.Generator().manual_seed(seed)
+    levels, g = levels_of(teacher.kind, teacher.device, teacher.table), torch.Generator().manual_seed(seed)
     images, contexts = pictures(teacher)
     model = adapted(teacher.module, seed)
     labels = torch.stack([label_vector(name) for name in teacher.labels]).to(teacher.device)
@@ -259,14 +272,7 @@ def train(
         pick = torch.randint(len(images), (batch,), generator=g).to(teacher.device)
         index = torch.randint(1, LEVELS + 1, (batch,), generator=g).to(teacher.device)
         noise = torch.randn(batch, *teacher.shape, generator=g).to(teacher.device)
-        context = contexts[pick]
-        x_t = ddim(levels, images[pick], noise, index)
-        x_s = teacher_step(model, levels, x_t, index, context)
-        with torch.no_grad():
-            x0, _ = predict(model, levels, x_s, index - 1, context)
-            target = boundary(levels, x_s, x0, index - 1)
-        x0, _ = predict(model, levels, x_t, index, context)
-        value = distance(boundary(levels, x_t, x0, index), target, loss)
+        value = loss_of(model, levels, images[pick], noise, index, contexts[pick], loss)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
@@ -291,7 +297,8 @@ def check_parts(kind):
     rounding.
     """
     teacher, base = DemoTeacher(kind), DemoTeacher(kind)
-    levels, path = levels_of(teacher), FLOW if kind == "flow" else VARIANCE_PRESERVING
+    levels = levels_of(kind, teacher.device, teacher.table)
+    path = FLOW if kind == "flow" else VARIANCE_PRESERVING
     model = adapted(teacher.module, 0)
     g = torch.Generator().manual_seed(0)
     index, x = torch.arange(1, LEVELS + 1), torch.randn(LEVELS, *teacher.shape, generator=g)
