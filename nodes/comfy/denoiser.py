@@ -18,6 +18,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
 from ...diffusion.faults import Message
+from ...training.adapter.kinds import plain
 from ...training.models.devices import has_float64
 from .fingerprints import base_of
 from .latents import sample_shape, takes_batch_for_frames
@@ -133,7 +134,7 @@ class ComfyDenoiser:
         }
         conds = comfy.samplers.cond_cat([self._conds[number] for number in numbers])
         x0 = self.model.apply_model(x, sigma, transformer_options=options, **conds).to(x)
-        return x0.view(count, *self.shape)
+        return plain(x0).view(count, *self.shape)
 
 
 def differentiable_attention(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

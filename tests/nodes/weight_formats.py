@@ -15,6 +15,7 @@ import zoo
 FAMILY = "flux_dev"
 FP8 = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 GGUF = "ComfyUI-GGUF"
+NO_GGUF = "needs ComfyUI-GGUF (COMFYUI_GGUF: its folder) and its package gguf"
 ROTATED = {"convrot": True, "convrot_groupsize": 64}  # the widths of a tiny model are no multiples of 256
 ROTATED_INT8 = "int8_tensorwise + convrot"
 # what a layout is asked for, and what a file says of it
@@ -136,6 +137,33 @@ def gguf(file, kind):
     writer.write_tensors_to_file()
     writer.close()
     return plain
+
+
+def gguf_loader(folder, kind):
+    """(what loads a file of that kind of blocks as the pack's own node does, the plain weights); None where
+    the pack or the package `gguf` is missing.
+    """
+    import folder_paths
+
+    nodes = gguf_pack()
+    if nodes is None:
+        return None
+    file = f"{kind}.gguf"
+    plain = gguf(folder / file, kind)
+
+    def load():
+        paths, suffixes = folder_paths.folder_names_and_paths["diffusion_models"]
+        folder_paths.folder_names_and_paths["diffusion_models"] = (
+            [str(folder), *paths],
+            {*suffixes, ".gguf"},
+        )
+        try:
+            with torch.inference_mode():
+                return nodes.UnetLoaderGGUF().load_unet(file)[0]
+        finally:
+            folder_paths.folder_names_and_paths["diffusion_models"] = (paths, suffixes)
+
+    return load, plain
 
 
 def blocks_of(kind, weight, size, length, dice):

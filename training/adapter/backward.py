@@ -13,6 +13,7 @@ import torch
 
 from .checkpointing import blocks, recomputed, replaced
 from .exact_graph import exact_graph
+from .kinds import detached
 from .overwrites import NOTICED, Log, Overwrites
 from .streaming import fetched_again
 
@@ -91,4 +92,4 @@ class Backward:
         ):
             loss = compute()
             loss.backward()
-        return loss.detach()
+        return detached(loss)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..models.devices import dice
+from .kinds import copied, detached
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -77,7 +78,7 @@ def recomputed(
 
         def call(tensors):
             with autocast():
-                args, kwargs = unflatten(template, [t.clone() for t in tensors])
+                args, kwargs = unflatten(template, [copied(t) for t in tensors])
                 form[:], out = flatten([forward(*args, **kwargs)])
             return out
 
@@ -98,12 +99,12 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         # a view would forbid the caller to write over it
-        return tuple(t.clone() if t._is_view() else t for t in call(tensors))
+        return tuple(copied(t) if t._is_view() else t for t in call(tensors))
 
     @staticmethod
     def backward(ctx, *grads):
         needed = ctx.needs_input_grad[4:]
-        leaves = [t.detach().requires_grad_(needs) for t, needs in zip(ctx.saved_tensors, needed)]
+        leaves = [detached(t).requires_grad_(needs) for t, needs in zip(ctx.saved_tensors, needed)]
         with torch.enable_grad(), ctx.graph(), ctx.again():
             pairs = [(o, g) for o, g in zip(ctx.call(leaves), grads) if g is not None and o.requires_grad]
             if pairs:

@@ -23,6 +23,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...diffusion.faults import Failed
+from .kinds import copied, detached
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ class Saved:
 
     def __init__(self, tensor: torch.Tensor, mark: Mark | None = None):
         self.mark = mark
-        self.put(tensor.detach())  # shares storage and version counter; no cycle through the graph
+        self.put(detached(tensor))  # shares storage and version counter; no cycle through the graph
 
     def put(self, tensor: torch.Tensor) -> None:
         """Keep this."""
@@ -99,7 +100,7 @@ class _CopyOnWrite(TorchDispatchMode):
             place = t.dtype, t.storage_offset(), t.shape, t.stride()
             if place not in copies:
                 with torch.inference_mode(False):  # the write may come from there; autograd reads the copy
-                    copies[place] = t.clone()
+                    copies[place] = copied(t)
             saved.put(copies[place])
             if saved.mark is not None:
                 saved.mark.written = True

@@ -16,6 +16,7 @@ from torch import nn
 from ...diffusion.faults import Failed
 from .checkpointing import replaced
 from .exact_graph import Mark, Saved, exact_graph, storage_of
+from .kinds import copied, detached
 
 NOTICED = "modified by an inplace operation"  # what PyTorch says of a saved tensor of another version
 END = object()
@@ -120,7 +121,7 @@ def _copies(numbers):
             return _Checked(tensor)
         place = storage_of(tensor), tensor._version, tensor.storage_offset(), tensor.shape, tensor.stride()
         if place not in copies:  # with the tensor, so that no other takes its address
-            copies[place] = tensor.detach(), tensor.detach().clone()
+            copies[place] = detached(tensor), copied(detached(tensor))
         return _Checked(copies[place][1])
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _Checked.get)

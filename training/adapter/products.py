@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .kinds import plain
+
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of what goes in
 
 
@@ -69,6 +71,7 @@ def added(
     cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if cast else contextlib.nullcontext():
         product = _Linear if linear else _Convolution
+        x, y = plain(x), plain(y)
         return product.apply(y, x.to(y.dtype), *weights, casts, scale, layer)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .checkpointing import flatten, recomputed
+from .kinds import copied, detached
 
 
 def fetched_again(forward: Callable) -> Callable:
@@ -36,7 +37,7 @@ def private_copies() -> contextlib.AbstractContextManager:
 
 
 def _copy(tensor):
-    return tensor.detach().clone()
+    return copied(detached(tensor))
 
 
 def _same(tensor):

@@ -199,6 +199,17 @@ def _wrapper(real):
     return make
 
 
+def _new(real):
+    """`Tensor.__new__` of a kind of tensor made of another one, which a mode lets PyTorch refuse."""
+
+    def make(cls, *args, **options):
+        if cls is not torch.Tensor and args and isinstance(args[0], torch.Tensor):
+            return torch.Tensor._make_subclass(cls, args[0])
+        return real(cls, *args, **options)
+
+    return make
+
+
 def _to(tensor, *args, **kwargs):
     """`Tensor.to` that knows the card. It replaces the method, which works in the backward pass too."""
     wraps = is_traceable_wrapper_subclass(tensor)
@@ -278,6 +289,7 @@ class PretendedCard(TorchDispatchMode):
         for name, value in replaced.items():
             setattr(torch.Tensor, name, value)
         torch.empty, torch.Generator = _empty(torch.empty), _Generator
+        torch.Tensor.__new__ = _new(torch.Tensor.__new__)
         torch.Tensor._make_wrapper_subclass = _wrapper(torch.Tensor._make_wrapper_subclass)
         torch.tensor, torch.as_tensor = _from_data(torch.tensor), _from_data(torch.as_tensor)
         torch.cuda._lazy_init = lambda: None  # asked for whenever a device is named
@@ -296,7 +308,8 @@ class PretendedCard(TorchDispatchMode):
         if any(sides) and name not in COPYING:
             self._look(name, tensors, sides)
         self._count(name, tensors, sides, args)
-        out = function(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():  # which PyTorch decides above this place, as without it
+            out = function(*args, **kwargs)
         made = [t for t in tree_leaves(out) if type(t) is torch.Tensor and not any(t is x for x in tensors)]
         # a cast's own gradient names the CPU, where the numbers really are: it stays on its side
         on_card = is_card(named) or (sides[:1] == [True] if name in COPYING else any(sides))

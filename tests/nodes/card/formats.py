@@ -3,8 +3,9 @@ weights where they stay: a line of JSON for each format and way.
 
     python formats.py DTYPE FORMAT ...
 
-FORMAT is one of `FILES` or one of the host's own layouts. Layers are packed that the host streams; the
-smallest ones, which no published file packs, it rounds anew when it loads them, whoever asks it to.
+FORMAT is one of `FILES`, one of the host's own layouts, or GGUF with its kind of blocks, whose pack knows no
+dynamic VRAM: layers that find no room stay in the computer's memory. Layers are packed that the host streams;
+the smallest ones, which no published file packs, it rounds anew when it loads them, whoever asks it to.
 """
 
 import json
@@ -69,6 +70,8 @@ def gradient(patcher, checkpointing, evicted, streamed=None):
 def written(name, file):
     """Write the file of that format; returns what loads the MODEL, as the host's nodes do."""
     dtype = getattr(torch, DTYPE)
+    if name.startswith("GGUF"):
+        return formats.gguf_loader(file.parent, name.split(" ")[1])[0]
     tensors, _, options = FILES[name](dtype) if name in FILES else formats.laid_out(name, dtype, STREAMED)
     safetensors.torch.save_file(tensors, file)
     return lambda: host.sd.load_diffusion_model(str(file), dict(options))
@@ -81,7 +84,12 @@ def measured(name, load):
         pages.ROOM.empty()
         with torch.inference_mode():
             model = load()
-        pages.ROOM.room = round(share * residency.weight_bytes(model.model))
+        room = round(share * residency.weight_bytes(model.model))
+        if not model.is_dynamic() and kind == "evicted":
+            continue  # no page to take away
+        if not model.is_dynamic():
+            host.free[0] = host.management.minimum_inference_memory() + room
+        pages.ROOM.room = room
         where = residency.RESIDENT if kind == "resident" else residency.STREAMED
         with session.training_session(model, where) as patcher:
             layers = residency.streamed_layers(patcher)
@@ -102,6 +110,7 @@ def measured(name, load):
                     "packed": sum(is_packed(layer) for layer in layers),
                     "crossings": [f"{n} x {what} at {line}" for (what, line), n in crossings],
                 }
+        host.free[0] = host.VRAM
 
 
 def is_packed(layer):
@@ -111,6 +120,9 @@ def is_packed(layer):
 
 
 def main():
+    if any(name.startswith("GGUF") for name in WANTED) and formats.gguf_pack() is None:
+        print(json.dumps({"missing": formats.NO_GGUF}))
+        return
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(WANTED)}
         loaders = {name: written(name, file) for name, file in files.items()}

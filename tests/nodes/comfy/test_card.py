@@ -42,6 +42,7 @@ PACKED = [
         for names in ((*SCALED, "fp8 e4m3fn"), LAID_OUT, ("convrot_w4a4", "asym_w4a8_int8"))
     ),
     pytest.param(HALF, ("nvfp4", "fp8 file"), marks=pytest.mark.slow),
+    pytest.param(FLOAT, ("GGUF Q8_0", "GGUF Q4_K"), marks=pytest.mark.slow),
 ]
 COSINE, SLOPE = 0.9999, 2e-3
 COUNTED = [("sd15",), pytest.param(("sdxl", "sd3", "flux_dev", "ltxv", "wan21"), marks=pytest.mark.slow)]
@@ -118,9 +119,13 @@ def test_gradients_wherever_weights_live(script, table, family, stored, dtype):
 )
 def test_packed_weights_that_are_streamed_have_the_gradient_of_those_that_stay(script, table, dtype, names):
     cases = script("formats.py", dtype, *names)
-    assert len(cases) == 10 * len(names)
+    if "missing" in cases[0]:
+        pytest.skip(cases[0]["missing"])
+    ways = 8 if names[0].startswith("GGUF") else 10  # of GGUF no page can be taken away
+    assert len(cases) == ways * len(names)
     for case in cases:
-        whole, right = case["format"] in ("fp8 file", "fp8 e4m3fn"), is_near(case)
+        whole = case["format"] in ("fp8 file", "fp8 e4m3fn") or case["format"].startswith("GGUF")
+        right = is_near(case)
         table.append(line_of(f"{case['format']} > {dtype}", {**case, "slope": None}))
         assert case["crossings"] == []
         if case["kind"] == "resident":

@@ -193,20 +193,12 @@ def test_gradient_of_gguf_is_that_of_its_weights(host, computes, table, tmp_path
 
 def gguf_model(folder, kind, computes, dtype):
     """(MODEL by the pack's own loader, the plain weights)"""
-    import folder_paths
-
-    nodes = formats.gguf_pack()
-    if nodes is None:
-        pytest.skip("needs ComfyUI-GGUF (COMFYUI_GGUF: its folder) and its package gguf")
+    found = formats.gguf_loader(folder, kind)
+    if found is None:
+        pytest.skip(formats.NO_GGUF)
     computes(dtype)
-    plain = formats.gguf(folder / "model.gguf", kind)
-    paths, suffixes = folder_paths.folder_names_and_paths["diffusion_models"]
-    folder_paths.folder_names_and_paths["diffusion_models"] = ([str(folder), *paths], {*suffixes, ".gguf"})
-    try:
-        with torch.inference_mode():
-            return nodes.UnetLoaderGGUF().load_unet("model.gguf")[0], plain
-    finally:
-        folder_paths.folder_names_and_paths["diffusion_models"] = (paths, suffixes)
+    load, plain = found
+    return load(), plain
 
 
 # ---- whole runs ----------------------------------------------------------------------------------
