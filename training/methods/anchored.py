@@ -20,7 +20,7 @@ from .registry import register
 
 def draw(context: Context) -> Batch:
     """As of matching, with the cached trajectory's end of the step where a sample looks at the first."""
-    batch = places(context, [1])
+    batch = places(context)
     first = batch["from"] == 0
     pulled = _pulled(context, {name: part[first] for name, part in batch.items()})
     if first.all():

@@ -11,14 +11,18 @@ where `fake` and `real` predict x0 (DMD, eq. 4). The student's prediction x0 is 
 each sample weighted by `balance`. Nothing but prompts is needed for that; the noise is fresh at each draw.
 
 fake    an adapter that learns the student's own distribution, by denoising its points; ahead of the student
-        from the start, and kept ahead (`lead`)
+        from the start, and kept ahead (`lead`). Its optimiser has no momentum: what was true of a student who
+        has moved on is false now (docs/findings/one_fake.md)
 real    "guided": the base at the user's CFG; "pictures": an adapter that has learnt the teacher's own cached
         pictures by the same denoising, first in the run; "blended": pictures at noise, guided at data. What
         CFG samples is not distributed as its score says: a student that follows it comes out sharper than the
         teacher (docs/findings/guided_score.md)
-points  "pictures": y is the step's prediction x0, with fresh noise; each step's x0 is then a picture, and
-        fewer steps than the grid's are matched too. "trajectory": y is the next point of the trajectory,
-        whose score needs the target that `points.noised_on` gives
+points  "pictures": y is the step's prediction x0, with fresh noise. "trajectory": y is the next point of the
+        trajectory, whose score needs the target that `points.noised_on` gives
+span    the noise level tells the fake of which step it is asked, as each has its own segment. Over the "full"
+        range above it (DMD2) it learns a mixture of all steps, and so does the student: the mixture can be
+        the teacher's and no step's pictures are (docs/findings/one_fake.md). For that reason a run matches
+        one number of steps, that of its grid
 """
 
 import math
@@ -54,36 +58,27 @@ AHEAD, BEHIND = 0.9, 0.5  # share of the truth in what the fake says: fewest upd
 # ---- where a batch looks -------------------------------------------------------------------------
 
 
-def strides(settings: Settings) -> list[int]:
-    """Lengths of a step in levels of the grid: 1, and where each x0 is a picture those of fewer steps."""
-    steps = settings.steps
-    return [n for n in range(1, steps + 1) if steps % n == 0] if settings.points == "pictures" else [1]
-
-
-def places(context: Context, lengths: list[int]) -> Batch:
-    """A level "t" for each sample, and the student's step that is matched there: "stride" levels long, from
-    the level "from" to "to" of its grid. Its segment has t in it, or of a full span its end lies below t.
+def places(context: Context) -> Batch:
+    """A level "t" for each sample, and the student's step that is matched there, "from" one level of its grid
+    "to" the next. Its segment has t in it, or of a full span its end lies below t.
     """
     batch, settings, g = draw_samples(context), context.settings, context.generator
     count, steps = len(batch["u"]), settings.steps
     place = batch["u"].double() * steps
-    stride = torch.tensor(lengths)[torch.randint(len(lengths), (count,), generator=g)]
-    number = (place / stride).long()
+    number = place.long()
     share = torch.rand(count, generator=g, dtype=torch.float64)
     if settings.span == "full":
-        number = number + (share * (steps // stride - number)).long()
-    to = (number + 1) * stride
+        number = number + (share * (steps - number)).long()
     if settings.points == "trajectory":
-        place = place.minimum(to - APART)
+        place = place.minimum(number + 1 - APART)
     t = step_level(context.phases, place / steps)
     least = context.path.at_flow_time(torch.tensor(NEAREST, dtype=torch.float64))
     noise = torch.randn(count, *context.shape, generator=g)
     return {
         **batch,
         "t": t.clamp_min(float(least)).float(),
-        "stride": stride,
-        "from": number * stride,
-        "to": to,
+        "from": number,
+        "to": number + 1,
         "noise": context.noise_scale * noise,
     }
 
@@ -106,8 +101,7 @@ def students(context: Context, batch: Batch) -> Batch:
     prediction "x0".
     """
     grid, student = grid_of(context), context.asked["student"]
-    places = batch["stride"], batch["from"], batch["condition"]
-    x = walked(student, beginning(context, batch), context.path, grid, *places)
+    x = walked(student, beginning(context, batch), context.path, grid, batch["from"], batch["condition"])
     sigma, after = grid[batch["from"]], grid[batch["to"]]
     x0 = student(x, sigma, batch["condition"])
     if context.settings.points == "pictures":
@@ -133,7 +127,7 @@ def denoising(points: Callable[[Context, Batch], Batch]) -> Callable[[Context], 
     """`draw` of a role that learns the distribution of those points (context, places) -> {"y", "e"}."""
 
     def draw(context: Context) -> Batch:
-        batch = places(context, strides(context.settings))
+        batch = places(context)
         point = points(context, batch)
         x, known, precision = noised_on(point["y"], batch["noise"], context.path, point["e"], batch["t"])
         t = batch["t"].double()
@@ -194,6 +188,7 @@ def roles(settings: Settings) -> tuple[Role, ...]:
         first=lambda settings: settings.fake_updates,
         each=lead,
         rate=lambda settings, made, share: settings.lr * settings.role_lr * _slower(share),
+        momentum=0.0,
         begins_as="real",
     )
     return (fake,) if settings.real == "guided" else (real, fake)
@@ -287,7 +282,7 @@ def _mean(values):
 
 def draw(context: Context) -> Batch:
     """Fresh noise, the student's steps, and what the two scores say of where they lead."""
-    return matched(context, places(context, strides(context.settings)))
+    return matched(context, places(context))
 
 
 def loss(context: Context, batch: Batch) -> torch.Tensor:

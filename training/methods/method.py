@@ -121,6 +121,7 @@ class Role:
     each            context -> its updates before every other of the student's; None: it has learnt then
     rate            (settings, its updates so far, the share of the student's that is done) -> its learning
                     rate
+    momentum        of its optimiser: beta_1 of Adam
     begins_as       of an earlier role, whose weights it begins with; "" for those of a new adapter
     """
 
@@ -131,6 +132,7 @@ class Role:
     first: Callable[[Settings], int]
     each: Callable[[Context], int] | None
     rate: Callable[[Settings, int, float], float]
+    momentum: float = 0.9
     begins_as: str = ""
 
 

@@ -41,16 +41,15 @@ def walked(
     x: torch.Tensor,
     path: Path,
     levels: torch.Tensor,
-    stride: torch.Tensor,
     place: torch.Tensor,
     condition: torch.Tensor,
 ) -> torch.Tensor:
-    """x (B, ...) at levels[0] carried to levels[place] by the student's own steps, `stride` levels each;
-    place, stride, condition (B,). Without churn, which is how the student is sampled.
+    """x (B, ...) at levels[0] carried to levels[place] by the student's own steps; place, condition (B,).
+    Without churn, which is how the student is sampled.
     """
-    x, steps = x.clone(), place // stride
-    for number in range(int(steps.max())):
-        on = steps > number
-        t, s = (levels[n * stride[on]] for n in (number, number + 1))
+    x = x.clone()
+    for number in range(int(place.max())):
+        on = place > number
+        t, s = (levels[n].expand(int(on.sum())) for n in (number, number + 1))
         x[on] = step(x[on], student(x[on], t, condition[on]), path, t, s).to(x)
     return x

@@ -36,7 +36,7 @@ def usual_rate(config: DistilConfig, done: int) -> float:
 class Descent:
     """The optimiser's side of one adapter: AdamW's state, the loss's scale, micro-batch, counts of updates.
 
-    rate: (config, updates so far) -> its learning rate
+    rate: (config, updates so far) -> its learning rate; momentum: of its optimiser
     ranks: of several processes each takes its share of a batch, in micro-batches of its own; all step alike
     """
 
@@ -47,10 +47,11 @@ class Descent:
         config: DistilConfig,
         rate: Callable[[DistilConfig, int], float] = usual_rate,
         ranks: Ranks = ALONE,
+        momentum: float = optimisers.MOMENTUM,
     ):
         self.lora, self.config, self.rate, self.ranks = lora, config, rate, ranks
         parameters = lora.parameters()
-        self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr)
+        self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr, momentum)
         self.backward = backward_of(denoiser, parameters, config.checkpointing)
         # of a model in pieces, whose passes all processes make together (`adapter.sharding`)
         self.most_parts = getattr(denoiser, "most_parts", None)

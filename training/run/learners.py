@@ -32,7 +32,7 @@ class Learners:
         self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, self._rate, ranks)}
         for name, role in self.roles.items():
             lora, rate = student.adapters[name], functools.partial(self._role_rate, role)
-            self.descents[name] = Descent(student.denoiser, lora, config, rate, ranks)
+            self.descents[name] = Descent(student.denoiser, lora, config, rate, ranks, role.momentum)
         self.told: dict[str, float] = {}
         self.followed = dict.fromkeys(self.roles, 0)
 

@@ -10,7 +10,7 @@ from ...diffusion.faults import BadValue
 
 ADAMW, ADAMW_8BIT = "adamw", "adamw8bit"
 OPTIMISERS = (ADAMW, ADAMW_8BIT)
-OPTIONS = {"weight_decay": 0.0, "betas": (0.9, 0.99)}
+MOMENTUM, SQUARES = 0.9, 0.99  # decay a step of the means of gradients and of their squares
 
 
 def check(name: str, device: torch.device | str) -> None:
@@ -19,13 +19,18 @@ def check(name: str, device: torch.device | str) -> None:
         _in_8_bits(torch.device(device))
 
 
-def optimiser(name: str, parameters: Sequence[torch.Tensor], lr: float) -> torch.optim.Optimizer:
-    """That optimiser of those parameters, its state on their device; raises ValueError as `check`."""
+def optimiser(
+    name: str, parameters: Sequence[torch.Tensor], lr: float, momentum: float = MOMENTUM
+) -> torch.optim.Optimizer:
+    """That optimiser of those parameters, its state on their device; momentum: beta_1 of Adam. Raises
+    ValueError as `check`.
+    """
+    options = {"lr": lr, "betas": (momentum, SQUARES), "weight_decay": 0.0}
     if name == ADAMW_8BIT:
-        return _in_8_bits(parameters[0].device)(parameters, lr=lr, **OPTIONS)
+        return _in_8_bits(parameters[0].device)(parameters, **options)
     # in one kernel, without temporary copies of all weights
     fused = torch.cuda.is_available() and all(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(parameters, lr=lr, fused=fused or None, **OPTIONS)
+    return torch.optim.AdamW(parameters, fused=fused or None, **options)
 
 
 def step(optimiser: torch.optim.Optimizer, lr: float) -> None:

@@ -12,6 +12,7 @@ import types
 import pytest
 import torch
 from analytic import MIXTURE, MODELS
+from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.predictions import expand
 from fewstep.diffusion.step import step, weights
 from fewstep.training.methods import anchored, matching
@@ -107,14 +108,21 @@ class Case:
         return (point - expand(a, x) * x) / expand(b, x)
 
     def noise_in(self, x, sigma):
-        """The unit noise that made x: of the start; later, that the student's own sample at that level."""
-        first = sigma >= self.grid[0] * (1 - 1e-5)
+        """The unit noise that made x: of the start, from which each step's picture is made; of points on a
+        trajectory that the student's own sample at that level.
+        """
+        here = (self.grid[None] - sigma[:, None]).abs().argmin(1)
         scale = float(start(torch.ones(1, dtype=torch.float64), self.phases.fine, self.path))
         unit = x / scale
-        if not bool(first.all()):
-            rest = ~first
-            unit = unit.clone()
-            unit[rest] = unmade(self.positions.detach(), x[rest], self.path, sigma[rest])
+        share, made = scale, 0.0  # of the noise and of its picture in x, level by level
+        for level in range(1, int(here.max()) + 1):
+            on = here == level
+            a, b, _ = (float(w) for w in weights(self.path, self.grid[level - 1], self.grid[level]))
+            share, made = a * share, a * made + b
+            if self.context.settings.points == "trajectory":
+                unit[on] = unmade(self.positions.detach(), x[on], self.path, sigma[on])
+            else:
+                unit[on] = noise_of_walk(self.positions.detach(), x[on], share, made)
         return unit
 
     def slope(self):
@@ -153,6 +161,25 @@ def unmade(positions, y, path, e):
     across = (offset - along[:, None] * MIXTURE.direction) / s[:, None]
     tails = mixture_at(positions)._log_tails(along, a, s)[0]
     return across + torch.special.ndtri(tails.exp())[:, None] * MIXTURE.direction
+
+
+def noise_of_walk(positions, x, share, made):
+    """The unit noise (B, 4) of which x is share times itself and made times its picture; by halving along the
+    line, where that grows with the noise, and linear across.
+    """
+
+    def walk(unit):
+        return share * unit + made * made_by(positions, unit, FLOW, torch.zeros(len(unit)).double())
+
+    line = MIXTURE.direction
+    offset = x - made * MIXTURE.centre
+    across = (offset - (offset @ line)[:, None] * line) / (share + made * MIXTURE.std)
+    low, high = torch.full((len(x),), -6.0).double(), torch.full((len(x),), 6.0).double()
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = walk(across + middle[:, None] * line) @ line < x @ line
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return across + ((low + high) / 2)[:, None] * line
 
 
 def divergence(positions, path, t):
@@ -279,7 +306,7 @@ def standard_errors(residual, x, weight):
 def test_what_the_fake_learns_is_the_students_score(name, points):
     """The known x0 has the exact denoiser for its mean."""
     case = Case(name, MIXTURE.positions + MOVED, 10_000, steps=2, points=points)
-    batch = matching.places(case.context, matching.strides(case.context.settings))
+    batch = matching.places(case.context)
     with torch.no_grad():
         point = matching.students(case.context, batch)
     x, known, precision = noised_on(point["y"], batch["noise"], case.path, point["e"], batch["t"])
