@@ -119,8 +119,8 @@ class DistilConfig:
                  updates), "guided", as the score of the base at `cfg` says, or "blended" by noise level
     points       what is matched at a step: "pictures", its prediction with fresh noise, or the next point of
                  the "trajectory"; None: pictures, where the run ends at them
-    span         noise levels at which a step is matched: of its own "segment", or the "full" range above, where
-                 the fake can't tell the steps apart
+    span         noise levels at which a step is matched: of its own "segment", or the "full" range above,
+                 where the fake can't tell the steps apart
     balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it
     divergence   whose gradient pulls: "kl", or "fisher", through the scores too (SiD); slower
     anchor       of anchored: weight of the first step's distance to the cached trajectory
