@@ -12,7 +12,8 @@ at the same time. In this order, for each teacher:
 2. --seconds of every method, with the teacher's pictures; those that learn from pictures also on the emoji,
    as the recipe does; the recipe at the rates of RATES, and at further ones until the best has a worse one on
    both sides, by RMSE and by distance at 4 steps
-3. --seconds with seeds 1 to --seeds - 1 of `distil_table.MAIN` and of the recipe's best rates
+3. --seconds of `distil_table.MAIN` made for --steps, and with seeds 1 to --seeds - 1 the same and the
+   recipe's best rates
 4. --long seconds of these, seed 0
 
 **Seconds** are the process's own, of CPU (of the clock on CUDA), from the start of a run to its last update,
@@ -36,6 +37,7 @@ by the best of orders 1 and 2 with and without our shift.
 """
 
 import argparse
+import itertools
 import json
 import os
 import queue
@@ -46,14 +48,35 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from distil_run import KEY, TRIAL, length, one
-from distil_table import BASE, MAIN, RECIPE, RIVALRY, TEACHER, best_rates, line, of, ranked, show, summary
+from distil_table import (
+    BASE,
+    MAIN,
+    RECIPE,
+    RIVALRY,
+    TEACHER,
+    USUAL_STEPS,
+    best_rates,
+    line,
+    of,
+    ranked,
+    show,
+    summary,
+)
 from fewstep.training import methods
 from fewstep.training.formats.files import write_json
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 RATES = (3e-5, 1e-4, 3e-4)
 FIXED = {"lr": None, "asked": 0, "seed": 0}  # of what is not trained
-QUICK = {"seconds": 12.0, "long": 0.0, "seeds": 1, "noises": 28, "teachers": ["flow"], "only": ["phased"]}
+QUICK = {
+    "seconds": 12.0,
+    "long": 0.0,
+    "seeds": 1,
+    "steps": [],
+    "noises": 28,
+    "teachers": ["flow"],
+    "only": ["phased"],
+}
 
 
 def key(row):
@@ -79,11 +102,17 @@ def wanted(kind, rows, args):
     """The jobs on one teacher that can be told by now, in their order."""
     same = {"teacher": kind, "device": args.device, "noises": args.noises}
 
-    def job(method, pictures="teacher", lr=None, asked=args.seconds, seed=0):
-        return {**same, "method": method, "pictures": pictures, "lr": lr, "asked": asked, "seed": seed}
+    def job(method, pictures="teacher", lr=None, asked=args.seconds, seed=0, steps=USUAL_STEPS):
+        given = {"method": method, "pictures": pictures, "lr": lr, "steps": steps}
+        return {**same, **given, "asked": asked, "seed": seed}
+
+    def ours(main, asked, seed, made_for):
+        for steps, name in itertools.product(made_for, main):
+            if methods.get(name).least_steps <= steps:
+                yield job(name, asked=asked, seed=seed, steps=steps)
 
     def all_of(main, asked, seed):
-        yield from (job(name, asked=asked, seed=seed) for name in main)
+        yield from ours(main, asked, seed, (USUAL_STEPS, *args.steps))
         yield from (job(RECIPE, "real", lr, asked, seed) for lr in best)
 
     yield from ({**job(name), **FIXED} for name in (TEACHER, BASE))
@@ -95,6 +124,7 @@ def wanted(kind, rows, args):
     if not set(to_try) <= {row["lr"] for row in tried}:
         return  # which rate is best isn't known yet
     best, main = best_rates(tried), [name for name in MAIN if name in args.only]
+    yield from ours(main, args.seconds, 0, args.steps)
     for seed in range(1, args.seeds):
         yield from all_of(main, args.seconds, seed)
     if args.long:
@@ -204,6 +234,12 @@ def arguments():
         "--long", type=float, default=900.0, help="of the long ones, 0 for none (%(default)g)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="of the main ones (default: %(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=lambda text: [int(part) for part in text.split(",") if part],
+        default=[2],
+        help="that the main ones are made for too, beside 4 (default: 2)",
+    )
     parser.add_argument("--teachers", type=some_of(("flow", "epsilon")), default=["flow", "epsilon"])
     parser.add_argument(
         "--only", type=some_of(methods.names()), default=list(methods.names()), help="these methods of ours"
@@ -233,6 +269,7 @@ def main():
         print(json.dumps(one(args.one, args.work)))
         return
     rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    rows = [{"steps": USUAL_STEPS, **row} for row in rows]
 
     def save():
         if args.json:

@@ -28,7 +28,7 @@ from lcm_recipe import SAMPLERS, Memory, train
 CFG, BATCH, REFERENCE = 2.0, 16, 50  # REFERENCE: steps of the teacher that all are judged by
 TRIED, SPARE = 8, 0.98  # updates of a trial; share of the seconds that is planned for
 TRIAL = "trial"
-KEY = ("teacher", "method", "pictures", "lr", "asked", "seed", "device", "noises")
+KEY = ("teacher", "method", "pictures", "lr", "steps", "asked", "seed", "device", "noises")
 
 
 def clock_of(device):
@@ -41,10 +41,10 @@ def clock_of(device):
 
 def config_of(job, updates, images=None):
     """Our defaults at that length; images: None for the defaults' trajectories a training sample."""
-    usual = DistilConfig(method=job["method"])
+    usual = DistilConfig(method=job["method"], steps=job["steps"])
     images = images or max(1, round(updates * BATCH * usual.images / (usual.updates * usual.batch)))
     settings = {"cfg": CFG, "batch": BATCH, "updates": updates, "images": images, "seed": job["seed"]}
-    return DistilConfig(method=job["method"], **settings)
+    return DistilConfig(method=job["method"], steps=job["steps"], **settings)
 
 
 def real_pictures(teacher):
@@ -91,7 +91,7 @@ def trial(teacher, job):
 
 def length(times, job):
     """(updates, images) that fit into the seconds."""
-    usual = DistilConfig(method=job["method"])
+    usual = DistilConfig(method=job["method"], steps=job["steps"])
     images = usual.images / (usual.updates * usual.batch) * BATCH  # an update
     if job["pictures"] == "real":
         images = 0.0

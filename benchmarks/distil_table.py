@@ -6,12 +6,18 @@ from collections.abc import Iterable
 STEPS, FIGURES = (1, 2, 4, 8), ("rmse", "distance_teacher", "distance_data", "diversity")
 TEACHER, BASE, RECIPE = "teacher", "base", "LCM-LoRA"
 MAIN = ("phased", "matching", "anchored")  # what is run with several seeds, and longer, where it is there
+USUAL_STEPS = 4  # that a run is made for
 RIVALRY = {"rmse": "4", "distance_teacher": "4"}  # what the recipe's rates are chosen by, at which steps
 
 
 def of(rows: Iterable[dict], **wanted) -> list[dict]:
     """The rows with these values."""
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def made_for(rows: list[dict], steps: int) -> list[dict]:
+    """Of one method's rows, what one would take for so many steps: made for as few, or for the next more."""
+    return of(rows, steps=min(row["steps"] for row in rows if row["steps"] >= steps))
 
 
 def mean(rows: list[dict], figure: str, steps: str | int) -> float:
@@ -54,21 +60,25 @@ def _aims(rows):
     phased = ours.get("phased")
     for name in [name for name in ours if name != "phased" and phased]:
         for steps, most in ((1, 0.5), (2, 0.5), (4, 1.0)):
-            ratio = mean(ours[name], "distance_teacher", steps) / mean(phased, "distance_teacher", steps)
+            found, before = (
+                mean(made_for(each, steps), "distance_teacher", steps) for each in (ours[name], phased)
+            )
+            ratio = found / before
             yield f"{name}: distance at {steps} / phased's", ratio, most, 1
         for steps in (1, 2, 4) if ours[name][0]["diversity"]["1"] is not None else ():
-            yield f"{name}: diversity at {steps}", mean(ours[name], "diversity", steps), 0.9, -1
+            diversity = mean(made_for(ours[name], steps), "diversity", steps)
+            yield f"{name}: diversity at {steps}", diversity, 0.9, -1
     if "anchored" in ours and phased:
         yield (
             "anchored: RMSE at 4 / phased's",
-            mean(ours["anchored"], "rmse", 4) / mean(phased, "rmse", 4),
+            mean(made_for(ours["anchored"], 4), "rmse", 4) / mean(made_for(phased, 4), "rmse", 4),
             1.1,
             1,
         )
     for name, figure in itertools.product(ours, RIVALRY if theirs else ()):
         rival = of(theirs, lr=ranked(theirs, figure)[0])
         for steps in (1, 2, 4):
-            ratio = mean(ours[name], figure, steps) / mean(rival, figure, steps)
+            ratio = mean(made_for(ours[name], steps), figure, steps) / mean(rival, figure, steps)
             yield f"{name}: {figure} at {steps} / the recipe's best rate", ratio, 1.0, 1
 
 
@@ -101,6 +111,7 @@ HEADS = ("teacher", "method", "asked s", "seed", "samples", "samples/s", "MiB", 
 def name_of(row: dict) -> str:
     """What a row is called."""
     name = row["method"] + (f", rate {row['lr']:g}" if row["lr"] else "")
+    name += f", for {row['steps']} steps" if row["steps"] != USUAL_STEPS else ""
     return name + (", real pictures" if row["pictures"] == "real" and row["method"] != RECIPE else "")
 
 

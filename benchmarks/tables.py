@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from distil_table import name_of
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -305,10 +307,8 @@ def _judged(long):
     for row in rows:
         if row["asked"] not in (asked, *(() if long else (0,))):
             continue
-        name = row["method"] + (f", rate {row['lr']:g}" if row["lr"] else "")
-        name += ", real pictures" if row["pictures"] == "real" and not row["lr"] else ""
         cells = [", ".join(interval(value, None, None) for value in row[key].values()) for key in FIGURES]
-        body.append([row["teacher"], name, str(row["seed"]), *cells])
+        body.append([row["teacher"], name_of(row), str(row["seed"]), *cells])
     return table(heads, body or unmade(len(heads) - 1))
 
 

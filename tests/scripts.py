@@ -9,7 +9,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def script(name: str, folder: str = ".ci") -> ModuleType:
-    """The module of `<folder>/<name>.py`."""
+    """The module of `<folder>/<name>.py`, which finds those beside it as when it is run."""
+    beside = str(ROOT / folder)
+    if beside not in sys.path:
+        sys.path.append(beside)
     known = f"fewstep_{folder.strip('.')}_{name}"
     if known not in sys.modules:
         spec = importlib.util.spec_from_file_location(known, ROOT / folder / f"{name}.py")
