@@ -1,5 +1,6 @@
 """What a run asks a device, of modules that stand for PyTorch's own of each kind."""
 
+import errno
 import math
 import types
 
@@ -119,6 +120,13 @@ def test_what_is_cached_is_given_back_whatever_the_device_still_has_to_tell(monk
     assert called == ["synchronize", "empty"]
 
 
+def _of_windows(number, text):
+    """An OSError as Windows tells it, in its own language."""
+    error = OSError(errno.EINVAL, text)
+    error.winerror = number
+    return error
+
+
 @pytest.mark.parametrize(
     "error, is_it",
     [
@@ -129,9 +137,33 @@ def test_what_is_cached_is_given_back_whatever_the_device_still_has_to_tell(monk
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("XPU out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("UR backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"), True),
+        (RuntimeError("Native API returns: -5 (PI_ERROR_OUT_OF_RESOURCES)"), True),
+        (RuntimeError("Invalid buffer size: 9.75 GB"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("HIP error: hipErrorOutOfMemory"), True),
+        (RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1131'), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("unable to mmap 4294967296 bytes: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Nicht genügend Hauptspeicher verfügbar"), True),
+        (_of_windows(1455, "页面文件太小，无法完成操作。"), True),
+        (Exception("Error while deserializing header: 页面文件太小 (os error 1455)"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("out of resource: shared memory, Required: 106496, Hardware limit: 101376"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (_of_windows(1224, "user-mapped section open"), False),
+        (FileNotFoundError("No such file or directory (os error 2)"), False),
         (ValueError("shape mismatch"), False),
     ],
 )
 def test_memory_that_ran_out_is_known_in_every_wording(error, is_it):
     assert is_out_of_memory(error) == is_it
+
+
+def test_memory_that_ran_out_is_known_where_another_exception_was_raised_for_it():
+    error = RuntimeError("the node failed")
+    error.__cause__ = torch.OutOfMemoryError("Allocation on device ")
+    assert is_out_of_memory(error)
+    error.__cause__ = None
+    error.__context__ = torch.OutOfMemoryError("Allocation on device ")  # one that was handled before
+    assert not is_out_of_memory(error)
