@@ -4,6 +4,7 @@ Windows replaces no file that somebody has open or mapped into memory. So nothin
 mapped, and what others hold for long is written under another name where that serves as well (`write_near`).
 """
 
+import ctypes
 import errno
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ...diffusion.faults import BadFile, BadValue
 from . import version
@@ -28,6 +29,7 @@ from .recipe import METADATA_KEY, Recipe
 RETRIES = 10  # of a renaming that Windows refuses
 # Windows' numbers for that: access denied, sharing and lock violations, a mapped file
 HELD = (5, 32, 33, 1224)
+SYSTEM = re.compile(r"\(os error (\d+)\)")  # how Rust tells the system's number
 NUMBER = re.compile(r"_\d{5,}$")  # at the end of a stem, of `free_name`
 TRIAL = 1 << 20  # bytes that are written to see whether a folder can be
 STEM = 200  # bytes; file systems take 255, with number, suffix and what marks a temporary file
@@ -178,7 +180,25 @@ def write_tensors(
     """
     metadata = {version.METADATA_KEY: version.VERSION, **metadata} if signed else metadata
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return _whole(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+    return _whole(path, lambda temporary: _save(tensors, temporary, metadata))
+
+
+def _save(tensors, path, metadata):
+    """Of the library, whose errors tell the system's number as text alone, as OSError."""
+    try:
+        safetensors.torch.save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = SYSTEM.search(str(error))
+        if number is None:
+            raise
+        raise _system_error(int(number[1]), str(path)) from error
+
+
+def _system_error(number, path):
+    """The OSError of the system's number for what went wrong."""
+    if os.name == "nt":
+        return ctypes.WinError(number)
+    return OSError(number, os.strerror(number), path)
 
 
 def read_tensors(path: Name) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

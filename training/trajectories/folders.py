@@ -20,7 +20,8 @@ except ImportError:  # Windows, where a file that somebody has open can't be rem
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHARD = re.compile(r"\d{5,}\.safetensors")
-LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}")  # behind by a write that was killed
+# what a write that was killed leaves behind, ours and safetensors'
+LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}|\.tmp[A-Za-z0-9]{6}")
 
 
 def key(version: int, spec: Mapping[str, Any]) -> str:

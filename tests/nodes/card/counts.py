@@ -86,9 +86,6 @@ def counted(family, file):
         finally:
             run.close()
     named = {"forward": forward, "with its gradient": both, "teacher": teacher, "update": update}
-    update.figures["transfers"] -= len(
-        run.student.lora.parameters()
-    )  # to the average, which nothing waits for
     return {"family": family, **{name: part.figures for name, part in named.items()}}
 
 

@@ -48,7 +48,7 @@ COSINE, SLOPE = 0.9999, 2e-3
 COUNTED = [("sd15",), pytest.param(("sdxl", "sd3", "flux_dev", "ltxv", "wan21"), marks=pytest.mark.slow)]
 # the most that may happen with weights that stay: of these the network's own are up to 2 in a forward pass
 CALL = {"calls": 1, "syncs": 3, "transfers": 5}
-UPDATE = {"calls": 2, "syncs": 10, "transfers": 12}  # of its student and its target
+UPDATE = {"calls": 2, "syncs": 10, "transfers": 12}  # of its student, its target and the average
 
 
 @pytest.fixture
@@ -257,6 +257,6 @@ def test_a_batch_of_prompts_is_one_call_and_seldom_waits_for_the_card(script, py
     for case in families:
         for name, most in (("forward", CALL), ("teacher", CALL), ("update", UPDATE)):
             for what, cap in most.items():
-                assert case[name][what] <= cap, (case["family"], name, case[name]["lines"])
+                assert 0 < case[name][what] <= cap, (case["family"], name, case[name]["lines"])
         assert case["with its gradient"]["syncs"] <= case["forward"]["syncs"] + 1
     assert [case["family"] for case in families] == list(counted)

@@ -184,12 +184,18 @@ def test_a_full_disk_leaves_no_half_file_and_keeps_the_old_one(tmp_path):
         import resource, runpy, sys
         from pathlib import Path
         runpy.run_path(sys.argv[2])         # makes `fewstep` importable
-        from fewstep.training.formats.files import check_folder, write
+        import torch
+        from fewstep.training.formats.files import check_folder, write, write_tensors
         folder = Path(sys.argv[1])
         write(folder / "lora.safetensors", b"old")
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
         file = folder / "lora.safetensors"
-        for job in (lambda: check_folder(folder, 1 << 20), lambda: write(file, bytes(1 << 20))):
+        large = {"x": torch.zeros(1 << 20)}
+        for job in (
+            lambda: check_folder(folder, 1 << 20),
+            lambda: write(file, bytes(1 << 20)),
+            lambda: write_tensors(file, large, {}),
+        ):
             try:
                 job()
             except OSError as error:
@@ -199,7 +205,7 @@ def test_a_full_disk_leaves_no_half_file_and_keeps_the_old_one(tmp_path):
     conftest = Path(__file__).parents[2] / "conftest.py"
     command = [sys.executable, "-c", script, str(tmp_path), str(conftest)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out.count("refused:") == 2 and "Free some space" in out
+    assert out.count("refused:") == 3 and "Free some space" in out
     assert "['lora.safetensors'] b'old'" in out
 
 

@@ -13,6 +13,7 @@ import time
 
 import children
 import pytest
+import safetensors.torch
 import torch
 from fewstep.training import methods
 from fewstep.training.run import job as jobs
@@ -305,15 +306,15 @@ def test_a_damaged_state_or_manifest_is_refused_by_name(tmp_path):
 
 def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
     """Writing fails between updates 7 and 12; the state of update 6 stays, later ones are written again."""
-    write, seen = jobs.write_tensors, []
+    write, seen = safetensors.torch.save_file, []
 
-    def full(path, tensors, metadata):
+    def full(tensors, path, metadata):
         if 7 <= trained.done <= 12:
             seen.append(load_state(tmp_path / STATE)[1]["done"])
-            raise OSError(28, "No space left on device")
-        return write(path, tensors, metadata)
+            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        return write(tensors, path, metadata)
 
-    monkeypatch.setattr(jobs, "write_tensors", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     trained = Run(Tiny(), DistilConfig(**SMALL))
     with Job(tmp_path, trained, ABOUT, 3, clock=lambda: trained.done) as job:
         for _ in job.progress():
@@ -322,6 +323,16 @@ def test_a_full_disk_keeps_the_state_before_and_the_run_goes_on(tmp_path, monkey
     assert seen and set(seen) == {6} and "No space left on device" in caplog.text and job.unsaved is None
     monkeypatch.undo()
     assert same(trained, run(tmp_path / "other"))
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
+    run(tmp_path, last=7)
+    left = [f".{STATE}-0a1b2c3d", ".fewstep-0a1b2c3d", ".tmpA1b2C3"]  # the last of safetensors itself
+    for name in (*left, ".tmp", ".tmpother", "tmpA1b2C3"):
+        (tmp_path / name).write_bytes(b"half")
+    run(tmp_path)
+    there = {file.name for file in tmp_path.iterdir()}
+    assert not there & set(left) and {".tmp", ".tmpother", "tmpA1b2C3"} <= there
 
 
 def test_on_windows_a_resumed_run_writes_over_its_own_state(tmp_path, windows):
