@@ -18,6 +18,7 @@ It changes `torch.Tensor` for the whole process, and belongs into one of its own
 
 import collections
 import contextlib
+import os
 import sys
 
 import torch
@@ -25,6 +26,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+HERE, ROOMS = os.path.dirname(__file__), ("/comfy", "/training/", "/nodes/")
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 COPYING = {"copy_", "_to_copy"}  # what carries tensors across
@@ -353,7 +355,7 @@ def _line():
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if ("/comfy" in file or "/training/" in file or "/nodes/" in file) and "/card/" not in file:
+        if any(room in file for room in ROOMS) and not file.startswith(HERE):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
