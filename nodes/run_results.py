@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffusion.faults import Message
-from ..training.formats.files import file_stem, free_name, load_lora, write_near
+from ..training.formats.files import file_stem, free_name, load_lora, told_by_name, write_near
 from ..training.models.memory_errors import is_out_of_memory, named
 from ..training.reports import pictures
 from ..training.run.config import DistilConfig
@@ -28,13 +28,13 @@ def save(job: Job, folder: Path, name: str) -> tuple[Path, str]:
     """Write the LoRA: over the file that this run wrote before under that name, else under a free one.
 
     Returns its path, and the name of the file that was to be written over and is held by others, or "".
-    Raises MemoryError that says so where memory runs out.
+    Raises MemoryError or OSError that says so where memory runs out, or the disk.
     """
     stem, known = file_stem(name), job.notes.get("lora") or ""
     path = folder / known
     if not known.startswith(f"{stem}_") or not path.exists() or not _is_of(path, job.run.label):
         path = free_name(folder, stem, LORA)
-    with named(Message("the LoRA was saved")):
+    with named(Message("the LoRA was saved")), told_by_name(path):
         written = write_near(path, job.run.save)
     job.notes["lora"] = written.name
     return written, path.name if written != path else ""

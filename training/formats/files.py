@@ -4,6 +4,7 @@ Windows replaces no file that somebody has open or mapped into memory. So nothin
 mapped, and what others hold for long is written under another name where that serves as well (`write_near`).
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -14,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,22 @@ def _whole(path, fill):
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+@contextlib.contextmanager
+def told_by_name(file: Name) -> Iterator[None]:
+    """Within: what the disk refuses is raised as BadFile that names that file, and says what to do."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except OSError as error:
+        raise BadFile(
+            '{file} must be written, which gave "{error}". Free some space and run again: what was '
+            "written before is kept.",
+            file=file,
+            error=cause(error),
+        ) from error
 
 
 def write_near(path: Name, write: Callable[[Path], Any]) -> Path:

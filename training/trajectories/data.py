@@ -18,7 +18,7 @@ import torch
 from ...diffusion.faults import BadValue
 from ...diffusion.paths import Path
 from ...diffusion.predictions import from_x0
-from ..formats.files import read_tensors, write_tensors
+from ..formats.files import read_tensors, told_by_name, write_tensors
 from ..models.denoiser import Denoiser
 
 METADATA_KEY = "fewstep.pairs"
@@ -115,7 +115,10 @@ def from_trajectories(
 def save_pairs(file: str | pathlib.Path, data: Data, about: dict) -> pathlib.Path:
     """Write noise, images and condition, whole or not at all; about: a JSON-able dict of what made them."""
     tensors = {"noise": data.noise, "images": data.images, "condition": data.condition}
-    return write_tensors(file, tensors, {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"})
+    with told_by_name(file):
+        return write_tensors(
+            file, tensors, {METADATA_KEY: json.dumps({"version": 1, **about}), "format": "pt"}
+        )
 
 
 def load_pairs(file: str | pathlib.Path) -> tuple[Data, dict]:

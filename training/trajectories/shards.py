@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...diffusion.faults import BadFile
-from ..formats.files import read_tensors, write_tensors
+from ..formats.files import read_tensors, told_by_name, write_tensors
 
 
 def write_shard(file: Path, tensors: Mapping[str, torch.Tensor], place: str) -> None:
@@ -16,15 +15,8 @@ def write_shard(file: Path, tensors: Mapping[str, torch.Tensor], place: str) -> 
 
     Raises OSError, naming the file, where the disk can't take it.
     """
-    try:
+    with told_by_name(file):
         write_tensors(file, tensors, {"shard": _mark(place, tensors)}, signed=False)
-    except OSError as error:
-        raise BadFile(
-            '{file} must be written, which gave "{error}". Free some space and run again: what was '
-            "written before is kept.",
-            file=file,
-            error=error.strerror or error,
-        ) from error
 
 
 def read_shard(file: Path, place: str) -> dict[str, torch.Tensor] | None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import zoo
 from fewstep.training.run.job import load_state
@@ -176,15 +177,35 @@ def test_no_memory_for_pictures_or_for_saving_on_the_way_ends_no_run(host, model
     assert state_of(host, "no pictures")[0][1]["done"] == 3
 
 
-def test_no_memory_for_the_lora_is_told_by_name_and_the_state_has_what_was_learnt(host, model, monkeypatch):
+def no_space(tensors, path, metadata=None):
+    if "no file" in Path(path).name:  # the LoRA's; the state finds room
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    return SAVE_FILE(tensors, path, metadata)
+
+
+SAVE_FILE = safetensors.torch.save_file
+LOST = {
+    "memory": "Memory ran out while the LoRA was saved. Close what else",
+    "disk": "no file disk_00001.safetensors must be written, .*No space left on device.*Free some space and run",
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_no_room_for_the_lora_is_told_by_name_and_the_state_has_what_was_learnt(
+    host, model, monkeypatch, what
+):
     """Queueing the same again saves it."""
+    name = f"no file {what}"
     with monkeypatch.context() as patch:
-        patch.setattr(pack(host, "training.run.run").Run, "save", full)
-        with pytest.raises(MemoryError, match="Memory ran out while the LoRA was saved. Close what else"):
-            trained(host, FAMILY, model, "no file")
-    assert loras("no file") == [] and state_of(host, "no file")[0][1]["done"] == 3
-    made = trained(host, FAMILY, model, "no file")
-    assert loras("no file") == [made.file] and len(made.losses["loss"]) == 3
+        if what == "memory":
+            patch.setattr(pack(host, "training.run.run").Run, "save", full)
+        else:
+            patch.setattr(safetensors.torch, "save_file", no_space)
+        with pytest.raises((MemoryError, OSError), match=LOST[what]):
+            trained(host, FAMILY, model, name)
+    assert loras(name) == [] and state_of(host, name)[0][1]["done"] == 3
+    made = trained(host, FAMILY, model, name)
+    assert loras(name) == [made.file] and len(made.losses["loss"]) == 3
 
 
 def test_no_memory_for_a_prompt_is_told_by_name(host):

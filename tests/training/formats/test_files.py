@@ -1,10 +1,14 @@
 """Names of files: what a user typed, cut to what every file system takes."""
 
 import collections
+import errno
+import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from fewstep.training.formats.files import (
     STEM,
@@ -12,11 +16,12 @@ from fewstep.training.formats.files import (
     file_stem,
     free_name,
     read_tensors,
+    told_by_name,
     write,
     write_near,
     write_tensors,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 Usage = collections.namedtuple("Usage", "total used free")
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in "0123456789¹²³")}
@@ -109,6 +114,35 @@ def test_beside_a_file_that_others_hold_another_is_written(tmp_path, windows, ca
     written = write_near(tmp_path / name, lambda path: write(path, b"ours"))
     assert written == tmp_path / f"{other}.safetensors" and written.read_bytes() == b"ours"
     assert (tmp_path / name).read_bytes() == b"theirs" and f"{name} is held" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_the_disk_refuses_is_an_error_of_the_systems_and_told_by_name(tmp_path, monkeypatch, number):
+    """safetensors raises errors of its own, whose text alone has the number."""
+
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError(
+            f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+        )
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    file = tmp_path / "x.safetensors"
+    with pytest.raises(OSError) as caught:
+        write_tensors(file, {"a": torch.ones(2)}, {})
+    assert caught.value.errno == number and list(tmp_path.iterdir()) == []
+    told = f'x.safetensors must be written, which gave "{os.strerror(number)}". Free some space'
+    with pytest.raises(OSError, match=told), told_by_name(file):
+        write_tensors(file, {"a": torch.ones(2)}, {})
+
+
+def test_what_is_no_failure_of_the_disk_is_raised_as_it_is(tmp_path, monkeypatch):
+    def odd(tensors, path, metadata):
+        raise SafetensorError("dtype not understood")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", odd)
+    with pytest.raises(SafetensorError, match="not understood"), told_by_name("x.safetensors"):
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
 
 
 def test_another_failure_is_no_reason_for_another_name(tmp_path):
