@@ -29,6 +29,11 @@ ALL = 1e20  # bytes to be made free, so that other models leave
 RESIDENT, STREAMED, AUTO = "resident", "streamed", "auto"
 CHOICES = (AUTO, RESIDENT, STREAMED)
 WHY = "fewstep.residency"  # of the host's attachments of a patcher
+# where the host was started so that it moves no weights, or keeps none: what that leaves, and its option
+FORCED = {
+    management.VRAMState.HIGH_VRAM: (RESIDENT, "--highvram or --gpu-only"),
+    management.VRAMState.NO_VRAM: (STREAMED, "--novram"),
+}
 SMALL = 16 << 10  # bytes of a layer that is never streamed; the host's dynamic VRAM has the same limit
 
 
@@ -45,12 +50,16 @@ def choices(
     wanted: of `CHOICES`. But for `STREAMED`, other models are asked to leave, and it is looked whether the
     weights fit into what is free then, with `beside` bytes for all else; budget: bytes that both may take at
     most, None for no limit. why: of what is wanted, where it isn't the user's choice. Raises MemoryError
-    where `RESIDENT` is wanted and does not fit.
+    where they do not fit and `RESIDENT` is wanted, or the only way by the host's start, RuntimeError where
+    the other is the only one.
     """
     if wanted not in CHOICES:
         raise BadValue("residency must be one of {choices}, got {got!r}.", choices=list(CHOICES), got=wanted)
     if not on_card(model):
         return {RESIDENT: Message("weights resident")}
+    only, option = _by_start(wanted, why)
+    if only == STREAMED:
+        return {STREAMED: Message("weights streamed: ComfyUI was started with {option}", option=option)}
     if not _can_be_resident(model):
         if wanted == RESIDENT:
             raise Failed(
@@ -69,10 +78,17 @@ def choices(
     if size + beside <= most:
         if wanted == RESIDENT:
             return {RESIDENT: Message("weights resident, as chosen")}
-        return {
-            RESIDENT: Message("weights resident: they fit beside the run"),
-            STREAMED: Message("weights streamed: memory ran out while all of them were loaded"),
-        }
+        streamed = Message("weights streamed: memory ran out while all of them were loaded")
+        resident = {RESIDENT: Message("weights resident: they fit beside the run")}
+        return resident if only else {**resident, STREAMED: streamed}
+    if only:
+        raise NoMemory(
+            "The model's weights must fit beside the run where ComfyUI was started with {option}: they take "
+            "{weights} and the run {beside} at least, and {room} may be taken. Start it without that option, "
+            "and they are streamed.",
+            option=option,
+            **sizes,
+        )
     if wanted == RESIDENT:
         raise NoMemory(
             "residency must be auto or streamed for this model on this card, got resident: its weights take "
@@ -82,6 +98,28 @@ def choices(
         )
     told = Message("weights streamed: they take {weights} and the run {beside} at least, of {room}", **sizes)
     return {STREAMED: told}
+
+
+def _by_start(wanted, why):
+    """(the only way that the host's start leaves, its option) or (None, ""); raises where it isn't wanted."""
+    only, option = FORCED.get(management.vram_state, (None, ""))
+    if only is None or wanted in (AUTO, only):
+        return only, option
+    if why is None:
+        raise Failed(
+            "residency must be auto or {only} where ComfyUI was started with {option}, got {got}. Start it "
+            "without that option.",
+            only=only,
+            option=option,
+            got=wanted,
+        )
+    if only == RESIDENT:
+        raise NoMemory(
+            "One sample must fit beside all of the model's weights where ComfyUI was started with {option}, "
+            "and does not. Start it without that option, and they are streamed.",
+            option=option,
+        )
+    return only, option
 
 
 def free_all(device: torch.device) -> None:

@@ -76,12 +76,28 @@ def outcomes(file):
         yield "forced resident runs out", opened(model, residency.RESIDENT)
     with Full(residency.RESIDENT, residency.STREAMED):
         yield "both run out", opened(model)
+    for state in ("HIGH_VRAM", "NO_VRAM"):
+        yield from started_as(state, model, size + reserved)
     yield "no recipe", opened(without_recipe)
     yield "no recipe, forced resident", opened(without_recipe, residency.RESIDENT)
     yield (
         "afterwards",
         {"in_training": management.in_training, "size": size, "file": Path(file).stat().st_size},
     )
+
+
+def started_as(state, model, most):
+    """Where the host was started so that it keeps all weights on the card, or none."""
+    before, management.vram_state = management.vram_state, management.VRAMState[state]
+    try:
+        yield state, opened(model)
+        yield f"{state}, resident", opened(model, residency.RESIDENT)
+        yield f"{state}, streamed", opened(model, residency.STREAMED)
+        yield f"{state}, not in the budget", opened(model, budget=most - 1)
+        why = residency.Message("weights streamed: beside all of them one sample found no room")
+        yield f"{state}, no room beside", opened(model, residency.STREAMED, why=why)
+    finally:
+        management.vram_state = before
 
 
 def main():

@@ -186,6 +186,19 @@ def test_where_a_session_lets_weights_live(script):
     for name in ("forced resident, not with the run", "forced resident, not in the budget"):
         assert found[name]["refused"] == "NoMemory"
         assert "residency must be auto or streamed" in found[name]["why"]
+    for name in ("HIGH_VRAM", "HIGH_VRAM, resident"):
+        assert found[name]["patcher"] == "ModelPatcher" and found[name]["streamed"] == 0
+    for name, why in (
+        ("HIGH_VRAM, not in the budget", "--highvram or --gpu-only: they take 30 MiB"),
+        ("HIGH_VRAM, no room beside", "One sample must fit beside all of the model's weights"),
+    ):
+        assert found[name]["refused"] == "NoMemory" and why in found[name]["why"], found[name]
+    for name in ("NO_VRAM", "NO_VRAM, streamed", "NO_VRAM, not in the budget", "NO_VRAM, no room beside"):
+        assert found[name]["streamed"] > 0
+        assert found[name]["told"] == "weights streamed: ComfyUI was started with --novram"
+    for name, only in (("HIGH_VRAM, streamed", "resident"), ("NO_VRAM, resident", "streamed")):
+        assert found[name]["refused"] == "Failed"
+        assert f"residency must be auto or {only} where ComfyUI was started with" in found[name]["why"]
     assert found["no recipe, forced resident"]["refused"] == "Failed"
     assert "no recipe to load them" in found["no recipe, forced resident"]["why"]
     for name, remedy in (

@@ -186,7 +186,7 @@ def no_space(tensors, path, metadata=None):
 SAVE_FILE = safetensors.torch.save_file
 LOST = {
     "memory": "Memory ran out while the LoRA was saved. Close what else",
-    "disk": "no file disk_00001.safetensors must be written, .*No space left on device.*Free some space and run",
+    "disk": "no file disk_00001.safetensors must be written, .*No space left on device.*Free some space",
 }
 
 
