@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import fewstep
 import pytest
 from fewstep.diffusion.schedules import grids
 from fewstep.training.formats import prompts
@@ -79,6 +80,15 @@ def test_the_picture_shows_every_folder_and_no_other():
         drawn = set().union(*lines) - {"."}
         there = {f.name for f in (ROOT / room).iterdir() if f.is_dir() and list(f.rglob("*.py"))}
         assert drawn == there, room
+
+
+def test_the_oldest_comfyui_is_the_same_everywhere():
+    oldest = ".".join(map(str, fewstep.OLDEST))
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    tested = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert settings["tool"]["comfy"]["requires-comfyui"] == f">={oldest}.0"
+    assert f"comfyui: [v{oldest}.0, " in tested
+    assert f"\nComfyUI {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_package_of_the_command_line_is_installed():

@@ -1,7 +1,7 @@
 """What the host samples a graph with, and every part of it that can be left out alone."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import comfy.sampler_helpers
@@ -100,13 +100,25 @@ def parts_of(graph: Graph, number: int) -> Iterator[tuple[str, Graph]]:
             f"negative: {len(graph.negative)} combined",
             dataclasses.replace(graph, negative=graph.negative[:1]),
         )
-    for field, which in (("positive", [number]), ("negative", range(len(graph.negative)))):
+    both = [("positive", [number]), ("negative", range(len(graph.negative)))]
+    for field, which in both:
         entries = getattr(graph, field)
         for i in which:
             for key in entries[i][1]:
-                kept = [entries[i][0], {k: v for k, v in entries[i][1].items() if k != key}]
-                rest = [*entries[:i], kept, *entries[i + 1 :]]
-                yield f"{field}: {key}", dataclasses.replace(graph, **{field: rest})
+                yield f"{field}: {key}", dataclasses.replace(graph, **{field: _lacking(entries, [i], key)})
+    # a ControlNet on both: without it on one of them guidance is farther off than with it
+    for key in graph.positive[number][1]:
+        if any(key in options for _, options in graph.negative):
+            kept = {field: _lacking(getattr(graph, field), which, key) for field, which in both}
+            yield f"positive and negative: {key}", dataclasses.replace(graph, **kept)
+
+
+def _lacking(entries: list, which: Sequence[int], key: str) -> list:
+    """Conditioning of which those entries are without that key."""
+    return [
+        [cross, {k: v for k, v in options.items() if k != key}] if i in which else [cross, options]
+        for i, (cross, options) in enumerate(entries)
+    ]
 
 
 def _without(value: dict, depth: int) -> Iterator[tuple[str, dict]]:

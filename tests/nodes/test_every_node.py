@@ -1,5 +1,8 @@
 """In the real ComfyUI: what all nodes have in common."""
 
+import asyncio
+import sys
+
 import pytest
 from comfy_server import ROOT
 
@@ -16,3 +19,15 @@ def test_every_node_has_a_name_a_description_tooltips_and_a_help_page(host):
         assert (ROOT / "js" / "docs" / f"{node_id}.md").stat().st_size > 200, node_id
         widgets = [i for i in schema.inputs if hasattr(i, "default") and not getattr(i, "advanced", False)]
         assert len(widgets) <= 8, node_id
+
+
+@pytest.mark.parametrize("version, warned", [("0.25.9", True), ("0.26.0", False), ("1.0.0", False)])
+def test_a_comfyui_that_is_too_old_is_named_at_the_start(host, monkeypatch, caplog, version, warned):
+    import comfyui_version
+
+    monkeypatch.setattr(comfyui_version, "__version__", version)
+    root = host.NODE_CLASS_MAPPINGS["FewstepFit"].__module__.removesuffix(".nodes.fit")
+    asyncio.run(sys.modules[root].comfy_entrypoint())
+    assert [f"ComfyUI 0.26 or newer, this is {version}" in text for text in caplog.messages] == [
+        True
+    ] * warned

@@ -195,6 +195,32 @@ def test_a_hook_on_a_prompt_is_named_and_baked_in(host, core_nodes):
     assert outcome == BAKED and difference > 0.01 and "because of positive: hooks" in words
 
 
+def controlled(case):
+    """(positive, negative) with a ControlNet of the model's own sizes, whose weights are drawn."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    sizes = {**case.model.model.model_config.unet_config, "hint_channels": 3, "dtype": torch.float32}
+    del sizes["out_channels"]
+    network = comfy.cldm.cldm.ControlNet(**sizes, operations=comfy.ops.disable_weight_init)
+    g = torch.Generator().manual_seed(0)
+    weights = {key: 0.1 * torch.randn(w.shape, generator=g) for key, w in network.state_dict().items()}
+    network.load_state_dict(weights)
+    picture = torch.rand(1, 32, 32, 3, generator=g)
+    apply = case.host.NODE_CLASS_MAPPINGS["ControlNetApplyAdvanced"]().apply_controlnet
+    with torch.inference_mode():
+        control = comfy.controlnet.ControlNet(network)
+        return apply(case.positive, case.negative, control, picture, 1.0, 0.0, 1.0)
+
+
+def test_a_controlnet_is_named_and_baked_in(host, core_nodes):
+    case = Case(host, "sd15")
+    positive, case.negative = controlled(case)
+    outcome, difference, words = case.outcome(case.model, positive)
+    assert outcome == BAKED and difference > 0.01 and "because of positive and negative: control" in words
+
+
 def test_deep_shrink_is_right_on_samples_of_mixed_levels(host, core_nodes):
     """Its patch takes the first sample's level for all: asked one level a call, it equals the host."""
     case = Case(host, "sd15", zoo.latent("sd15"))
