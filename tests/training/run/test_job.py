@@ -219,11 +219,15 @@ def test_100_steps_at_once_equal_40_a_kill_and_the_rest(tmp_path):
     assert same(whole, run(tmp_path / "parts", updates=100))
 
 
+TWO_ADAPTERS = {"method": "anchored", "real": "guided", "fake_updates": 2}
+
+
 @pytest.mark.slow
-def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path):
+@pytest.mark.parametrize("method", [{}, TWO_ADAPTERS], ids=["phased", "anchored"])
+def test_20_kills_at_random_moments_leave_a_state_that_loads(tmp_path, method):
     """A state of several MB is written after every update, so that kills fall into the writing too."""
     dice, seen, killed = random.Random(1), 0, 0
-    options = {"updates": 4000, "rank": 256, "width": 768}
+    options = {"updates": 4000, "rank": 256, "width": 768, **method}
     while killed < 20:
         with program(tmp_path, **options) as (process, told):
             next(done for done in told if done > seen)
