@@ -98,7 +98,8 @@ class Probe:
     faces      {update: the `Faces` of the same pictures}
     best       None until something was learnt and measured
     eye        how other faces than fidelity are seen; None: they are not measured
-    by         what is best: "fidelity", or "distance" for what does not follow the teacher's own paths
+    by         what is best: the least "fidelity", or for what does not follow the teacher's own paths the
+               latest whose "distance" is not above the least beyond chance
     """
 
     def __init__(self, updates: int, eye: Eye | None = None, by: str = "fidelity"):
@@ -122,7 +123,7 @@ class Probe:
             self.faces[done] = self.eye.compare(drawn, self.held)
         value = float((drawn - self.held.reference).square().mean().sqrt())
         judged = self._judged(done, value)
-        if done and math.isfinite(judged) and (self.best is None or judged < self.best.judged):
+        if done and math.isfinite(judged) and self._is_kept(done, judged):
             self.best = Best(fidelity=value, adapter=on_host(adapter), update=done, judged=judged)
         self.fidelity.append((done, value))  # last: cut off before it, the measurement is made again
         return value
@@ -132,6 +133,18 @@ class Probe:
         """Whether the best is nearer to the teacher than the untrained model; also where one is not known."""
         first = self._judged(*self.fidelity[0]) if self.fidelity else math.nan
         return self.best is None or not self.best.judged >= first
+
+    def _is_kept(self, update, judged):
+        """Whether a measurement's adapter takes the best one's place. Of distances the least of several is
+        chance more than gain: a later adapter is kept unless its interval lies above that of the least.
+        """
+        if self.best is None or judged < self.best.judged:
+            return True
+        if self.by == "fidelity":
+            return False
+        found = [faces.distance for at, faces in self.faces.items() if at]
+        least = min((each for each in found if math.isfinite(each.value)), key=lambda each: each.value)
+        return self.faces[update].distance.low <= least.high
 
     def _judged(self, update, fidelity):
         """What decides which adapter is kept; not finite where it isn't known."""

@@ -188,5 +188,8 @@ def test_what_matches_distributions_is_kept_and_judged_by_their_distance():
     again.probe.by = "distance"
     again.restore(*run.state())
     assert (again.probe.best.update, again.probe.best.judged) == (2, 0.1)
+    probe.eye.compare = lambda drawn, held: Faces(distance=Estimate(0.12, 0.09, 0.15))
+    probe.take(probe.drawn, 4, adapter)  # worse by chance alone: what was learnt since the least is kept
+    assert (probe.best.update, probe.best.judged) == (4, 0.12)
     probe.faces[0] = Faces(distance=known(0.05))
     assert not probe.gained
