@@ -23,8 +23,9 @@ from planar import BATCH, MIXTURE, MODELS, POOL, SHIFT, error, exact_denoiser, t
 pytestmark = pytest.mark.slow
 
 GATE = 1.3
-UPDATES, FIRST, LEAD, SAMPLES = 1200, 100, 4, 512
-RATES = {STUDENT: 2e-3, "fake": 4e-3}
+UPDATES, FIRST, LEAD = 1000, 100, 4
+SAMPLES = {1: 512, 2: 512, 4: 1024}  # of an update, by steps: each step has its share of them
+RATES = {STUDENT: 4e-6, "fake": 8e-6}  # a sample
 TOLD = 0.95  # an update, of the running means that the fake's lead goes by
 
 
@@ -53,7 +54,7 @@ class Match:
 
     def __init__(self, name, steps, momentum=None, **settings):
         self.path, self.name = MODELS[name][0], name
-        usual = {"shift": SHIFT, "batch": SAMPLES, "real": "guided", "lead": LEAD}
+        usual = {"shift": SHIFT, "batch": SAMPLES[steps], "real": "guided", "lead": LEAD}
         self.config = DistilConfig(method="matching", steps=steps, **{**usual, **settings})
         self.phases = phases_of(name, self.config)
         self.nets = {who: copy.deepcopy(base_of(name)).requires_grad_() for who in RATES}
@@ -92,7 +93,7 @@ class Match:
         """One update at that share of its peak learning rate."""
         context, part, descent = self.context(who), self.parts[who], self.descents[who]
         batch = part.draw(context)
-        descent.param_groups[0]["lr"] = RATES[who] * share
+        descent.param_groups[0]["lr"] = RATES[who] * self.config.batch * share
         descent.zero_grad()
         (part.loss(context, batch) * batch["weight"]).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.nets[who].parameters(), 1.0)
