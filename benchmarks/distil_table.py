@@ -110,6 +110,8 @@ HEADS = ("teacher", "method", "asked s", "seed", "samples", "samples/s", "MiB", 
 
 def name_of(row: dict) -> str:
     """What a row is called."""
+    if row["method"] == BASE:
+        return "untrained, twice the calls"
     name = row["method"] + (f", rate {row['lr']:g}" if row["lr"] else "")
     name += f", for {row['steps']} steps" if row["steps"] != USUAL_STEPS else ""
     return name + (", real pictures" if row["pictures"] == "real" and row["method"] != RECIPE else "")

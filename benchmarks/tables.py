@@ -207,51 +207,6 @@ def fit_four() -> list[str]:
     return table(["4 calls, error in deviations", *TEACHERS], body)
 
 
-def _distil(budget):
-    rows = [row for row in read("distil_rmse")["rows"] if row["budget"] in (budget, "none")]
-    body = []
-    for row in sorted(rows, key=lambda row: (TEACHERS.index(row["teacher"]), row["budget"] != "none")):
-        trained = row["budget"] != "none"
-        name = f"{row['method']}, rate {row['lr']:g}" if row["lr"] else row["method"]
-        name = name if trained else "untrained at CFG 2, twice the calls"
-        costs = (
-            [
-                f"{row['seconds']:.0f}",
-                str(row["samples"]),
-                f"{row['samples_per_second']:.1f}",
-                f"{row['peak_memory_mib']:.0f}",
-            ]
-            if trained
-            else [NONE] * 4
-        )
-        body.append(
-            [row["teacher"], name, *costs, *(f"{row['steps'][str(n)]['rmse']:.3f}" for n in (1, 2, 4, 8))]
-        )
-    return table(["teacher", "", "seconds", "samples", "samples/s", "MiB", "1 step", "2", "4", "8"], body)
-
-
-def distil_seconds() -> list[str]:
-    """Every method and the recipe's rates, equal seconds."""
-    return _distil("seconds")
-
-
-def distil_samples() -> list[str]:
-    """Every method and the recipe's rates, equal samples."""
-    return _distil("samples")
-
-
-def distil_summary() -> list[str]:
-    """The three ratios that were aimed at."""
-    found = read("distil_rmse")["summary"]
-    aims = {
-        "rmse_ratio": ("RMSE at 4 steps", ".7 or less"),
-        "throughput_ratio": ("samples/s", "1.2 or more"),
-        "memory_ratio": ("peak memory", ".8 or less"),
-    }
-    body = [[name, f"{found[key]:.3f}", aim] for key, (name, aim) in aims.items()]
-    return table([f"`{found['best']}` / the recipe's best rate", "ratio", "aim"], body)
-
-
 FIGURES = {
     "rmse": "RMSE",
     "distance_teacher": "distance to the teacher",
@@ -302,14 +257,40 @@ def _judged(long):
     rows = rows_of("distil")
     lengths = sorted({row["asked"] for row in rows if row["asked"]})
     asked = lengths[-1] if long and len(lengths) > 1 else lengths[0] if lengths and not long else None
-    heads = ["teacher", "", "seed", *(f"{name} at 1, 2, 4, 8" for name in FIGURES.values())]
+    figures = [f"{name} at 1, 2, 4, 8" for name in FIGURES.values()]
+    heads = ["teacher", "", "seed", "seconds", "samples/s", *figures]
     body = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: TEACHERS.index(row["teacher"])):
         if row["asked"] not in (asked, *(() if long else (0,))):
             continue
+        trained = "samples_per_second" in row
+        costs = [NONE] * 3
+        if trained:
+            costs = [str(row["seed"]), f"{row['seconds']:.0f}", f"{row['samples_per_second']:.1f}"]
         cells = [", ".join(interval(value, None, None) for value in row[key].values()) for key in FIGURES]
-        body.append([row["teacher"], name_of(row), str(row["seed"]), *cells])
+        body.append([row["teacher"], name_of(row), *costs, *cells])
     return table(heads, body or unmade(len(heads) - 1))
+
+
+def distil_seeds() -> list[str]:
+    """What was run with several seeds at the shorter budget: the mean, and the least and the most."""
+    rows = [row for row in rows_of("distil") if row["asked"]]
+    shortest = min((row["asked"] for row in rows), default=None)
+    several: dict[tuple, list] = {}
+    for row in rows:
+        if row["asked"] == shortest:
+            several.setdefault((row["teacher"], name_of(row)), []).append(row)
+    body = []
+    for (teacher, name), found in sorted(several.items(), key=lambda item: TEACHERS.index(item[0][0])):
+        if len(found) > 1:
+            cells = [_spread([row[key]["4"] for row in found]) for key in FIGURES]
+            body.append([teacher, name, str(len(found)), *cells])
+    heads = ["teacher", "", "seeds", *(f"{name} at 4" for name in FIGURES.values())]
+    return table(heads, body or unmade(len(heads) - 1))
+
+
+def _spread(values):
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def distil_short() -> list[str]:
@@ -510,10 +491,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         frechet,
         distil_short,
         distil_long,
+        distil_seeds,
         distil_aims,
-        distil_seconds,
-        distil_samples,
-        distil_summary,
         restored,
         overhead,
         udm_cost,
