@@ -16,6 +16,7 @@ import { know } from "./zero.js";
 const LINES = { [DISTIL]: 6, [TRAIN_ON_PAIRS]: 6, [PAIRS]: 2, [PROMPTS]: 2, [FIT]: 2 };
 const LINE = 15;      // pixels
 const PADDING = 12;
+const AROUND = 20;      // that the canvas leaves above and below what is on a node
 const WIDGET = "fewstep_status";
 const places = new WeakMap();      // node: what shows a text on it
 const said = new Map();            // "workflow path": what was told last, for when it is opened again
@@ -66,7 +67,7 @@ export function statusOn(app, api, node) {
   const height = LINE * LINES[type] + PADDING;
   element.style.minHeight = `${height}px`;
   text.style.maxHeight = `${height - PADDING}px`;
-  const tall = { getMinHeight: () => height, getMaxHeight: () => height };
+  const tall = { getMinHeight: () => height + AROUND, getMaxHeight: () => height + AROUND };
   const options = { serialize: false, hideOnZoom: false, ...tall };
   node.addDOMWidget(WIDGET, WIDGET, element, options).serialize = false;
 

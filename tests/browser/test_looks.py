@@ -68,7 +68,13 @@ ON_CANVAS = """([most]) => {
       if (top < bottom - 6) say(`${one.name} lies over what is above`);
       if (top - bottom > most) say(`${Math.round(top - bottom)} pixels of nothing above ${one.name}`);
       bottom = end;
-      if (one.element) continue;
+      if (one.element) {
+        const box = one.element.getBoundingClientRect(), { scale, offset } = app.canvas.ds;
+        const lowest = (box.bottom - app.canvas.canvas.getBoundingClientRect().top) / scale - offset[1];
+        const below = Math.round(lowest - node.pos[1] - node.size[1]);
+        if (box.height && below > 0) say(`${one.name} ends ${below} pixels below the node`);
+        continue;
+      }
       const value = one.type === "button" ? "" : String(one._displayValue ?? one.value);
       if (/undefined|NaN|null/.test(value)) say(`${one.name} reads ${value}`);
       const arrows = ["number", "combo"].includes(one.type) ? 40 : 10;
