@@ -103,7 +103,8 @@ def _whole(path, fill):
         _replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a scanner holds it; the next run removes it
+            temporary.unlink(missing_ok=True)
         raise
     return path
 

@@ -21,6 +21,7 @@ from fewstep.training.formats.files import (
     write_near,
     write_tensors,
 )
+from fewstep.training.trajectories import folders
 from safetensors import SafetensorError, safe_open
 
 Usage = collections.namedtuple("Usage", "total used free")
@@ -134,6 +135,21 @@ def test_what_the_disk_refuses_is_an_error_of_the_systems_and_told_by_name(tmp_p
     told = f'x.safetensors must be written, which gave "{os.strerror(number)}". Free some space'
     with pytest.raises(OSError, match=told), told_by_name(file):
         write_tensors(file, {"a": torch.ones(2)}, {})
+
+
+def test_a_half_file_that_a_scanner_holds_does_not_hide_why_the_writing_failed(
+    tmp_path, windows, monkeypatch
+):
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        windows.hold(path)
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+    (left,) = tmp_path.iterdir()
+    assert windows.refused == [left.name] and folders.LEFT.fullmatch(left.name)
 
 
 def test_what_is_no_failure_of_the_disk_is_raised_as_it_is(tmp_path, monkeypatch):
