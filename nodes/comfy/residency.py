@@ -21,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ...diffusion.faults import BadValue, Failed, Message, NoMemory
+from ...training.adapter.kinds import stored_bytes
 from ...training.run.machine import available, gib
 
 management = comfy.model_management
@@ -184,7 +185,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             dtype = declared_dtype(part, name, tensor)
             if tensor is not None:
-                total += tensor.nbytes if dtype is None else tensor.numel() * dtype.itemsize
+                total += stored_bytes(tensor) if dtype is None else tensor.numel() * dtype.itemsize
     return total
 
 

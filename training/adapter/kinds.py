@@ -22,6 +22,13 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
         return torch.Tensor.clone(tensor)
 
 
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor is kept in; one that wraps others tells of the numbers that they stand for."""
+    if is_traceable_wrapper_subclass(tensor):
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
+
+
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as PyTorch's own kind, with its history; one that wraps others stays as it is."""
     if type(tensor) is torch.Tensor or is_traceable_wrapper_subclass(tensor):

@@ -20,6 +20,7 @@ import torch
 
 from ...diffusion.faults import BadValue, Message, NoMemory
 from .. import methods
+from ..adapter.kinds import stored_bytes
 from ..adapter.lora import lora_bytes, target_layers
 from ..adapter.proof import check_gradient
 from ..methods.distances import squared_error
@@ -268,7 +269,7 @@ def staying(denoiser: Denoiser) -> int:
     away = {id(w) for layer in streamed for w in _own(layer)}
     weights = (*denoiser.module.parameters(), *denoiser.module.buffers())
     own = [getattr(w, "_local_tensor", w) for w in weights if id(w) not in away]  # of one in pieces, its own
-    return sum(w.numel() * w.element_size() for w in own)
+    return sum(map(stored_bytes, own))
 
 
 def _own(layer):
@@ -276,8 +277,9 @@ def _own(layer):
 
 
 def _cast_size(layer):
-    """Bytes of a layer as it comes and, where that is a format of less than two bytes, as it is cast."""
-    return sum(w.numel() * (w.element_size() + (2 if w.element_size() < 2 else 0)) for w in _own(layer))
+    """Bytes of a layer as it comes and, where that is less than two bytes a number, as it is cast."""
+    sizes = [(stored_bytes(w), 2 * math.prod(w.shape)) for w in _own(layer)]
+    return sum(stored + (cast if stored < cast else 0) for stored, cast in sizes)
 
 
 def _planned(denoiser, config, lora, loss, budget, weights, drawn):

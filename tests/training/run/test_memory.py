@@ -135,6 +135,45 @@ def test_of_streamed_layers_the_largest_counts_twice_as_it_comes_and_as_it_is_ca
     assert weights_of(tiny) == here + 2 * (24 * 32 * (dtype.itemsize + cast) + 4 * 32)
 
 
+class Packed(torch.Tensor):
+    """Four bits a number and a scale for each row, and says that it is bfloat16, as the host's layouts do."""
+
+    @staticmethod
+    def __new__(cls, data, scale, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16)
+
+    def __init__(self, data, scale, shape):
+        self.packed, self.scale = data, scale
+
+    def __tensor_flatten__(self):
+        return ["packed", "scale"], self.shape
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts, shape, size, stride):
+        return cls(parts["packed"], parts["scale"], shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        assert func is torch.ops.aten.detach.default
+        return cls(args[0].packed, args[0].scale, args[0].shape)
+
+
+def test_packed_weights_count_as_they_are_kept():
+    """Resident, and streamed: as they come, and as they are cast."""
+    tiny, rows, columns = Streamed(), 32, 24
+    weight = Packed(torch.zeros(rows, columns // 2, dtype=torch.uint8), torch.ones(rows), (rows, columns))
+    tiny.module[2].weight = torch.nn.Parameter(weight, False)
+    kept, rest = rows * (columns // 2 + 4), 4 * (36 * 24 + 24)
+    tiny.device = torch.device("cuda")
+    assert staying(tiny) == rest
+    assert weights_of(tiny) == rest + 2 * (kept + 2 * rows * columns + 4 * rows)
+    tiny.streamed = list
+    layers = [layer for layer in tiny.module if isinstance(layer, torch.nn.Linear)]
+    others = sum(p.nbytes for layer in layers for p in layer.parameters() if p is not layer.weight)
+    others += sum(layer.weight.nbytes for layer in layers if layer is not tiny.module[2])
+    assert staying(tiny) == weights_of(tiny) == kept + others
+
+
 @pytest.mark.parametrize("method", methods.names())
 def test_every_step_count_and_phase_count_can_begin(method):
     """The trial's noise level is one at which the network is asked, whatever the grid; then two updates."""
