@@ -62,7 +62,7 @@ def script(comfyui_folder):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=3600,  # half precision on a CPU takes long
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
