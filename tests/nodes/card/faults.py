@@ -59,10 +59,10 @@ class Case:
 
     def gradient(self, backward):
         backward(self.loss)
-        gradient = torch.cat([p.grad.cpu().flatten().double() for p in self.parameters])
+        gradients = [torch.zeros(p.shape) if p.grad is None else p.grad.cpu() for p in self.parameters]
         for p in self.parameters:
             p.grad = None
-        return gradient
+        return torch.cat([gradient.flatten().double() for gradient in gradients])  # none where it is cut off
 
     def verdict(self, backward, exact):
         """What the proof says of that backward pass, and its distance from the exact gradient."""
