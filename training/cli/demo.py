@@ -46,14 +46,14 @@ def demo(
     out = check_folder(out, 8 << 20)
     teacher = DemoTeacher(kind, device)
     run = Run(teacher, config)
-    bar = None
+    bar = tqdm(dynamic_ncols=True, file=sys.stderr)  # one for the whole run, whatever it is at
     for progress in run.progress():
-        if bar is None or bar.desc != progress.stage:
-            bar = _bar(bar, progress.stage, progress.total - progress.step + 1)
-        bar.update()
+        bar.total, bar.n, bar.desc = progress.total, progress.step, progress.stage
+        bar.update(0)
         if progress.fidelity is not None:
             bar.set_postfix_str(f"loss {progress.loss:.4f}, distance to teacher {progress.fidelity:.3f}")
-    images, condition = _evaluate(run, seed, bar)
+    bar.close()
+    images, condition = _evaluate(run, seed)
     metrics = _measure(images, condition)
     write_near(out / "lora.safetensors", run.save)
     pictures.save(_picture(images, metrics), out / "demo.png")
@@ -72,12 +72,6 @@ def demo(
     return result
 
 
-def _bar(previous, stage, total):
-    if previous is not None:
-        previous.close()
-    return tqdm(total=total, desc=stage, dynamic_ncols=True, file=sys.stderr)
-
-
 def _peak_memory():
     """Largest resident size of this process so far, MiB; 0 where the system tells none.
 
@@ -91,7 +85,7 @@ def _peak_memory():
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _evaluate(run, seed, bar):
+def _evaluate(run, seed):
     """({column: pixels (N, 3, 32, 32)}, labels (N,)) from the same noises; the shown ones come first."""
     teacher = run.denoiser
     g = torch.Generator().manual_seed(1_000_000 + seed)
@@ -120,13 +114,8 @@ def _evaluate(run, seed, bar):
             churn=churn,
             seed=seed,
         )
-    bar = _bar(bar, "measuring", len(jobs))
-    images = {}
-    for name, job in jobs.items():
-        images[name] = data.to_pixels(job().cpu()).clamp(-1, 1)
-        bar.update()
-    bar.close()
-    return images, condition
+    shown = tqdm(jobs.items(), desc="measuring", dynamic_ncols=True, file=sys.stderr)
+    return {name: data.to_pixels(job().cpu()).clamp(-1, 1) for name, job in shown}, condition
 
 
 def _measure(images, condition):
