@@ -90,8 +90,11 @@ def load():
 
 
 def sources() -> list[Path]:
-    """The files that the nodes import, directly or through others."""
-    seen, left = set(), sorted((ROOT / "nodes").rglob("*.py"))
+    """The files that the nodes import, directly or through others, and those of several processes, whose
+    messages the panel shows of runs of the command line.
+    """
+    rooms = ROOT / "nodes", ROOT / "training" / "ranks"
+    seen, left = set(), sorted(file for room in rooms for file in room.rglob("*.py"))
     while left:
         path = left.pop()
         if path not in seen:

@@ -4,8 +4,11 @@
 
 Two processes of one thread each, joined by gloo, against one of one thread. They take turns: one works while
 the other sleeps, then both do, N times; a gain is the median of the pairs' ratios. Both ways make the very
-same update of 16 samples and draw the same 32 trajectories. Bytes are what the kernel counted on a process's
-own connections (Linux), beside the size of what is summed. For two quiet cores: under three minutes.
+same update of 16 samples and draw the same 32 trajectories. Where an update's time goes is told by a third
+turn, in which one process makes its half while the other sleeps and nothing is exchanged, and by CPU seconds:
+what does not halve, what the other's work costs (caches, memory), waiting. Bytes are what the kernel counted
+on a process's own connections (Linux), beside the size of what is summed. For two quiet cores: under three
+minutes.
 Targets: 1.8 times in training, 1.9 in trajectories.
 """
 
@@ -28,7 +31,7 @@ import conftest  # noqa: F401   makes the checkout importable as `fewstep`
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.models.denoiser import Guided
 from fewstep.training.ranks.joining import joined
-from fewstep.training.ranks.ranks import ALONE
+from fewstep.training.ranks.ranks import ALONE, Ranks
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run
 from fewstep.training.run.source import PROBES
@@ -37,6 +40,23 @@ from fewstep.training.trajectories.sampling import SHARD
 TARGETS = {"training": 1.8, "trajectories": 1.9}
 WARM = 2  # updates before the first that counts
 ACKED = 120  # where tcp_info has the bytes that were sent and arrived
+
+
+class Half(Ranks):
+    """The first of two processes, whose other half nobody makes."""
+
+    world = 2
+
+    def share(self, batch):
+        return {name: values[::2] for name, values in batch.items()}
+
+    def summed(self, parameters, losses, count, done):
+        whole = torch.zeros(count)
+        whole[::2] = losses
+        return whole
+
+    def all(self, value):
+        return [value, value]
 
 
 def sent():
@@ -76,19 +96,34 @@ def drawn(ranks, folder, seed, tiny):
 
 
 def updates(run, count):
-    """Seconds of so many updates."""
-    began = time.perf_counter()
+    """(seconds, CPU seconds) of so many updates."""
+    began, busy = time.perf_counter(), time.process_time()
     for _ in range(count):
         run.update()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - busy
 
 
-def in_turn(ranks, alone, both):
-    """(seconds of rank 0 alone while the others sleep, seconds of all together)"""
-    one = alone() if ranks.leads else None
+def in_turn(ranks, both, *alone):
+    """What rank 0 measures alone while the others sleep, one after another, and then all together."""
+    found = [one() for one in alone] if ranks.leads else [None] * len(alone)
     for _ in ranks.all_come():
         time.sleep(0.05)
-    return one, both()
+    return (*found, both())
+
+
+def parts(turns, count):
+    """Milliseconds of an update of two processes, by what they are for; turns: of whole, half and both."""
+    whole, half, both, busy = (
+        1e3 * statistics.median(turn[which][kind] for turn in turns) / count
+        for which, kind in ((0, 0), (1, 0), (2, 0), (2, 1))
+    )
+    found = {
+        "half of what one process takes": whole / 2,
+        "what does not halve": half - whole / 2,
+        "slower beside the other": busy - half,
+        "waiting": both - busy,
+    }
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def measured(ranks, folder, args):
@@ -98,12 +133,12 @@ def measured(ranks, folder, args):
     mine = folder / "alone"
     runs = {"both": a_run(ranks, folder / "both", 0, args.tiny)}
     if ranks.leads:
-        runs["alone"] = a_run(ALONE, mine, 0, args.tiny)
+        runs |= {"alone": a_run(ALONE, mine, 0, args.tiny), "half": a_run(Half(), mine, 0, args.tiny)}
     drawings = [
         in_turn(
             ranks,
-            lambda seed=seed: drawn(ALONE, mine, seed, args.tiny),
             lambda seed=seed: drawn(ranks, folder / "both", seed, args.tiny),
+            lambda seed=seed: drawn(ALONE, mine, seed, args.tiny),
         )
         for seed in range(args.pairs)  # seed 0 is that of the runs, which then find theirs drawn
     ]
@@ -113,16 +148,18 @@ def measured(ranks, folder, args):
         updates(run, WARM)
     pairs, before, payload = [], sent(), ranks.sent
     for _ in range(args.pairs):
-        alone = (lambda: updates(runs["alone"], args.updates)) if ranks.leads else None
-        pairs.append(in_turn(ranks, alone, lambda: updates(runs["both"], args.updates)))
+        turns = [lambda name=name: updates(runs[name], args.updates) for name in ("both", "alone", "half")]
+        pairs.append(in_turn(ranks, *turns))
     count = args.pairs * args.updates
     on_the_wire = (sent() - before) / count if before else None
     row = {"bytes_per_update": round(on_the_wire or (ranks.sent - payload) / count)}
     if ranks.leads:
-        for name, found in (("training", pairs), ("trajectories", drawings)):
+        trained = [(one[0], both[0]) for one, _, both in pairs]
+        for name, found in (("training", trained), ("trajectories", drawings)):
             row[name] = round(statistics.median(one / both for one, both in found), 3)
         samples = runs["both"].config.batch * args.updates
-        row["samples_per_second"] = [round(samples / statistics.median(side), 2) for side in zip(*pairs)]
+        row["samples_per_second"] = [round(samples / statistics.median(side), 2) for side in zip(*trained)]
+        row["update_ms"] = parts(pairs, args.updates)
         row |= {"payload": (ranks.sent - payload) // count, "targets": TARGETS, "pairs": args.pairs}
     for run in runs.values():
         run.close()
@@ -142,6 +179,8 @@ def worker(args):
         print(f"{name:13} {row[name]:5.2f} times with two processes, target {target}{missed}")
     one, two = row["samples_per_second"]
     print(f"training      {one:.2f} samples/s with one process, {two:.2f} with two")
+    for name, value in row["update_ms"].items():
+        print(f"an update     {value:.1f} ms {name}")
     print(f"an update     {most} bytes sent by a process, of which the sum is {row['payload']}")
     if args.json:
         args.json.write_text(json.dumps(row, indent=1) + "\n")

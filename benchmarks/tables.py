@@ -412,6 +412,7 @@ def ranks() -> list[str]:
         ["training, gain of two", f"{row['training']:.2f} times (aim {aims['training']})"],
         ["trajectories, gain of two", f"{row['trajectories']:.2f} times (aim {aims['trajectories']})"],
         ["samples/s, one and two", f"{one:.2f}, {two:.2f}"],
+        *([f"ms of an update of two: {name}", f"{ms:.1f}"] for name, ms in row.get("update_ms", {}).items()),
         ["bytes sent by a process, an update", f"{row['bytes_per_update']:,}"],
         ["of them the sum itself", f"{row['payload']:,}"],
     ]

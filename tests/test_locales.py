@@ -31,7 +31,7 @@ DYNAMIC = {
     "panel.errors.": sorted(
         {*re.findall(r'code="([\w-]+)"', ROUTES.read_text(encoding="utf-8")), "unknown-run"}
     ),
-    "panel.states.": ("sampling", "running", "paused", "stopped", "finished", "failed"),
+    "panel.states.": ("sampling", "running", "elsewhere", "paused", "stopped", "finished", "failed"),
     "panel.stages.": ("sampling the teacher", "training"),
     "nodes.zero.": ("auto", "off", "all"),
     "plots.model.": ("flow", "demo", "edm", "sd", "file", "run", "assumed"),

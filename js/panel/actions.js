@@ -5,7 +5,7 @@ import { requeue } from "../graph/queue.js";
 import { useIt } from "../graph/useit.js";
 import { t } from "../text.js";
 import { ask, tell } from "./routes.js";
-import { isLive } from "./store.js";
+import { isHere, isLive } from "./store.js";
 
 const goOn = async ({ app, api }, run) => requeue(app, api, await ask(api, `runs/${run.id}/prompt`));
 const waits = (run) => run.resumable && ["paused", "failed", "stopped"].includes(run.state);
@@ -13,8 +13,8 @@ const waits = (run) => run.resumable && ["paused", "failed", "stopped"].includes
 /** Which runs each button is for, and what it does. */
 const ACTIONS = {
   resume: { for: waits, act: goOn },
-  pause: { for: isLive, act: ({ api }, run) => tell(api, run.id, "pause") },
-  stop: { for: (run) => isLive(run) && run.done > 0, act: ({ api }, run) => tell(api, run.id, "stop") },
+  pause: { for: isHere, act: ({ api }, run) => tell(api, run.id, "pause") },
+  stop: { for: (run) => isHere(run) && run.done > 0, act: ({ api }, run) => tell(api, run.id, "stop") },
   use: { for: (run) => Boolean(run.lora), act: ({ app, api }, run) => useIt(app, api, run) },
 };
 const MAIN = ["resume", "use"];       // the first of these that is there stands out, once a run is over

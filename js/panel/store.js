@@ -8,7 +8,10 @@ import { Curve } from "../charts/curve.js";
 import { GONE_EVENT, RUN_EVENT } from "../names.js";
 import { ask } from "./routes.js";
 
-export const isLive = (run) => run.state === "sampling" || run.state === "running";
+/** Whether it is this server's, and whether it is under way here or in a process of the command line. */
+export const isHere = (run) => run.state === "sampling" || run.state === "running";
+export const isLive = (run) => isHere(run) || run.state === "elsewhere";
+const AGAIN = 15e3;             // ms from one look to the next at runs of others, which send no events
 
 /** The update whose picture is shown where the user chose none: the kept one, of a run that is over. */
 export function usualPicture(run) {
@@ -28,6 +31,7 @@ export function makeStore(api) {
     ended: () => {},      // called with a run that has come to its end while the page was open
     other: { id: null, curve: new Curve() },      // the run that the selected one is compared with
   };
+  let again = null;           // the next look
   let listing = 0;            // snapshots asked for, and
   let tracing = 0;            // curves asked for: only the last answer of each counts
   let early = null;           // runs from events that came while a snapshot was on its way
@@ -59,6 +63,8 @@ export function makeStore(api) {
       store.problem = error.message;
     }
     store.loaded = true;
+    clearTimeout(again);
+    again = store.runs.some((run) => isLive(run) && !isHere(run)) ? setTimeout(store.load, AGAIN) : null;
     early.forEach(put);
     early = null;
     select(store.run() ? store.selected : store.runs[0]?.id ?? null);

@@ -15,7 +15,7 @@ import folder_paths
 from aiohttp import web
 from server import PromptServer
 
-from ...diffusion.faults import BadValue, Fault, Message, NotFound, message_of
+from ...diffusion.faults import BadValue, Failed, Fault, Message, NotFound, message_of
 from ...training.formats.files import cause
 from ...training.run import runs
 from ...training.run.job import delete
@@ -202,7 +202,10 @@ def rename(request: web.Request) -> web.Response:
     if live := LIVE.get(folder.name):
         live.job.notes["name"] = name
     else:
-        runs.rename(folder, name)
+        try:
+            runs.rename(folder, name)
+        except Failed as error:
+            raise Refusal("{error}", code="refused", status=409, error=error.message) from error
     return _json({"name": name})
 
 

@@ -97,13 +97,14 @@ def _in_ranks(command, args):
     from ..ranks import joining
     from . import launch
 
-    if args.processes is not None:
+    if args.processes not in (None, 1):
         return launch.launch(args.processes)
 
     def say(text):
         print(f"fewstep {args.command}: {text}", file=sys.stderr, flush=True)
 
     with joining.joined(say=say) as ranks:
+        ranks.check_same({"command": args.command})
         return command(args, ranks)
 
 

@@ -72,7 +72,8 @@ def distil(
     """
     asked = DistilConfig.from_dict(settings)  # refused before the model is loaded
     check_card(ranks, spec.device)
-    agreement.check_given(ranks, agreement.of_spec(spec, settings))
+    options = {"--shard-base": shard_base, "--shared": shared, "--runs": below}
+    agreement.check_given(ranks, agreement.of_spec(spec, settings) | options)
     if "batch" in settings or spec.is_packaged:
         check_batch(asked, ranks)
     if not below:

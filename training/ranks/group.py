@@ -54,19 +54,17 @@ class Group(Ranks):
         self, parameters: Sequence[torch.Tensor], losses: torch.Tensor, count: int, done: int
     ) -> torch.Tensor:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        whole, state = torch.zeros(count), torch.zeros(2, self.world)
-        whole[self.rank :: self.world] = losses
-        finite = bool(losses.isfinite().all()) and all(bool(g.isfinite().all()) for g in grads)
-        state[:, self.rank] = torch.tensor([float(not finite), float(_hash(parameters, done))])
-        behind = [t.reshape(-1).to(grads[0]) for t in (whole, state)]
-        flat = torch.cat([*(g.reshape(-1) for g in grads), *behind])
+        behind = torch.zeros(count + 2 * self.world)
+        behind[self.rank : count : self.world] = losses
+        behind[count + self.world + self.rank] = _hash(parameters, done)
+        flat = torch.cat([*(g.reshape(-1) for g in grads), behind.to(grads[0])])
+        flat[self.rank - 2 * self.world] = 0.0 if flat.isfinite().all() else 1.0
         self.sent += flat.numel() * flat.element_size()
-        sizes = [*(p.numel() for p in parameters), count, 2 * self.world]
-        *parts, whole, state = self.links.sum(flat).split(sizes)
-        for p, grad, part in zip(parameters, grads, parts):
-            p.grad = grad.copy_(part.view(p.shape))
-        odd, hashes = state.cpu().view(2, self.world)
-        self.odd = tuple(odd.nonzero()[:, 0].tolist())
+        sizes = [*(p.numel() for p in parameters), count, self.world, self.world]
+        *parts, whole, odd, hashes = self.links.sum(flat).split(sizes)
+        for p, part in zip(parameters, parts):
+            p.grad = part.view(p.shape)
+        self.odd = tuple(odd.cpu().nonzero()[:, 0].tolist())
         _compare(hashes.tolist(), done)
         return whole.float().cpu()
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 
-from ...diffusion.faults import BadValue, NotInstalled
+from ...diffusion.faults import BadValue, Failed, NotInstalled
 from .ranks import ALONE, Ranks
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -79,11 +79,24 @@ def _group(environment):
     )
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
-    store, _, _ = next(dist.rendezvous("env://", rank, world))
     host = environment["MASTER_ADDR"]
-    beats = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world))
+        beats = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
+    except (RuntimeError, ValueError) as error:
+        raise Failed(
+            "Process {rank} of {world} must reach process 0 at {host}, port {port}, and can't ({error}). "
+            "Where another program has the port, choose another MASTER_PORT; else check name and firewall.",
+            rank=rank,
+            world=world,
+            host=host,
+            port=port,
+            error=" ".join(str(error).split())[:200],
+        ) from error
+    # on one machine those whom torchrun starts again may find the store of those before them
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0") if neighbours == world else "0"
     return Group(
-        *(dist.PrefixStore("fewstep", s) for s in (store, beats)),
+        *(dist.PrefixStore(f"fewstep/{attempt}", s) for s in (store, beats)),
         rank,
         world,
         local=local,

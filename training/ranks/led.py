@@ -25,19 +25,38 @@ class Led:
         return getattr(self.teacher, name)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        if self.ranks.world == 1 or len(x) < self.ranks.world:
-            return self.teacher(x, sigma, condition)
-        asked = {"x": x, "sigma": sigma, "condition": condition}
-        return self._answered(self.ranks.tensors_of(0, asked))
+        return self._asked(x, sigma, condition, "")[:, 0]
 
-    def _answered(self, asked):
-        return self.ranks.merged(self.teacher(**self.ranks.share(asked)), len(asked["x"]))
+    @property
+    def apart(self) -> Callable[..., tuple[torch.Tensor, ...]] | None:
+        """As the teacher's (`models.denoiser.Teacher`), its rows shared out too; None where it has none."""
+        if getattr(self.teacher, "apart", None) is None:
+            return None
+        return lambda *asked: self._asked(*asked).unbind(1)
+
+    def _asked(self, x, sigma, condition, kinds):
+        """(B, predictions, ...): one for each letter of kinds, or the guided one where there is none."""
+        if self.ranks.world == 1 or len(x) < self.ranks.world:
+            return self._of_teacher(x, sigma, condition, kinds)
+        letters = torch.tensor(list(kinds.encode()), dtype=torch.uint8)
+        asked = {"x": x, "sigma": sigma, "condition": condition, "kinds": letters}
+        return self._shared(self.ranks.tensors_of(0, asked))
+
+    def _shared(self, asked):
+        kinds = bytes(asked.pop("kinds").tolist()).decode()
+        mine = self.ranks.share(asked)
+        return self.ranks.merged(self._of_teacher(**mine, kinds=kinds), len(asked["x"]))
+
+    def _of_teacher(self, x, sigma, condition, kinds):
+        if not kinds:
+            return self.teacher(x, sigma, condition)[:, None]
+        return torch.stack(list(self.teacher.apart(x, sigma, condition, kinds)), 1)
 
     @torch.no_grad()
     def __enter__(self) -> "Led":
         if not self.ranks.leads:
             while (asked := self.ranks.tensors_of(0, None)) is not None:
-                self._answered(asked)
+                self._shared(asked)
         return self
 
     def __exit__(

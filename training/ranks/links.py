@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ...diffusion.faults import Failed
 
-PAUSE = 5e-4  # seconds between two looks at a collective
+PAUSE, COMING = 5e-4, 0.01  # seconds between two looks at a collective, and at who has come
 Tensors = dict[str, torch.Tensor]
 
 
@@ -85,7 +85,7 @@ class Links:
         while self.store.add(key, 0) < self.world:
             self.check()
             yield
-            time.sleep(0.05)
+            time.sleep(COMING)
 
     def _key(self):
         self._turn += 1
@@ -94,7 +94,7 @@ class Links:
     def _get(self, key):
         while not self.store.check([key]):
             self.check()
-            time.sleep(0.01)
+            time.sleep(COMING)
         return self.store.get(key)
 
     def _finish(self, work):

@@ -6,7 +6,7 @@
     folder/manifest.json        what the run is of: its config and `about`; another run's folder is refused
     folder/state.safetensors    adapter, average, best, optimiser, generator, draws, history: whole or not
                                 there
-    folder/status.json          for people and the panel: a `status.Status`
+    folder/status.json          for people and the panel: a `status.Status`, written anew four times a minute
 
 A state is written every two minutes, seldom enough to take a few percent of the time, and on every way out:
 end, stop, cancel, error, a full memory, a SIGTERM (`interrupts`, and in the host `nodes.comfy.termination`).
@@ -42,6 +42,7 @@ from .status import STATUS, Status, notes_in
 
 VERSION = 1
 EVERY = 120.0  # seconds from one state to the next
+TOLD = 15.0  # and from one status to the next
 SHARE = 0.03  # of a run's time that writing them may take
 STATE = "state.safetensors"
 # what runs write, which is never put over what is somebody else's
@@ -164,9 +165,10 @@ class Job:
             self.log(Message("Went on at update {done}.", done=self.resumed))
         else:
             self.log(*remarks.before(self.run))
-        self._write_status("running")
+        _tell(self, "running")
         unmeasured = not self.run.probe.fidelity
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
+        told = last
         for progress in self._run():
             self.log(*events.new())
             if unmeasured and self.run.probe.fidelity:
@@ -178,6 +180,9 @@ class Job:
                 self.save("running", required=False)
                 last = self.clock()
                 cost = last - began
+            elif began - told >= TOLD:
+                told = began
+                _tell(self, "running", progress, required=False)
             yield progress
 
     def _run(self):
@@ -209,7 +214,7 @@ class Job:
             if self.run.learners.made():
                 tensors, numbers = self.run.state(finished=state == "finished")
                 save_state(self.folder / STATE, tensors, numbers)
-            self._write_status(state)
+            _tell(self, state)
             self.unsaved = None
         except Exception as error:
             on_disk = isinstance(error, OSError)
@@ -221,13 +226,15 @@ class Job:
             self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
 
-    def _write_status(self, state):
-        status = Status.of(self.run, self.folder, state, self.now(), self.notes)
-        try:
-            write_json(self.folder / STATUS, status.to_file())
-        except OSError as error:
-            if not is_held(error):  # whoever reads it will read a later one
-                raise
+
+def _tell(job, state, progress=None, required=True):
+    """Write the status. Where it is held, or not required: whoever reads it will read a later one."""
+    status = Status.of(job.run, job.folder, state, job.now(), job.notes, progress)
+    try:
+        write_json(job.folder / STATUS, status.to_file())
+    except OSError as error:
+        if required and not is_held(error):
+            raise
 
 
 def _unwritten(folder, error):

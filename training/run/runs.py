@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ...diffusion.faults import NotFound
+from ...diffusion.faults import Failed, NotFound
 from ..formats.files import write_json
 from ..trajectories import folders
 from .job import STATE, history
@@ -72,10 +72,14 @@ def like(root: Path, family: str) -> list[dict[str, Any]]:
 
 
 def rename(folder: Path, name: str) -> None:
-    """Call a run that is over by another name; raises LookupError where its status can't be read."""
+    """Call a run that is over by another name; raises LookupError where its status can't be read, and
+    RuntimeError while another process is at it.
+    """
     status = Status.read(folder)
     if status is None:
         raise NotFound("This run's status can't be read. Queue it again.")
+    if status.state == "elsewhere":
+        raise Failed("This run is under way in another process. Rename it once it is over.")
     write_json(folder / STATUS, dataclasses.replace(status, name=name).to_file())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..trajectories import folders
 from .probe import FACES
 from .progress import Progress
 from .run import Run
@@ -41,7 +42,8 @@ class Status:
     id           the name of its folder
     name, model  for people: of the LoRA, and of what it is trained for
     method, steps   of its config
-    state        "sampling", "running", "paused", "stopped", "finished" or "failed"
+    state        "sampling", "running", "paused", "stopped", "finished" or "failed"; read from a file also
+                 "elsewhere", while a process is at it
     stage        what is under way
     step, total  of the whole run, trajectories included; done, updates: of the training alone
     skipped      updates left out as not finite
@@ -141,18 +143,20 @@ class Status:
     @classmethod
     def read(cls, folder: Path) -> "Status | None":
         """How the run of that folder stands, None where its status can't be read. One that says that it runs
-        was cut off: it is paused.
+        is another process's, "elsewhere", or was cut off: it is paused.
         """
         try:
             found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
             values = _of_version_1(found) if "notes" in found else found
             known = {field.name for field in dataclasses.fields(cls)}
             status = cls(**{name: value for name, value in values.items() if name in known})
-            state = "paused" if status.state in ("running", "sampling") else status.state
+            runs = status.state in ("running", "sampling")
+            if runs and folders.in_use(folder):
+                return dataclasses.replace(status, state="elsewhere", **_of_folder(folder))
             # what was under way when it was written is over
             return dataclasses.replace(
                 status,
-                state=state,
+                state="paused" if runs else status.state,
                 stage="training",
                 step=status.done,
                 total=status.updates,

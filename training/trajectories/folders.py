@@ -60,6 +60,14 @@ def lock(folder: Path, alone: bool = False) -> BinaryIO | None:
         return None
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process has the folder for itself, as far as can be told."""
+    alone = lock(folder, alone=True)
+    if alone:
+        alone.close()
+    return alone is None
+
+
 def tidy(folder: Path) -> None:
     """Remove what killed writes left, unless another run is writing there."""
     if alone := lock(folder, alone=True):

@@ -1,4 +1,6 @@
-"""`started(name, world, folder, ...)` runs a scenario of `forks` and returns the exit codes."""
+"""`started(name or line, world, folder, ...)` runs a scenario of `forks`, or a command line, in so many
+processes and returns the exit codes.
+"""
 
 import json
 import os
@@ -21,7 +23,8 @@ def started():
 
         def start(name, world, folder, **asked):
             folder.mkdir(parents=True, exist_ok=True)
-            request = {"name": name, "world": world, "folder": str(folder), **asked}
+            what = {"line": name} if isinstance(name, list) else {"name": name}
+            request = {**what, "world": world, "folder": str(folder), **asked}
             process.stdin.write(json.dumps(request) + "\n")
             return json.loads(process.stdout.readline())
 

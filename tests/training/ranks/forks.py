@@ -1,7 +1,9 @@
 """Processes that make a run together, forked from one that has imported everything: a process of its own.
 
 Each line of its input is a scenario as JSON, {"name", "world", "folder", ...}; its answer is the list of exit
-codes. What a process says goes to <folder>/said.<rank>.
+codes. What a process says goes to <folder>/said.<rank>. "line" in the place of "name": a command line, to
+which each of "more" {rank: [...]} adds. "again" {...}: start all once more, asked so, when they have failed,
+as `torchrun --max-restarts 1` does, by one store.
 """
 
 import json
@@ -9,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import conftest  # noqa: F401
 import torch
+import torch.distributed.fsdp
 from fewstep.training.adapter.sharding import Sharded
 from fewstep.training.cli import agreement
 from fewstep.training.cli import main as command_line
@@ -24,12 +28,16 @@ from fewstep.training.formats.files import write_json, write_tensors
 from fewstep.training.models.denoiser import Guided
 from fewstep.training.ranks import group, watch  # noqa: F401   imported before the fork
 from fewstep.training.ranks.joining import joined
+from fewstep.training.ranks.led import Led
+from fewstep.training.ranks.ranks import ALONE
+from fewstep.training.run import probe
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.fitting import FitConfig, SolverFit
 from fewstep.training.run.following import Follower
 from fewstep.training.run.interrupts import ended_in_order
 from fewstep.training.run.job import Job
 from fewstep.training.run.run import Run
+from fewstep.training.trajectories import cache
 from fewstep.training.trajectories.cache import CacheSpec, TrajectoryCache
 from parts import ABOUT, SMALL
 from tiny import Tiny
@@ -104,9 +112,9 @@ def made(ranks, settings, denoiser=None, cache=None):
 @scenario
 def methods(ranks, asked):
     """A run of each of the settings, whose adapter, losses and the like every rank writes down."""
-    torch.set_default_dtype(getattr(torch, asked.get("dtype", "float64")))
     for name, settings in asked["runs"].items():
         settings = dict(settings)
+        torch.set_default_dtype(getattr(torch, settings.pop("dtype", "float64")))
         denoiser = Overflowing() if settings.pop("overflows", False) else None
         if settings.pop("in_pieces", False):
             settings["checkpointing"], denoiser = True, Deep()
@@ -133,7 +141,7 @@ def methods(ranks, asked):
 @scenario
 def job(ranks, asked):
     """A run with its state in a folder. last: pause after that update. kill: (rank, when) of a kill -9.
-    fail: (rank, what is raised) at update 4.
+    fail: (rank, what is raised) at update 4. interrupt: how often Ctrl-C is pressed there. full: whose disk.
     """
     folder, last = Path(asked["folder"]), asked.get("last")
     victim, when = asked.get("kill", (None, None))
@@ -145,8 +153,10 @@ def job(ranks, asked):
         denoiser = _where_trained(lambda x0: torch.nan * x0)
     if asked.get("tight") == me:
         denoiser = _where_trained(_of_one_sample)
-    if victim == me and when == "saving":
-        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    if victim == me and when == "writing a share":
+        cache.write_shard = _killed_in(cache.write_shard)
+    if asked.get("full") == me:
+        cache.write_shard = _no_space
     identity = {"patches": "", "conditioning": "three"}
     run = made(ranks, asked.get("settings", {}), denoiser, (folder / "trajectories", identity))
     try:
@@ -154,11 +164,16 @@ def job(ranks, asked):
         with ended_in_order(), keeper as job, ranks.together():
             for _ in job.progress():
                 if victim == me and when == "training" and run.done == 6:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    _killed()
+                if victim == me and when == "writing the state" and run.done == 5:
+                    os.fsync = _killed
                 if odd == me and run.done == 4:
                     raise {"memory": MemoryError("out of memory"), "disk": OSError(28, "No space left")}[
                         error
                     ]
+                if run.done == 4:
+                    for n in range(asked.get("interrupt", 0)):
+                        threading.Timer(n / 20, os.kill, (os.getpid(), signal.SIGINT)).start()
                 if asked.get("tell") == me and run.done == 4:
                     os.kill(os.getpid(), signal.SIGTERM)
                 if asked.get("drift") == me and run.done == 4:
@@ -169,6 +184,22 @@ def job(ranks, asked):
         run.close()
     result = [*run.student.lora.parameters(), *run.student.averaged]
     write_tensors(folder / f"result.{me}", {str(i): t for i, t in enumerate(result)}, {})
+
+
+def _no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_in(write):
+    def writing(*args):
+        os.fsync = _killed
+        return write(*args)
+
+    return writing
 
 
 def _where_trained(change):
@@ -193,7 +224,7 @@ def _dies(denoiser):
         def __call__(self, *args):
             self.calls += 1
             if self.calls == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
+                _killed()
             return super().__call__(*args)
 
     return Dies()
@@ -244,6 +275,22 @@ def fit(ranks, asked):
 
 
 @scenario
+def led(ranks, asked):
+    """Rank 0 asks a teacher, whole and in parts; the others' share of the rows is `asked`'s."""
+    teacher = Guided(Tiny(), 2.0)
+    calls, x = [], torch.randn(7, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    rows = x, torch.full((7,), 0.5, dtype=torch.float64), torch.arange(7) % 3
+    wanted = teacher(*rows), *teacher.apart(*rows, "uc")
+    ask = teacher.denoiser.module.forward
+    teacher.denoiser.module.forward = lambda seen: (calls.append(len(seen)), ask(seen))[1]
+    with Led(teacher, ranks) as asker:
+        if ranks.leads:
+            found = asker(*rows), *asker.apart(*rows, "uc")
+            assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, wanted))
+    assert calls == [2 * len(range(ranks.rank, 7, ranks.world))] * 2
+
+
+@scenario
 def given(ranks, asked):
     """What processes have to agree on; `other`: what rank 1 is given instead."""
     other = asked.get("other") if ranks.rank == 1 else None
@@ -271,9 +318,12 @@ def given(ranks, asked):
         made(ranks, {"batch": asked["batch"]}).close()
 
 
-def _child(asked, rank, port):
+def _child(asked, rank, port, restarts=None):
     """One process of a scenario; ends it."""
     world = asked["world"]
+    if restarts is not None:
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
+        asked = {**asked, **asked["again"]} if restarts else asked
     os.environ |= {
         **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
         **{name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
@@ -291,7 +341,10 @@ def _child(asked, rank, port):
 
     status = 1
     try:
-        status = command_line._status(Namespace(command="distil", run=run))
+        if "line" in asked:
+            status = command_line.main([*asked["line"], *asked.get("more", {}).get(str(rank), [])])
+        else:
+            status = command_line._status(Namespace(command="distil", run=run))
     except SystemExit as end:
         status = end.code
     except BaseException:
@@ -309,14 +362,36 @@ def _free_port():
         return place.getsockname()[1]
 
 
+def _warm():
+    """What a process does for the first time takes it a second, mostly of imports: do it before the forks."""
+    run = made(ALONE, {"updates": 1, "images": 1})
+    for _ in run.progress():
+        pass
+    run.close()
+
+
+def _ended(asked, port, *restarts):
+    """The exit codes of a scenario's processes, once all have ended."""
+    children = []
+    for rank in range(asked["world"]):
+        if not (child := os.fork()):
+            _child(asked, rank, port, *restarts)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    _warm()
     watch.BEAT = 0.25  # seconds: a test waits for less
+    probe.MEASURED = 4  # measurements of a run
     for line in sys.stdin:
-        asked, port, children = json.loads(line), _free_port(), []
-        for rank in range(asked["world"]):
-            if not (child := os.fork()):
-                _child(asked, rank, port)
-            children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        asked = json.loads(line)
+        port = _free_port()
+        if "again" in asked:
+            agent = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+            codes = [_ended(asked, port, restarts) for restarts in (0, 1)]
+            del agent
+        else:
+            codes = _ended(asked, port)
         print(json.dumps(codes), flush=True)

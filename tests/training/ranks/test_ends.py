@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 
-def _whole(started, folder, world=1):
-    """The run that nothing has cut off, and what it gave."""
-    assert started("job", world, folder) == [0] * world
+def _whole(started, folder, **asked):
+    """What the run gives that nothing has cut off."""
+    assert started("job", 1, folder, **asked) == [0]
     return list(load_file(folder / "result.0").values())
 
 
@@ -49,12 +49,15 @@ def test_a_killed_process_ends_the_others_by_name(started, said, tmp_path, alone
     assert _near(load_file(tmp_path / "result.1").values(), alone)
 
 
-@pytest.mark.slow
-def test_a_process_killed_while_it_writes_its_share_leaves_the_rest_whole(started, said, tmp_path, alone):
-    assert started("job", 2, tmp_path, kill=[1, "saving"]) == [2, -9]
-    assert "Process 1 of 2" in said(tmp_path)[0]
-    assert started("job", 2, tmp_path) == [0, 0]
-    assert _near(load_file(tmp_path / "result.0").values(), alone)
+@pytest.mark.parametrize("victim,what", [(1, "a share"), (0, "the state")])
+def test_a_process_killed_while_it_writes_leaves_the_rest_whole(started, said, tmp_path, victim, what):
+    asked = {"settings": {"images": 20}}  # of which each samples a part
+    codes = started("job", 2, tmp_path, kill=[victim, f"writing {what}"], **asked)
+    assert codes[victim] == -9 and codes[1 - victim] == 2
+    assert f"Process {victim} of 2" in said(tmp_path)[1 - victim]
+    assert started("job", 2, tmp_path, **asked) == [0, 0]
+    whole = _whole(started, tmp_path / "whole", **asked)
+    assert _near(load_file(tmp_path / "result.0").values(), whole)
 
 
 @pytest.mark.parametrize("what,words", [("memory", "out of memory"), ("disk", "No space left")])
@@ -75,6 +78,32 @@ def test_a_process_that_is_told_to_end_pauses_all(started, said, tmp_path, alone
     assert codes == [130, 143, 130] and not any("Traceback" in text for text in said(tmp_path))
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "paused"
     assert started("job", 1, tmp_path) == [0]
+    assert _near(load_file(tmp_path / "result.0").values(), alone)
+
+
+@pytest.mark.parametrize("pressed", [1, 3])
+def test_ctrl_c_pauses_all_however_often_it_is_pressed(started, said, tmp_path, alone, pressed):
+    assert started("job", 2, tmp_path, interrupt=pressed) == [130, 130]
+    lines = [text for text in said(tmp_path) if text]
+    assert len(lines) == 1 and "stopped" in lines[0] and "Traceback" not in lines[0]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "paused" and status["done"] >= 4
+    assert started("job", 1, tmp_path) == [0]
+    assert _near(load_file(tmp_path / "result.0").values(), alone)
+
+
+def test_a_disk_that_is_full_for_one_while_it_samples_ends_all_by_name(started, said, tmp_path):
+    assert started("job", 2, tmp_path, full=1, settings={"images": 20}) == [2, 2]
+    lines = [text for text in said(tmp_path) if text]
+    assert len(lines) == 1 and "Process 1 of 2" in lines[0] and "No space left" in lines[0]
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+def test_torchrun_starts_all_again_and_they_go_on_from_the_state(started, said, tmp_path, alone):
+    codes = started("job", 2, tmp_path, kill=[1, "training"], again={"kill": [None, None]})
+    assert codes == [[2, -9], [0, 0]]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "finished" and "Went on at update" in json.dumps(status["log"])
     assert _near(load_file(tmp_path / "result.0").values(), alone)
 
 
@@ -137,6 +166,10 @@ def test_a_fit_of_three_processes_is_that_of_one(started, tmp_path):
     for one, other in zip(*found):
         assert one["sigmas"] == pytest.approx(other["sigmas"], abs=1e-3)
         assert one["errors"] == pytest.approx(other["errors"], rel=1e-2)
+
+
+def test_all_answer_for_a_teacher_that_one_asks(started, said, tmp_path):
+    assert started("led", 2, tmp_path) == [0, 0], said(tmp_path)
 
 
 # ---- what they have to agree on ----------------------------------------------------------------

@@ -12,25 +12,23 @@ VARIED = {
     "rounds": {"method": "reflow", "rounds": 2},
     "skipped": {"method": "phased", "overflows": True},
     "micro": {"method": "consistency", "micros": [2, 1, 3]},
-    "pieces": {"method": "consistency", "in_pieces": True, "batch": 7, "micros": [3, 1, 2]},
-    "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1},
+    "pieces": {"method": "consistency", "in_pieces": True, "batch": 7, "micros": [3, 1, 2], "updates": 8},
+    "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1, "updates": 8},
     "uneven": {"method": "phased", "batch": 7, "micros": [3, 1, 2]},
 }
 RUNS = {name: {"method": name} for name in methods.names(task=None)} | VARIED
 OF_THREE = {name: RUNS[name] for name in (*methods.names(task=None), "uneven", "pieces")}
-LIMITS = {"float64": 1e-10, "float32": 2e-4}
+ROUNDED = {"rounded": {"method": "phased", "dtype": "float32"}}
 
 
 @pytest.fixture(scope="module")
 def results(started, tmp_path_factory):
-    """(dtype, name, world, rank) -> what a run gave."""
+    """(name, world, rank) -> what a run gave."""
     folder = tmp_path_factory.mktemp("runs")
-    for dtype, runs in (("float64", RUNS), ("float32", {"phased": RUNS["phased"]})):
-        for world in (1, 2, 3):
-            asked = OF_THREE if world == 3 and dtype == "float64" else runs
-            codes = started("methods", world, folder / dtype, runs=asked, dtype=dtype)
-            assert codes == [0] * world, (folder / dtype / "said.0").read_text()
-    return lambda dtype, *place: load_file(folder / dtype / (".".join(map(str, place)) + ".safetensors"))
+    for world, runs in ((1, RUNS), (2, RUNS), (3, OF_THREE)):
+        codes = started("methods", world, folder, runs=runs | ROUNDED)
+        assert codes == [0] * world, (folder / "said.0").read_text()
+    return lambda *place: load_file(folder / (".".join(map(str, place)) + ".safetensors"))
 
 
 def _off(one, other):
@@ -41,28 +39,28 @@ def _off(one, other):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_many_processes_give_the_run_of_one_in_float64(results, name):
-    alone = results("float64", name, 1, 0)
+    alone = results(name, 1, 0)
     assert any(t.any() for n, t in alone.items() if n.startswith("adapter"))
     for world in (2, 3) if name in OF_THREE else (2,):
         for rank in range(world):
-            assert _off(alone, results("float64", name, world, rank)) < LIMITS["float64"]
+            assert _off(alone, results(name, world, rank)) < 1e-10
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_processes_of_a_run_agree_bit_for_bit(results, world):
     for name in OF_THREE if world == 3 else RUNS:
-        first = results("float64", name, world, 0)
+        first = results(name, world, 0)
         for rank in range(1, world):
-            other = results("float64", name, world, rank)
+            other = results(name, world, rank)
             assert all(torch.equal(first[n].nan_to_num(), other[n].nan_to_num()) for n in first), name
 
 
 def test_float32_differs_by_rounding(results):
-    alone = results("float32", "phased", 1, 0)
+    alone = results("rounded", 1, 0)
     for world in (2, 3):
-        assert _off(alone, results("float32", "phased", world, world - 1)) < LIMITS["float32"]
+        assert _off(alone, results("rounded", world, world - 1)) < 2e-4
 
 
 def test_updates_that_are_not_finite_for_one_are_left_out_by_all(results):
-    scale, skipped, done = results("float64", "skipped", 2, 1)["state"].tolist()
-    assert 0 < skipped < done and scale < results("float64", "phased", 1, 0)["state"][0]
+    scale, skipped, done = results("skipped", 2, 1)["state"].tolist()
+    assert 0 < skipped < done and scale < results("phased", 1, 0)["state"][0]

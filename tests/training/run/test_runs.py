@@ -11,6 +11,7 @@ from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.job import STATE, Job, folder_name
 from fewstep.training.run.run import Run
 from fewstep.training.run.status import PREVIEWS, STATUS
+from fewstep.training.trajectories import folders
 from tiny import Tiny
 
 
@@ -51,6 +52,19 @@ def test_a_run_that_was_cut_off_is_paused_and_a_damaged_status_is_left_out(tmp_p
     for text in ("", "[]", "{}", '{"notes": 3, "state": 1}', "\x00"):
         (folder / STATUS).write_text(text)
         assert runs.listing(tmp_path) == []
+
+
+def test_a_run_of_another_process_runs_elsewhere_as_far_as_it_says(tmp_path):
+    folder = made(tmp_path, 1)
+    status = json.loads((folder / STATUS).read_text())
+    under_way = {"state": "running", "stage": "sampling the teacher", "step": 2, "seconds_left": 5.0}
+    (folder / STATUS).write_text(json.dumps({**status, **under_way}))
+    with folders.lock(folder, alone=True):
+        (found,) = runs.listing(tmp_path)
+        assert {**found, **under_way, "state": "elsewhere"} == found
+        with pytest.raises(RuntimeError, match="under way in another process"):
+            runs.rename(folder, "other")
+    assert runs.listing(tmp_path)[0]["state"] == "paused"
 
 
 def test_a_failed_run_says_why_and_forgets_it_when_it_goes_on(tmp_path):
