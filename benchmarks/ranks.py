@@ -112,10 +112,10 @@ def in_turn(ranks, both, *alone):
 
 
 def parts(turns, count):
-    """Milliseconds of an update of two processes, by what they are for; turns: of whole, half and both."""
+    """Milliseconds of an update of two processes, of CPU but for the waiting; turns: of whole, half, both."""
     whole, half, both, busy = (
         1e3 * statistics.median(turn[which][kind] for turn in turns) / count
-        for which, kind in ((0, 0), (1, 0), (2, 0), (2, 1))
+        for which, kind in ((0, 1), (1, 1), (2, 0), (2, 1))
     )
     found = {
         "half of what one process takes": whole / 2,
