@@ -37,6 +37,10 @@ export function makeStore(api) {
   let early = null;           // runs from events that came while a snapshot was on its way
   let ahead = null;           // their points, while curves were
 
+  const look = () => {
+    again = null;
+    store.load();
+  };
   const changed = () => watchers.forEach((watch) => watch());
 
   store.watch = (watch) => {
@@ -63,8 +67,9 @@ export function makeStore(api) {
       store.problem = error.message;
     }
     store.loaded = true;
-    clearTimeout(again);
-    again = store.runs.some((run) => isLive(run) && !isHere(run)) ? setTimeout(store.load, AGAIN) : null;
+    if (store.runs.some((run) => isLive(run) && !isHere(run))) {
+      again ||= setTimeout(look, AGAIN);
+    }
     early.forEach(put);
     early = null;
     select(store.run() ? store.selected : store.runs[0]?.id ?? null);

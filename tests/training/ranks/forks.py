@@ -155,6 +155,8 @@ def job(ranks, asked):
         denoiser = _where_trained(_of_one_sample)
     if victim == me and when == "writing a share":
         cache.write_shard = _killed_in(cache.write_shard)
+    if asked.get("threads"):
+        torch.set_num_threads(1 + me)
     if asked.get("full") == me:
         cache.write_shard = _no_space
     identity = {"patches": "", "conditioning": "three"}
@@ -371,13 +373,22 @@ def _warm():
 
 
 def _ended(asked, port, *restarts):
-    """The exit codes of a scenario's processes, once all have ended."""
+    """The exit codes of its processes, once all have ended. "told": when one has, the others are told to end,
+    as torchrun does.
+    """
     children = []
     for rank in range(asked["world"]):
         if not (child := os.fork()):
             _child(asked, rank, port, *restarts)
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = {}
+    while len(codes) < len(children):
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child] and asked.get("told"):
+            for other in set(children) - set(codes):
+                os.kill(other, signal.SIGTERM)
+    return [codes[child] for child in children]
 
 
 if __name__ == "__main__":

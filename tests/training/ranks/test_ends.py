@@ -52,7 +52,7 @@ def test_a_killed_process_ends_the_others_by_name(started, said, tmp_path, alone
 @pytest.mark.parametrize("victim,what", [(1, "a share"), (0, "the state")])
 def test_a_process_killed_while_it_writes_leaves_the_rest_whole(started, said, tmp_path, victim, what):
     asked = {"settings": {"images": 20}}  # of which each samples a part
-    codes = started("job", 2, tmp_path, kill=[victim, f"writing {what}"], **asked)
+    codes = started("job", 2, tmp_path, kill=[victim, f"writing {what}"], told=True, **asked)
     assert codes[victim] == -9 and codes[1 - victim] == 2
     assert f"Process {victim} of 2" in said(tmp_path)[1 - victim]
     assert started("job", 2, tmp_path, **asked) == [0, 0]
@@ -112,6 +112,13 @@ def test_an_adapter_that_drifts_is_found_and_named(started, said, tmp_path):
     assert codes == [2, 2]
     lines = [text for text in said(tmp_path) if text]
     assert len(lines) == 1 and "that of process 1" in lines[0] and "after 25 updates" in lines[0]
+
+
+def test_processes_of_other_numbers_of_threads_stay_one_run(started, tmp_path):
+    settings = {"updates": 60, "rank": 24}  # compared after 25 and 50
+    assert started("job", 2, tmp_path, threads=True, settings=settings) == [0, 0]
+    one, other = (load_file(tmp_path / f"result.{rank}") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_numbers_that_are_not_finite_in_one_alone_end_all_and_name_it(started, said, tmp_path):
