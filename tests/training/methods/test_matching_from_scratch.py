@@ -23,10 +23,19 @@ from planar import BATCH, MIXTURE, MODELS, POOL, SHIFT, error, exact_denoiser, t
 pytestmark = pytest.mark.slow
 
 GATE = 1.3
-UPDATES, FIRST, LEAD = 1000, 100, 4
+UPDATES, FIRST, LEAD = 1600, 100, 4
 SAMPLES = {1: 512, 2: 512, 4: 1024}  # of an update, by steps: each step has its share of them
 RATES = {STUDENT: 4e-6, "fake": 8e-6}  # a sample
 TOLD = 0.95  # an update, of the running means that the fake's lead goes by
+
+
+@pytest.fixture
+def one_thread():
+    """What is summed in another order ends elsewhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def phases_of(name, config):
@@ -52,7 +61,7 @@ def base_of(name):
 class Match:
     """Student and fake, as networks of their own, and the method's own draws, losses and lead."""
 
-    def __init__(self, name, steps, momentum=None, **settings):
+    def __init__(self, name, steps, **settings):
         self.path, self.name = MODELS[name][0], name
         usual = {"shift": SHIFT, "batch": SAMPLES[steps], "real": "guided", "lead": LEAD}
         self.config = DistilConfig(method="matching", steps=steps, **{**usual, **settings})
@@ -61,7 +70,7 @@ class Match:
         self.average = copy.deepcopy(self.nets[STUDENT]).requires_grad_(False)
         fake = matching.roles(self.config)[-1]
         self.parts = {STUDENT: matching.METHOD, "fake": fake}
-        momenta = {STUDENT: 0.9, "fake": fake.momentum if momentum is None else momentum}
+        momenta = {STUDENT: 0.9, "fake": fake.momentum}
         self.descents = {
             who: torch.optim.Adam(self.nets[who].parameters(), betas=(momenta[who], 0.99), fused=True)
             for who in RATES
@@ -126,21 +135,19 @@ def matched(name, steps):
     return ratio(name, Match(name, steps).run(), steps)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("name", ["epsilon", "v", "flow", "zero-SNR"])
-def test_matching_alone_reaches_the_data(name, steps):
+@pytest.mark.parametrize(
+    "name, steps", [("flow", 1), ("flow", 2), ("flow", 4), ("epsilon", 2), ("v", 2), ("zero-SNR", 2)]
+)
+def test_matching_alone_reaches_the_data(name, steps, one_thread):
     before, found = ratio(name, base_of(name), steps), matched(name, steps)
     print(f"{name}, {steps} steps: {found:.2f} times the teacher's error, {before:.1f} before")
     assert before > 2 * GATE and found <= GATE
 
 
-@pytest.mark.parametrize("planted", [{"momentum": 0.9}, {"span": "full"}])
-def test_what_keeps_it_from_there(planted):
-    """A fake whose optimiser has momentum, and one that learns the pictures of both steps alike
-    (docs/findings/one_fake.md).
-    """
-    found = ratio("flow", Match("flow", 2, **planted).run(), 2)
+def test_a_fake_that_learns_all_steps_alike_keeps_it_away(one_thread):
+    """By the span "full" it sees the pictures of both steps at the same levels (docs/findings/one_fake.md)."""
+    found = ratio("flow", Match("flow", 2, span="full").run(), 2)
     print(
-        f"flow, 2 steps, {planted}: {found:.2f} times the teacher's error, {matched('flow', 2):.2f} without"
+        f"flow, 2 steps, full span: {found:.2f} times the teacher's error, {matched('flow', 2):.2f} by segments"
     )
-    assert found > 1.5 * matched("flow", 2)
+    assert found > 2 * matched("flow", 2)
