@@ -11,8 +11,8 @@ where `fake` and `real` predict x0 (DMD, eq. 4). The student's prediction x0 is 
 each sample weighted by `balance`. Nothing but prompts is needed for that; the noise is fresh at each draw.
 
 fake    an adapter that learns the student's own distribution, by denoising its points; ahead of the student
-        from the start, and kept ahead (`lead`). Its optimiser has no momentum: what was true of a student who
-        has moved on is false now (docs/findings/one_fake.md)
+        from the start, and kept ahead (`lead`). Its optimiser has no momentum, as is usual where two learn
+        against each other
 real    "guided": the base at the user's CFG; "pictures": an adapter that has learnt the teacher's own cached
         pictures by the same denoising, first in the run; "blended": pictures at noise, guided at data. What
         CFG samples is not distributed as its score says: a student that follows it comes out sharper than the

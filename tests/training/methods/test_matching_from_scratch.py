@@ -135,9 +135,8 @@ def matched(name, steps):
     return ratio(name, Match(name, steps).run(), steps)
 
 
-@pytest.mark.parametrize(
-    "name, steps", [("flow", 1), ("flow", 2), ("flow", 4), ("epsilon", 2), ("v", 2), ("zero-SNR", 2)]
-)
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("name", ["epsilon", "v", "flow", "zero-SNR"])
 def test_matching_alone_reaches_the_data(name, steps, one_thread):
     before, found = ratio(name, base_of(name), steps), matched(name, steps)
     print(f"{name}, {steps} steps: {found:.2f} times the teacher's error, {before:.1f} before")
@@ -145,9 +144,7 @@ def test_matching_alone_reaches_the_data(name, steps, one_thread):
 
 
 def test_a_fake_that_learns_all_steps_alike_keeps_it_away(one_thread):
-    """By the span "full" it sees the pictures of both steps at the same levels (docs/findings/one_fake.md)."""
-    found = ratio("flow", Match("flow", 2, span="full").run(), 2)
-    print(
-        f"flow, 2 steps, full span: {found:.2f} times the teacher's error, {matched('flow', 2):.2f} by segments"
-    )
-    assert found > 2 * matched("flow", 2)
+    """By the span "full" it sees the pictures of both steps at the same levels: docs/findings/one_fake.md."""
+    found, apart = ratio("flow", Match("flow", 2, span="full").run(), 2), matched("flow", 2)
+    print(f"flow, 2 steps, full span: {found:.2f} times the teacher's error, {apart:.2f} by segments")
+    assert found > 1.4 * apart
