@@ -103,6 +103,12 @@ def teachers_error(name, steps=TEACHER_STEPS):
     return error(name, exact_denoiser(name), steps)
 
 
+def ratio(name, net, steps, churn=0.0):
+    """The error of a network in so many steps, in multiples of the teacher's."""
+    own = error(name, lambda x, sigma: net(x, torch.full((len(x),), sigma)), steps, churn)
+    return own / teachers_error(name)
+
+
 # ---- the network and its training ----------------------------------------------------------------
 
 

@@ -20,10 +20,10 @@ from planar import (
     POOL,
     TEACHER_STEPS,
     distance,
-    error,
     exact_denoiser,
     fresh_data,
     levels,
+    ratio,
     shared,
     teachers_error,
     train,
@@ -35,12 +35,10 @@ GATE, NEAREST = 1.5, 1e-3
 
 
 def check(name, net, steps, churn=0.0):
-    ratio = error(name, lambda x, sigma: net(x, torch.full((len(x),), sigma)), steps, churn) / teachers_error(
-        name
-    )
-    print(f"{name}, {steps} steps: {ratio:.2f} times the teacher's error")
-    assert ratio <= GATE, (
-        f"{name} in {steps} steps: {ratio:.2f} times the error of the teacher in {TEACHER_STEPS}"
+    found = ratio(name, net, steps, churn)
+    print(f"{name}, {steps} steps: {found:.2f} times the teacher's error")
+    assert found <= GATE, (
+        f"{name} in {steps} steps: {found:.2f} times the error of the teacher in {TEACHER_STEPS}"
     )
 
 

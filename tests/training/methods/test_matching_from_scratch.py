@@ -18,7 +18,7 @@ from fewstep.training.methods.phases import Phases, step_level
 from fewstep.training.methods.times import Times, Weighting
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.trajectories.data import Data
-from planar import BATCH, MIXTURE, MODELS, POOL, SHIFT, error, exact_denoiser, teachers_error, train
+from planar import BATCH, MIXTURE, MODELS, POOL, SHIFT, exact_denoiser, ratio, train
 
 pytestmark = pytest.mark.slow
 
@@ -122,12 +122,6 @@ class Match:
             for average, weight in zip(self.average.parameters(), self.nets[STUDENT].parameters()):
                 average.lerp_(weight.detach(), 1 - kept)
         return self.average
-
-
-def ratio(name, net, steps):
-    """Its error in so many steps, in multiples of the teacher's."""
-    own = error(name, lambda x, sigma: net(x, torch.full((len(x),), sigma)), steps)
-    return own / teachers_error(name)
 
 
 @functools.cache
