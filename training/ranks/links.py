@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from ...diffusion.faults import Failed
 
-PAUSE, COMING = 5e-4, 0.01  # seconds between two looks at a collective, and at who has come
+SHORTEST = 5e-5  # seconds between the first two looks at what is waited for, as most of it comes at once
+PAUSE, COMING = 5e-4, 0.01  # and between the later ones: at a collective, and at who has come
 Tensors = dict[str, torch.Tensor]
 
 
@@ -82,29 +83,40 @@ class Links:
         """Wait until all have come here, however long that takes, yielding meanwhile."""
         key = self._key()
         self.store.add(key, 1)
+        pauses = _pauses(COMING)
         while self.store.add(key, 0) < self.world:
             self.check()
             yield
-            time.sleep(COMING)
+            time.sleep(next(pauses))
 
     def _key(self):
         self._turn += 1
         return f"turn/{self._turn}"
 
     def _get(self, key):
+        pauses = _pauses(COMING)
         while not self.store.check([key]):
             self.check()
-            time.sleep(COMING)
+            time.sleep(next(pauses))
         return self.store.get(key)
 
     def _finish(self, work):
         """Wait for a collective, or for what ended another process."""
+        pauses = _pauses(PAUSE)
         try:
             while not work.is_completed():
                 self.check()
-                time.sleep(PAUSE)
+                time.sleep(next(pauses))
             work.wait()
         except RuntimeError as error:
             if isinstance(error, Failed):
                 raise
             raise Lost(str(error)) from error
+
+
+def _pauses(longest):
+    """Seconds from one look to the next, each twice the one before."""
+    pause = SHORTEST
+    while True:
+        yield pause
+        pause = min(2 * pause, longest)

@@ -183,7 +183,10 @@ def _is_saving(watch):
 
 
 def _others_run(watch):
-    return any(_runs(watch, rank) for rank in watch._watched)
+    """Whether others may still save or say something; not who is known to be dead."""
+    note = watch.note or {}
+    dead = note.get("rank") if note.get("by") != note.get("rank") else None
+    return any(_runs(watch, rank) for rank in watch._watched if rank != dead)
 
 
 def _runs(watch, rank):

@@ -392,9 +392,10 @@ def _ended(asked, port, *restarts):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     torch.set_num_threads(1)
     _warm()
-    watch.BEAT = 0.25  # seconds: a test waits for less
+    watch.BEAT = 0.2  # seconds: a test waits for less
     probe.MEASURED = 4  # measurements of a run
     for line in sys.stdin:
         asked = json.loads(line)

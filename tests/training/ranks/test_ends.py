@@ -167,7 +167,7 @@ def test_trajectories_are_shared_out_and_are_the_same(started, tmp_path, apart):
 def test_a_fit_of_three_processes_is_that_of_one(started, tmp_path):
     found = []
     for world in (1, 3):
-        assert started("fit", world, tmp_path, trajectories=16) == [0] * world
+        assert started("fit", world, tmp_path, trajectories=10) == [0] * world
         recipes = json.loads((tmp_path / f"recipe.{world}.json").read_text())
         found.append([json.loads(recipe) for recipe in recipes])
     for one, other in zip(*found):

@@ -12,8 +12,8 @@ VARIED = {
     "rounds": {"method": "reflow", "rounds": 2},
     "skipped": {"method": "phased", "overflows": True},
     "micro": {"method": "consistency", "micros": [2, 1, 3]},
-    "pieces": {"method": "consistency", "in_pieces": True, "batch": 7, "micros": [3, 1, 2], "updates": 8},
-    "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1, "updates": 8},
+    "pieces": {"method": "consistency", "in_pieces": True, "batch": 7, "micros": [3, 1, 2], "updates": 4},
+    "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1, "updates": 4},
     "uneven": {"method": "phased", "batch": 7, "micros": [3, 1, 2]},
 }
 RUNS = {name: {"method": name} for name in methods.names(task=None)} | VARIED
