@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
 from ..training import methods
-from ..training.run.config import DistilConfig
+from ..training.run.config import QUALITY, DistilConfig
 from ..training.trajectories.data import Data
 from . import zero
 from .comfy import lora_files, residency
@@ -24,9 +24,6 @@ from .run_inputs import (
     workflow_of,
 )
 from .training import WIRE_GUIDER, Order, train
-
-# quality: (updates, teacher samples)
-QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
 
 
 class Distil(io.ComfyNode):

@@ -23,13 +23,12 @@ from ..diffusion.faults import Fault, Message
 from ..training.formats.files import load_lora
 from ..training.models.families import usual
 from ..training.run import runs
-from ..training.run.config import DistilConfig
+from ..training.run.config import QUALITY, DistilConfig
 from ..training.run.machine import available, gib
 from ..training.run.memory import CARD, CPU, beside_weights
 from .comfy import folders, residency
 from .comfy.unloaded import Unloaded, of_file
 from .demo_teacher import EmojiConfig, build
-from .distil import QUALITY
 from .pairs import USUAL_UPDATES
 from .run_inputs import patterns
 from .run_results import time_of

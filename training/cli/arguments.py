@@ -8,6 +8,7 @@ from ..formats.lora_keys import FAMILIES
 from ..formats.precision import PRECISIONS
 from ..formats.version import VERSION
 from ..ranks.joining import speaks
+from ..run.config import QUALITY, DistilConfig
 from ..run.fitting import EFFORTS, STANDARD
 from ..run.optimisers import OPTIMISERS
 from . import commands
@@ -162,6 +163,13 @@ def _distil(subparsers, name, method, about):
     command.add_argument("--memory", type=float, help="GB that the run may take (default: what is free)")
     command.add_argument(
         "--method", choices=methods.names(task=None), help=f"how to distil (default: {method})"
+    )
+    command.add_argument(
+        "--quality",
+        choices=tuple(QUALITY),
+        help="how long to train, over the config file: "
+        + ", ".join(f"{name} {updates} updates" for name, (updates, _) in QUALITY.items())
+        + f" (default: {DistilConfig.updates} updates)",
     )
     command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
     command.add_argument(

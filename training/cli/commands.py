@@ -110,12 +110,15 @@ def _in_ranks(command, args):
 
 def _distil(args, ranks):
     from ..models.demo.net import KINDS
+    from ..run.config import QUALITY
     from . import headless
     from .spec import Spec, read_config
 
     settings = {"method": args.usual_method}
     if args.config:
         settings |= read_config(args.config)
+    if args.quality:
+        settings |= dict(zip(("updates", "images"), QUALITY[args.quality]))
     settings |= dict(_setting(text) for text in args.set)
     settings |= _given(args, "method", "seed", "optimizer", "lora_precision")
     if methods.restores(settings["method"]) and not settings.get("process"):

@@ -77,6 +77,8 @@ RANGES = {
     "role_lr": (0, 1e3),
 }
 LEAST_PART = 0.01  # of the way, that a run can be of
+# (updates, images) of a run, by how good it is to be
+QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

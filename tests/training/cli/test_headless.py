@@ -346,3 +346,16 @@ def test_what_needs_no_other_format_is_told_so(tmp_path):
     with pytest.raises(ValueError, match="got ComfyUI's: it loads this LoRA as it is"):
         export(tmp_path / "flux.safetensors", tmp_path / "x", "comfyui")
     assert not (tmp_path / "x").exists()
+
+
+def test_quality_sets_the_length_and_a_setting_of_its_own_goes_before(tmp_path, monkeypatch):
+    found = {}
+
+    def keep(out, spec, settings, *_, **__):
+        found.update(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(headless, "distil", keep)
+    asked = ["--quality", "best", "--set", "images=7"]
+    assert main(["distil", "--out", str(tmp_path), *asked]) == 130
+    assert (found["updates"], found["images"]) == (1600, 7)
