@@ -151,16 +151,19 @@ def test_a_wrong_gradient_is_refused_and_a_right_one_is_not(script, pytestconfig
         )
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n".join(lines))
-    # right ones differ by rounding, at most 5e-3 in half precision; not every layer that finds no room is
-    # overwritten, and what one layer's write over changes of Wan's gradient is less than rounding does
+    # rounding makes up to 5e-3 in half precision; not every layer that finds no room is overwritten, and what
+    # one layer's write over changes of Wan's gradient may be less: such a fault may be refused and need not be
     least = 1e-4 if dtype == FLOAT else 1e-2
     for case in verdicts:
         cut = case["way"] == "input cut off"
         wrong = cut or case["off"] is None or case["off"] > least
-        assert (case["refused"] is not None) == wrong, case
         if case["way"] == "written over, unseen":
-            assert case["off"] > 1e-3 and (not wrong or "something writes over them" in case["refused"])
-        elif wrong and not cut:
+            said = case["refused"]
+            assert case["off"] > 1e-3 and (said is not None or not wrong)
+            assert said is None or "something writes over them" in said
+            continue
+        assert (case["refused"] is not None) == wrong, case
+        if wrong and not cut:
             assert "weights are moved or taken away" in case["refused"]
     refused = {case["way"]: case["refused"] for case in verdicts}
     assert "a part of the model cuts it off" in refused["input cut off"]
