@@ -128,10 +128,16 @@ class InParts:
         return getattr(self.denoiser, name)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return self.each(lambda denoiser, *rows: denoiser(*rows), x, sigma, condition)
+
+    def each(self, ask: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+        """`ask(denoiser, *part)` (b, ...) of each part of the rows (B, ...), put together; of all of them
+        again, in smaller parts, where memory runs out in one.
+        """
         while True:
             try:
-                parts = (slice(i, i + self.most) for i in range(0, len(x), self.most))
-                return torch.cat([self.denoiser(x[p], sigma[p], condition[p]) for p in parts])
+                parts = (slice(i, i + self.most) for i in range(0, len(rows[0]), self.most))
+                return torch.cat([ask(self.denoiser, *(row[p] for row in rows)) for p in parts])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

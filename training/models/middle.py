@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...diffusion.faults import NotFound
-from .denoiser import Denoiser
+from .denoiser import Denoiser, InParts
 
 LEVEL = 0.1  # model time: nearly a picture, and still what the model was trained on
 
@@ -52,13 +52,25 @@ class MiddleBlock:
 
         hook = self._block.register_forward_hook(keep)
         try:
-            self._ask(x, condition)
+            return self._told(
+                held.clear, lambda rows: torch.cat(held).unflatten(0, (rows, -1)).mean(1), x, condition
+            )
         finally:
             hook.remove()
-        return torch.cat(held).unflatten(0, (len(x), -1)).mean(1)
 
-    def _ask(self, x, condition):
-        self.denoiser(x, torch.full((len(x),), self.sigma), condition)
+    def _told(self, begin, tell, x, condition):
+        """`tell(rows)` of each call of the model, put together. begin: before each, as one that memory ended
+        may have left something.
+        """
+
+        def ask(denoiser, x, condition):
+            begin()
+            denoiser(x, torch.full((len(x),), self.sigma), condition)
+            return tell(len(x))
+
+        if isinstance(self.denoiser, InParts):
+            return self.denoiser.each(ask, x, condition)
+        return ask(self.denoiser, x, condition)
 
     def _noised(self, pictures):
         """x at the low level, by a generator of its own."""
@@ -71,6 +83,10 @@ class MiddleBlock:
         """(name, module) of the middle block, by a call that is watched."""
         module, calls, depth, hooks = self.denoiser.module, [], [0], []
 
+        def begin():
+            calls.clear()
+            depth[0] = 0
+
         def before(block, inputs):
             depth[0] += 1
 
@@ -82,7 +98,7 @@ class MiddleBlock:
         for block in blocks_of(module):
             hooks += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
         try:
-            self._ask(self._noised(picture), condition)
+            self._told(begin, torch.zeros, self._noised(picture), condition)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -41,6 +41,28 @@ def test_a_picture_is_seen_the_same_in_any_company():
     assert not model.module.blocks[3]._forward_hooks  # nothing is left on the model
 
 
+class Short(DemoTeacher):
+    """Memory runs out in the last block for more than `room` rows, and once in any case."""
+
+    def __init__(self, room):
+        super().__init__("flow")
+        self.room, self.ended = room, False
+        self.module.blocks[-1].register_forward_pre_hook(self.look)
+
+    def look(self, block, inputs):
+        if not self.ended or len(inputs[0]) > self.room:
+            self.ended = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_where_memory_runs_out_on_the_way_a_picture_is_seen_the_same(room):
+    pictures, condition = data.load("all")[0][:5], torch.tensor([3, 1, 3, 0, 1])
+    whole, eye = MiddleBlock(DemoTeacher("flow")), MiddleBlock(InParts(Short(room), 4))
+    assert torch.allclose(eye(pictures, condition), whole(pictures, condition), atol=1e-4)
+    assert eye.name == whole.name  # also where it ran out while the block was looked for
+
+
 def test_a_model_that_orders_rows_by_their_prompts_is_asked_by_prompt():
     class Sorts(DemoTeacher):
         def kinds(self, condition):
