@@ -158,6 +158,7 @@ class Method:
     churn           settings -> that of sampling in the recipe's steps; None: by kind and phases
     roles           settings -> the other adapters that it trains, in the order in which they learn
     turns           (settings, [(update, fidelity)]) -> the update from which the roles matter; None: not yet
+    last_turn       settings -> the update after which a measurement has to decide it; None: none has to
     rate            (settings, updates so far, `turns`) -> the student's learning rate; None: the usual
     tells           names in its batches of what a run keeps the means of
     task            "distillation", or "restoration" for methods that learn to undo a process
@@ -179,6 +180,7 @@ class Method:
     churn: Callable[[Settings], float] | None = None
     roles: Callable[[Settings], tuple[Role, ...]] = lambda settings: ()
     turns: Callable[[Settings, Sequence[tuple[int, float]]], int | None] = lambda settings, fidelity: 0
+    last_turn: Callable[[Settings], int | None] = lambda settings: None
     rate: Callable[[Settings, int, int | None], float] | None = None
     tells: tuple[str, ...] = ()
     task: str = "distillation"

@@ -29,15 +29,20 @@ def turns(settings: Settings, fidelity: Sequence[tuple[int, float]]) -> int | No
     for update, value in fidelity:
         stale = 0 if value < best * (1 - LEAST) else stale + 1
         best = min(best, value)
-        if update and (stale >= STALE or update >= FIRST * settings.updates):
+        if update and (stale >= STALE or update >= last_turn(settings)):
             return update
     return None
+
+
+def last_turn(settings: Settings) -> int:
+    """The update after which the run goes over at the latest, and is therefore measured."""
+    return math.ceil(FIRST * settings.updates)
 
 
 def rate(settings: Settings, done: int, turned: int | None) -> float:
     """The student's learning rate: of phased up to FIRST of the updates, then of matching for the rest."""
     if turned is None:
-        return settings.lr * warm_up_then_cosine(done, math.ceil(FIRST * settings.updates) + 1)
+        return settings.lr * warm_up_then_cosine(done, last_turn(settings) + 1)
     return settings.lr * LR_SHARE * warm_up_then_cosine(done - turned, settings.updates - turned)
 
 
@@ -71,6 +76,7 @@ METHOD = register(
         lr_share=1.0,
         roles=roles,
         turns=turns,
+        last_turn=last_turn,
         rate=rate,
     )
 )

@@ -73,10 +73,10 @@ class Times:
 
 def warm_up_then_cosine(done: int, updates: int) -> float:
     """The share of the peak learning rate after `done` of `updates`: it rises over 5 % of them, then falls
-    to 0 along a cosine.
+    to 0 along a cosine, and stays there.
     """
     warm_up = min(1.0, (done + 1) / max(1, 0.05 * updates))
-    return warm_up * (0.5 + 0.5 * math.cos(math.pi * done / updates))
+    return warm_up * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done / updates)))
 
 
 def levels_at(done: int, updates: int, most: int, least: int = 10) -> int:

@@ -2,7 +2,7 @@
 
 Quality has three faces, measured together: fidelity, the RMSE of the two from the same noise, in model space;
 the distance of their distributions; and diversity, both as `sight` sees them. All are measured at the start,
-at the end, and MEASURED times between.
+at the end, MEASURED times between, and where the method has to decide by them.
 """
 
 import contextlib
@@ -100,10 +100,13 @@ class Probe:
     eye        how other faces than fidelity are seen; None: they are not measured
     by         what is best: the least "fidelity", or for what does not follow the teacher's own paths the
                latest whose "distance" is not above the least beyond chance
+    decides    an update after which a measurement is made beside the others; None: no such
     """
 
-    def __init__(self, updates: int, eye: Eye | None = None, by: str = "fidelity"):
-        self.updates, self.eye, self.by = updates, eye, by
+    def __init__(
+        self, updates: int, eye: Eye | None = None, by: str = "fidelity", decides: int | None = None
+    ):
+        self.updates, self.eye, self.by, self.decides = updates, eye, by, decides
         self.held: HeldOut | None = None
         self.drawn: torch.Tensor | None = None
         self.best: Best | None = None
@@ -113,7 +116,7 @@ class Probe:
     def is_due(self, done: int) -> bool:
         """Whether a measurement has to be made now."""
         every = max(1, self.updates // MEASURED)
-        at_rest = done % every == 0 or done == self.updates
+        at_rest = done % every == 0 or done in (self.updates, self.decides)
         return at_rest and (not self.fidelity or self.fidelity[-1][0] != done)
 
     def take(self, drawn: torch.Tensor, done: int, adapter: Adapter) -> float:

@@ -214,7 +214,8 @@ def _first_update(number: int, config: DistilConfig) -> int:
 def _probe_of(run: Run, encoder: Encoder | None) -> Probe:
     """The run's measurements; what matches distributions is judged by their distance."""
     eye = Eye(run.student, run.task.finished, Sight(run.student.asked, encoder), run.ranks)
-    return Probe(run.config.updates, eye, "distance" if run.learners.roles else "fidelity")
+    by, decides = "distance" if run.learners.roles else "fidelity", run.method.last_turn(run.config)
+    return Probe(run.config.updates, eye, by, decides)
 
 
 def _context_of(run: Run, who: str) -> Context:

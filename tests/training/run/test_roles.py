@@ -1,6 +1,7 @@
 """Other adapters beside the student on one base: one acts at a time, and a run keeps all of them."""
 
 import dataclasses
+import math
 import random
 
 import pytest
@@ -9,7 +10,7 @@ import toy_method
 from fewstep.training import methods
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.adapter.proof import slope
-from fewstep.training.methods import registry
+from fewstep.training.methods import phased_matching, registry
 from fewstep.training.methods.method import STUDENT, Role
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.events import SETTLED, Events
@@ -320,6 +321,22 @@ def test_a_run_down_the_divergence_of_fisher(real):
     list(trained.progress())
     assert trained.done == 2 and trained.descent.skipped == 0
     trained.close()
+
+
+@pytest.mark.parametrize("updates", [26, 40])
+def test_phased_training_is_over_after_half_of_the_updates_whatever_their_number(updates, monkeypatch):
+    """Its rate falls until then and never rises, also where no regular measurement lies there."""
+    monkeypatch.setattr(phased_matching, "STALE", math.inf)
+    settings = {**SMALL, "updates": updates, "batch": 1, "real_updates": 1, "fake_updates": 1}
+    trained, rates = Run(Tiny(), DistilConfig(**settings, method="phased-matching")), []
+    for _ in trained.progress():
+        turned = trained.context().turned
+        if turned is not None:
+            break
+        rates.append(trained.learners._rate(trained.config, trained.done))
+    trained.close()
+    assert turned == trained.done == math.ceil(updates / 2)
+    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] < 0.1 * max(rates)
 
 
 def test_a_fake_that_falls_behind_is_told_once():
