@@ -146,6 +146,7 @@ class Method:
     draw            Context -> batch
     loss            (Context, batch) -> (B,)
     level           (phases, u) -> the noise level that u stands for, which the weighting goes by
+    turned_level    the same once the roles matter; None: as before
     kind            of prediction that the loss compares; "own" for the model's
     on_the_grid     the student learns at the very levels that it is sampled from, which the grid therefore
                     keeps
@@ -170,6 +171,7 @@ class Method:
     draw: Callable[[Context], Batch]
     loss: Callable[[Context, Batch], torch.Tensor]
     level: Callable[[Phases, torch.Tensor], torch.Tensor]
+    turned_level: Callable[[Phases, torch.Tensor], torch.Tensor] | None = None
     kind: str = "x0"
     on_the_grid: bool = False
     in_rounds: bool = False

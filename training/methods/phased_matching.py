@@ -15,7 +15,7 @@ import torch
 from . import matching, phased
 from .matching import LR_SHARE
 from .method import Batch, Context, Role, Settings
-from .phases import kept_level
+from .phases import kept_level, step_level
 from .registry import register
 from .times import warm_up_then_cosine
 
@@ -73,6 +73,7 @@ METHOD = register(
         draw=draw,
         loss=loss,
         level=kept_level,
+        turned_level=step_level,
         lr_share=1.0,
         roles=roles,
         turns=turns,

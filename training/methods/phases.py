@@ -1,16 +1,18 @@
 """The grid along which teacher and student step, and which of its points a run keeps.
 
-A place u in [0, 1) in time stands for a noise level in one of five ways, each of which some methods use:
+A place u in [0, 1) in time stands for a noise level in one of six ways, each of which some methods use:
 
     shifted_level   the time 1 - u of the run's shifted grid
     kept_level      u of the way through the kept levels, linear in flow time between them
+    edge_level      the same through the phases' edges
     step_level      the same through those levels that the student is sampled from
     flow_level      flow time (1 - u) of the largest
     own_level       the model's own time 1 - u
 
 A run may be of a part of the way alone, as a model that others go before or after wants it: from
 `from_percent` to `to_percent` of the model's own time, in the host's convention (percent_to_sigma): 0 is the
-largest noise level, 1 the data. All of the above then lies inside that part, and the grids end at its end.
+largest noise level, 1 the data. The grids and the first four of these levels then lie inside that part; what
+goes by the other two learns the whole way alone.
 """
 
 from collections.abc import Callable
@@ -117,6 +119,11 @@ def shifted_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:
 def kept_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:
     """Noise level at u of the way through the kept levels, linear in flow time between them."""
     return _along(phases.levels, phases.path, u)
+
+
+def edge_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:
+    """Noise level at u of the way through the phases, linear in flow time within each."""
+    return _along(phases.levels[phases.edges], phases.path, u)
 
 
 def step_level(phases: Phases, u: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from ...diffusion.paths import Path
 from ...diffusion.predictions import expand
 from .distances import squared_error
 from .method import Answer, Batch, Context, Method, Metric, draw_samples
-from .phases import NEAREST, kept_level
+from .phases import NEAREST, edge_level
 from .registry import register
 
 
@@ -68,7 +68,7 @@ METHOD = register(
         needs="trajectories",
         draw=draw_samples,
         loss=loss,
-        level=kept_level,
+        level=edge_level,
         kind="velocity",
         in_parts=True,
     )

@@ -75,8 +75,8 @@ class Run:
         self.kind = denoiser.prediction if method.kind == "own" else method.kind
         self.phases = Phases(config, denoiser.path, denoiser.sigma_of, method.on_the_grid)
         self.times = Times(config.times)
-        level = functools.partial(method.level, self.phases)
-        self.weighting = Weighting(config.weighting, self.kind, denoiser.path, level, self.times)
+        self.weighting = _weighting_of(self, method.level)
+        self.turned_weighting = _weighting_of(self, method.turned_level or method.level)
         self.student = Student(denoiser, config, warm)
         try:
             source = Pictures if config.restores and data is not None else Source
@@ -218,7 +218,13 @@ def _probe_of(run: Run, encoder: Encoder | None) -> Probe:
     return Probe(run.config.updates, eye, by, decides)
 
 
+def _weighting_of(run: Run, level: Callable[[Phases, torch.Tensor], torch.Tensor]) -> Weighting:
+    sigma_at = functools.partial(level, run.phases)
+    return Weighting(run.config.weighting, run.kind, run.denoiser.path, sigma_at, run.times)
+
+
 def _context_of(run: Run, who: str) -> Context:
+    turned = run.method.turns(run.config, run.probe.fidelity)
     return Context(
         path=run.denoiser.path,
         shape=tuple(run.denoiser.shape),
@@ -234,10 +240,10 @@ def _context_of(run: Run, who: str) -> Context:
         metric=run.metric,
         kind=run.kind,
         times=run.times,
-        weighting=run.weighting,
+        weighting=run.weighting if turned is None else run.turned_weighting,
         settings=run.config,
         done=run.done,
-        turned=run.method.turns(run.config, run.probe.fidelity),
+        turned=turned,
         told=run.learners.told,
         seen=run.task.seen,
     )

@@ -10,6 +10,7 @@ from fewstep.diffusion.paths import VARIANCE_EXPLODING
 from fewstep.diffusion.predictions import expand
 from fewstep.training import methods
 from fewstep.training.methods.consistency_loss import noised
+from fewstep.training.methods.matching import places as matching_places
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run
@@ -43,6 +44,28 @@ def test_flow_matchings_weighting_is_what_reflow_does_anyway():
     )
     other = begun(method="reflow", weighting="eps-MSE").weighting(u)
     assert other.max() > 1.5 * other.min()
+
+
+def test_windowed_reflow_is_weighted_by_the_levels_that_the_student_is_asked_at():
+    run, asked = begun(method="windowed-reflow", image_steps=12, between=2, weighting="EDM"), []
+    context = dataclasses.replace(run.context(), student=lambda x, sigma, c: asked.append(sigma) or x)
+    batch = run.method.draw(context)
+    run.method.loss(context, batch)
+    assert torch.allclose(asked[0].double(), run.weighting.sigma_at(batch["u"]), atol=1e-6)
+    assert torch.equal(batch["weight"], run.weighting(batch["u"]))
+
+
+def test_phased_matching_is_weighted_by_the_levels_of_the_method_whose_turn_it_is():
+    run = begun(method="phased-matching", steps=4, phases=3, image_steps=12, weighting="EDM")
+    u, phased = torch.tensor([0.05, 0.3, 0.55, 0.8]), run.context()
+    run.probe.fidelity = [(run.config.updates, 1.0)]
+    matching = run.context()
+    for context, name in ((phased, "phased"), (matching, "matching")):
+        alone = begun(method=name, steps=4, phases=3, image_steps=12, weighting="EDM").weighting
+        assert torch.equal(context.weighting(u), alone(u))
+    batch = matching_places(matching)
+    wanted = matching.weighting.sigma_at(batch["u"]).float()
+    assert torch.allclose(batch["t"], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch, share, count", [(8, 0.25, 2), (2, 0.2, 1), (1, 0.2, 1), (8, 0.0, 0)])
