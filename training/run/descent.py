@@ -72,15 +72,19 @@ class Descent:
             losses = self._of_share(share, loss_of, count)
             return self.ranks.summed(self.lora.parameters(), losses, count, self.done)
         except BaseException:
-            self.optimiser.zero_grad(set_to_none=True)
+            self.forget()
             raise
+
+    def forget(self) -> None:
+        """Leave no gradient in the adapter."""
+        self.optimiser.zero_grad(set_to_none=True)
 
     def _of_share(self, share, loss_of, count):
         while True:
             try:
                 return self._in_parts(share, loss_of, count)
             except BaseException as error:
-                self.optimiser.zero_grad(set_to_none=True)
+                self.forget()
                 if not is_out_of_memory(error) or self.most_parts:
                     raise
                 if min(self.micro, len(share["weight"])) == 1:
@@ -134,7 +138,7 @@ class Descent:
         if finite:
             optimisers.step(self.optimiser, self.rate(self.config, self.done))
             self.lora.written()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.forget()
         if finite:
             self.in_a_row = 0
             return

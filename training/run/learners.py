@@ -92,17 +92,16 @@ class Learners:
 
     def gradient(self, name: str, context: Context) -> tuple[Batch, torch.Tensor]:
         """Draw a batch and leave its gradient in that adapter; (batch, its losses (B,)). Cut off, it leaves
-        none, and the generator as it was.
+        none.
         """
-        part, before = self.roles.get(name, self.method), context.generator.get_state()
-        self.turned = context.turned
+        part, self.turned = self.roles.get(name, self.method), context.turned
         _begin(self, name)
-        try:
-            batch = part.draw(_shared(context, self.ranks))
-            return batch, self.descents[name].gradient(batch, functools.partial(part.loss, context))
-        except BaseException:
-            context.generator.set_state(before)
-            raise
+        batch = part.draw(_shared(context, self.ranks))
+        return batch, self.descents[name].gradient(batch, functools.partial(part.loss, context))
+
+    def forget(self, name: str) -> None:
+        """Take back a gradient along which no step is made."""
+        self.descents[name].forget()
 
     def step(self, name: str, batch: Batch, losses: torch.Tensor) -> None:
         """Step along the gradient of those losses, and take down what the batch tells."""

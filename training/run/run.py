@@ -144,14 +144,22 @@ class Run:
         """One optimiser update of that adapter; returns the loss. Cut off, it leaves the state of before or
         of after.
         """
-        batch, losses = self.learners.gradient(who, self.context(who))
-        with held_back():
-            self.learners.step(who, batch, losses)
-            value = float((losses * batch["weight"]).mean())
-            if who == STUDENT:
-                self.student.follow(self.done)
-                self.times.learn(batch["u"], losses)
-                self.loss.append((self.done, value))
+        before, steps = self.generator.get_state(), False
+        try:
+            batch, losses = self.learners.gradient(who, self.context(who))
+            with held_back():
+                steps = True
+                self.learners.step(who, batch, losses)
+                value = float((losses * batch["weight"]).mean())
+                if who == STUDENT:
+                    self.student.follow(self.done)
+                    self.times.learn(batch["u"], losses)
+                    self.loss.append((self.done, value))
+        except BaseException:
+            if not steps:
+                self.learners.forget(who)
+                self.generator.set_state(before)
+            raise
         return value
 
     @torch.no_grad()

@@ -12,8 +12,10 @@ from fewstep.training.adapter.lora import Lora
 from fewstep.training.adapter.proof import slope
 from fewstep.training.methods import phased_matching, registry
 from fewstep.training.methods.method import STUDENT, Role
+from fewstep.training.run import run as loop
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.events import SETTLED, Events
+from fewstep.training.run.interrupts import held_back
 from fewstep.training.run.job import STATE, Job, load_state
 from fewstep.training.run.memory import CARD, CPU, copies_of, plan
 from fewstep.training.run.run import Run
@@ -207,6 +209,29 @@ def test_cancelled_at_any_call_of_the_model_it_goes_on_exactly(method, tmp_path)
         finally:
             parts.close()
     assert cuts >= 4 and same(whole, parts)
+
+
+@pytest.mark.parametrize("method", ["phased", "matching"])
+def test_cancelled_between_a_gradient_and_its_step_it_goes_on_exactly(method, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", method=method, updates=6)
+    parts, cuts = Run(Tiny(), DistilConfig(**{**SMALL, "updates": 6}, method=method)), []
+
+    def on_the_way():
+        if len(cuts) < 2 * parts.learners.made():
+            cuts.append(parts.learners.made())
+            raise KeyboardInterrupt
+        return held_back()
+
+    monkeypatch.setattr(loop, "held_back", on_the_way)
+    while True:  # in one process, so that a gradient that was left would be added to the next
+        try:
+            for _ in parts.progress():
+                pass
+            break
+        except KeyboardInterrupt:
+            pass
+    parts.close()
+    assert len(cuts) >= 10 and same(whole, parts)
 
 
 @pytest.mark.parametrize("method", METHODS)
