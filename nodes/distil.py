@@ -1,5 +1,7 @@
 """Distil Few-Step LoRA: a queued graph job over `training`, the very code that `fewstep demo` runs."""
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 
@@ -17,6 +19,7 @@ from .run_inputs import (
     HIDDEN,
     advanced_inputs,
     config_for,
+    fingerprint,
     finish,
     job_inputs,
     outcome_inputs,
@@ -45,6 +48,11 @@ class Distil(io.ComfyNode):
             outputs=outputs(),
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, start_from: str | None = None, **others: Any) -> str:
+        """As the host would not come here again where nothing of the graph has changed, see `fingerprint`."""
+        return fingerprint(start_from)
 
     @classmethod
     def execute(

@@ -20,6 +20,7 @@ import folder_paths
 from aiohttp import web
 
 from ..diffusion.faults import Fault, Message
+from ..training import methods
 from ..training.formats.files import load_lora
 from ..training.models.families import usual
 from ..training.run import runs
@@ -60,7 +61,10 @@ def forecast(asked: Mapping[str, str]) -> dict[str, Any]:
     if model is None or node not in AUTOMATIC:
         return {"values": {}, "lines": []}
     settings = settings_of(asked, model.families)
-    lines = _lines(asked, settings, model) if node in TRAINING else []
+    try:
+        lines = _lines(asked, settings, model) if node in TRAINING else []
+    except Fault as fault:  # a setting that is half typed
+        lines = [fault.message]
     return {"values": {name: settings[name] for name in AUTOMATIC[node]}, "lines": lines}
 
 
@@ -87,12 +91,19 @@ def settings_of(asked: Mapping[str, str], families: tuple[str, ...]) -> dict[str
     return {
         "cfg": _number(asked, "cfg") or family.cfg,
         "rank": int(_number(asked, "rank") or family.rank),
-        "learning_rate": _number(asked, "learning_rate") or family.lr,
+        "learning_rate": _number(asked, "learning_rate") or family.lr * methods.get(_method(asked)).lr_share,
         "updates": int(_number(asked, "updates") or quality[0]),
         "phases": int(_number(asked, "phases") or steps),
         "batch": int(_number(asked, "batch") or 8),
         "steps": steps,
     }
+
+
+def _method(asked):
+    """The method that is asked for; the usual one, to which all with no needs of their own are alike, where
+    what is wired chooses.
+    """
+    return asked["method"] if asked.get("method") in methods.names() else DistilConfig.method
 
 
 def _number(asked, name):
@@ -141,6 +152,7 @@ def _memory(
         return None
     include, exclude = patterns(asked.get("layers", "*"))
     config = DistilConfig(
+        method=_method(asked),
         rank=max(1, settings["rank"]),
         include=include,
         exclude=exclude,

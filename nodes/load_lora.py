@@ -1,5 +1,7 @@
 """Load Few-Step LoRA: the file's recipe sets sampler, schedule and CFG, so nobody has to remember them."""
 
+from typing import Any
+
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
@@ -8,6 +10,7 @@ from ..diffusion.faults import BadValue
 from ..training import methods
 from ..training.formats.files import load_lora
 from . import recipes
+from .comfy import folders
 
 
 class LoadFewStepLora(io.ComfyNode):
@@ -54,6 +57,11 @@ class LoadFewStepLora(io.ComfyNode):
                 io.Guider.Output(display_name="GUIDER"),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **others: Any) -> int | str:
+        """Another file of the same name is read again: a run that goes on writes over its own."""
+        return folders.written_at("loras", lora_name)
 
     @classmethod
     def execute(

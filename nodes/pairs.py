@@ -29,6 +29,7 @@ from .run_inputs import (
     HIDDEN,
     advanced_inputs,
     config_for,
+    fingerprint,
     finish,
     job_inputs,
     outcome_inputs,
@@ -228,6 +229,11 @@ class LoadPairs(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, **others: Any) -> int | str:
+        """Another file of the same name is read again."""
+        return (folders.of_output(FOLDER) / file).stat().st_mtime_ns if file in _files() else ""
+
+    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         if file not in _files():
             raise BadValue(
@@ -290,6 +296,11 @@ class TrainOnPairs(io.ComfyNode):
             outputs=outputs(),
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, start_from: str | None = None, **others: Any) -> str:
+        """As the host would not come here again where nothing of the graph has changed, see `fingerprint`."""
+        return fingerprint(start_from)
 
     @classmethod
     def execute(

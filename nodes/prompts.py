@@ -96,7 +96,7 @@ class Prompts(io.ComfyNode):
         folder: str | None = "",
         **others: Any,
     ) -> str:
-        """Changes with the choice of prompts, not with each new picture: a run on them would start again.
+        """Changes with the choice of prompts, not with each new picture, as a run on others starts again.
 
         Inputs that are wired are None here: then it changes with the names and times of all pictures.
         """
@@ -106,7 +106,7 @@ class Prompts(io.ComfyNode):
             found = prompts.pictures_in(folder_paths.get_output_directory())
         else:
             chosen, negative, _ = choice(text, source, count, negative or "", folder)
-            found = [sorted(chosen), negative]
+            found = [chosen, negative]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @classmethod
@@ -127,10 +127,11 @@ class Prompts(io.ComfyNode):
         check = comfy.model_management.throw_exception_if_processing_interrupted
         chosen, negative, harvest = choice(text, source, count, negative, folder, check)
         bar = comfy.utils.ProgressBar(len(chosen) + 1, node_id=cls.hidden.unique_id)
-        entries = []
-        for prompt in (negative, *(prompt for prompt, _ in chosen)):
+        texts, entries = [prompt for prompt, _ in chosen], []
+        same = {"text": prompts.as_text(texts), "source": TYPED, "count": len(texts), "negative": negative}
+        for prompt in (negative, *texts):
             check()
-            entries.append(encode(clip, prompt))
+            entries.append(spoken.remember(encode(clip, prompt), prompt, cls.hidden.unique_id, same))
             bar.update(1)
         line = heading(chosen, len(prompts.typed(text)) - sum(of == "typed" for _, of in chosen))
         show.say(cls.hidden.unique_id, line)
@@ -143,8 +144,9 @@ def choice(
 ) -> tuple[list[tuple[str, str]], str, prompts.Harvest | None]:
     """([(prompt, source)], negative prompt, the Harvest or None) for the node's inputs.
 
-    check() is called between pictures: it may raise to stop. Raises ValueError where there is no prompt at
-    all, or the folder is not one in the output folder.
+    Those of the pictures come in the order of the alphabet, which stays as pictures are added. check() is
+    called between pictures: it may raise to stop. Raises ValueError where there is no prompt at all, or the
+    folder is not one in the output folder.
     """
     harvest = None
     if source == MINE:
@@ -162,7 +164,8 @@ def choice(
             "choose another source.",
             typed=TYPED,
         )
-    return chosen, negative, harvest
+    mine = iter(sorted(one for one in chosen if one[1] == prompts.MINE))
+    return [next(mine) if one[1] == prompts.MINE else one for one in chosen], negative, harvest
 
 
 def output_folder(folder: str) -> Path:
@@ -198,7 +201,7 @@ def encode(clip: comfy.sd.CLIP, text: str) -> list:
             "scheduled hooks. Wire the CLIP from before that node.",
             count=len(entries),
         )
-    return spoken.remember(entries[0], text)
+    return entries[0]
 
 
 def heading(chosen: list[tuple[str, str]], left: int = 0) -> Message:
@@ -232,7 +235,8 @@ def listing(
             f"# {harvest.pictures} pictures, {harvest.skipped} could not be read; sizes: {sizes or 'none'}"
         )
     for source in dict.fromkeys(source for _, source in chosen):
-        lines += ["", f"# {source}", *(_line(prompt) for prompt, of in chosen if of == source)]
+        lines += ["", f"# {source}"]
+        lines += [prompts.escaped(_line(prompt)) for prompt, of in chosen if of == source]
     return "\n".join(lines)
 
 

@@ -187,8 +187,7 @@ class LoadRecipe(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, recipe_name: str | None = None, **others: Any) -> int | str:
         """Another file of the same name is read again."""
-        path = folder_paths.get_full_path(FOLDER, recipe_name) if recipe_name else None
-        return os.stat(path).st_mtime_ns if path else ""
+        return folders.written_at(FOLDER, recipe_name)
 
     @classmethod
     def execute(

@@ -23,7 +23,7 @@ from ..training.formats.recipe import Recipe
 from ..training.methods.restoration import Seen, restore, times_for
 from ..training.models.memory_errors import named
 from . import recipes, zero
-from .comfy import fresh_noise, levels, lora_files
+from .comfy import folders, fresh_noise, levels, lora_files
 from .comfy.decoding import decode
 from .comfy.latents import latent_of
 from .sampling import last_of
@@ -273,6 +273,11 @@ class Restore(io.ComfyNode):
             ],
             outputs=[io.Latent.Output(display_name="LATENT")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **others: Any) -> int | str:
+        """Another file of the same name is read again: a run that goes on writes over its own."""
+        return folders.written_at("loras", lora_name)
 
     @classmethod
     @named(Message("the picture was restored"))

@@ -11,7 +11,8 @@ from ..training.formats.precision import PRECISIONS
 from ..training.run.config import DistilConfig
 from ..training.run.optimisers import OPTIMISERS
 from . import zero
-from .comfy import families, lora_files, residency
+from .comfy import families, folders, lora_files, residency
+from .server.live import revision
 from .training import FIXED, MEMORY, Trained
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
@@ -216,6 +217,13 @@ def config_for(
         lora_precision=lora_precision,
         optimizer=optimizer,
     )
+
+
+def fingerprint(start_from: str | None) -> str:
+    """Of a training node: another one once its run was stopped early or deleted, or start_from is another
+    file of the same name.
+    """
+    return f"{revision()} {folders.written_at('loras', start_from)}"
 
 
 def patterns(layers: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

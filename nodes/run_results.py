@@ -52,6 +52,12 @@ def _is_of(path, label):
 def told(run: Run, path: Path) -> Message:
     """What came of a run."""
     skipped = run.descent.skipped
+    if not run.probe.gained and run.config.restores:
+        return Message(
+            "Saved {file}. It comes no nearer to the whole pictures than the model did before training: "
+            "lower learning_rate, or train longer",
+            file=path.name,
+        )
     if not run.probe.gained:
         return Message(
             "Saved {file}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "

@@ -1,8 +1,8 @@
 // A sampler's model without what guides it or skips work: what a few-step LoRA learns from, and goes onto.
 
-import { copyNode } from "./bring.js";
+import { COPY_OF, copyNode } from "./bring.js";
 import { endOfType } from "./nodes.js";
-import { sameEnd, sourceOf, wiredOf } from "./queued.js";
+import { sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
 import { isLeftOut } from "./suits.js";
 
 /** { model, again, leftOut }: the end before what is left out; ids of what patches it after; their ids. */
@@ -21,9 +21,35 @@ export function bareModel({ queued, chain }, goes = isLeftOut) {
 export function bring({ queued, chain }, { model, again }, place, made) {
   let end = model;
   for (const id of again) {
-    const before = chain[chain.findIndex((one) => one.id === id) - 1];
-    const input = wiredOf(queued, id).find((name) => sameEnd(sourceOf(queued, id, name), before));
+    const input = patchedInput(queued, chain, id);
     end = endOfType(copyNode(queued, id, place, made, { [input]: end }), "MODEL");
   }
   return end;
+}
+
+/** The input of a node of the chain that gets the model before it. */
+function patchedInput(queued, chain, id) {
+  const before = chain[chain.findIndex((one) => one.id === id) - 1];
+  return wiredOf(queued, id).find((name) => sameEnd(sourceOf(queued, id, name), before));
+}
+
+/** Whether an end of the queued graph is that model, through copies that are what their originals are. */
+export function isBrought(queued, { chain }, { model, again }, end) {
+  let at = end;
+  for (const id of [...again].reverse()) {
+    const copy = at && queued.get(at.id);
+    const input = patchedInput(queued, chain, id);
+    if (copy?.node.properties?.[COPY_OF] !== id || !isAlike(queued, id, copy.id, input)) {
+      return false;
+    }
+    at = sourceOf(queued, copy.id, input);
+  }
+  return sameEnd(at, model);
+}
+
+/** Whether two nodes get the same, but for one input. */
+function isAlike(queued, id, other, but) {
+  const names = [id, other].flatMap((one) => Object.keys(queued.get(one).inputs));
+  const given = (one, name) => JSON.stringify(sourceOf(queued, one, name) ?? worthOf(queued, one, name));
+  return names.every((name) => name === but || given(id, name) === given(other, name));
 }

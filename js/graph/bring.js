@@ -11,6 +11,9 @@ import { inputOf, widgetOf } from "./nodes.js";
 import { sourceOf, typeOf, worthOf } from "./queued.js";
 import { linkInto, linkOf } from "./walk.js";
 
+/** The property of a copy that tells what of. */
+export const COPY_OF = "fewstep_copy_of";
+
 /** Something new to fill: what is added to the graph of a place. */
 export const begin = () => ({ nodes: [], slots: [], group: null });
 
@@ -126,8 +129,9 @@ function freeName(slots, type) {
  */
 export function copyNode(queued, id, place, made, instead = {}) {
   const { node: old, type, inputs } = queued.get(id);
-  const node = add(place.graph, type, { pos: [...old.pos] });
+  const node = cloned(old, place.graph) ?? add(place.graph, type, { pos: [...old.pos] });
   made.nodes.push(node);
+  node.properties = { ...node.properties, [COPY_OF]: id };
   grow(node, old);
   for (const name of Object.keys(inputs)) {
     const value = worthOf(queued, id, name);
@@ -137,6 +141,16 @@ export function copyNode(queued, id, place, made, instead = {}) {
     } else if (end) {
       wireEnd(queued, end, place, made, { to: node, name });
     }
+  }
+  return node;
+}
+
+/** A copy by the host's own hand, with what other packs keep in their nodes; null where it makes none. */
+function cloned(old, graph) {
+  const node = old.clone?.() ?? null;
+  if (node) {
+    graph.add(node);
+    node.pos = [...old.pos];
   }
   return node;
 }

@@ -45,7 +45,7 @@ export async function build(plan, made) {
 
 function valuesOf({ cfg, from, to, stages }, name) {
   const part = stages.length ? { from_percent: from, to_percent: to } : {};
-  return { name: name && `${name}_fewstep`, cfg: cfg && Math.max(1, cfg), ...part };
+  return { name: name && `${name}_fewstep`, cfg: cfg === undefined ? cfg : Math.max(1, cfg), ...part };
 }
 
 /**

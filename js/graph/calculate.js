@@ -2,7 +2,7 @@
 // writes them: no names but those given, no calls but these.
 
 const CALLS = {
-  min: Math.min, max: Math.max, floor: Math.floor, ceil: Math.ceil, round: Math.round, abs: Math.abs,
+  min: Math.min, max: Math.max, floor: Math.floor, ceil: Math.ceil, round, abs: Math.abs,
   int: Math.trunc, float: Number,
 };
 const LEVELS = [
@@ -14,6 +14,14 @@ const LEVELS = [
     "%": (a, b) => a - b * Math.floor(a / b),
   },
 ];
+
+/** As Python rounds: halves to the even neighbour. */
+function round(value, digits = 0) {
+  const scale = 10 ** digits;
+  const down = Math.floor(value * scale);
+  const isHalf = value * scale - down === 0.5;
+  return (isHalf ? down + Math.abs(down % 2) : Math.round(value * scale)) / scale;
+}
 
 /** The value of an expression; undefined where it holds anything else. values: { name: number } */
 export function calculate(text, values) {

@@ -4,7 +4,7 @@
 import { DISTIL, PREVIEW } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
-import { bareModel } from "./bare.js";
+import { bareModel, isBrought } from "./bare.js";
 import { begin, slotsTo, takeBack } from "./bring.js";
 import { build, modelName } from "./build.js";
 import { change, setMuted, toast } from "./change.js";
@@ -12,7 +12,7 @@ import { allNodes, ALWAYS, gives, inputOf } from "./nodes.js";
 import { show } from "./places.js";
 import { labelsOf, promptsOf } from "./prompts.js";
 import { executionId, queueNodes } from "./queue.js";
-import { readQueued, sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
+import { idOf, readQueued, sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
 import { readGraph } from "./reading.js";
 import { carriersOf, fewStepReason, guides, refusalOf } from "./suits.js";
 import { dependants, origin } from "./walk.js";
@@ -27,7 +27,7 @@ export async function makeFewStep(app, api, node) {
     return null;
   }
   const plan = planFor(reading);
-  const known = distilOf(plan.place.graph, canvasEnd(reading, plan.model));
+  const known = distilFor(plan);
   if (!known && !(await isWanted(app, api, reading))) {
     return null;
   }
@@ -140,9 +140,22 @@ function placeFor(reading, prompts) {
   return places[costs.indexOf(Math.min(...costs))];
 }
 
-const canvasEnd = ({ queued }, { id, slot }) => ({ node: queued.get(id).node, slot });
+/** The node that distils that very model already, or copies of it; one that the user has muted counts too. */
+const distilFor = (plan) => allNodes(plan.place.graph).find((node) => node.type === DISTIL
+  && isBrought(plan.reading.queued, plan.reading, plan, modelInto(plan.reading.queued, node)));
 
-/** The node that distils that very model already; one that the user has muted counts too. */
+/** The end that a node gets its model from, also of one that is muted; null for none. */
+export function modelInto(queued, distil) {
+  const known = idOf(queued, distil);
+  if (known) {
+    return sourceOf(queued, known, "model");
+  }
+  const from = origin(distil, inputOf(distil, "model"), { cross: true });
+  const id = from && idOf(queued, from.node);
+  return id ? { id, slot: from.slot } : null;
+}
+
+/** The node that distils the model of that end. */
 export function distilOf(graph, end) {
   return allNodes(graph).find((node) => {
     const from = node.type === DISTIL && origin(node, inputOf(node, "model"), { cross: true });
@@ -176,13 +189,17 @@ async function buildWhole(app, plan) {
 }
 
 /** The first input of the new node that would not get what it was to; null where all do. */
-function lacking(queued, { reading, place, model, again, latent }, distil) {
+function lacking(queued, plan, distil) {
+  const { reading, place, latent } = plan;
   const id = executionId([...place.within, distil]);
   if (!queued.has(id)) {
     return "model";
   }
-  const wanted = { latent, vae: reading.vae, ...(again.length ? {} : { model }) };
+  const wanted = { latent, vae: reading.vae };
   const source = (name) => sourceOf(queued, id, name);
+  if (!isBrought(queued, reading, plan, source("model"))) {
+    return "model";
+  }
   const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(source(name), wanted[name]));
   const needed = ["model", "positive", "negative", "latent"].find((name) => !source(name));
   const told = reading.plain && reading.cfg !== undefined;

@@ -14,8 +14,9 @@ const isLink = (value) => Array.isArray(value) && value.length === 2;
  * is needed. text: "" for the run's own prompts, which is all that there is where no text encoder is found.
  */
 export function samplingGraph(stored, lora, text, seed) {
-  const { model, positive, negative, latent, vae } = stored.prompt[stored.node]?.inputs ?? {};
-  if (![model, positive, negative, latent, vae].every(isLink)) {
+  const given = stored.prompt[stored.node]?.inputs ?? {};
+  const { model, positive, negative, latent, vae } = given;
+  if (![model, positive, negative, latent, vae].every(isLink) || !isWhole(given)) {
     return null;
   }
   const prompt = { ...stored.prompt };
@@ -34,6 +35,9 @@ export function samplingGraph(stored, lora, text, seed) {
   const images = add("VAEDecode", { samples: [samples, 0], vae });
   return { prompt, node: add("PreviewImage", { images: [images, 0] }) };
 }
+
+/** Whether a LoRA is for the whole way from noise to picture: with one for a part another model draws too. */
+const isWhole = ({ from_percent: from = 0, to_percent: to = 1 }) => from === 0 && to === 1;
 
 /** Whether a prompt of the user's own can take the place of the run's. */
 export function takesText(stored) {

@@ -5,6 +5,8 @@ import { DEMO } from "../names.js";
 import { widgetOf } from "./nodes.js";
 import { inputType, sourceOf, typesOf, wiredOf, worthOf } from "./queued.js";
 
+// what begins a comment, and parts prompts of several lines
+const MARK = /^([ \t]*)(\\*(?:#|-{3,}[ \t\r]*$))/gm;
 const ENCODES = /^CLIPTextEncode/;
 const GUIDANCE = "guidance";                 // of Flux, that some encoders hold
 const LABELS = "all_labels";                 // output of our demo teacher
@@ -101,9 +103,13 @@ function textOf(queued, id) {
 /** Whether an input is a list to choose from. */
 const isChoice = (queued, id, name) => widgetOf(queued.get(id).node, name)?.type === "combo";
 
-/** As the node's text takes them: one a line, or a line of --- after each. */
+/**
+ * As the node's text takes them: one a line, or a line of ---
+ * after each; with a backslash before what is no mark of that.
+ */
 function listOf(texts) {
-  const own = [...new Set(texts.map((text) => text.trim()).filter(Boolean))];
+  const plain = texts.map((text) => text.trim()).filter(Boolean);
+  const own = [...new Set(plain)].map((text) => text.replace(MARK, "$1\\$2"));
   const long = own.some((text) => text.includes("\n"));
   return own.map((text) => (long ? `${text}\n---` : text)).join("\n");
 }

@@ -4,7 +4,7 @@
 import { DEMO, DISTIL, LOAD_LORA, RESTORATION, RESTORE } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
-import { bareModel } from "./bare.js";
+import { bareModel, isBrought } from "./bare.js";
 import { begin, takeBack } from "./bring.js";
 import { modelName } from "./build.js";
 import { add, change, drawn, setMuted, toast, wire } from "./change.js";
@@ -14,7 +14,7 @@ import { revert, set } from "./journal.js";
 import { ALWAYS, endOfType, MUTED, widgetOf } from "./nodes.js";
 import { distilOf, tellLeftOut } from "./oneclick.js";
 import { show } from "./places.js";
-import { readQueued, sameEnd, sourceOf } from "./queued.js";
+import { idOf, readQueued, sameEnd, sourceOf, worthOf } from "./queued.js";
 import { readGraph } from "./reading.js";
 import { restore, restorerOf, restoringPlan, unload } from "./restorers.js";
 import { sampleAnew } from "./samplers.js";
@@ -132,7 +132,9 @@ async function useInto(app, reading, name, recipe) {
   return change(app, graph, async () => {
     const [made, journal] = [begin(), []];
     try {
-      const node = loader ? otherFile(loader, name, journal) : await putWhole(app, plan, name, made, journal);
+      const node = loader
+        ? await otherFileWhole(app, loader, name, journal)
+        : await putWhole(app, plan, name, made, journal);
       const muted = muteDistils(reading, journal);
       await show(app, loader ? [loader] : made.nodes);
       tellFast(app, reading);
@@ -166,6 +168,18 @@ async function putWhole(app, plan, name, made, journal) {
   return way.loader;
 }
 
+/** Sets the file, and reads the graph again: a value from outside of the node's subgraph may go before. */
+async function otherFileWhole(app, loader, name, journal) {
+  otherFile(loader, name, journal);
+  const queued = await readQueued(app);
+  const id = idOf(queued, loader);
+  if (id && worthOf(queued, id, "lora_name") !== name) {
+    revert(journal);
+    throw new Error(t("graph.notHere", { input: "lora_name", node: loader.title }));
+  }
+  return loader;
+}
+
 function otherFile(node, name, journal) {
   const widget = widgetOf(node, "lora_name");
   set(journal, widget, { value: name });
@@ -177,9 +191,11 @@ function otherFile(node, name, journal) {
  * Mutes the nodes that distil this model, where nothing but their previews
  * hangs on them: queueing is to sample now, not to train on.
  */
-function muteDistils({ queued, chain }, journal) {
-  const trains = ({ id, type }) => type === DISTIL
-    && chain.some((end) => sameEnd(end, sourceOf(queued, id, "model")));
+function muteDistils(reading, journal) {
+  const { queued, chain } = reading;
+  const bare = bareModel(reading);
+  const isOfIt = (end) => chain.some((one) => sameEnd(one, end)) || isBrought(queued, reading, bare, end);
+  const trains = ({ id, type }) => type === DISTIL && isOfIt(sourceOf(queued, id, "model"));
   const all = [...queued.values()].filter(trains).map(({ node }) => [node, ...dependants(node)])
     .filter((nodes) => !nodes.some((node) => isSampling(node) || node.type === RESTORE));
   all.flat().filter(({ mode }) => mode === ALWAYS).forEach((node) => set(journal, node, { mode: MUTED }));
@@ -214,8 +230,8 @@ async function useRestorer(app, name) {
   const needs = known ? null : restoringPlan(plan, selectedIn(app));
   return change(app, plan.graph, async () => {
     if (known) {
+      await otherFileWhole(app, known, name, []);
       const leftOut = unload(plan.wires, known);
-      otherFile(known, name, []);
       const muted = muteTraining(plan);
       await show(app, [known]);
       tell(app, leftOut, muted);

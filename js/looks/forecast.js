@@ -9,6 +9,7 @@ const SETTINGS = [
   "steps", "cfg", "quality", "updates", "batch", "rank", "learning_rate", "phases", "layers", "memory",
   "residency", "optimizer",
 ];
+const METHOD = "method", PROCESS = "process";       // a process that is wired chooses the method
 const FILES = { ckpt_name: "checkpoint", unet_name: "unet" };     // a loader's widget: its name at the server
 const SIZES = ["width", "height", "length"];
 const UP = { cross: true };
@@ -25,7 +26,8 @@ export function questionOf(node, type) {
   if (!model) {
     return "";
   }
-  const values = SETTINGS.map((name) => [name, widgetOf(node, name) && valueOf(node, name)]);
+  const settings = origin(node, inputOf(node, PROCESS), UP) ? SETTINGS : [...SETTINGS, METHOD];
+  const values = settings.map((name) => [name, widgetOf(node, name) && valueOf(node, name)]);
   const above = origin(node, inputOf(node, "latent"), UP)?.node;
   const sizes = SIZES.map((name) => [name, above && widgetOf(above, name) && valueOf(above, name)]);
   const known = [...values, ...sizes].filter(([, value]) => value !== undefined && value !== null);

@@ -4,6 +4,7 @@
 //   "auto · 6"     found by the node; the number where it is known (know)
 //   "off", "all"   as they are
 
+import { after } from "../graph/hooks.js";
 import { allNodes, widgetOf } from "../graph/nodes.js";
 import { isOurs } from "../names.js";
 import { t } from "../text.js";
@@ -76,10 +77,19 @@ function readingOf(widget) {
   return () => String(widget.value);
 }
 
-/** The first step up from "auto" is the number that it stood for, not 1 or 0.1. */
+/**
+ * The first step up from "auto" is the number that it stood for, not 0.1 or a millionth. Whole numbers step
+ * to 1: as good a value as any, which a step can't be told from.
+ */
 function stepOut(node, widget, { step = 1 }) {
+  if (step >= 1) {
+    return;
+  }
   const before = widget.callback;
   let last = widget.value;
+  after(node, "onConfigure", () => {
+    last = widget.value;
+  });
   widget.callback = function (value, ...others) {
     const start = known.get(node)?.[widget.name];
     if (start !== undefined && Number(last) === 0 && value > 0 && value <= step * 1.001) {

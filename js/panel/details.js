@@ -3,7 +3,9 @@
 import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
-import { gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe } from "./format.js";
+import {
+  gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe,
+} from "./format.js";
 import { short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
@@ -85,8 +87,8 @@ function judge(element, run) {
   const values = { best: short(best), before: short(before), update: whole(run.kept) };
   const share = Math.round(100 * (1 - best / before));
   say(element, gained(run)
-    ? t("panel.verdict.gain", { ...values, percent: share })
-    : t("panel.verdict.none", values));
+    ? wordsOf(run, "gain", { ...values, percent: share })
+    : wordsOf(run, "none", values));
   element.classList.toggle("fewstep-bad", !gained(run));
 }
 

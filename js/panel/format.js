@@ -112,8 +112,8 @@ export const restores = (run) => run.method === RESTORATION;
  * The words of that key: others for a run that learns to
  * restore, and so from whole pictures and not from a teacher.
  */
-export function wordsOf(run, key) {
-  return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`);
+export function wordsOf(run, key, values) {
+  return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`, values);
 }
 
 /** "phased · 4 steps" */

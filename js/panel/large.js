@@ -5,19 +5,18 @@ import { button, make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { nameOf, restores } from "./format.js";
 import { picture } from "./routes.js";
-import { usualPicture } from "./store.js";
 
 const HALF = 50;      // percent
 
-/** Opens them, at the update that is shown now. */
-export function openLarge(api, run, store) {
+/** Opens them, at the update that is shown. */
+export function openLarge(api, run, at) {
   const [first, second] = restores(run) ? ["whole", "destroyed"] : ["teacher", "before"];
   const choices = [
     ["teacher", t(`panel.columns.${first}`)],
     ["before", t(`panel.columns.${second}`)],
     ...run.previews.map((update) => [String(update), nameOf(run, update)]),
   ];
-  const shown = String(run.previews.includes(store.picked) ? store.picked : usualPicture(run));
+  const shown = String(at);
   const [left, right] = [makeChoice(choices, "before"), makeChoice(choices, shown)];
   const divider = make("input", "divider", { type: "range", min: 0, max: 100, value: HALF, step: 1 });
   mark(divider, "aria-label", t("panel.large.divider"));

@@ -16,8 +16,9 @@ const COLUMNS = [["teacher", "whole"], ["before", "destroyed"], ["now", "restore
  * shows the kept one of another, until the user moves it.
  */
 export function makePreviews(api) {
-  const open = () => openLarge(api, run, store);
-  const columns = COLUMNS.map((names) => makeColumn(names, open));
+  const openMine = () => openLarge(api, run, updateOf(run));
+  const openOther = () => openLarge(api, store.otherRun(), usualPicture(store.otherRun()));
+  const columns = COLUMNS.map((names) => makeColumn(names, openMine));
   const grid = make("div", "grid", {}, ...columns.map((column) => column.element));
   const slider = make("input", "slider", { type: "range", id: "fewstep-preview", min: 0, step: 1 });
   const mine = make("button", "button kept-button", { type: "button", hidden: true });
@@ -26,7 +27,7 @@ export function makePreviews(api) {
   const waiting = make("p", "muted", {}, t("panel.no_pictures"));
   const title = make("h4");
   const prompts = make("p", "muted prompts", { hidden: true });
-  const others = COLUMNS.map((names) => makeColumn(names, open));
+  const others = COLUMNS.map((names) => makeColumn(names, openOther));
   const otherTitle = make("h4", "other-title");
   const otherGrid = make("div", "grid", {}, ...others.map((column) => column.element));
   const other = make("div", "other", { hidden: true }, otherTitle, otherGrid);
@@ -55,7 +56,7 @@ export function makePreviews(api) {
     if (!kept.length) {
       return;
     }
-    const update = kept.includes(store.picked) ? store.picked : usualPicture(run);
+    const update = updateOf(run);
     slider.max = kept.length - 1;
     slider.value = kept.indexOf(update);
     const where = nameOf(run, update);
@@ -64,6 +65,11 @@ export function makePreviews(api) {
     say(mine, t("panel.show_kept", { update: whole(run.kept) }));
     mine.hidden = update === run.kept || !kept.includes(run.kept);
     fill(columns, run, update);
+  }
+
+  /** The update whose picture is shown of the selected run. */
+  function updateOf({ previews }) {
+    return previews.includes(store.picked) ? store.picked : usualPicture(run);
   }
 
   function showOther(found) {

@@ -26,10 +26,12 @@ export function makeSampleNow(app, api) {
 
   async function load() {
     const asked = run.id;
-    stored ??= await ask(api, `runs/${asked}/prompt`).catch(() => null);
+    const found = stored ?? await ask(api, `runs/${asked}/prompt`).catch(() => null);
     if (asked === run.id) {
+      stored = found;
       text.hidden = !stored || !takesText(stored);
     }
+    return found;
   }
 
   async function perform() {
@@ -42,14 +44,14 @@ export function makeSampleNow(app, api) {
     say(message, t("panel.sample.working"));
     const asked = run;
     try {
-      await load();
+      const found = await load();
       const seed = Math.floor(Math.random() * SEEDS);
       const own = text.hidden ? "" : text.value.trim();
-      const graph = stored && samplingGraph(stored, asked.lora, own, seed);
+      const graph = found && samplingGraph(found, asked.lora, own, seed);
       if (!graph) {
         throw new Error(t("panel.sample.impossible"));
       }
-      const images = await picturesOf(api, await requeue(app, api, graph));
+      const images = await picturesOf(api, await requeue(app, api, graph), graph.node);
       if (run.id === asked.id) {
         pictures.replaceChildren(...images.map((src) => make("img", "picture", { src, alt: text.value })));
         say(message, t("panel.sample.seed", { seed }));
@@ -82,20 +84,29 @@ export function makeSampleNow(app, api) {
 
 const addressOf = (api, image) => api.apiURL(`/view?${new URLSearchParams(image)}`);
 
-/** The addresses of a queued prompt's pictures, once they are there. Throws where it fails or is stopped. */
-function picturesOf(api, id) {
+/**
+ * The addresses of the pictures that a node of a queued prompt shows, once they are there. Throws where it
+ * fails, is stopped, or is taken out of the queue.
+ */
+function picturesOf(api, id, node) {
   return new Promise((resolve, reject) => {
     const events = {
       executed, execution_error: failed, execution_interrupted: failed, execution_success: none,
+      status: look, reconnected: look,
     };
     const end = (finish, value) => {
       Object.entries(events).forEach(([name, handler]) => api.removeEventListener(name, handler));
       finish(value);
     };
     const isOurs = ({ detail }) => detail?.prompt_id === id;
+    function show(output) {
+      if (output?.images) {
+        end(resolve, output.images.map((image) => addressOf(api, image)));
+      }
+    }
     function executed(event) {
-      if (isOurs(event) && event.detail.output?.images) {
-        end(resolve, event.detail.output.images.map((image) => addressOf(api, image)));
+      if (isOurs(event) && String(event.detail.node) === node) {
+        show(event.detail.output);
       }
     }
     function failed(event) {
@@ -108,6 +119,31 @@ function picturesOf(api, id) {
         end(reject, new Error(t("panel.sample.impossible")));
       }
     }
+    /** Nothing is told of a job that is taken out of the queue, nor of what ended while the page was away. */
+    async function look() {
+      const { waiting, outputs } = await standing(api, id);
+      if (!waiting) {
+        show(outputs?.[node]);
+        end(reject, new Error(t("panel.sample.cancelled")));
+      }
+    }
     Object.entries(events).forEach(([name, handler]) => api.addEventListener(name, handler));
   });
+}
+
+/** { waiting, outputs }: whether a job is still to end, or that can't be told; what its nodes gave. */
+async function standing(api, id) {
+  const read = async (path) => {
+    const reply = await api.fetchApi(path);
+    return reply.ok ? reply.json() : Promise.reject(new Error(reply.statusText));
+  };
+  try {
+    const { queue_running: running, queue_pending: pending } = await read("/queue");
+    if ([...running, ...pending].some((job) => job[1] === id)) {
+      return { waiting: true };
+    }
+    return { waiting: false, outputs: (await read(`/history/${id}`))[id]?.outputs };
+  } catch {
+    return { waiting: true };
+  }
 }

@@ -17,6 +17,14 @@ def of_models(kind: str) -> Path:
     return Path(folder_paths.get_folder_paths(kind)[0])
 
 
+def written_at(kind: str, name: str | None) -> int | str:
+    """When a model's file was written, for the fingerprint of a node that reads it: the host would take what
+    the node gave before, also where another file has that name by now. "" where there is none.
+    """
+    path = folder_paths.get_full_path(kind, name) if name else None
+    return Path(path).stat().st_mtime_ns if path else ""
+
+
 def of_output(name: str) -> Path:
     """The folder of that name in the output directory."""
     return Path(folder_paths.get_output_directory()) / name

@@ -26,14 +26,16 @@ from ...training.run.status import PREVIEWS, PROMPT, Status
 from ..comfy.decoding import decode
 from ..comfy.families import names_of
 from ..comfy.latents import first_frames
-from ..comfy.spoken import texts_of
+from ..comfy.spoken import made_by, texts_of
 from . import messages
 
+PROMPTS = "FewstepPrompts"  # the node
 EVERY = 0.2  # seconds between events
 SHOWN = 4  # pictures in a column
 EVENT = "fewstep.run"
 SLACK = 256 << 20  # bytes to stay free when a preview is decoded
 LIVE: "dict[str, Live]" = {}  # by id
+_undone = 0  # runs that were not finished when their node ended, or were deleted since
 
 
 class Live:
@@ -88,6 +90,7 @@ class Live:
         A graph that JSON can't hold is not kept.
         """
         graph = above(self.order.prompt or {}, self.order.node)
+        _keep_prompts(graph, [*self.order.positive, *self.order.negative])
         try:
             if graph:
                 json.dumps([graph, self.order.workflow], allow_nan=False)
@@ -182,8 +185,24 @@ class Live:
 def ended(folder: Path) -> None:
     """Let a run go, and tell the panel how it stands on disk."""
     LIVE.pop(folder.name, None)
-    if found := runs.summary(folder):
+    found = runs.summary(folder)
+    if found is None or found["state"] != "finished":
+        undone()
+    if found:
         _send(messages.of_run(found))
+
+
+def undone() -> None:
+    """Take down that a run is not what its node left behind as its result, or won't be."""
+    global _undone
+    _undone += 1
+
+
+def revision() -> int:
+    """Another number whenever a training node, queued with nothing changed, has something to do: the host
+    would take its result of before, also of a run that was stopped early or is deleted.
+    """
+    return _undone
 
 
 def _send(summary: dict[str, Any], loss: Sequence = (), fidelity: Sequence = ()) -> None:
@@ -219,6 +238,16 @@ def _fits(vae, latents, device):
         management.minimum_inference_memory(), vae.memory_used_decode(latents.shape, vae.vae_dtype) + reserved
     )
     return management.get_free_memory(vae.device) > SLACK + 1.1 * vae.patcher.model_size() + work
+
+
+def _keep_prompts(graph, conditioning):
+    """Let the nodes that choose prompts give those again which they gave now: their sources change, and with
+    other prompts it would be another run.
+    """
+    for name, node in graph.items():
+        made = made_by(name, conditioning) if node.get("class_type") == PROMPTS else None
+        if made:
+            node["inputs"] = {**node["inputs"], **made}
 
 
 def above(prompt: dict, node: str | None) -> dict:

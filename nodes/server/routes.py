@@ -23,7 +23,7 @@ from ...training.run.status import PROMPT
 from ..comfy import folders
 from . import messages
 from .exports import copy_of
-from .live import LIVE
+from .live import LIVE, undone
 
 MOST_BODY = 1024  # bytes; no route reads one
 MOST_NAME = 200  # characters
@@ -82,6 +82,8 @@ def _answered(handler: Callable[[web.Request], web.StreamResponse]) -> Callable:
             return _refused(message, "bad-request", 409)
         except LookupError as error:
             return _refused(message_of(error), "unknown-run", 404)
+        except Fault as fault:
+            return _refused(fault.message, "refused", 409)
 
     return answer
 
@@ -229,5 +231,6 @@ def remove(request: web.Request) -> web.Response:
     folder = _folder(request)
     if folder.name in LIVE or not delete(folder):
         raise Refusal("The run must be over to be deleted. Pause it first.", code="running", status=409)
+    undone()
     PromptServer.instance.send_sync(GONE, {"id": folder.name})  # other pages show it too
     return _json({})

@@ -214,3 +214,18 @@ def test_numbers_and_names(tmp_path):
         "whole": ["–", "0", "120,000"],
         "about": ["phased · 4 steps · a.b", "new one · 1 step"],
     }
+
+
+SAMPLE = """
+import { samplingGraph } from "./js/graph/ownprompt.js";
+const link = (slot) => ["1", slot];
+const inputs = { model: link(0), positive: link(1), negative: link(1), latent: link(2), vae: link(3) };
+const promptOf = (more) => ({ 1: { inputs: {} }, 9: { inputs: { ...inputs, ...more } } });
+const graphOf = (more) => samplingGraph({ node: "9", prompt: promptOf(more) }, "a.safetensors", "", 1);
+answer(data.map((more) => graphOf(more) !== null));
+"""
+
+
+def test_a_lora_for_a_part_of_the_way_is_not_sampled_alone(tmp_path):
+    parts = [{}, {"from_percent": 0.0, "to_percent": 1.0}, {"from_percent": 0.5}, {"to_percent": 0.5}]
+    assert node(tmp_path, SAMPLE, [*parts, {"from_percent": ["4", 0]}]) == [True, True, False, False, False]

@@ -1,6 +1,9 @@
 """What is read from a queued graph: which sampler is meant, what it gets, and whether that suits."""
 
+import json
+
 import pytest
+from fewstep.training.formats import prompts
 
 from .graphs import BUILD
 from .plots import node
@@ -8,6 +11,7 @@ from .plots import node
 READ = (
     BUILD
     + """
+import { bareModel, isBrought } from "./js/graph/bare.js";
 import { calculate } from "./js/graph/calculate.js";
 import { promptsOf } from "./js/graph/prompts.js";
 import { readQueued, sourceOf, worthOf } from "./js/graph/queued.js";
@@ -257,3 +261,43 @@ def test_sums_of_plain_numbers(tmp_path):
         tmp_path, "import { calculate } from './js/graph/calculate.js';" + script, [s[:2] for s in sums]
     )
     assert found == [s[2] for s in sums]
+
+
+def test_halves_are_rounded_as_the_host_rounds_them(tmp_path):
+    sums = ["round(5/2)", "round(7/2)", "round(0-5/2)", "round(12.4)", "round(2.675, 1)"]
+    found = read(tmp_path, f"answer({json.dumps(sums)}.map((text) => calculate(text, {{}})));", {})
+    assert found == [2, 4, -2, 12, 2.7]
+
+
+@pytest.mark.parametrize(
+    "text", ["#cozy cabin, snow", "a cat\n# black\n---\nat night", "\\# said", "plain", "----"]
+)
+def test_no_prompt_is_lost_as_a_comment(tmp_path, text):
+    parts = {**LOADER, **TEXT, "k": sampler(), "d": decode("k")}
+    parts["yes"] = ("CLIPTextEncode", {**TEXT["yes"][1], "text": text}, ["CONDITIONING"])
+    found = read(tmp_path, "answer(promptsOf(await readGraph(app)).text);", parts)
+    assert prompts.typed(found) == [text]
+
+
+PATCHED = {
+    **LOADER,
+    **TEXT,
+    "scale": ("RescaleCFG", {"model": ("MODEL", "load", 0), "multiplier": 0.7}, ["MODEL"]),
+    "style": ("LoraLoaderModelOnly", {"model": ("MODEL", "scale", 0), "strength": 0.8}, ["MODEL"]),
+    "k": sampler(model="style"),
+    "d": decode("k"),
+    "copy": ("LoraLoaderModelOnly", {"model": ("MODEL", "load", 0), "strength": 0.8}, ["MODEL"]),
+    "distil": ("FewstepDistil", {"model": ("MODEL", "copy", 0)}, []),
+}
+
+
+@pytest.mark.parametrize(
+    "strength, of, wanted", [(0.8, "style", True), (0.5, "style", False), (0.8, "", False)]
+)
+def test_a_copy_of_a_patch_stands_for_it_as_long_as_it_is_alike(tmp_path, strength, of, wanted):
+    parts = {**PATCHED, "copy": (PATCHED["copy"][0], {**PATCHED["copy"][1], "strength": strength}, ["MODEL"])}
+    script = f"""
+    at("copy").properties = {{ fewstep_copy_of: {json.dumps(of)} }};
+    const reading = await readGraph(app, at("style"));
+    answer(isBrought(reading.queued, reading, bareModel(reading), {{ id: "copy", slot: 0 }}));"""
+    assert read(tmp_path, script, parts) is wanted

@@ -139,3 +139,15 @@ def test_a_new_lora_and_a_new_recipe_go_to_the_default_folder(host, tmp_path, mo
     folder_paths.add_model_folder_path(recipes.FOLDER, str(tmp_path / "mine"))
     recipes.register_folder()
     assert folders.of_models(recipes.FOLDER) == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("method, share", [("auto", 1), ("phased", 1), ("matching", 0.05), ("none", 1)])
+def test_the_learning_rate_is_that_of_the_method(forecast, method, share):
+    found = forecast({**ASKED, "demo": "flow", "method": method})["values"]
+    assert found["learning_rate"] == pytest.approx(2e-3 * share)
+
+
+@pytest.mark.parametrize("typed", [{"layers": "*atn*"}, {"optimizer": "foo"}])
+def test_a_setting_that_is_half_typed_is_named(forecast, typed):
+    (line,) = forecast({**ASKED, "demo": "flow", **typed})["lines"]
+    assert next(iter(typed)) in str(line) and "must" in str(line)

@@ -237,3 +237,36 @@ def test_a_run_starts_again_when_the_choice_changes_and_only_then(host, output):
     assert len({first, second, third}) == 3 == len({first, wired, second})
     assert fingerprint(**{**widgets, "negative": "mine"}) not in (third, first)
     assert fingerprint(**{**widgets, "source": BUNDLED}) == fingerprint(**{**widgets, "source": TYPED}) == ""
+
+
+def test_a_run_is_kept_with_the_prompts_that_it_has(host, clip, output):
+    """Queued again once there are more pictures, the kept graph gives the same."""
+    live = pack(host, "nodes.server.live")
+    save(output / "1.png", "#cozy cabin\n---\nin snow", "bad")
+    positive, negative, _ = ask(host, clip, "a cat", MINE, 4)
+    graph = {
+        "5": {
+            "class_type": "FewstepPrompts",
+            "inputs": {"clip": ["1", 0], "text": ["2", 0], "source": MINE, "count": 4, "negative": ""},
+        }
+    }
+    other = {"6": {"class_type": "FewstepPrompts", "inputs": {"text": "a dog"}}}
+    for entry in (*positive, *negative):
+        known = pack(host, "nodes.comfy.spoken")._origins
+        known[entry[0]] = known[entry[0]]._replace(node="5")
+    live._keep_prompts(graph | other, [*positive, *negative])
+    assert graph["5"]["inputs"].pop("clip") == ["1", 0] and other["6"]["inputs"] == {"text": "a dog"}
+    save(output / "2.png", "a wolf", "ugly")
+    again = ask(host, clip, **graph["5"]["inputs"])
+    assert same(again[0], positive) and same(again[1], negative)
+    assert not same(ask(host, clip, "a cat", MINE, 4)[0], positive)
+
+
+def test_more_pictures_of_the_same_prompts_change_nothing(host, clip, output):
+    for number, text in enumerate(("a fox", "a hen")):
+        save(output / f"{number}.png", text, age=number)
+    fingerprint = host.NODE_CLASS_MAPPINGS["FewstepPrompts"].fingerprint_inputs
+    before, told = ask(host, clip, "", MINE, 2)[0], fingerprint("", MINE, 2)
+    for number in range(2, 5):
+        save(output / f"{number}.png", "a hen", age=number)
+    assert same(ask(host, clip, "", MINE, 2)[0], before) and fingerprint("", MINE, 2) == told

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 
 import pytest
 import torch
@@ -129,6 +130,13 @@ def test_a_lora_with_coefficients_is_sampled_by_its_solver(host, flow, fitted):
     _, sampler, sigmas, cfg, _ = run(
         host, "FewstepLoadLora", model=flow[0], lora_name="solver.safetensors", strength=1.0
     )
+    told = [
+        host.NODE_CLASS_MAPPINGS[node].fingerprint_inputs(lora_name="solver.safetensors")
+        for node in ("FewstepLoadLora", "FewstepRestore")
+    ]
+    os.utime(f"{folder}/solver.safetensors", (1, 1))  # a file of the same name, written at another time
+    for node, before in zip(("FewstepLoadLora", "FewstepRestore"), told):
+        assert host.NODE_CLASS_MAPPINGS[node].fingerprint_inputs(lora_name="solver.safetensors") != before
     plain = run(host, "FewstepLoadRecipe", model=flow[0], recipe=fitted)
     noise, guider = torch.randn(1, 3, 32, 32), cfg_guider(flow[0], flow[2], flow[3])
     assert cfg == 2.0 and torch.equal(

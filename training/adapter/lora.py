@@ -231,12 +231,13 @@ def target_layers(
         return found
     if exclude:
         raise BadValue(
-            "include must match at least one Linear or convolution layer of the model, got {got} (without "
-            "{exclude}).",
+            "layers (include) must match at least one Linear or convolution layer of the model, got {got} "
+            "(without {exclude}). *attn* takes those of attention, * all.",
             got=list(include),
             exclude=list(exclude),
         )
     raise BadValue(
-        "include must match at least one Linear or convolution layer of the model, got {got}.",
+        "layers (include) must match at least one Linear or convolution layer of the model, got {got}. "
+        "*attn* takes those of attention, * all.",
         got=list(include),
     )

@@ -235,7 +235,8 @@ def _report(run, out):
         f"Written to {out}: lora.safetensors, curves.png"
     )
     if not run.probe.gained:
-        print("The LoRA is no nearer to the teacher than the untrained model. Lower lr, or train longer.")
+        goal = "the whole pictures" if run.config.restores else "the teacher"
+        print(f"The LoRA is no nearer to {goal} than the untrained model. Lower lr, or train longer.")
 
 
 def _faces(told):

@@ -32,7 +32,11 @@ KEYS = ("prompt", "parameters")  # of the texts in pictures
 READ = 128 << 20  # bytes of a picture that are read: of a PNG up to its pixels, of a WebP all
 READS = 4_000  # portions that these are read in: chunks of a file, fields of its EXIF
 LARGEST = 4 << 20  # bytes of a text in a picture, and of its EXIF
+MINE = "my pictures"  # a source
 DEEPEST = 16  # folders below the harvested one
+MARK = r"#|-{3,}[ \t\r]*$"  # of a comment, and between two prompts, where a line begins with it
+ESCAPED = re.compile(rf"(?m)^([ \t]*)\\(\\*(?:{MARK}))")
+TO_ESCAPE = re.compile(rf"(?m)^([ \t]*)(\\*(?:{MARK}))")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,22 @@ class Harvest:
 def typed(text: str) -> list[str]:
     """The prompts of a text: one a line or, where there are lines of `---`, one between two of them.
 
-    Lines that begin with # are comments.
+    Lines that begin with # are comments. A backslash before either makes it part of a prompt.
     """
     text = re.sub(r"(?m)^[ \t]*#.*$", "", text)
     parts = re.split(r"(?m)^[ \t]*-{3,}[ \t\r]*$", text)
-    return _distinct(parts if len(parts) > 1 else text.splitlines())
+    parts = parts if len(parts) > 1 else text.splitlines()
+    return _distinct(ESCAPED.sub(r"\1\2", part) for part in parts)
+
+
+def as_text(texts: Iterable[str]) -> str:
+    """The text of which `typed` makes these prompts."""
+    return "".join(f"{escaped(text)}\n---\n" for text in texts)
+
+
+def escaped(text: str) -> str:
+    """A prompt as `typed` wants it written."""
+    return TO_ESCAPE.sub(r"\1\\\2", text)
 
 
 def _distinct(texts):
@@ -112,11 +127,11 @@ def choose(
 ) -> list[tuple[str, str]]:
     """[(prompt, source)] of up to `count` different prompts, taken from the sources in this order.
 
-    source: "typed", "file", "my pictures" or "bundled".
+    source: "typed", "file", MINE or "bundled".
     """
     if not is_whole(count) or count < 1:
         raise BadValue("count must be a whole number of 1 or more, got {got!r}.", got=count)
-    sources = {"typed": typed, "file": file, "my pictures": harvested, "bundled": bundled}
+    sources = {"typed": typed, "file": file, MINE: harvested, "bundled": bundled}
     chosen = {}
     for source, prompts in sources.items():
         for prompt in prompts:

@@ -122,6 +122,25 @@ def test_pause_resume_stop_and_delete(server, workflow):
     assert (server.base / "models" / "loras" / stopped["lora"]).exists()
 
 
+def test_a_run_that_was_stopped_or_deleted_runs_when_the_same_is_queued(server, workflow):
+    """The host would take the node's result of before, as nothing of the graph has changed."""
+    prompt = workflow("distil_in_one_click", n3__updates=400, n3__batch=2, n3__name="anew", n3__seed=44)
+
+    def run_past(least):
+        queued = server.queue(prompt)
+        server.wait(lambda: any(run["done"] > least for run in runs(server, "anew")), 120)
+        (run,) = runs(server, "anew")
+        assert request(server, "POST", f"/fewstep/runs/{run['id']}/stop")[0] == 200
+        assert server.result(queued, 60)["status"]["status_str"] == "success"
+        return runs(server, "anew")[0]
+
+    stopped = run_past(2)
+    gone_on = run_past(stopped["done"])
+    assert gone_on["id"] == stopped["id"] and "Went on at update" in gone_on["log"][0]["message"]
+    assert request(server, "POST", f"/fewstep/runs/{stopped['id']}/delete")[0] == 200
+    assert run_past(2)["log"] == []
+
+
 def check_kept(run, fidelity):
     """What is kept is the best measured after training began; what came before stands apart."""
     assert run["before"] == fidelity[0][1]

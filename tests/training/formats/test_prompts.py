@@ -100,6 +100,27 @@ def test_typed_prompts_are_lines_or_between_lines_of_dashes():
     assert prompts.typed("a--- b\n-- c\n") == ["a--- b", "-- c"]
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a cat", "two\nlines"],
+        [
+            "#cozy cabin, snow",
+            "  #a".strip(),
+            "a\n# b\n --- \nc",
+            "\\#a",
+            "\\\\---",
+            "---- and more",
+            "-----",
+        ],
+        ["one"],
+        [],
+    ],
+)
+def test_prompts_go_into_a_text_and_come_back(texts):
+    assert prompts.typed(prompts.as_text(texts)) == list(dict.fromkeys(texts))
+
+
 def test_files_of_text_and_json(tmp_path):
     (tmp_path / "a.TXT").write_bytes("\ufeffein Häuschen\n#\na dog".encode())
     (tmp_path / "b.json").write_text(json.dumps(["# one\ntwo", " ", "x", "x"]))
