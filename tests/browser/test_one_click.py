@@ -105,6 +105,36 @@ SETS = """async () => {
   }
   return (await app.graphToPrompt()).output;
 }"""
+# guidance that the LoRA is to learn, and behind it a node of a pack that makes its widgets as they are wanted
+PATCHES = """async () => {
+  class Power extends LiteGraph.LGraphNode {
+    comfyClass = "TestPower";
+    constructor() {
+      super("Power");
+      this.serialize_widgets = true;
+      this.addInput("model", "MODEL");
+      this.addOutput("MODEL", "MODEL");
+    }
+    load(name) {
+      this.addWidget("text", `lora_${(this.widgets ?? []).length + 1}`, name);
+    }
+    onConfigure({ widgets_values: names }) {
+      (names ?? []).slice((this.widgets ?? []).length).forEach((name) => this.load(name));
+    }
+  }
+  LiteGraph.registerNodeType("TestPower", Power);
+  const sampler = app.graph.nodes.find(({ type }) => type === "KSampler");
+  const into = sampler.inputs.findIndex(({ name }) => name === "model");
+  const link = app.graph.links.get(sampler.inputs[into].link);
+  const [guide, power] = ["RescaleCFG", "TestPower"].map((type) => LiteGraph.createNode(type));
+  app.graph.add(guide);
+  app.graph.add(power);
+  power.load("style");
+  app.graph.getNodeById(link.origin_id).connect(link.origin_slot, guide, 0);
+  guide.connect(0, power, 0);
+  power.connect(0, sampler, into);
+  return (await app.graphToPrompt()).output;
+}"""
 BYPASSES = """async () => {
   app.graph.nodes.filter((node) => node.subgraph).forEach((node) => { node.mode = 4; });
   return (await app.graphToPrompt()).output;
@@ -184,6 +214,28 @@ def test_switches_as_they_stand(show, click, official, opened, on):
 
 def test_set_and_get_nodes(show, click, official):
     assert click(show(official["sdxl_revision_text_prompts"], SETS)) == (rules.RIGHT, "")
+
+
+def test_copies_hold_what_packs_keep_in_their_nodes_and_are_found_again(show, official, opened):
+    page, _ = opened
+    show(official["sdxl_revision_text_prompts"], PATCHES)
+    for change, loras, groups in (
+        ("() => {}", ["style", "style"], 1),
+        ("() => {}", ["style", "style"], 1),  # pressed again it is the same
+        (
+            "() => { app.graph.nodes.find(({ type }) => type === 'TestPower').widgets[0].value = 'other'; }",
+            ["other", "other", "style"],
+            2,
+        ),
+    ):
+        page.evaluate(change)
+        page.evaluate("bench.queued = null")
+        page.evaluate("() => { app.extensionManager.command.execute('Fewstep.MakeFewStep'); }")
+        page.wait_for_function("bench.queued")
+        after = page.evaluate("async () => (await app.graphToPrompt()).output")
+        kept = sorted(n["inputs"]["lora_1"] for n in after.values() if n["class_type"] == "TestPower")
+        assert kept == loras
+        assert sum(node["class_type"] == "FewstepDistil" for node in after.values()) == groups
 
 
 def test_nothing_is_left_of_a_click_on_a_bypassed_subgraph(show, click, official, opened):
