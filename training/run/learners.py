@@ -150,8 +150,10 @@ def _shared(context, ranks):
         def answered(x, sigma, condition):
             if len(x) < ranks.world:
                 return answer(x, sigma, condition)
-            mine = ranks.share({"x": x, "sigma": sigma, "condition": condition})
-            return ranks.merged(answer(**mine), len(x))
+            mine = answer(**ranks.share({"x": x, "sigma": sigma, "condition": condition}))
+            if ranks.meanwhile is not None:  # a larger share may take more calls
+                ranks.meanwhile()
+            return ranks.merged(mine, len(x))
 
         return answered
 

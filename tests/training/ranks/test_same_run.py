@@ -14,6 +14,8 @@ VARIED = {
     "micro": {"method": "consistency", "micros": [2, 1, 3]},
     "pieces": {"method": "consistency", "in_pieces": True, "batch": 7, "micros": [3, 1, 2], "updates": 4},
     "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1, "updates": 4},
+    # of shares of 2 and 1, whose calls are as many
+    "pieces-matching": {"method": "matching", "in_pieces": True, "batch": 3, "chunk": 1, "updates": 2},
     "uneven": {"method": "phased", "batch": 7, "micros": [3, 1, 2]},
 }
 RUNS = {name: {"method": name} for name in methods.names(task=None)} | VARIED
