@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ...diffusion.faults import NoMemory
+from ...diffusion.faults import Failed, NoMemory
 from ...diffusion.paths import Path
 from ...diffusion.solvers.linear import CONDITIONAL
 from .memory_errors import is_out_of_memory, recover
@@ -132,14 +132,15 @@ class InParts:
 
     def each(self, ask: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
         """`ask(denoiser, *part)` (b, ...) of each part of the rows (B, ...), put together; of all of them
-        again, in smaller parts, where memory runs out in one.
+        again, in smaller parts, where memory runs out in one. A model that can't be asked again says
+        `Failed`.
         """
         while True:
             try:
                 parts = (slice(i, i + self.most) for i in range(0, len(rows[0]), self.most))
                 return torch.cat([ask(self.denoiser, *(row[p] for row in rows)) for p in parts])
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if isinstance(error, Failed) or not is_out_of_memory(error):
                     raise
                 if self.most == 1:
                     raise NoMemory(

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from fewstep.training.adapter import sharding
 from fewstep.training.models.denoiser import Guided, InParts, for_sampler, guided
 from fewstep.training.models.memory_errors import is_out_of_memory
+from fewstep.training.ranks.ranks import Ranks
 from tiny import Tiny
 
 
@@ -74,6 +76,20 @@ def test_in_parts_of_any_size_the_answer_is_the_same(x):
         model = Seen()
         assert torch.allclose(InParts(model, most)(x, sigma, CONDITION), whole, atol=1e-6)
         assert max(len(asked[0]) for asked in model.asked) == min(most, 3)
+
+
+def test_a_model_in_pieces_is_not_asked_again_in_one_process_alone(x, monkeypatch):
+    class Full(Seen):
+        def __call__(self, *asked):
+            super().__call__(*asked)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sharding, "_shard", lambda module, device, world: None)
+    model = Full()
+    parts = InParts(sharding.Sharded(model, Ranks(), "cpu"), 2)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="must find room in every process"):
+        parts(x, torch.full((3,), 0.5), CONDITION)
+    assert len(model.asked) == 1 and parts.most == 2
 
 
 def accelerator_error(text, number):
