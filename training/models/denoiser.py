@@ -118,11 +118,11 @@ def for_sampler(
 class InParts:
     """A `Denoiser` asked for at most `most` samples a call where nothing is trained.
 
-    Once memory ran out it is asked for fewer.
+    Once memory ran out it is asked for fewer. too_large: what is raised where one sample is too much.
     """
 
-    def __init__(self, denoiser: Denoiser, most: int):
-        self.denoiser, self.most = denoiser, most
+    def __init__(self, denoiser: Denoiser, most: int, too_large: Callable[[], Exception] | None = None):
+        self.denoiser, self.most, self.too_large = denoiser, most, too_large or _too_large
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
@@ -143,13 +143,16 @@ class InParts:
                 if isinstance(error, Failed) or not is_out_of_memory(error):
                     raise
                 if self.most == 1:
-                    raise NoMemory(
-                        "One sample of the model must fit into memory where nothing is trained, and does "
-                        "not. Close what else uses memory, or choose a smaller latent or a smaller or "
-                        "quantised model."
-                    ) from error
+                    raise self.too_large() from error
             recover()
             self.most = (self.most + 1) // 2
+
+
+def _too_large():
+    return NoMemory(
+        "One sample of the model must fit into memory where nothing is trained, and does not. Close what "
+        "else uses memory, or choose a smaller latent or a smaller or quantised model."
+    )
 
 
 class ByLevel:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...diffusion.faults import Message, NoMemory, NotFinite
+from ...diffusion.faults import NotFinite
 from ..adapter.lora import Lora
 from ..methods.method import Batch
 from ..methods.times import warm_up_then_cosine
@@ -21,7 +21,7 @@ from ..models.memory_errors import is_out_of_memory, recover
 from ..ranks.ranks import ALONE, Ranks
 from . import optimisers
 from .config import DistilConfig
-from .student import backward_of
+from .student import backward_of, too_large
 
 MOST_SKIPPED = 10
 OPTIMISER = "optimiser."  # before the names of its tensors in a saved state
@@ -88,7 +88,7 @@ class Descent:
                 if not is_out_of_memory(error) or self.most_parts:
                     raise
                 if min(self.micro, len(share["weight"])) == 1:
-                    raise _too_large(self.config) from error
+                    raise too_large(self.config) from error
             self.micro = math.ceil(min(self.micro, len(share["weight"])) / 2)
             recover()
 
@@ -191,13 +191,3 @@ class Descent:
             setattr(self, name, numbers[name])
         self.micro = min(most, self.micro)  # memory may be less today
         self.in_a_row = 0  # whoever resumes gets new patience
-
-
-def _too_large(config):
-    advice = Message("Choose") if config.checkpointing else Message("Switch checkpointing on, or choose")
-    return NoMemory(
-        "One sample of the model must fit into memory with its gradient, and does not. {advice} a smaller "
-        "latent or a lower rank than {rank}.",
-        advice=advice,
-        rank=config.rank,
-    )

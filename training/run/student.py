@@ -6,10 +6,12 @@ trains beside the student (`methods.method.Role`). No weights are copied: roles 
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
+from ...diffusion.faults import Message, NoMemory
 from .. import methods
 from ..adapter.backward import Backward
 from ..adapter.lora import Lora, Turn
@@ -60,6 +62,39 @@ def backward_of(denoiser: Denoiser, parameters: Iterable[torch.Tensor], checkpoi
     return Backward(denoiser.module, parameters, checkpointing, streamed)
 
 
+def too_large(config: DistilConfig) -> NoMemory:
+    """What is raised where one sample is too much for a pass with a gradient."""
+    advice = Message("Choose") if config.checkpointing else Message("Switch checkpointing on, or choose")
+    return NoMemory(
+        "One sample of the model must fit into memory with its gradient, and does not. {advice} a smaller "
+        "latent or a lower rank than {rank}.",
+        advice=advice,
+        rank=config.rank,
+    )
+
+
+class Pulls:
+    """How x moves the model's answer at that guidance: J^T v, for as many samples at once as memory takes."""
+
+    def __init__(self, denoiser: Denoiser, config: DistilConfig, cfg: float):
+        rows = (config.micro or config.batch) // (1 if cfg == 1 else 2)
+        self.parts = InParts(denoiser, max(1, rows), functools.partial(too_large, config))
+        self.backward, self.cfg = backward_of(denoiser, [], config.checkpointing), cfg
+
+    def __call__(
+        self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient in x (B, ...) of the sum of the answer times v (B, ...)."""
+        return self.parts.each(self._of, x, sigma, condition, v)
+
+    def _of(self, denoiser, x, sigma, condition, v):
+        leaf = x.detach().clone().requires_grad_()
+        self.backward.parameters = [leaf]
+        with torch.enable_grad():
+            self.backward(lambda: (guided(denoiser, leaf, sigma, condition, self.cfg) * v).sum())
+        return leaf.grad
+
+
 class Student:
     """Who answers, as `(x, sigma (B,), condition (B,)) -> x0`: `student`, `target`, `teacher`, and every
     adapter by its name.
@@ -72,6 +107,7 @@ class Student:
     def __init__(self, denoiser: Denoiser, config: DistilConfig, warm: dict | None = None):
         self.denoiser, self.config = denoiser, config
         self.asked = InParts(denoiser, config.chunk)
+        self._pulls = {cfg: Pulls(denoiser, config, cfg) for cfg in (1.0, config.cfg)}
         self.lora = adapter_for(denoiser, config, warm)
         self.adapters = {STUDENT: self.lora}
         try:
@@ -121,8 +157,20 @@ class Student:
         """Of each of these, (x, sigma, condition, v) -> the gradient in x of the sum of its answer times v,
         exact on any architecture; no other tensor gets one.
         """
-        adapters = {name: functools.partial(_pulled, self, lora) for name, lora in self.adapters.items()}
-        return {"teacher": functools.partial(_pulled, self, None), **adapters}
+
+        def of(acts: Callable[[], AbstractContextManager], cfg: float = 1.0) -> Pull:
+            def pull(*asked: torch.Tensor) -> torch.Tensor:
+                with acts():
+                    return self._pulls[cfg](*asked)
+
+            return pull
+
+        # weights that are lent get no gradient
+        lent = {name: functools.partial(a.using, a.parameters()) for name, a in self.adapters.items()}
+        return {
+            "teacher": of(self.lora.off, self.config.cfg),
+            **{name: of(acts) for name, acts in lent.items()},
+        }
 
     def target(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What the student learns from: itself, or its average."""
@@ -180,21 +228,3 @@ class Student:
     def _remove(self):
         for lora in self.adapters.values():
             lora.remove()
-
-
-def _pulled(student, lora, x, sigma, condition, v):
-    """J^T v of the answer with that adapter, None for the guided teacher's."""
-    denoiser, config = student.denoiser, student.config
-    cfg = config.cfg if lora is None else 1.0
-    size = max(1, (config.micro or config.batch) // (1 if cfg == 1 else 2))
-    # weights that are lent get no gradient
-    acts, found = student.lora.off() if lora is None else lora.using(lora.parameters()), []
-    with acts, torch.enable_grad():
-        for i in range(0, len(x), size):
-            part = slice(i, i + size)
-            leaf = x[part].detach().clone().requires_grad_()
-            asked = leaf, sigma[part], condition[part], cfg
-            backward = backward_of(denoiser, [leaf], config.checkpointing)
-            backward(lambda asked=asked, v=v[part]: (guided(denoiser, *asked) * v).sum())
-            found.append(leaf.grad)
-    return torch.cat(found)

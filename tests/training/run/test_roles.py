@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy_method
 from fewstep.training import methods
+from fewstep.training.adapter import backward
 from fewstep.training.adapter.lora import Lora
 from fewstep.training.adapter.proof import slope
 from fewstep.training.methods import phased_matching, registry
@@ -234,8 +235,13 @@ def test_cancelled_between_a_gradient_and_its_step_it_goes_on_exactly(method, tm
     assert len(cuts) >= 10 and same(whole, parts)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_out_of_memory_halves_the_passes_of_every_adapter(method):
+FISHER = {"method": "matching", "divergence": "fisher", "real": "blended"}
+
+
+@pytest.mark.parametrize(
+    "changes, least", [*(({"method": name}, 1) for name in METHODS), (FISHER, 2)]
+)  # a guided answer is a call of two
+def test_out_of_memory_halves_the_passes_of_every_adapter(changes, least):
     class Full(Tiny):
         most = 4
 
@@ -245,9 +251,9 @@ def test_out_of_memory_halves_the_passes_of_every_adapter(method):
             return super().__call__(x, *args)
 
     found = []
-    for most in (4, 1):
+    for most in (4, least):
         Full.most = most
-        trained = Run(Full(), DistilConfig(**{**SMALL, "updates": 6}, method=method))
+        trained = Run(Full(), DistilConfig(**{**SMALL, **changes, "updates": 6}))
         list(trained.progress())
         found.append(trained.lora_tensors())
         assert {d.micro for d in trained.learners.descents.values()} == {most} and trained.done == 6
@@ -336,6 +342,29 @@ def test_how_x_moves_an_answer_is_exact_and_leaves_the_adapters_alone(generator)
             assert float((found * step).sum()) == pytest.approx(float((wanted * v).sum()), rel=2e-2, abs=1e-2)
         assert all(p.grad is None for lora in trained.student.adapters.values() for p in lora.parameters())
         trained.close()
+
+
+def test_one_sample_that_is_too_much_for_a_pull_is_told():
+    class Full(Tiny):
+        def __call__(self, x, *args):
+            if x.requires_grad:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(x, *args)
+
+    trained = Run(Full(), DistilConfig(**{**SMALL, **FISHER}))
+    with pytest.raises(MemoryError, match="with its gradient, and does not. Switch checkpointing on"):
+        list(trained.progress())
+    trained.close()
+
+
+def test_only_the_first_pulls_are_looked_at(monkeypatch):
+    """What a model writes over is found in a first call, which is slow."""
+    looked, log = [], backward.Log
+    monkeypatch.setattr(backward, "Log", lambda: looked.append(1) or log())
+    trained = Run(Tiny(), DistilConfig(**{**SMALL, **FISHER, "updates": 5}))
+    list(trained.progress())
+    assert len(looked) == 3 + 2  # of three adapters that learn; plain and guided pulls
+    trained.close()
 
 
 @pytest.mark.parametrize("real", ["pictures", "guided", "blended"])
