@@ -1,9 +1,9 @@
 // A sampler's model without what guides it or skips work: what a few-step LoRA learns from, and goes onto.
 
-import { COPY_OF, copyNode } from "./bring.js";
 import { endOfType } from "./nodes.js";
 import { sameEnd, sourceOf, wiredOf, worthOf } from "./queued.js";
 import { isLeftOut } from "./suits.js";
+import { COPY_OF, copyNode } from "./wiring.js";
 
 /** { model, again, leftOut }: the end before what is left out; ids of what patches it after; their ids. */
 export function bareModel({ queued, chain }, goes = isLeftOut) {
@@ -18,7 +18,7 @@ export function bareModel({ queued, chain }, goes = isLeftOut) {
 }
 
 /** The end of that model in a place: what patches it after what is left out is added once more. */
-export function bring({ queued, chain }, { model, again }, place, made) {
+export function copyPatches({ queued, chain }, { model, again }, place, made) {
   let end = model;
   for (const id of again) {
     const input = patchedInput(queued, chain, id);
@@ -34,7 +34,7 @@ function patchedInput(queued, chain, id) {
 }
 
 /** Whether an end of the queued graph is that model, through copies that are what their originals are. */
-export function isBrought(queued, { chain }, { model, again }, end) {
+export function isBareModel(queued, { chain }, { model, again }, end) {
   let at = end;
   for (const id of [...again].reverse()) {
     const copy = at && queued.get(at.id);

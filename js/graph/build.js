@@ -4,13 +4,13 @@
 
 import { DISTIL, FLUX_GUIDANCE, isOurs, PREVIEW, PROMPTS } from "../names.js";
 import { t } from "../text.js";
-import { bring } from "./bare.js";
-import { copyNode, wireEnd } from "./bring.js";
+import { copyPatches } from "./bare.js";
 import { add, drawn } from "./change.js";
 import { endOf } from "./nodes.js";
 import { arrange, boxOfAll, frame } from "./places.js";
 import { conditioningInto, JOIN, labelsOf, promptsOf } from "./prompts.js";
 import { sameEnd, sourceOf, typesOf } from "./queued.js";
+import { copyNode, wireEnd } from "./wiring.js";
 
 const MODEL_FILE = /^(?:.*[\\/])?(.+)\.(safetensors|sft|ckpt|gguf|pth?|bin)$/i;
 const SIZE = [380, 460];                                  // of the preview
@@ -26,7 +26,7 @@ export async function build(plan, made) {
   const preview = add(place.graph, PREVIEW, { pos: corner });
   preview.setSize([...SIZE]);
   const wireIt = (end, input) => end && wireEnd(queued, end, place, made, { to: distil, name: input });
-  wireIt(bring(plan.reading, plan, place, made), "model");
+  wireIt(copyPatches(plan.reading, plan, place, made), "model");
   const { positive, negative, first } = promptsFor(plan, made);
   Object.entries({ positive, negative, latent, vae }).forEach(([input, end]) => wireIt(end, input));
   wireGuidance(plan, made, wireIt);

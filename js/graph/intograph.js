@@ -5,8 +5,7 @@
 
 import { EDIT_SCHEDULE, LOAD_LORA } from "../names.js";
 import { t } from "../text.js";
-import { bring } from "./bare.js";
-import { wireEnd } from "./bring.js";
+import { copyPatches } from "./bare.js";
 import { add, wire, wireLike } from "./change.js";
 import { fold, handOver, keepInput, set } from "./journal.js";
 import { inputOf, MUTED, widgetOf } from "./nodes.js";
@@ -14,6 +13,7 @@ import { partTaken, sigmasOf } from "./parts.js";
 import { freePlace } from "./places.js";
 import { aboveOf, sameEnd, sourceOf, typesOf, wiredOf } from "./queued.js";
 import { samplersOf } from "./reading.js";
+import { wireEnd } from "./wiring.js";
 
 const OUT = { model: 0, sampler: 1, sigmas: 2, cfg: 3 };        // outputs of FewstepLoadLora
 const ROOM = 50;                                                // beside a node
@@ -71,7 +71,8 @@ export function putIn(plan, name, made, journal) {
   const loader = add(place.graph, LOAD_LORA, { pos: [...pos], values: { lora_name: name } });
   made.nodes.push(loader);
   const way = { ...plan, loader, made, journal, samplers: [], swapped: [], edited: [] };
-  wireEnd(queued, bring(plan.reading, plan.bare, place, made), place, made, { to: loader, name: "model" });
+  const model = copyPatches(plan.reading, plan.bare, place, made);
+  wireEnd(queued, model, place, made, { to: loader, name: "model" });
   if (guide !== sampler) {
     guideBy(way);
   }

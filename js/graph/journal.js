@@ -1,4 +1,4 @@
-// Changes to nodes that are there already, each noted so that all can be taken back: what bring.js adds is
+// Changes to nodes that are there already, each noted so that all can be taken back: what wiring.js adds is
 // taken back by `takeBack`, what is changed by the functions here.
 //
 //   journal   [undo, ...]

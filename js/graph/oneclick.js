@@ -4,8 +4,7 @@
 import { DISTIL, PREVIEW } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
-import { bareModel, isBrought } from "./bare.js";
-import { begin, slotsTo, takeBack } from "./bring.js";
+import { bareModel, isBareModel } from "./bare.js";
 import { build, modelName } from "./build.js";
 import { change, setMuted, toast } from "./change.js";
 import { allNodes, ALWAYS, gives, inputOf } from "./nodes.js";
@@ -16,6 +15,7 @@ import { idOf, readQueued, sameEnd, sourceOf, wiredOf, worthOf } from "./queued.
 import { readGraph } from "./reading.js";
 import { carriersOf, fewStepReason, guides, refusalOf } from "./suits.js";
 import { dependants, origin } from "./walk.js";
+import { begin, slotsTo, takeBack } from "./wiring.js";
 
 /**
  * Adds the nodes, or takes those that are there for this model already, and queues them. Answers the
@@ -142,7 +142,7 @@ function placeFor(reading, prompts) {
 
 /** The node that distils that very model already, or copies of it; one that the user has muted counts too. */
 const distilFor = (plan) => allNodes(plan.place.graph).find((node) => node.type === DISTIL
-  && isBrought(plan.reading.queued, plan.reading, plan, modelInto(plan.reading.queued, node)));
+  && isBareModel(plan.reading.queued, plan.reading, plan, modelInto(plan.reading.queued, node)));
 
 /** The end that a node gets its model from, also of one that is muted; null for none. */
 export function modelInto(queued, distil) {
@@ -197,7 +197,7 @@ function lacking(queued, plan, distil) {
   }
   const wanted = { latent, vae: reading.vae };
   const source = (name) => sourceOf(queued, id, name);
-  if (!isBrought(queued, reading, plan, source("model"))) {
+  if (!isBareModel(queued, reading, plan, source("model"))) {
     return "model";
   }
   const lost = Object.keys(wanted).find((name) => wanted[name] && !sameEnd(source(name), wanted[name]));

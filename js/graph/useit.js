@@ -4,8 +4,7 @@
 import { DEMO, DISTIL, LOAD_LORA, RESTORATION, RESTORE } from "../names.js";
 import { t } from "../text.js";
 import { ask } from "./ask.js";
-import { bareModel, isBrought } from "./bare.js";
-import { begin, takeBack } from "./bring.js";
+import { bareModel, isBareModel } from "./bare.js";
 import { modelName } from "./build.js";
 import { add, change, drawn, setMuted, toast, wire } from "./change.js";
 import { isSampling, mainOf, samplingBehind, selectedIn, sourceOfModel, teacherOf } from "./find.js";
@@ -20,6 +19,7 @@ import { restore, restorerOf, restoringPlan, unload } from "./restorers.js";
 import { sampleAnew } from "./samplers.js";
 import { acceleratorOf, isLeftOut, nameOf } from "./suits.js";
 import { chainTo, dependants, wiresOf } from "./walk.js";
+import { begin, takeBack } from "./wiring.js";
 
 const RECIPE = "fewstep.recipe";      // in the metadata of our LoRA files
 const EXACT = ["WanAnimate2Cache"];      // caches that change no picture: only training can't have them
@@ -194,7 +194,7 @@ function otherFile(node, name, journal) {
 function muteDistils(reading, journal) {
   const { queued, chain } = reading;
   const bare = bareModel(reading);
-  const isOfIt = (end) => chain.some((one) => sameEnd(one, end)) || isBrought(queued, reading, bare, end);
+  const isOfIt = (end) => chain.some((one) => sameEnd(one, end)) || isBareModel(queued, reading, bare, end);
   const trains = ({ id, type }) => type === DISTIL && isOfIt(sourceOf(queued, id, "model"));
   const all = [...queued.values()].filter(trains).map(({ node }) => [node, ...dependants(node)])
     .filter((nodes) => !nodes.some((node) => isSampling(node) || node.type === RESTORE));

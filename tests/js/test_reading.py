@@ -11,7 +11,7 @@ from .plots import node
 READ = (
     BUILD
     + """
-import { bareModel, isBrought } from "./js/graph/bare.js";
+import { bareModel, isBareModel } from "./js/graph/bare.js";
 import { calculate } from "./js/graph/calculate.js";
 import { promptsOf } from "./js/graph/prompts.js";
 import { readQueued, sourceOf, worthOf } from "./js/graph/queued.js";
@@ -299,5 +299,5 @@ def test_a_copy_of_a_patch_stands_for_it_as_long_as_it_is_alike(tmp_path, streng
     script = f"""
     at("copy").properties = {{ fewstep_copy_of: {json.dumps(of)} }};
     const reading = await readGraph(app, at("style"));
-    answer(isBrought(reading.queued, reading, bareModel(reading), {{ id: "copy", slot: 0 }}));"""
+    answer(isBareModel(reading.queued, reading, bareModel(reading), {{ id: "copy", slot: 0 }}));"""
     assert read(tmp_path, script, parts) is wanted
