@@ -63,10 +63,8 @@ LATER = {
     "lead": 3,
     "role_lr": 10.0,
 }
-PART = (
-    "from_percent",
-    "to_percent",
-)  # which a run of the whole way is called nothing by, as before there were
+# of a run of the whole way, which is called nothing by them, as before there were parts
+PART = {"from_percent": 0.0, "to_percent": 1.0}
 MOST_TEXT = 2000  # characters of an error that are kept
 
 
@@ -298,7 +296,7 @@ def _claim(folder, wanted):
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        theirs = {**LATER, **found["spec"]["config"], **found["spec"]["about"]}
+        theirs = {**_all_settings(found), **found["spec"]["about"]}
     except (ValueError, LookupError, TypeError) as error:
         raise BadValue(
             "{file} must be the manifest of a run, and can't be read ({error}). Take another folder.",
@@ -306,9 +304,15 @@ def _claim(folder, wanted):
             error=error,
         ) from error
     if found != wanted:
-        ours = {**LATER, **wanted["spec"]["config"], **wanted["spec"]["about"]}
-        odd = next((k for k, v in ours.items() if theirs.get(k) != v), "version")
-        raise _another(folder, odd, theirs.get(odd, found.get("version")), ours.get(odd, VERSION))
+        ours = {**_all_settings(wanted), **wanted["spec"]["about"]}
+        theirs["version"], ours["version"] = found.get("version"), VERSION
+        odd = next(name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
+        raise _another(folder, odd, theirs.get(odd), ours.get(odd))
+
+
+def _all_settings(manifest):
+    """Those of a manifest, with what it leaves out."""
+    return {**LATER, **PART, **manifest["spec"]["config"]}
 
 
 def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:
@@ -317,7 +321,7 @@ def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:
     """
     try:
         found = json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
-        theirs = {**LATER, **found["spec"]["config"]}
+        theirs = _all_settings(found)
     except (OSError, ValueError, LookupError, TypeError):
         return
     for name in theirs.keys() & asked.keys() - set(CUT):

@@ -262,7 +262,25 @@ def test_another_runs_folder_is_refused_by_the_setting_that_differs(tmp_path):
             ValueError, match=f"its {next(iter(options))} is .* and not .*{next(iter(options.values()))}"
         ):
             jobs._claim(tmp_path, ours)
+    with pytest.raises(ValueError, match="its note is None and not 'x'"):
+        jobs._claim(tmp_path, jobs.manifest(DistilConfig(**SMALL), {**ABOUT, "note": "x"}))
     run(tmp_path, 4, micro=2)  # how it is cut to fit the memory is nobody's concern
+
+
+def test_a_run_of_a_part_is_told_from_one_of_the_whole_way(tmp_path):
+    part = DistilConfig(**SMALL, from_percent=0.2)
+    jobs._claim(tmp_path, jobs.manifest(part, {**ABOUT, "note": "x"}))
+    refused = r"its from_percent is 0\.2 and not 0\.0"
+    with pytest.raises(ValueError, match=refused):
+        jobs._claim(tmp_path, jobs.manifest(DistilConfig(**SMALL), ABOUT))
+    with pytest.raises(ValueError, match=refused):
+        jobs.check_asked(tmp_path, {"from_percent": 0.0})
+    with pytest.raises(ValueError, match="its note is 'x' and not None"):
+        jobs._claim(tmp_path, jobs.manifest(part, ABOUT))
+    (other := tmp_path / "whole").mkdir()
+    jobs._claim(other, jobs.manifest(DistilConfig(**SMALL), ABOUT))
+    with pytest.raises(ValueError, match=r"its to_percent is 1\.0 and not 0\.5"):
+        jobs.check_asked(other, {"to_percent": 0.5})
 
 
 @pytest.mark.parametrize("name", ["mine.safetensors", "status.json", "run.json", "curves.png"])
