@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from typing import Any
 
 from .. import methods
 from ..formats.lora_keys import FAMILIES
@@ -26,7 +27,10 @@ are those of `DistilConfig`, and from --set name=value."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and takes no option by half its name: `launch` knows whole ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> None:
         """End the program with that line."""
@@ -123,7 +127,10 @@ def _fit(subparsers):
 
 def _effort(text):
     """A name as it is, anything else as a number."""
-    return text if text in EFFORTS else float(text)
+    try:
+        return text if text in EFFORTS else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {', '.join(EFFORTS)} or a number, got {text!r}") from None
 
 
 def _distil(subparsers, name, method, about):

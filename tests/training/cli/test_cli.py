@@ -44,6 +44,8 @@ def test_fit_writes_recipes_report_and_samples(tmp_path, capsys, teacher):
         (["--trajectories", "2"], "trajectories"),
         (["--trajectories", "many"], "trajectories"),
         (["--effort", "0"], "effort"),
+        (["--effort", "slow"], "must be quick, standard, thorough or a number, got 'slow'"),
+        (["--proc", "2"], "--proc"),  # half a name, which torchrun's processes would be given on
         (["--reference-steps", "3"], "reference_steps"),
         (["--cfg", "nan"], "cfg"),
         (["--cfg", "-1"], "cfg"),
