@@ -36,8 +36,8 @@ def usual_rate(config: DistilConfig, done: int) -> float:
 class Descent:
     """The optimiser's side of one adapter: AdamW's state, the loss's scale, micro-batch, counts of updates.
 
-    rate: (config, updates so far) -> its learning rate; momentum: of its optimiser
     ranks: of several processes each takes its share of a batch, in micro-batches of its own; all step alike
+    momentum: of its optimiser
     """
 
     def __init__(
@@ -45,11 +45,10 @@ class Descent:
         denoiser: Denoiser,
         lora: Lora,
         config: DistilConfig,
-        rate: Callable[[DistilConfig, int], float] = usual_rate,
         ranks: Ranks = ALONE,
         momentum: float = optimisers.MOMENTUM,
     ):
-        self.lora, self.config, self.rate, self.ranks = lora, config, rate, ranks
+        self.lora, self.config, self.ranks = lora, config, ranks
         parameters = lora.parameters()
         self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr, momentum)
         self.backward = backward_of(denoiser, parameters, config.checkpointing)
@@ -92,9 +91,11 @@ class Descent:
             self.micro = math.ceil(min(self.micro, len(share["weight"])) / 2)
             recover()
 
-    def step(self, losses: torch.Tensor) -> None:
-        """Step along the gradient of those losses; raises ArithmeticError when too many weren't finite."""
-        self._descend(float(losses.mean()))
+    def step(self, losses: torch.Tensor, rate: float) -> None:
+        """Step along the gradient of those losses at that learning rate; raises ArithmeticError when too many
+        weren't finite.
+        """
+        self._descend(float(losses.mean()), rate)
         self.done += 1
 
     def _in_parts(self, share, loss_of, count):
@@ -128,7 +129,7 @@ class Descent:
             self.backward(compute)
         return losses[0].float().cpu()
 
-    def _descend(self, loss):
+    def _descend(self, loss, rate):
         """One step of the optimiser, or none."""
         for p in self.lora.parameters():
             if p.grad is not None:
@@ -136,7 +137,7 @@ class Descent:
         norm = torch.nn.utils.clip_grad_norm_(self.lora.parameters(), 1.0)
         finite = norm.isfinite() and math.isfinite(loss)
         if finite:
-            optimisers.step(self.optimiser, self.rate(self.config, self.done))
+            optimisers.step(self.optimiser, rate)
             self.lora.written()
         self.forget()
         if finite:

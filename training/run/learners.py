@@ -28,11 +28,11 @@ class Learners:
     def __init__(self, student: Student, config: DistilConfig, method: Method, ranks: Ranks = ALONE):
         self.student, self.config, self.method, self.ranks = student, config, method, ranks
         self.roles = {role.name: role for role in method.roles(config)}
-        self.turned: int | None = None
-        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, self._rate, ranks)}
+        self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, ranks)}
         for name, role in self.roles.items():
-            lora, rate = student.adapters[name], functools.partial(self._role_rate, role)
-            self.descents[name] = Descent(student.denoiser, lora, config, rate, ranks, role.momentum)
+            self.descents[name] = Descent(
+                student.denoiser, student.adapters[name], config, ranks, role.momentum
+            )
         self.told: dict[str, float] = {}
         self.followed = dict.fromkeys(self.roles, 0)
 
@@ -68,22 +68,20 @@ class Learners:
             return STUDENT
         for name, role in self.roles.items():
             made = self.made(name)
-            if made < role.first(self.config):
-                return name
-            followed = role.each and context.done > context.turned
-            if followed and made - self.followed[name] < role.each(context):
+            goes_first = made < role.first(self.config)
+            goes_along = role.each is not None and context.done > context.turned
+            is_behind = goes_along and made - self.followed[name] < role.each(context)
+            if goes_first or is_behind:
                 return name
         return STUDENT
 
-    def _rate(self, config, done):
-        """The student's learning rate."""
-        own = self.method.rate
-        return usual_rate(config, done) if own is None else own(config, done, self.turned)
-
-    def _role_rate(self, role, config, made):
-        """A role's learning rate."""
-        done, turned = self.made(STUDENT), self.turned or 0
-        return role.rate(config, made, (done - turned) / max(1, config.updates - turned))
+    def rate(self, name: str, turned: int | None) -> float:
+        """The learning rate of that adapter's next update; turned: as of a `Context`."""
+        config, method, made = self.config, self.method, self.made(name)
+        if name != STUDENT:
+            done, turned = self.made(STUDENT), turned or 0
+            return self.roles[name].rate(config, made, (done - turned) / max(1, config.updates - turned))
+        return usual_rate(config, made) if method.rate is None else method.rate(config, made, turned)
 
     def stage(self, name: str) -> str:
         """What a run is at while that adapter learns."""
@@ -94,7 +92,7 @@ class Learners:
         """Draw a batch and leave its gradient in that adapter; (batch, its losses (B,)). Cut off, it leaves
         none.
         """
-        part, self.turned = self.roles.get(name, self.method), context.turned
+        part = self.roles.get(name, self.method)
         _begin(self, name)
         batch = part.draw(_shared(context, self.ranks))
         return batch, self.descents[name].gradient(batch, functools.partial(part.loss, context))
@@ -103,9 +101,9 @@ class Learners:
         """Take back a gradient along which no step is made."""
         self.descents[name].forget()
 
-    def step(self, name: str, batch: Batch, losses: torch.Tensor) -> None:
+    def step(self, name: str, batch: Batch, losses: torch.Tensor, turned: int | None) -> None:
         """Step along the gradient of those losses, and take down what the batch tells."""
-        self.descents[name].step(losses)
+        self.descents[name].step(losses, self.rate(name, turned))
         if name == STUDENT:
             self.followed = {other: self.made(other) for other in self.roles}
             for told in set(self.method.tells).intersection(batch):

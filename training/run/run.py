@@ -25,7 +25,7 @@ from ..formats.files import save_lora
 from ..formats.precision import in_precision
 from ..formats.recipe import Recipe
 from ..methods.distances import METRICS
-from ..methods.method import STUDENT, Context
+from ..methods.method import STUDENT, Batch, Context
 from ..methods.phases import Phases
 from ..methods.times import Times, Weighting
 from ..models.denoiser import Denoiser
@@ -70,13 +70,12 @@ class Run:
         check(denoiser, config, data)
         method = methods.get(config.method)
         self.denoiser, self.config, self.method, self.ranks = denoiser, config, method, ranks
-        self.metric = metric or METRICS[config.metric]
+        self.metric, self.times = metric or METRICS[config.metric], Times(config.times)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.kind = denoiser.prediction if method.kind == "own" else method.kind
         self.phases = Phases(config, denoiser.path, denoiser.sigma_of, method.on_the_grid)
-        self.times = Times(config.times)
-        self.weighting = _weighting_of(self, method.level)
-        self.turned_weighting = _weighting_of(self, method.turned_level or method.level)
+        levels = method.level, method.turned_level or method.level
+        self.weighting, self.turned_weighting = (_weighting_of(self, level) for level in levels)
         self.student = Student(denoiser, config, warm)
         try:
             source = Pictures if config.restores and data is not None else Source
@@ -141,26 +140,19 @@ class Run:
         return _context_of(self, who)
 
     def update(self, who: str = STUDENT) -> float:
-        """One optimiser update of that adapter; returns the loss. Cut off, it leaves the state of before or
-        of after.
-        """
-        before, steps = self.generator.get_state(), False
+        """One update of that adapter; returns the loss. Cut off, it leaves the state before or after."""
+        context, before, steps = self.context(who), self.generator.get_state(), False
         try:
-            batch, losses = self.learners.gradient(who, self.context(who))
+            batch, losses = self.learners.gradient(who, context)
             with held_back():
                 steps = True
-                self.learners.step(who, batch, losses)
-                value = float((losses * batch["weight"]).mean())
-                if who == STUDENT:
-                    self.student.follow(self.done)
-                    self.times.learn(batch["u"], losses)
-                    self.loss.append((self.done, value))
+                self.learners.step(who, batch, losses, context.turned)
+                return _taken_down(self, who, batch, losses)
         except BaseException:
             if not steps:
                 self.learners.forget(who)
                 self.generator.set_state(before)
             raise
-        return value
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -224,6 +216,16 @@ def _probe_of(run: Run, encoder: Encoder | None) -> Probe:
     eye = Eye(run.student, run.task.finished, Sight(run.student.asked, encoder), run.ranks)
     by, decides = "distance" if run.learners.roles else "fidelity", run.method.last_turn(run.config)
     return Probe(run.config.updates, eye, by, decides)
+
+
+def _taken_down(run: Run, who: str, batch: Batch, losses: torch.Tensor) -> float:
+    """The loss of an update that was made; of the student's all that follows it."""
+    value = float((losses * batch["weight"]).mean())
+    if who == STUDENT:
+        run.student.follow(run.done)
+        run.times.learn(batch["u"], losses)
+        run.loss.append((run.done, value))
+    return value
 
 
 def _weighting_of(run: Run, level: Callable[[Phases, torch.Tensor], torch.Tensor]) -> Weighting:

@@ -143,7 +143,7 @@ def test_a_role_begins_as_another(shadowed):
     while trained.learners.due(trained.context()) == "first":
         trained.update("first")
     first = [p.clone() for p in trained.student.adapters["first"].parameters()]
-    trained.learners.descents["shadow"].rate = lambda settings, made: 0.0
+    trained.learners.rate = lambda name, turned: 0.0
     trained.update("shadow")
     assert all(map(torch.equal, first, trained.student.adapters["shadow"].parameters()))
     trained.close()
@@ -387,7 +387,7 @@ def test_phased_training_is_over_after_half_of_the_updates_whatever_their_number
         turned = trained.context().turned
         if turned is not None:
             break
-        rates.append(trained.learners._rate(trained.config, trained.done))
+        rates.append(trained.learners.rate(STUDENT, turned))
     trained.close()
     assert turned == trained.done == math.ceil(updates / 2)
     assert rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] < 0.1 * max(rates)
