@@ -1,6 +1,6 @@
 """How long does a new user wait for a few-step picture of a LoRA of one's own, and for what?
 
-    COMFYUI_PATH=... python benchmarks/new_user.py [--updates 100] [--batch 32] [--json FILE]
+    COMFYUI_PATH=... python benchmarks/new_user.py [--updates 100] [--batch 32] [--json FILE] [--picture FILE]
 
 A fresh base directory into which the pack is cloned (`git clone`), a server started there, and a Chromium
 that does by clicks what the README says, in each renderer: open the page and the template, run it, click
@@ -25,6 +25,17 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 3600  # seconds, for each part at most
 CLICK = "Make this model few-step"
+TRAINED = """async () => {
+  const made = ["FewstepDistil", "PreviewImage"];
+  app.canvas.selectItems(app.graph.nodes.filter(({ type }) => made.includes(type)));
+  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  app.canvas.deselectAll();
+  await new Promise((done) => setTimeout(done, 2000));
+  const { ds } = app.canvas;      // beside the panel, which the view does not know of
+  ds.scale *= 0.85;
+  ds.offset[0] += 160;
+  app.canvas.setDirty(true, true);
+}"""
 STATE = """() => document.querySelector(".fewstep-details .fewstep-chip")?.textContent ?? "" """
 
 
@@ -36,17 +47,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="likewise")
     parser.add_argument("--renderer", choices=("canvas", "vue"), help="one of the two alone")
     parser.add_argument("--json", type=Path, help="keep the figures there, those of the other renderer too")
+    parser.add_argument("--picture", type=Path, help="of the page once the run is over")
     options = parser.parse_args()
     small = {name: getattr(options, name) for name in ("updates", "batch") if getattr(options, name)}
     rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else {}
     for renderer in [options.renderer] if options.renderer else ["canvas", "vue"]:
-        rows[renderer] = as_new_user(renderer == "vue", small)
+        rows[renderer] = as_new_user(renderer == "vue", small, options.picture)
         print(renderer, json.dumps(rows[renderer]), flush=True)
         if options.json:
             options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
-def as_new_user(vue: bool, small: dict[str, int]) -> dict[str, Any]:
+def as_new_user(vue: bool, small: dict[str, int], shot: Path | None) -> dict[str, Any]:
     """{part: seconds} and "whole", with what the picture came from."""
     from comfy_server import Server
     from frontend import FOLDER, Frontend
@@ -86,6 +98,11 @@ def as_new_user(vue: bool, small: dict[str, int]) -> dict[str, Any]:
             told("training")
             front.wait_for_queue()
             told("its last pictures")
+            if shot:
+                front.page.evaluate(TRAINED)
+                front.page.wait_for_timeout(12_000)  # notices go, the view moves
+                front.page.screenshot(path=shot)
+                last = time.monotonic()
             front.button("Use it").click()
             front.page.get_by_text("are in the graph").wait_for()
             told("use it")
