@@ -35,8 +35,13 @@ def fit_denoiser(
 
     path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level
     the denoiser knows, needed on all but flow. folder keeps the trajectories for another call, `base` tells
-    denoisers apart; settings: `FitConfig`.
+    denoisers apart; settings: `FitConfig`, without calls.
     """
+    if settings.get("calls"):
+        raise BadValue(
+            "calls must be left out for a Python denoiser, which a step asks once, got {got!r}. Give steps.",
+            got=settings["calls"],
+        )
     if folder is not None and not base:
         raise BadValue(
             "base must name this denoiser where there is a folder, in which several may keep trajectories; "

@@ -8,6 +8,7 @@ The teacher is a `denoiser.Teacher`: `Guided(denoiser, cfg)`, or any Python func
 weight is changed.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -155,11 +156,12 @@ class SolverFit:
         """Yield `Progress`: "sampling the teacher" in hundredths, then a hundred for each step count."""
         config, begun = self.config, time.monotonic()
         total = 100 * (1 + len(self.counts))
-        for share in self.cache.build(self.teacher.teacher, config.trajectories, self.ranks):
-            yield Progress(stage="sampling the teacher", step=int(100 * share), total=total)
-        with self.teacher:
-            if self.ranks.leads:
-                yield from self._fits(begun, total)
+        with contextlib.closing(self.cache):
+            for share in self.cache.build(self.teacher.teacher, config.trajectories, self.ranks):
+                yield Progress(stage="sampling the teacher", step=int(100 * share), total=total)
+            with self.teacher:
+                if self.ranks.leads:
+                    yield from self._fits(begun, total)
 
     def _fits(self, begun, total):
         config, self.data = self.config, _trajectories(self)

@@ -16,6 +16,7 @@ from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.models.denoiser import Guided
 from fewstep.training.run.fit_denoiser import PlainTeacher, fit_denoiser, sample_recipe
 from fewstep.training.run.fitting import FitConfig, SolverFit
+from fewstep.training.trajectories import folders
 from fewstep.training.trajectories.noises import noises, start
 from oracles.mixture import line_mixture
 
@@ -72,6 +73,7 @@ def test_denoisers_that_share_a_folder_must_be_told_apart(tmp_path):
         ),
         ({"denoise": lambda x, sigma: x[:, :1]}, r"x0 of that shape, got 8 × 1"),
         ({"foo": 1}, "those of FitConfig, got foo"),
+        ({"calls": (6,)}, r"calls must be left out for a Python denoiser.*got \(6,\). Give steps"),
         ({"shape": 4}, "shape must be that of one sample, such as .*got 4"),
         ({"shape": ()}, "shape must be"),
         ({"path": "variance exploding", "sigma_range": (1,)}, r"sigma_range must be .*got \(1,\)"),
@@ -173,6 +175,7 @@ def test_what_is_no_nearer_than_auto_is_not_handed_on(tmp_path):
     run = SolverFit(teacher, FitConfig(steps=(2,), trajectories=16, effort=0.1), tmp_path)
     for _ in run.progress():
         pass
+    assert not folders.in_use(run.cache.folder)
     recipe = run.recipe(2)
     assert recipe.method == "classical" and recipe.coefficients == run.found[2].auto.rows
     assert "no gain: auto is returned" in run.report() and not run.gained(2)
