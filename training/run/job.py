@@ -378,12 +378,11 @@ def delete(folder: Path) -> bool:
     alone = folders.lock(folder, alone=True)
     if alone is None:
         return False
-    # the manifest last: what is cut short is still ours; and the lock when it is closed, as Windows wants it
-    with alone:
+    with alone:  # the manifest last: what is cut short is still ours
         for place in sorted(folder.iterdir(), key=lambda f: f.name == folders.MANIFEST):
             if place.is_dir():
                 shutil.rmtree(place)
             elif place.name != folders.LOCK:
                 place.unlink()
-    shutil.rmtree(folder)
+        folders.drop(folder, alone)
     return True

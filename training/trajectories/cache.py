@@ -256,8 +256,6 @@ class TrajectoryCache:
         wanted = {"version": VERSION, "key": self.spec.key, "spec": spec}
         if manifest.exists():
             _check_manifest(manifest, wanted)
-        with contextlib.suppress(OSError):  # which the check tells of
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._hold()  # before the check, whose trial another process would tidy away
         check_folder(self.folder)
         if manifest.exists():
@@ -276,10 +274,9 @@ class TrajectoryCache:
             self._held = None
 
     def _hold(self):
-        """Mark the folder as in use for as long as this object or its process lives."""
+        """Make the folder, and mark it as in use for as long as this object or its process lives."""
         self.close()
-        folders.tidy(self.folder)
-        self._held = folders.lock(self.folder)
+        self._held = folders.made(self.folder)
 
 
 def _looked_at(cache, shards):

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ except ImportError:  # Windows, where a file that somebody has open can't be rem
     fcntl = None
 
 MANIFEST, LOCK = "manifest.json", ".lock"
+ATTEMPTS = 10  # at a lock whose file was removed meanwhile
 SHARD = re.compile(r"\d{5,}\.safetensors")
 # what a write that was killed leaves behind, ours and safetensors'
 LEFT = re.compile(r"\.(.+\.(safetensors|json|png)|fewstep)-[a-z0-9_]{8}|\.tmp[A-Za-z0-9]{6}")
@@ -45,6 +47,28 @@ def lock(folder: Path, alone: bool = False) -> BinaryIO | None:
     None where the folder can't be written, or its file system has no locks; alone: also when another process
     has it open.
     """
+    handle = _locked(folder, alone)
+    for _ in range(ATTEMPTS):
+        if handle is None or fcntl is None or _is_at(folder / LOCK, handle):
+            break
+        handle.close()  # of a folder that was removed while this one waited for it
+        handle = _locked(folder, alone)
+    return handle
+
+
+def made(folder: Path) -> BinaryIO | None:
+    """`lock` of a folder that is made, if it can be, and tidied; again where it is removed meanwhile."""
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
+        if handle := lock(folder):
+            return handle
+    return None
+
+
+def _locked(folder, alone):
+    """`lock`, of a file that may not be there any more."""
     try:
         if alone and fcntl is None:
             (folder / LOCK).unlink(missing_ok=True)
@@ -58,6 +82,14 @@ def lock(folder: Path, alone: bool = False) -> BinaryIO | None:
     except OSError:
         handle.close()
         return None
+
+
+def _is_at(path, handle):
+    """Whether that is the file at that path."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle.fileno()))
+    except OSError:
+        return False
 
 
 def in_use(folder: Path) -> bool:
@@ -107,14 +139,23 @@ def remove(folder: Path) -> bool:
         with alone:
             for file in (*_named(folder, SHARD), *_named(folder, LEFT), folder / MANIFEST):
                 file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                drop(folder, alone)
     except OSError as error:
         logging.warning("Fewstep: the trajectory cache %s can't be removed (%s).", folder, error)
         return False
     logging.info("Fewstep: removed the trajectory cache %s, unused for longest.", folder)
-    with contextlib.suppress(OSError):
-        (folder / LOCK).unlink()
-        folder.rmdir()
     return True
+
+
+def drop(folder: Path, alone: BinaryIO) -> None:
+    """Remove a folder that holds no more than its lock, while that is held: whoever waits for it must find
+    that it is gone.
+    """
+    if fcntl is None:  # on Windows nobody can, nor can an open file be removed
+        alone.close()
+    (folder / LOCK).unlink()
+    folder.rmdir()
 
 
 def size(folder: Path) -> int:

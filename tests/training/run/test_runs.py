@@ -2,10 +2,13 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from fewstep.training.reports.pictures import column, png
+from fewstep.training.run import job as jobs
 from fewstep.training.run import runs
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.job import STATE, Job, folder_name
@@ -65,6 +68,23 @@ def test_a_run_of_another_process_runs_elsewhere_as_far_as_it_says(tmp_path):
         with pytest.raises(RuntimeError, match="under way in another process"):
             runs.rename(folder, "other")
     assert runs.listing(tmp_path)[0]["state"] == "paused"
+
+
+def test_a_run_that_is_deleted_is_nobody_elses_until_it_is_gone(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    folder, held = made(tmp_path, 1), []
+
+    def watched(remove):
+        def removing(path, *args, **options):
+            if Path(path) in (folder, folder / ".lock"):
+                held.append(folders.in_use(folder))
+            return remove(path, *args, **options)
+
+        return removing
+
+    monkeypatch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    monkeypatch.setattr(Path, "unlink", watched(Path.unlink))
+    assert jobs.delete(folder) and not folder.exists() and held == [True]
 
 
 def test_a_failed_run_says_why_and_forgets_it_when_it_goes_on(tmp_path):

@@ -1,13 +1,14 @@
 """Room for trajectory caches: what gives way to what, and what is never touched; disks that are full."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from caches import build, files, no_teacher, spec
 from fewstep.training.trajectories import cache as module
-from fewstep.training.trajectories import shards
+from fewstep.training.trajectories import folders, shards
 from fewstep.training.trajectories.cache import TrajectoryCache
 from fewstep.training.trajectories.folders import is_ours
 
@@ -77,6 +78,29 @@ def test_a_cache_in_use_stays(tmp_path, caplog):
     aged(used, 100)
     build(tmp_path, spec(seed=2), 8, limit=2500)
     assert not used.folder.exists()
+
+
+def test_who_waits_for_a_cache_that_is_being_removed_makes_it_anew(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    folder = aged(build(tmp_path, spec(), 4)[1], 100)
+    asked, unlink, found = [], Path.unlink, []
+    waits = threading.Thread(target=lambda: found.extend(build(tmp_path, spec(), 4)))
+
+    def slow(self, *args, **options):
+        if self.name == "manifest.json":
+            waits.start()
+        if self.name in ("manifest.json", ".lock"):
+            asked.append(self.name)
+            time.sleep(0.5)  # time to wait for the lock, or to get it where it is let go too early
+        unlink(self, *args, **options)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    assert folders.remove(folder)
+    monkeypatch.undo()
+    waits.join()
+    assert asked == ["manifest.json", ".lock"]
+    assert is_ours(folder) and folders.in_use(folder) and not folders.remove(folder)
+    assert found[1].read(4)
 
 
 def test_a_smaller_count_does_not_hide_what_lies_there(tmp_path):
