@@ -122,6 +122,8 @@ def raised(path: Levels, sigma: float, sigma_next: float, churn: float, highest:
     if s == 0 or path.alpha(t) == 0 or churn == 0:
         return sigma
     up = path.log_snr(t) - churn * (path.log_snr(s) - path.log_snr(t))
+    if up <= path.log_snr(torch.tensor(highest, dtype=torch.float64)):  # a process may know no level for it
+        return highest
     return min(float(path.level(up)), highest)
 
 

@@ -20,7 +20,7 @@ from fewstep.diffusion.destruction.degradations import (
 from fewstep.diffusion.destruction.forward import Chain, ForwardProcess, gaussian, time_of
 from fewstep.diffusion.destruction.noise_schedules import SCHEDULES
 from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING
-from fewstep.diffusion.samplers import batch_noise, sample, solve
+from fewstep.diffusion.samplers import batch_noise, plan, sample, solve
 from fewstep.diffusion.schedules.grids import discrete_sigma, flow_sigma
 from oracles.processes import on_path
 
@@ -115,6 +115,18 @@ def test_noise_raised_first_is_the_kernels_too(name, generator):
     assert (ours - wanted).abs().max() < 1e-3
     with pytest.raises(ValueError, match="time_of_sigma must be given"):
         solve(model, x, TIMES, on_path(path, sigma_of), noise=batch_noise(1), **options)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_noise_is_raised_first_up_to_where_the_run_began(schedule):
+    process = gaussian(schedule)
+    lam = process.log_snr(TIMES).tolist()
+    for churn in (0.1, 0.5, 50.0):  # of which not every level is one that the process knows
+        moves = plan(TIMES, process, churn=churn, mode="raise first")
+        assert moves[0].sigma == 1 and all(move.sigma <= 1 for move in moves)
+        for move, here, after in zip(moves[1:-1], lam[1:], lam[2:]):
+            wanted = process.level(max(here - churn * (after - here), lam[0]))
+            assert move.sigma == pytest.approx(float(wanted), abs=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
