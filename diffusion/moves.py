@@ -62,10 +62,17 @@ def plan(
     """
     grid = check_sigmas(sigmas, path, path.levels)
     churn = check_noising(churn, mode, start, end)
+    if kappa is not None and (churn > 0 or mode != MODES[0]):
+        raise BadValue(
+            "kappa must be given alone, in place of churn and mode, got it with churn {churn:g} and mode "
+            "{mode!r}. Leave them out.",
+            churn=churn,
+            mode=mode,
+        )
     steps = len(grid) - 1
     inside = [start <= i / steps < end for i in range(steps)]
     levels = grid.tolist()
-    if kappa is not None or mode == "each step":
+    if mode == "each step":
         shares = _shares(grid, path, churn, kappa)
         return [Move(t, t, s, k if on else 0.0) for t, s, k, on in zip(levels, levels[1:], shares, inside)]
     if mode == "raise first":

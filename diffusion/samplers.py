@@ -93,7 +93,7 @@ def sample(
                 steps but the last
     corrector   whether each step makes good what the last one would have done better; not with "heun"
     churn       0 and more, inf for all noise fresh; `mode` says where it is added, see `plan`
-    kappa       the share of fresh noise itself, in place of churn: a number in [0, 1] or a function
+    kappa       the share of fresh noise itself, in place of churn and mode: a number in [0, 1] or a function
                 (sigma, sigma_next) -> number
     start, end  shares of the run between which noise is added
     s_noise     standard deviation of the fresh noise; other than 1 it leaves the path on purpose
@@ -112,7 +112,7 @@ def sample(
             "noise must be given on the process {name}, got None. Pass a function that draws unit noise.",
             name=path.name,
         )
-    if noise is None and path.draws == "with kappa" and (churn > 0 or callable(kappa) or kappa):
+    if noise is None and path.draws == "with kappa" and any(m.kappa > 0 or m.rises for m in moves):
         raise BadValue("churn or kappa above 0 needs fresh noise: pass noise, a function that draws it.")
     return follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise)
 

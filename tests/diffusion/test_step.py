@@ -252,6 +252,9 @@ def test_a_split_run_is_the_whole_run(p, options, generator):
         ({"churn": 1.0}, "noise"),
         ({"kappa": 2.0}, "kappa"),
         ({"churn": -1.0}, "churn"),
+        ({"kappa": 0.0, "churn": 1.0}, "kappa must be given alone.*with churn 1 and mode 'each step'"),
+        ({"kappa": 0.5, "mode": "restart"}, "kappa must be given alone.*mode 'restart'"),
+        ({"kappa": lambda t, s: 0.0, "mode": "raise first"}, "kappa must be given alone"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_called(options, why):
@@ -259,4 +262,15 @@ def test_bad_options_are_refused_before_the_model_is_called(options, why):
         raise AssertionError("the model was called")
 
     with pytest.raises(ValueError, match=why):
-        solve(model, torch.zeros(1, 2), [1.0, 0.5, 0.0], FLOW, **options)
+        solve(model, torch.zeros(1, 2), [1.0, 0.7, 0.4, 0.0], FLOW, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kappa": lambda t, s: 0.0}, {"churn": 1.0}, {"churn": 0.5, "end": 0.0}], ids=str
+)
+def test_noise_that_no_step_draws_need_not_be_given(options):
+    x = torch.ones(1, 2)
+    sigmas = [1.0, 0.5, 0.0]
+    assert torch.equal(
+        solve(lambda x, s: s * x, x, sigmas, FLOW, **options), solve(lambda x, s: s * x, x, sigmas, FLOW)
+    )
