@@ -243,19 +243,6 @@ def hot_pixelate(largest: int = 16, schedule: str = "flow", **options: float) ->
     return Chain(Pixelate(largest=largest), gaussian(schedule, **options), name="pixelate + noise")
 
 
-FORWARD = {
-    "Gaussian": gaussian,
-    "hot blur": hot_blur,
-    "cold blur": Blur,
-    "pixelate + noise": hot_pixelate,
-    "pixelate": Pixelate,
-    "mask": Mask,
-    "drawn mask": DrawnMask,
-    "fade": Fade,
-    "drawn fade": DrawnFade,
-}
-
-
 def cosines(size: int) -> torch.Tensor:
     """The orthonormal DCT-II of an axis: rows are modes, float64 (size, size); the transpose inverts it."""
     k = torch.arange(size)

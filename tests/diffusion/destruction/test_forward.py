@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from fewstep.diffusion.destruction.degradations import (
-    FORWARD,
     Blur,
     DrawnFade,
     DrawnMask,
@@ -245,19 +244,11 @@ def test_gradients_reach_x0_and_noise_after_a_run_in_inference_mode(generator):
         assert torch.autograd.grad(process.transition(x, x0, 0.7, 0.4).sum(), x0)[0].isfinite().all()
 
 
-def test_registry_makes_each_process_by_name():
-    for name in (
-        "Gaussian",
-        "hot blur",
-        "cold blur",
-        "pixelate + noise",
-        "pixelate",
-        "drawn mask",
-        "drawn fade",
-    ):
-        process = FORWARD[name]()
+def test_every_process_has_usual_options_and_takes_any_size():
+    for made in (gaussian, hot_blur, Blur, hot_pixelate, Pixelate, DrawnMask, DrawnFade):
+        process = made()
         assert process.corrupt(torch.zeros(1, 2, 9, 7), torch.zeros(1, 2, 9, 7), 0.5).shape == (1, 2, 9, 7)
-    assert FORWARD["hot blur"](8.0, "EDM", sigma_max=0.1).noise(1.0) == pytest.approx(0.1)
+    assert hot_blur(8.0, "EDM", sigma_max=0.1).noise(1.0) == pytest.approx(0.1)
 
 
 X = torch.zeros(1, 3, 6, 5)
