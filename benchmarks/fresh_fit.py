@@ -6,7 +6,7 @@ pictures (Bonneel et al. 2015). Levels and churn of the automatic solver are mov
 helps (compass search; Kolda et al. 2003), on fixed noises, so that what is compared differs by nothing else.
 Starts are drawn anew: from the trajectories' own noise a run without fresh noise would come to the very same
 pictures, and seem near for that. It takes hundreds of runs of thousands of samples: for models that are cheap
-to ask.
+to ask, as those of `solvers.py` are.
 """
 
 import dataclasses
@@ -14,11 +14,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-
-from ..samplers import Noise
-from ..step import fresh_share
-from .linear import LinearSolver, classical, solve
-from .trajectories import Trajectories
+from fewstep.diffusion.samplers import Noise
+from fewstep.diffusion.solvers.linear import LinearSolver, classical, solve
+from fewstep.diffusion.solvers.trajectories import Trajectories
+from fewstep.diffusion.step import fresh_share
 
 DIRECTIONS = 64
 LEVEL, CHURN = 0.3, 1.5  # first moves: a share of the gap to a neighbouring level, a factor of the churn
@@ -66,7 +65,7 @@ def fit_fresh(
     samples: int = 512,
     seed: int = 0,
 ) -> Iterator[Fresh]:
-    """Yield `Fresh`, the automatic solver's first, then one after each round of moves.
+    """Yield `Fresh`, the automatic solver's first, then one after each round of moves that helped.
 
     grid     the automatic grid (steps + 1,)
     churn    of the automatic solver; that of each step stays within a factor of `RANGE` of it
@@ -92,6 +91,8 @@ def fit_fresh(
             moved = False
             for change in _moves(len(shares), size):
                 if bench.count + FITTED * samples * len(shares) > evaluations:
+                    if moved:
+                        yield told()
                     return
                 trial = change(sigmas, shares, churn)
                 solver = with_churn(*trial, data)

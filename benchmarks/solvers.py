@@ -41,7 +41,6 @@ import skipping
 import torch
 from fewstep.diffusion.samplers import batch_noise, sample, solve
 from fewstep.diffusion.schedules import auto, grids
-from fewstep.diffusion.solvers.fresh import fit_fresh
 from fewstep.diffusion.solvers.linear import solve as solve_linear
 from fewstep.diffusion.solvers.linear import solve_apart
 from fewstep.diffusion.solvers.trajectories import Trajectories
@@ -50,6 +49,7 @@ from fewstep.training.models.demo import data
 from fewstep.training.reports import pictures
 from fewstep.training.run.fit_denoiser import sample_recipe
 from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit
+from fresh_fit import fit_fresh
 from tasks import CASES, TEACHERS, FitTeacher, family, start, task
 
 NFE = (3, 4, 5, 6, 8, 10, 16)
