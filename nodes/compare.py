@@ -40,9 +40,9 @@ OURS = {
     "consistency": {"kappa": 1.0},
 }
 CACHED = {
-    "cached": "The same model with a cache on it, such as EasyCache: a competitor, in every sampler and step "
-    "count, judged by the calls that it really makes. It needs step counts such as 20.",
-    "cached_2": "Another one, such as LazyCache.",
+    "cached": "The same model with a cache on it, such as EasyCache, to compete in every sampler and step "
+    "count. It is judged by the calls it really makes, and needs step counts such as 20.",
+    "cached_2": "Another cached model, such as one with LazyCache.",
 }
 REFERENCE_STEPS = (30, 60, 120)
 LONGEST = 200  # steps that may be asked for
@@ -75,23 +75,25 @@ class Compare(io.ComfyNode):
             node_id="FewstepCompare",
             display_name="Compare Few-Step",
             category="Fewstep/sampling",
-            description="How many steps do I need? Draws the same noise with several samplers and step "
-            "counts, measures how far each is from the converged picture, and hands on the cheapest that "
-            "is near enough.",
+            description="How many steps do I need? Samples the same noise with several samplers and step "
+            "counts, measures how far each result is from the converged picture, and outputs the cheapest "
+            "that is near enough.",
             search_aliases=["sampler grid", "xy plot", "how many steps", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
-                io.Latent.Input("latent", tooltip="Its size is sampled; distances are means over its batch."),
-                io.Vae.Input("vae", tooltip="Makes pictures of the latents."),
+                io.Latent.Input(
+                    "latent", tooltip="A latent of the size to sample; distances are averaged over its batch."
+                ),
+                io.Vae.Input("vae", tooltip="Decodes the pictures for the grid."),
                 io.String.Input(
                     "samplers",
                     default="auto, order 1, euler, dpmpp_2m/karras",
-                    tooltip="Names between commas, each with /schedule if you like. Ours: auto, order 1, "
-                    "order 2, order 3, heun, consistency. ComfyUI's by their names in KSampler.",
+                    tooltip="Names separated by commas, each with an optional /schedule. Ours: auto, order "
+                    "1, order 2, order 3, heun, consistency. ComfyUI's: by their names in KSampler.",
                 ),
-                io.String.Input("steps", default="2, 4, 8", tooltip="Step counts between commas."),
+                io.String.Input("steps", default="2, 4, 8", tooltip="Step counts separated by commas."),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
@@ -107,7 +109,7 @@ class Compare(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=FIXED,
-                    tooltip="Of the starting noise.",
+                    tooltip="Seed of the starting noise.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -116,8 +118,8 @@ class Compare(io.ComfyNode):
                     max=1.0,
                     step=0.005,
                     round=False,
-                    tooltip="How far from the converged picture is near enough, as a share of the latents' "
-                    "own spread. 0.1 is hard to see.",
+                    tooltip="The distance from the converged picture that counts as near enough, as a share "
+                    "of the latents' own spread. 0.1 is hard to see.",
                 ),
                 *(io.Model.Input(name, optional=True, tooltip=CACHED[name]) for name in CACHED),
             ],

@@ -94,7 +94,7 @@ class LoadDemoTeacher(io.ComfyNode):
             display_name="Load Demo Teacher (Fewstep)",
             category="Fewstep/training",
             description="A small emoji model that comes with Fewstep, so that every workflow here runs "
-            "with no download. It makes 32x32 pictures: use an empty latent of that size, about 20 steps "
+            "without a download. It makes 32x32 pictures: use an empty latent of that size, about 20 steps "
             "and CFG 2.",
             search_aliases=["emoji", "tiny model", "fewstep"],
             inputs=[
@@ -109,7 +109,7 @@ class LoadDemoTeacher(io.ComfyNode):
                     "label",
                     options=list(data.label_numbers()),
                     default="smiling face",
-                    tooltip="What to draw; it plays the part of the prompt.",
+                    tooltip="What to draw; it takes the place of the prompt.",
                 ),
             ],
             outputs=[
@@ -118,7 +118,7 @@ class LoadDemoTeacher(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
                 io.Conditioning.Output(
-                    display_name="all_labels", tooltip="Every label, one entry each: to distil on."
+                    display_name="all_labels", tooltip="All labels, one entry each, to distil on."
                 ),
             ],
         )

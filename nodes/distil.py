@@ -38,9 +38,9 @@ class Distil(io.ComfyNode):
             node_id="FewstepDistil",
             display_name="Distil Few-Step LoRA",
             category="Fewstep/training",
-            description="Trains a LoRA with which this very model needs only a few steps and no CFG. The "
-            "data are the model's own pictures of the wired prompts. Cancel at any time: what has been "
-            "learnt is saved, and queueing the same again goes on where it stopped. The file goes to "
+            description="Trains a LoRA with which the wired model needs only a few steps and no CFG. It "
+            "learns from the model's own pictures of the wired prompts. Cancel at any time: what has been "
+            "learnt is saved, and queueing the same again continues where it stopped. The file goes to "
             "models/loras with its recipe inside.",
             search_aliases=["train", "lcm", "consistency", "reflow", "lora", "fewstep"],
             is_output_node=True,
@@ -161,32 +161,38 @@ def _inputs() -> list:
             tooltip="Prompts to train on; each conditioning entry is one prompt (join more "
             "with Conditioning Combine, or use Prompts for Distilling).",
         ),
-        io.Conditioning.Input("negative", tooltip="The negative prompt that the teacher's guidance uses."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt for the teacher's guidance."),
         io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="Decodes the preview; without it the preview is only the curves.",
+            tooltip="Decodes the preview; without it the preview shows only the curves.",
         ),
         io.Latent.Input(
             "pictures",
             optional=True,
-            tooltip="A batch of your own encoded pictures to learn on, in the order of the "
-            "prompts. Without it the model draws its own. For the consistency methods.",
+            tooltip="A batch of your own encoded pictures to learn from, in the order of the prompts. "
+            "Without it the model draws its own. For the consistency methods and for restorers.",
         ),
         PROCESS.Input(
             "process",
             optional=True,
-            tooltip="Train a restorer instead: the LoRA learns to undo this process, on the wired "
-            "pictures or on the model's own. Use it with Restore (Few-Step).",
+            tooltip="Wire this to train a restorer instead: the LoRA learns to undo the process, on the "
+            "wired pictures or on the model's own. Use it with Restore (Few-Step).",
         ),
         io.Combo.Input(
             "method",
             options=["auto", *methods.names()],
             default="auto",
-            tooltip="auto: phased consistency, or consistency where pictures are wired.",
+            tooltip="auto: phased consistency, or consistency if pictures are wired.",
         ),
-        io.Int.Input("steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."),
+        io.Int.Input(
+            "steps",
+            default=4,
+            min=1,
+            max=8,
+            tooltip="The number of sampling steps that the LoRA is made for.",
+        ),
         io.Float.Input(
             "cfg",
             default=0.0,
@@ -194,23 +200,23 @@ def _inputs() -> list:
             max=30.0,
             step=0.1,
             extra_dict=zero.AUTO,
-            tooltip="The guidance that you use with this model today. 0 is auto: what is usual for its "
-            "family. The LoRA has it built in.",
+            tooltip="The CFG that you use with this model today; the LoRA has it built in. 0 is auto: what "
+            "is usual for its family.",
         ),
         io.Combo.Input(
             "quality",
             options=list(QUALITY),
             default="standard",
-            tooltip="How long to train: quick to try, standard, best for overnight.",
+            tooltip="How long to train: quick to try it, standard, or best for overnight.",
         ),
         *job_inputs("fewstep"),
         *advanced_inputs(),
         io.Guider.Input(
             "guider",
             optional=True,
-            tooltip="Another teacher than the model at its cfg: any guider, with whatever guidance, "
-            "ControlNets or regions it has. The LoRA has them built in. Each prompt takes the "
-            "place of its positive. Not for the method consistency.",
+            tooltip="A teacher to use instead of the model at its cfg: any guider, with whatever guidance, "
+            "ControlNets or regions it has. The LoRA has them built in. Each prompt takes the place of the "
+            "guider's own positive. Not for the method consistency.",
         ),
         *_part_inputs(),
         *outcome_inputs(),
@@ -229,8 +235,9 @@ def _part_inputs() -> list:
             round=False,
             optional=True,
             advanced=True,
-            tooltip="Where this model's part of sampling begins, of its whole schedule: 0 is pure noise. For "
-            "the second of two models, a refiner or a low-noise expert, which needs first_stage.",
+            tooltip="Where this model's part of sampling begins, as a share of its whole schedule: 0 is pure "
+            "noise. For the second of two models (a refiner or a low-noise expert), which also needs "
+            "first_stage.",
         ),
         io.Float.Input(
             "to_percent",
@@ -241,28 +248,29 @@ def _part_inputs() -> list:
             round=False,
             optional=True,
             advanced=True,
-            tooltip="Where it ends: 1 is the picture. For the first of two models, whose LoRA hands on to "
-            "the second as the model itself does.",
+            tooltip="Where this model's part of sampling ends: 1 is the picture. For the first of two "
+            "models; its LoRA hands over to the second one just as the model does.",
         ),
         io.Model.Input(
             "first_stage",
             optional=True,
             advanced=True,
-            tooltip="The model that samples before this one's part. Where from_percent is above 0 it draws "
-            "what the training starts from.",
+            tooltip="The model that samples before this one. If from_percent is above 0, it draws the states "
+            "that training starts from.",
         ),
         io.Conditioning.Input(
             "first_positive",
             optional=True,
             advanced=True,
-            tooltip="The prompts as first_stage takes them, as many as in positive; where it takes the same, "
-            "nothing.",
+            tooltip="The prompts encoded for first_stage, as many as in positive. Leave it unwired if "
+            "first_stage takes the same ones.",
         ),
         io.Conditioning.Input(
             "first_negative",
             optional=True,
             advanced=True,
-            tooltip="The negative prompt as first_stage takes it; where it takes the same, nothing.",
+            tooltip="The negative prompt encoded for first_stage. Leave it unwired if first_stage takes the "
+            "same one.",
         ),
     ]
 

@@ -22,17 +22,18 @@ class DrawSchedule(io.ComfyNode):
             node_id="FewstepDrawSchedule",
             display_name="Draw Schedule",
             category="Fewstep/sampling",
-            description="A schedule drawn by hand: drag the points of the curve. Left to right are the "
-            "steps, from top to bottom the wired model's own time, from noise to picture.",
+            description="Draw a schedule by hand: drag the points of the curve. Left to right are the steps; "
+            "top to bottom is the wired model's own time, from noise to picture.",
             search_aliases=["curve", "custom sigmas", "manual sigmas", "schedule editor", "fewstep"],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled."),
-                io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Model calls for one picture."),
+                io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Number of sampling steps."),
                 io.String.Input(
                     "points",
                     default=START,
-                    tooltip="The curve's points, [share of the steps, time] pairs as JSON, both from 0 to 1.",
+                    tooltip="The points of the curve as JSON: pairs of [share of the steps, time], both from "
+                    "0 to 1.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -40,7 +41,7 @@ class DrawSchedule(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Image to image: the share of the way that is run. 1 starts from pure noise.",
+                    tooltip="For image to image: the share of the way that is run. 1 starts from pure noise.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS")],

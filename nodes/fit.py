@@ -40,9 +40,9 @@ class Fit(io.ComfyNode):
             node_id="FewstepFit",
             display_name="Fit Few-Step Solver",
             category="Fewstep/sampling",
-            description="Fits a solver of few steps to the wired model: where to ask it, and what to do "
-            "with its answers, so that few steps come as near as they can to the picture that many would "
-            "draw. No weight is changed. Wire a model and prompts, or a guider.",
+            description="Fits a few-step solver to the wired model: at which noise levels to call it, and "
+            "how to use its predictions, so that few steps come as near as they can to the picture that many "
+            "would draw. No weights are changed. Wire a model and prompts, or a guider.",
             search_aliases=["solver", "recipe", "bns", "gits", "few steps", "fewstep"],
             is_output_node=True,
             inputs=_inputs(),
@@ -136,17 +136,17 @@ class Fit(io.ComfyNode):
 
 def _inputs() -> list:
     return [
-        io.Latent.Input("latent", tooltip="Its size is fitted for, as an empty latent's."),
+        io.Latent.Input("latent", tooltip="An empty latent of the size to fit for."),
         io.Guider.Input(
             "guider",
             optional=True,
-            tooltip="What will sample: any guider with its own model and prompts, "
-            "ControlNets and regions included. In the place of model.",
+            tooltip="The guider that will sample, with its own model and prompts, ControlNets and regions "
+            "included. Wire it instead of model.",
         ),
         io.Model.Input(
             "model",
             optional=True,
-            tooltip="The model that will be sampled, with all that is patched into it.",
+            tooltip="The model that will be sampled, with everything that is patched into it.",
         ),
         io.Conditioning.Input(
             "positive",
@@ -155,12 +155,12 @@ def _inputs() -> list:
             "(join more with Conditioning Combine).",
         ),
         io.Conditioning.Input(
-            "negative", optional=True, tooltip="The negative prompt; not needed where cfg is 1."
+            "negative", optional=True, tooltip="The negative prompt; not needed if cfg is 1."
         ),
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="Shows pictures in the report; without it there is only the curve.",
+            tooltip="Decodes the pictures in the report; without it the report shows only the curve.",
         ),
         io.Float.Input(
             "cfg",
@@ -170,14 +170,14 @@ def _inputs() -> list:
             step=0.1,
             round=0.01,
             optional=True,
-            tooltip="The guidance that you use with this model. A guider has its own.",
+            tooltip="The CFG that you use with this model. A wired guider has its own.",
         ),
         io.String.Input(
             "steps",
             default="1, 2, 3, 4, 6, 8",
             optional=True,
-            tooltip="Step counts between commas, a solver is fitted for each; 1 to 12. With guidance each "
-            "step is two model calls.",
+            tooltip="Step counts from 1 to 12, separated by commas; a solver is fitted for each. With "
+            "guidance each step is two model calls.",
         ),
         io.Int.Input(
             "use_steps",
@@ -185,7 +185,7 @@ def _inputs() -> list:
             min=1,
             max=12,
             optional=True,
-            tooltip="Which of them is handed on; the nearest where it is not among them.",
+            tooltip="Which step count the outputs are for; the nearest if it is not in steps.",
         ),
         io.Int.Input(
             "trajectories",
@@ -193,7 +193,8 @@ def _inputs() -> list:
             min=4,
             max=4096,
             optional=True,
-            tooltip="Pictures that the model draws with many steps, to learn from. More are more certain.",
+            tooltip="Pictures that the model draws with many steps, to learn from. More make the result more "
+            "certain and take longer.",
         ),
         io.Float.Input(
             "minutes",
@@ -202,8 +203,7 @@ def _inputs() -> list:
             max=1440.0,
             step=0.5,
             optional=True,
-            tooltip="After that time nothing is refined further. Trajectories are finished in any "
-            "case, and kept for the next fit.",
+            tooltip="When refining stops. Trajectories are finished in any case, and kept for the next fit.",
         ),
         io.Int.Input(
             "seed",
@@ -212,7 +212,7 @@ def _inputs() -> list:
             max=2**63 - 1,
             optional=True,
             control_after_generate=FIXED,
-            tooltip="Of the starting noises. Trajectories of another seed have to be worked out anew.",
+            tooltip="Seed of the starting noises. With another seed the trajectories have to be drawn again.",
         ),
         io.Int.Input(
             "reference_steps",
@@ -221,7 +221,7 @@ def _inputs() -> list:
             max=1000,
             optional=True,
             advanced=True,
-            tooltip="Steps of the trajectories: more are nearer to the converged picture.",
+            tooltip="Steps of each trajectory: more come nearer to the converged picture.",
         ),
         io.Float.Input(
             "limit_gib",
@@ -239,8 +239,8 @@ def _inputs() -> list:
             default=STANDARD,
             optional=True,
             advanced=True,
-            tooltip="Model calls spent on each step count, beside the trajectories' own: a quarter "
-            "of theirs, three quarters, or four times theirs.",
+            tooltip="Model calls spent on each step count, on top of the trajectories: a quarter of their "
+            "cost, three quarters, or four times.",
         ),
         io.Float.Input(
             "denoise",
@@ -250,16 +250,16 @@ def _inputs() -> list:
             step=0.05,
             optional=True,
             advanced=True,
-            tooltip="Below 1 the solver starts from a noised picture, for image-to-image or the last part of "
-            "a split schedule: SIGMAS begin there.",
+            tooltip="Below 1 the solver starts from a noised picture, for image to image or the last part of "
+            "a split schedule. SIGMAS then begin there.",
         ),
         io.String.Input(
             "calls",
             default="",
             optional=True,
             advanced=True,
-            tooltip="Budgets of model calls between commas, in the place of steps; use_steps then says "
-            "which. With guidance a step takes two, and here the fit decides which steps ask for both: wire "
+            tooltip="Budgets of model calls instead of steps, separated by commas; use_steps then picks one "
+            "of them. With guidance a step takes two calls; here the fit decides which steps need both. Wire "
             "GUIDER.",
         ),
     ]

@@ -30,21 +30,21 @@ class InspectSampler(io.ComfyNode):
             node_id="FewstepInspectSampler",
             display_name="Inspect Sampler",
             category="Fewstep/sampling",
-            description="Any sampler, ours, ComfyUI's or another pack's: how much each prediction weighs "
-            "in the picture, how much of the seed's noise survives, and whether it is right on this kind "
-            "of model. No model call.",
+            description="Shows what any sampler does, ours, ComfyUI's or another pack's: how much each "
+            "prediction counts in the picture, how much of the seed's noise survives, and whether it is "
+            "right for this kind of model. Makes no model call.",
             search_aliases=["sampler weights", "seed survival", "debug sampler", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled. It is not run."),
                 io.Sampler.Input("sampler", tooltip="The sampler to look into."),
-                io.Sigmas.Input("sigmas", tooltip="The schedule to look at it with."),
+                io.Sigmas.Input("sigmas", tooltip="The schedule to inspect it on."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**32 - 1,
                     control_after_generate=FIXED,
-                    tooltip="Of the sampler's own noise, where it draws any.",
+                    tooltip="Seed of the sampler's own noise, if it draws any.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],

@@ -23,7 +23,7 @@ class LoadFewStepLora(io.ComfyNode):
             display_name="Load Few-Step LoRA",
             category="Fewstep/sampling",
             description="Loads a LoRA made by Fewstep and sets up sampling from the recipe inside it: wire "
-            "MODEL, SAMPLER, SIGMAS and cfg to the sampling node, or GUIDER in the place of MODEL and cfg.",
+            "MODEL, SAMPLER, SIGMAS and cfg to the sampling node, or GUIDER instead of MODEL and cfg.",
             search_aliases=["lora", "recipe", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made from."),
@@ -38,14 +38,14 @@ class LoadFewStepLora(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="1 is what it was made for.",
+                    tooltip="1 is what the LoRA was made for.",
                 ),
                 io.Boolean.Input(
                     "any_base",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Load it on a model that it was not made from, a relative for instance.",
+                    tooltip="Load it on a model that it was not made from, such as a related one.",
                 ),
                 *recipes.guider_inputs(),
             ],

@@ -54,25 +54,25 @@ class ReflowPairs(io.ComfyNode):
             node_id="FewstepReflowPairs",
             display_name="Reflow Pairs",
             category="Fewstep/training",
-            description="Draws pictures with this model and keeps each with the noise that it came from: "
-            "what reflow learns from. For another round, wire the model with the LoRA of the round before. "
+            description="Draws pictures with this model and keeps each with the noise it came from: this is "
+            "what reflow learns from. For another round, wire the model with the LoRA of the previous round. "
             "The file goes to output/fewstep_pairs.",
             search_aliases=["rectified flow", "dataset", "distil", "fewstep"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The teacher: checkpoint, merge, or with LoRAs applied."),
                 io.Conditioning.Input(
-                    "positive", tooltip="Prompts; each conditioning entry is one, taken in turn."
+                    "positive", tooltip="Prompts; each conditioning entry is one prompt, used in turn."
                 ),
-                io.Conditioning.Input("negative", tooltip="The negative prompt of the guidance."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt for the guidance."),
                 io.Latent.Input("latent", tooltip="An empty latent of the size to train at."),
-                io.Int.Input("count", default=256, min=1, max=100_000, tooltip="How many pairs."),
+                io.Int.Input("count", default=256, min=1, max=100_000, tooltip="How many pairs to draw."),
                 io.Int.Input(
                     "steps",
                     default=25,
                     min=1,
                     max=1000,
-                    tooltip="Solver steps of each (second order, no fresh noise).",
+                    tooltip="Solver steps per picture (second order, no fresh noise).",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -81,17 +81,17 @@ class ReflowPairs(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     extra_dict=zero.AUTO,
-                    tooltip="Guidance. 0 is auto: what is usual for the model's family. 1 for a model that "
-                    "is few-step.",
+                    tooltip="Guidance. 0 is auto: what is usual for the model's family. Use 1 for a model "
+                    "that is already few-step.",
                 ),
-                io.String.Input("name", default="pairs", tooltip="Name of the file; a number is added."),
+                io.String.Input("name", default="pairs", tooltip="File name; a number is added."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=FIXED,
-                    tooltip="Of the noises.",
+                    tooltip="Seed of the starting noises.",
                 ),
                 io.Int.Input(
                     "chunk",
@@ -100,14 +100,14 @@ class ReflowPairs(io.ComfyNode):
                     max=256,
                     optional=True,
                     advanced=True,
-                    tooltip="Pictures drawn at once. Lower it when memory runs out.",
+                    tooltip="Pictures drawn at once. Lower it if memory runs out.",
                 ),
                 io.Guider.Input(
                     "guider",
                     optional=True,
-                    tooltip="Draws the pictures in the place of the model at its cfg: any guider, with "
-                    "whatever guidance, ControlNets or regions it has. Each prompt takes the place of its "
-                    "positive.",
+                    tooltip="Draws the pictures instead of the model at its cfg: any guider, with whatever "
+                    "guidance, ControlNets or regions it has. Each prompt takes the place of the guider's "
+                    "own positive.",
                 ),
             ],
             outputs=[PAIRS.Output(display_name="PAIRS"), io.String.Output(display_name="file")],
@@ -222,7 +222,7 @@ class LoadPairs(io.ComfyNode):
             node_id="FewstepLoadPairs",
             display_name="Load Pairs",
             category="Fewstep/training",
-            description="Pairs that Reflow Pairs saved, here or elsewhere.",
+            description="Loads pairs that Reflow Pairs saved, here or on another machine.",
             search_aliases=["reflow", "dataset", "fewstep"],
             inputs=[io.Combo.Input("file", options=_files(), tooltip="A file in output/fewstep_pairs.")],
             outputs=[PAIRS.Output(display_name="PAIRS")],
@@ -253,19 +253,20 @@ class TrainOnPairs(io.ComfyNode):
             node_id="FewstepTrainOnPairs",
             display_name="Train on Pairs",
             category="Fewstep/training",
-            description="Trains a LoRA on noise and picture pairs, by reflow or rectified diffusion: a "
+            description="Trains a LoRA on pairs of noise and picture, by reflow or rectified diffusion: a "
             "model whose paths are straight needs few steps. Cancel at any time; queueing the same again "
-            "goes on.",
+            "continues.",
             search_aliases=["reflow", "rectified flow", "instaflow", "lora", "fewstep"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that drew the pairs."),
                 PAIRS.Input("pairs", tooltip="From Reflow Pairs or Load Pairs."),
                 io.Conditioning.Input(
-                    "positive", tooltip="The very prompts that the pairs were drawn for, in their order."
+                    "positive",
+                    tooltip="Exactly the prompts that the pairs were drawn for, in the same order.",
                 ),
                 io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt of the teacher's guidance, for the comparison."
+                    "negative", tooltip="The negative prompt for the teacher's guidance, for the comparison."
                 ),
                 io.Latent.Input("latent", tooltip="An empty latent of the pairs' size."),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the preview."),
@@ -273,11 +274,15 @@ class TrainOnPairs(io.ComfyNode):
                     "method",
                     options=methods_on_pairs(),
                     default=USUAL,
-                    tooltip="rectified-diffusion keeps the model's own prediction type, reflow learns "
+                    tooltip="rectified-diffusion keeps the model's own prediction type; reflow learns "
                     "velocities.",
                 ),
                 io.Int.Input(
-                    "steps", default=4, min=1, max=8, tooltip="Sampling steps that the LoRA is made for."
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=8,
+                    tooltip="The number of sampling steps that the LoRA is made for.",
                 ),
                 io.Float.Input(
                     "cfg",

@@ -33,8 +33,9 @@ class Prompts(io.ComfyNode):
             node_id="FewstepPrompts",
             display_name="Prompts for Distilling",
             category="Fewstep/training",
-            description="Prompts to distil or fit with: yours, one a line; those that your own pictures were "
-            "made with; and a bundled list. No data set is needed. Each becomes one conditioning entry.",
+            description="Prompts to distil or fit with: your own, one per line; those that your own pictures "
+            "were made with; and a bundled list. No data set is needed. Each prompt becomes one conditioning "
+            "entry.",
             search_aliases=["prompt list", "data set", "train", "harvest", "metadata", "fewstep"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model, as for any prompt."),
@@ -43,14 +44,15 @@ class Prompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="one prompt a line, or none",
-                    tooltip="Prompts, one a line; between lines of --- they may be longer. They come first.",
+                    tooltip="Your prompts, one per line; between lines of --- they may be longer. They come "
+                    "first.",
                 ),
                 io.Combo.Input(
                     "source",
                     options=list(SOURCES),
                     default=MINE,
-                    tooltip="Where more come from until there are count: the pictures in your output folder "
-                    "know their prompts, the most used come first.",
+                    tooltip="Where the rest come from, up to count. my pictures: the prompts saved in the "
+                    "pictures in your output folder, most used first.",
                 ),
                 io.Int.Input(
                     "count",
@@ -64,8 +66,8 @@ class Prompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The negative prompt. Left empty, it is the one that your pictures use most, if "
-                    "they are the source.",
+                    tooltip="The negative prompt. If left empty, it is the one that your pictures use most, "
+                    "where they are the source.",
                 ),
                 io.String.Input(
                     "folder",
@@ -73,14 +75,16 @@ class Prompts(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     extra_dict=zero.ALL,
-                    tooltip="A folder in the output folder to look for pictures in; empty for all of it.",
+                    tooltip="A folder inside the output folder to read pictures from; empty for the whole "
+                    "output folder.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="One entry a prompt."),
+                io.Conditioning.Output(display_name="positive", tooltip="One entry per prompt."),
                 io.Conditioning.Output(display_name="negative"),
                 io.String.Output(
-                    display_name="prompts", tooltip="All of them with their source, as text could hold them."
+                    display_name="prompts",
+                    tooltip="All prompts with their source, in a form that can be pasted into text.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

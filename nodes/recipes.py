@@ -68,7 +68,7 @@ def guider_inputs() -> list:
     return [
         io.Conditioning.Input("positive", optional=True, tooltip="For GUIDER: the prompt."),
         io.Conditioning.Input(
-            "negative", optional=True, tooltip="For GUIDER: the negative prompt; not needed where cfg is 1."
+            "negative", optional=True, tooltip="For GUIDER: the negative prompt; not needed if cfg is 1."
         ),
     ]
 
@@ -127,8 +127,8 @@ class SaveRecipe(io.ComfyNode):
             "from it.",
             search_aliases=["recipe", "solver", "fewstep"],
             inputs=[
-                RECIPE.Input("recipe", tooltip="The recipe, from Fit Few-Step Solver."),
-                io.String.Input("name", default="fewstep", tooltip="Name of the file; a number is added."),
+                RECIPE.Input("recipe", tooltip="A recipe from Fit Few-Step Solver."),
+                io.String.Input("name", default="fewstep", tooltip="File name; a number is added."),
             ],
             outputs=[RECIPE.Output(display_name="RECIPE", tooltip="The same recipe.")],
             is_output_node=True,
@@ -153,7 +153,7 @@ class LoadRecipe(io.ComfyNode):
             display_name="Load Recipe",
             category="Fewstep/sampling",
             description="Sets up sampling from a recipe: wire SAMPLER, SIGMAS and cfg to the sampling node, "
-            "or GUIDER in the place of cfg.",
+            "or GUIDER instead of cfg.",
             search_aliases=["recipe", "solver", "fewstep"],
             inputs=[
                 io.Model.Input(
@@ -167,7 +167,7 @@ class LoadRecipe(io.ComfyNode):
                     tooltip="A recipe saved by Save Recipe.",
                 ),
                 RECIPE.Input(
-                    "recipe", optional=True, tooltip="Is used in the place of the file where it is wired."
+                    "recipe", optional=True, tooltip="If wired, this recipe is used instead of the file."
                 ),
                 *guider_inputs(),
             ],

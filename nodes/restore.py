@@ -69,14 +69,14 @@ class Process(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "kind",
                     options=[io.DynamicCombo.Option(kind, _options(kind)) for kind in processes.KINDS],
-                    tooltip="pixelate: means over squares. blur: out of focus. mask: pixels go missing, in "
-                    "an order that is drawn. noise: a little noise on top. gaussian: all the way to noise.",
+                    tooltip="pixelate: averages over squares. blur: out of focus. mask: pixels go missing, "
+                    "in a random order. noise: a little noise on top. gaussian: all the way to noise.",
                 ),
                 PROCESS.Input(
                     "after",
                     optional=True,
-                    tooltip="A process that comes before this one: blur, then noise. Only the "
-                    "last may be mask, noise or gaussian.",
+                    tooltip="A process that comes before this one, such as blur before noise. Only the last "
+                    "may be mask, noise or gaussian.",
                 ),
             ],
             outputs=[PROCESS.Output(display_name="PROCESS")],
@@ -98,13 +98,13 @@ class Corrupt(io.ComfyNode):
             node_id="FewstepCorrupt",
             display_name="Corrupt Image",
             category="Fewstep/restore",
-            description="Destroys a picture as a process does, in the model's own space, and shows the way "
-            "there as a strip.",
+            description="Destroys a picture with a Forward Process, in the model's own space, and shows the "
+            "stages on the way as a strip.",
             search_aliases=["blur", "pixelate", "mask", "degrade", "fewstep"],
             inputs=[
-                io.Model.Input("model", tooltip="The model whose space is destroyed in."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
-                io.Image.Input("image", tooltip="The picture, or several."),
+                io.Model.Input("model", tooltip="The model in whose space the picture is destroyed."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("image", tooltip="One picture or several."),
                 PROCESS.Input("process", tooltip="From Forward Process."),
                 io.Float.Input(
                     "amount",
@@ -112,7 +112,7 @@ class Corrupt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far. 1: as far as it goes.",
+                    tooltip="How far to go. 1: as far as the process goes.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -120,14 +120,14 @@ class Corrupt(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=FIXED,
-                    tooltip="Of the noise or the mask.",
+                    tooltip="Seed of the noise or the mask.",
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="LATENT", tooltip="To be restored."),
+                io.Latent.Output(display_name="LATENT", tooltip="For Restore (Few-Step)."),
                 io.Image.Output(display_name="IMAGE"),
                 io.Image.Output(
-                    display_name="strip", tooltip="The first picture on its way, from whole to destroyed."
+                    display_name="strip", tooltip="The first picture in stages, from whole to destroyed."
                 ),
             ],
         )
@@ -203,26 +203,26 @@ class Restore(io.ComfyNode):
             node_id="FewstepRestore",
             display_name="Restore (Few-Step)",
             category="Fewstep/restore",
-            description="Undoes a forward process with a LoRA that was trained to: de-pixelates, de-blurs, "
-            "fills in. The LoRA's recipe knows the process.",
+            description="Undoes a forward process with a LoRA that was trained for it: de-pixelates, "
+            "de-blurs, fills in. The LoRA's recipe says which process.",
             search_aliases=["deblur", "depixelate", "inpaint", "super resolution", "udm", "fewstep"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that the LoRA was made from, without it; or with it, where a "
-                    "process is wired.",
+                    tooltip="The model that the LoRA was made from, without the LoRA; or with it, if you "
+                    "wire a process and choose no LoRA.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=lora_files.names(),
-                    tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe says "
-                    "which.",
+                    tooltip="A LoRA made by Distil Few-Step LoRA with a process wired; its recipe holds the "
+                    "process.",
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt, as in training; an empty one where it was empty."
+                    "positive", tooltip="The prompt used in training; an empty one if it was empty."
                 ),
                 io.Latent.Input(
-                    "latent", tooltip="The destroyed picture: from Corrupt Image, or an encoded one."
+                    "latent", tooltip="The destroyed picture: from Corrupt Image, or encoded by the VAE."
                 ),
                 io.Float.Input(
                     "amount",
@@ -239,7 +239,8 @@ class Restore(io.ComfyNode):
                     min=0,
                     max=1000,
                     extra_dict=zero.AUTO,
-                    tooltip="Model calls. 0 is auto: as the LoRA was made for, 1 without a LoRA here.",
+                    tooltip="Model calls. 0 is auto: the number the LoRA was made for, or 1 if no LoRA is "
+                    "chosen here.",
                 ),
                 io.Float.Input(
                     "renew",
@@ -247,8 +248,8 @@ class Restore(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture "
-                    "says, 1 forgets all but the prediction.",
+                    tooltip="Share of the noise that each step draws anew: 0 keeps to what the picture says, "
+                    "1 forgets everything but the prediction.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -256,19 +257,19 @@ class Restore(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=FIXED,
-                    tooltip="Of the noise that is drawn, where any is.",
+                    tooltip="Seed of the noise, if any is drawn.",
                 ),
                 PROCESS.Input(
                     "process",
                     optional=True,
-                    tooltip="What is to be undone, instead of what the LoRA's recipe says.",
+                    tooltip="The process to undo, instead of the one in the LoRA's recipe.",
                 ),
                 io.Boolean.Input(
                     "any_base",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Load the LoRA on a model that it was not made from, a relative for instance.",
+                    tooltip="Load the LoRA on a model that it was not made from, such as a related one.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="LATENT")],

@@ -27,17 +27,17 @@ def job_inputs(name: str) -> list:
             "memory",
             options=list(MEMORY),
             default="auto",
-            tooltip="What the run may take. It is worked out before anything long begins.",
+            tooltip="How much memory the run may take. What fits is worked out before anything long begins.",
         ),
-        io.String.Input("name", default=name, tooltip="Name of the LoRA file; a number is added."),
+        io.String.Input("name", default=name, tooltip="File name of the LoRA; a number is added."),
         io.Int.Input(
             "seed",
             default=0,
             min=0,
             max=2**63 - 1,
             control_after_generate=FIXED,
-            tooltip="Same seed, same LoRA on the same machine. Queued again with nothing changed, "
-            "a run goes on where it stopped; another seed begins a new one.",
+            tooltip="The same seed gives the same LoRA on the same machine. Queueing again with nothing "
+            "changed continues a stopped run; another seed begins a new one.",
         ),
     ]
 
@@ -53,7 +53,7 @@ def advanced_inputs() -> list:
             optional=True,
             advanced=True,
             extra_dict=zero.AUTO,
-            tooltip="Training updates. 0 is auto: quality chooses.",
+            tooltip="Training updates. 0 is auto: set by quality, or 600 in Train on Pairs.",
         ),
         io.Int.Input(
             "batch",
@@ -62,7 +62,7 @@ def advanced_inputs() -> list:
             max=256,
             optional=True,
             advanced=True,
-            tooltip="Samples an update, whatever of them fits into memory at once.",
+            tooltip="Samples per update, however many of them fit into memory at once.",
         ),
         io.Int.Input(
             "rank",
@@ -72,8 +72,8 @@ def advanced_inputs() -> list:
             optional=True,
             advanced=True,
             extra_dict=zero.AUTO,
-            tooltip="Rank of the LoRA. 0 is auto: what is usual for the model's family, or less where that "
-            "does not fit.",
+            tooltip="Rank of the LoRA. 0 is auto: what is usual for the model's family, or less if that does "
+            "not fit.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -95,16 +95,16 @@ def advanced_inputs() -> list:
             optional=True,
             advanced=True,
             extra_dict=zero.AUTO,
-            tooltip="Parts of the way within which the student is consistent or straight. 0 is auto: as many "
-            "as steps. 1 is LCM.",
+            tooltip="Parts of the way from noise to picture; within each the student is consistent or "
+            "straight. 0 is auto: as many as steps. 1 is LCM.",
         ),
         io.String.Input(
             "layers",
             default="*",
             optional=True,
             advanced=True,
-            tooltip="Which layers the LoRA sits on: name patterns with commas between, *attn*, *mlp*; a - "
-            "before one leaves it out.",
+            tooltip="Which layers the LoRA trains: name patterns separated by commas, such as *attn*, *mlp*; "
+            "a - in front leaves a pattern out.",
         ),
         io.Combo.Input(
             "start_from",
@@ -112,7 +112,7 @@ def advanced_inputs() -> list:
             default=lora_files.NONE,
             optional=True,
             advanced=True,
-            tooltip="Begin with this LoRA's weights, a public accelerator's for instance: any file that the "
+            tooltip="Begin with the weights of this LoRA, such as a public accelerator: any file that the "
             "LoRA loader takes (LoRA, LoHa, LoKr, DoRA, OFT, ...).",
         ),
         io.Boolean.Input(
@@ -120,8 +120,8 @@ def advanced_inputs() -> list:
             default=False,
             optional=True,
             advanced=True,
-            tooltip="Begin with start_from even if a LoRA of this rank can't hold all of it, such as "
-            "changes of norms and biases: with the part that it can.",
+            tooltip="Begin with the part of start_from that fits, if a LoRA of this rank can't hold all of "
+            "it (changes of norms and biases, for instance). Off: refuse it.",
         ),
         io.Combo.Input(
             "residency",
@@ -129,9 +129,9 @@ def advanced_inputs() -> list:
             default=residency.AUTO,
             optional=True,
             advanced=True,
-            tooltip="Where the model's weights live while it trains on a graphics card. resident: all of "
-            "them on the card, fastest. streamed: in the computer's memory, each layer fetched when it "
-            "computes, for models that don't fit. auto: resident where they fit beside the run.",
+            tooltip="Where the model's weights are kept while it trains on a graphics card. resident: all on "
+            "the card, fastest. streamed: in system memory, each layer fetched when it computes, for models "
+            "that don't fit. auto: resident if they fit beside the run.",
         ),
     ]
 
@@ -145,8 +145,9 @@ def outcome_inputs() -> list:
             default="fp16",
             optional=True,
             advanced=True,
-            tooltip="Of the LoRA file. fp16 halves it and loses least, bf16 is as small, fp32 keeps all that "
-            "was trained. A run that is queued again with another goes on, and saves in that.",
+            tooltip="Precision of the LoRA file. fp16 halves its size and loses least, bf16 is as small, "
+            "fp32 keeps all that was trained. If you change it and queue a run again, the run continues and "
+            "saves in the new precision.",
         ),
         io.Combo.Input(
             "optimizer",
@@ -154,7 +155,7 @@ def outcome_inputs() -> list:
             default="adamw",
             optional=True,
             advanced=True,
-            tooltip="adamw8bit takes a quarter of its memory, for a large rank on a small card. It needs "
+            tooltip="adamw8bit takes a quarter of adamw's memory, for a large rank on a small card. It needs "
             "bitsandbytes or torchao in ComfyUI's Python.",
         ),
     ]
@@ -166,8 +167,8 @@ def outputs() -> list:
         io.LoraModel.Output(display_name="LORA_MODEL"),
         io.LossMap.Output(display_name="LOSS_MAP"),
         io.Image.Output(display_name="preview"),
-        io.Sigmas.Output(display_name="SIGMAS", tooltip="The grid the LoRA is made for."),
-        io.String.Output(display_name="lora_name", tooltip="Name of the file in models/loras."),
+        io.Sigmas.Output(display_name="SIGMAS", tooltip="The schedule that the LoRA is made for."),
+        io.String.Output(display_name="lora_name", tooltip="File name in models/loras."),
     ]
 
 

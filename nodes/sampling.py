@@ -235,9 +235,9 @@ class Sampler(io.ComfyNode):
             node_id="FewstepSampler",
             display_name="Few-Step Sampler",
             category="Fewstep/sampling",
-            description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their kin in one sampler: order "
-            "says how it steps, churn how much noise is renewed. Both mean the same on every model and for "
-            "every step count.",
+            description="Flow matching (Euler), DDIM, DDPM, DPM++ 2M and their relatives in one sampler: "
+            "order sets how it steps, churn how much noise is renewed. Both mean the same on every model and "
+            "at every step count.",
             search_aliases=["ddim", "euler", "flow", "heun", "dpm++", "restart", "edm", "churn", "fewstep"],
             inputs=[
                 io.Float.Input(
@@ -248,17 +248,17 @@ class Sampler(io.ComfyNode):
                     step=0.05,
                     round=False,
                     tooltip="How much of each step is noised afresh. 0: none, the seed alone decides the "
-                    "picture (DDIM, flow Euler). 1: as much as DDPM. More: towards the consistency "
-                    "sampler. Fewer steps want less. A step from pure noise, the first on flow models, and "
-                    "the last never add any.",
+                    "picture (DDIM, flow Euler). 1: as much as DDPM. More: towards the consistency sampler. "
+                    "Use less with fewer steps. The last step, and a step from pure noise (the first on flow "
+                    "models), never add any.",
                 ),
                 io.Combo.Input(
                     "order",
                     options=list(ORDERS),
                     default="auto",
                     tooltip="How many predictions a step uses. auto: 2 with a corrector that costs no model "
-                    "call, the most accurate here. 1: the plain step, which distilled LoRAs want. 2 and 3: "
-                    "earlier predictions too. heun: two model calls a step.",
+                    "call, the most accurate here. 1: the plain step, for distilled LoRAs. 2 and 3: earlier "
+                    "predictions too. heun: two model calls per step.",
                 ),
                 io.Combo.Input(
                     "mode",
@@ -266,9 +266,9 @@ class Sampler(io.ComfyNode):
                     default=samplers.MODES[0],
                     advanced=True,
                     optional=True,
-                    tooltip="Where churn adds its noise. each step: after each step. raise first: before "
-                    "it (EDM). restart: the steps between start and end are run again, churn times (a "
-                    "whole number).",
+                    tooltip="Where churn adds its noise. each step: after each step. raise first: before it "
+                    "(EDM). restart: the steps between start and end are run again, churn (a whole number "
+                    "of) times.",
                 ),
                 io.Float.Input(
                     "start",
@@ -278,7 +278,7 @@ class Sampler(io.ComfyNode):
                     step=0.01,
                     advanced=True,
                     optional=True,
-                    tooltip="Noise is added from this share of the run on. 0: from the first step.",
+                    tooltip="Noise is added only after this share of the run. 0: from the first step.",
                 ),
                 io.Float.Input(
                     "end",
@@ -350,21 +350,21 @@ class ConsistencySampler(io.ComfyNode):
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="TCD's stochasticity: each step goes on to (1 - gamma) of the next time and is noised "
-            "back. 0: none; 1: all noise is new; TCD's authors use 0.2 to 0.3.",
+            tooltip="How random TCD is: each step goes on to (1 - gamma) of the next time and is noised "
+            "back. 0: no new noise; 1: all noise is new; TCD's authors use 0.2 to 0.3.",
         )
         return io.Schema(
             node_id="FewstepConsistencySampler",
             display_name="Consistency Sampler",
             category="Fewstep/sampling",
             description="For consistency-distilled models and LoRAs (LCM, TCD, PCM, Hyper): predict the "
-            "picture, renew noise, predict again. On epsilon, v and flow models alike.",
+            "picture, renew the noise, predict again. Works on epsilon, v and flow models.",
             search_aliases=["lcm", "tcd", "pcm", "hyper", "consistency", "fewstep"],
             inputs=[
                 io.DynamicCombo.Input(
                     "method",
-                    tooltip="consistency: multistep consistency sampling, which is LCM. TCD: renews "
-                    "only a part, by gamma. deterministic: no new noise.",
+                    tooltip="consistency: multistep consistency sampling, which is LCM. TCD: renews only "
+                    "part of the noise, set by gamma. deterministic: no new noise.",
                     options=[
                         io.DynamicCombo.Option("consistency", [noise]),
                         io.DynamicCombo.Option("TCD", [gamma]),

@@ -21,7 +21,7 @@ def _rho(default: float) -> io.Float.Input:
         min=0.1,
         max=50.0,
         step=0.1,
-        tooltip="karras: higher puts more steps near the picture, 7 is usual. polyexponential: below 1 "
+        tooltip="karras: higher puts more steps near the picture, 7 is usual. polyexponential: below 1 puts "
         "more near the noise, above 1 more near the picture.",
     )
 
@@ -59,7 +59,7 @@ def _options(schedule: str) -> list:
                     default=grids.ANCHORS,
                     min=1,
                     max=1000,
-                    tooltip="The equal times that the model was distilled on. LCM: 50.",
+                    tooltip="How many equal times the model was distilled on. LCM: 50.",
                 )
             ]
         case "phase edges":
@@ -69,7 +69,7 @@ def _options(schedule: str) -> list:
                     default=grids.PHASES,
                     min=1,
                     max=64,
-                    tooltip="The phases that the model was distilled with (PCM).",
+                    tooltip="How many phases the model was distilled with (PCM).",
                 )
             ]
         case _:
@@ -81,10 +81,10 @@ def schedule_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "schedule",
         options=[io.DynamicCombo.Option(name, _options(name)) for name in grids.NAMES],
-        tooltip="uniform: equal time steps, what distilled LoRAs are made on. auto: what measures best for "
-        "this kind of model and step count. log-SNR, log sigma, karras, polyexponential, cosine: equal "
-        "steps of another scale. beta: more steps at both ends. trailing anchors (LCM), phase edges (PCM): "
-        "the times that such a model knows. AYS: published tables, moved to this model.",
+        tooltip="uniform: equal time steps, what distilled LoRAs are made for. auto: what measured best for "
+        "this kind of model and step count. log-SNR, log sigma, karras, polyexponential, cosine: equal steps "
+        "on another scale. beta: more steps at both ends. trailing anchors (LCM), phase edges (PCM): the "
+        "times that such a model was trained on. AYS: published tables, moved to this model.",
     )
 
 
@@ -97,24 +97,24 @@ class Schedule(io.ComfyNode):
             node_id="FewstepSchedule",
             display_name="Few-Step Schedule",
             category=CATEGORY,
-            description="Where between noise and picture the model is asked, for the wired model's own "
+            description="Chooses the noise levels at which the model is called, for the wired model's own "
             "range and shift. Always exactly `steps` steps, from the model's largest noise level to 0.",
             search_aliases=["sigmas", "scheduler", "karras", "beta", "ays", "fewstep"],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled."),
                 schedule_input(),
-                io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Model calls for one picture."),
+                io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Number of sampling steps."),
                 io.Float.Input(
                     "shift",
                     default=1.0,
                     min=0.1,
                     max=100.0,
                     step=0.1,
-                    tooltip="Above 1: more of the steps near the noise, on top of the model's own shift. "
-                    "Few steps gain from it. Distil Few-Step LoRA uses 3 in all: 3 here for Stable "
-                    "Diffusion 1.5, 2 and SDXL, 1 for models that have a shift of 3 or more themselves (SD3, "
-                    "Flux, Wan).",
+                    tooltip="Above 1: more of the steps near the noise, on top of the model's own shift; "
+                    "this helps at few steps. Distil Few-Step LoRA uses 3 in all: set 3 here for Stable "
+                    "Diffusion 1.5, 2 and SDXL, and 1 for models whose own shift is 3 or more (SD3, Flux, "
+                    "Wan).",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -122,7 +122,7 @@ class Schedule(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Image to image: the share of the way that is run. 1 starts from pure noise.",
+                    tooltip="For image to image: the share of the way that is run. 1 starts from pure noise.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS")],
@@ -149,8 +149,8 @@ class EditSchedule(io.ComfyNode):
             node_id="FewstepEditSchedule",
             display_name="Edit Schedule",
             category=CATEGORY,
-            description="Shift, scale, blend, snap and split a schedule from any node, in the wired "
-            "model's own time. The edits are made in the order of the inputs; the number of steps stays.",
+            description="Shift, scale, blend, snap and split a schedule from any node, in the wired model's "
+            "own time. The edits are made in the order of the inputs, but part comes before split.",
             search_aliases=["split sigmas", "shift sigmas", "blend sigmas", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the schedule is for."),
@@ -169,13 +169,13 @@ class EditSchedule(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.01,
-                    tooltip="All noise levels (noise over signal) times this, never above the model's "
+                    tooltip="Multiplies all noise levels (noise over signal), but never above the model's "
                     "largest.",
                 ),
                 io.Sigmas.Input(
                     "blend_with",
                     optional=True,
-                    tooltip="A second schedule; it may have another number of steps.",
+                    tooltip="A second schedule to mix in; it may have another number of steps.",
                 ),
                 io.Float.Input(
                     "blend",
@@ -183,7 +183,7 @@ class EditSchedule(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of the second schedule, when one is wired.",
+                    tooltip="How much of the second schedule to mix in, if one is wired.",
                 ),
                 io.Int.Input(
                     "snap",
@@ -191,7 +191,7 @@ class EditSchedule(io.ComfyNode):
                     min=0,
                     max=1000,
                     extra_dict=zero.OFF,
-                    tooltip="Move each step to the nearest of this many equal times, for distilled models. "
+                    tooltip="Moves each step to the nearest of this many equal times, for distilled models. "
                     "0 is off.",
                 ),
                 io.Int.Input(
@@ -206,8 +206,9 @@ class EditSchedule(io.ComfyNode):
                 io.Sigmas.Input(
                     "part",
                     optional=True,
-                    tooltip="A schedule that runs a part of the way, of a second pass or of one of two "
-                    "models: only the levels between its ends are kept, which become its own. Before split.",
+                    tooltip="Wire a schedule that runs only part of the way, for a second pass or one of two "
+                    "models: only the levels between its two ends are kept, and its ends become the new "
+                    "ends. Done before split.",
                 ),
             ],
             outputs=[
@@ -253,13 +254,13 @@ class TranslateSchedule(io.ComfyNode):
             node_id="FewstepTranslateSchedule",
             display_name="Translate Schedule",
             category=CATEGORY,
-            description="A schedule found on one model, moved to another: the same signal-to-noise ratios "
-            "at every step, from the other model's largest noise level.",
+            description="Moves a schedule from one model to another: each step keeps its signal-to-noise "
+            "ratio, starting from the other model's largest noise level.",
             search_aliases=["convert sigmas", "fewstep"],
             inputs=[
-                io.Sigmas.Input("sigmas", tooltip="The schedule, made for from_model."),
+                io.Sigmas.Input("sigmas", tooltip="The schedule made for from_model."),
                 io.Model.Input("from_model", tooltip="The model that the schedule was made for."),
-                io.Model.Input("to_model", tooltip="The model that it is wanted for."),
+                io.Model.Input("to_model", tooltip="The model to move it to."),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS")],
         )
@@ -287,8 +288,8 @@ class ShowSchedule(io.ComfyNode):
             node_id="FewstepShowSchedule",
             display_name="Show Schedule",
             category=CATEGORY,
-            description="Draws up to four schedules over their steps: signal-to-noise ratio and the "
-            "model's own time.",
+            description="Plots up to four schedules step by step: signal-to-noise ratio and the model's own "
+            "time.",
             search_aliases=["plot sigmas", "sigma graph", "fewstep"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the schedules are for."),
