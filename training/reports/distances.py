@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 
 from ...diffusion.faults import BadValue
+from ...diffusion.solvers.accuracy import CONFIDENCE, student
 
 LEAST = 4  # rows, below which nothing is estimated
-NORMAL = 1.959964  # quantile of the normal distribution at 97.5 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,17 +155,5 @@ def _jackknife(value, without):
     """The interval of an estimate, by the same without each row (N,)."""
     count = len(without)
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
-    reach = float(_student(count - 1) * error)
+    reach = float(student((1 + CONFIDENCE) / 2, count - 1) * error)
     return Estimate(float(value), float(value) - reach, float(value) + reach)
-
-
-def _student(freedom):
-    """Quantile of Student's t at 97.5 %: Abramowitz & Stegun 1964, 26.7.5, right to 1 % from 3 on."""
-    z, n = NORMAL, freedom
-    terms = (
-        z,
-        (z**3 + z) / (4 * n),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
-    )
-    return sum(terms)

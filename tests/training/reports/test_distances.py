@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from fewstep.training.reports import distances
 from fewstep.training.reports.distances import (
     UNKNOWN,
     Estimate,
@@ -145,5 +144,14 @@ def test_intervals_that_touch_are_not_apart():
 
 
 @pytest.mark.parametrize("freedom, quantile", [(3, 3.18245), (5, 2.57058), (15, 2.13145), (255, 1.96931)])
-def test_the_quantile_is_students(freedom, quantile):
-    assert abs(distances._student(freedom) / quantile - 1) < 0.01
+def test_an_interval_is_students(freedom, quantile, generator):
+    a, b = normal(generator, freedom + 1, 5), normal(generator, freedom + 1, 5)
+    without = [float((a[keep] - b[keep]).square().mean().sqrt()) for keep in _each_left_out(freedom + 1)]
+    middle = sum(without) / len(without)
+    error = math.sqrt(freedom / (freedom + 1) * sum((value - middle) ** 2 for value in without))
+    found = rmse(a, b)
+    assert (found.high - found.low) / (2 * error) == pytest.approx(quantile, rel=2e-3)
+
+
+def _each_left_out(rows):
+    return [[n for n in range(rows) if n != left] for left in range(rows)]
