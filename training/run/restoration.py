@@ -8,18 +8,15 @@ what the network is asked (`methods.restoration`), and in what fidelity is: the 
 pictures.
 """
 
-from collections.abc import Callable
-
 import torch
 
-from ...diffusion.samplers import batch_noise
 from ...diffusion.schedules.grids import descending
 from ..formats.processes import process_of
 from ..methods.method import Method
 from ..methods.phases import Phases
 from ..methods.restoration import Seen, restore, times_for
 from ..models.denoiser import Denoiser, for_sampler
-from ..trajectories.sampling import CHUNK
+from ..trajectories.sampling import CHUNK, scaled_noise
 from .config import DistilConfig
 from .probe import HeldOut
 from .student import Adapter, Student
@@ -61,14 +58,10 @@ class Restoration:
         with lora.off() if adapter is None else lora.using(adapter):
             for i in range(0, len(x), CHUNK):
                 call = for_sampler(self.student.asked, condition[i : i + CHUNK])
-                fresh = self._noise(seed + i)
+                fresh = scaled_noise(seed + i, self.noise_scale)
                 run = restore(call, self.seen, x[i : i + CHUNK], times_for(steps), kappa, fresh)
                 parts.append([state.x for state in run][-1])
         return torch.cat(parts)
-
-    def _noise(self, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        draw = batch_noise(seed)
-        return lambda x: self.noise_scale * draw(x)
 
     def draw(self, held: HeldOut, adapter: Adapter) -> torch.Tensor:
         """What those adapter weights make of the held-out pictures once they are destroyed."""

@@ -1,7 +1,7 @@
 """Sampling through a `Denoiser` in chunks: the teacher's trajectories, and pictures at their ends."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -50,14 +50,15 @@ def trajectories(
             churn=churn,
             order=order,
             corrector=corrector,
-            noise=_scaled_noise(seed + i, denoiser.noise_scale),
+            noise=scaled_noise(seed + i, denoiser.noise_scale),
         )
         for _ in recorded(run, kept, states, predictions=[]):
             pass
         yield torch.stack(states, 1)
 
 
-def _scaled_noise(seed, scale):
+def scaled_noise(seed: int, scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`batch_noise` of that standard deviation."""
     draw = batch_noise(seed)
     return lambda x: scale * draw(x)
 
