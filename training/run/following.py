@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from ...diffusion.faults import Message
 from ..ranks.ranks import Ranks
 from .progress import Progress
 from .run import Run
@@ -40,6 +39,3 @@ class Follower:
     def progress(self) -> Iterator[Progress]:
         """The run's `Progress`."""
         yield from self.run.progress()
-
-    def log(self, message: Message) -> None:
-        """Nothing: it is rank 0 that notes what happened."""
