@@ -277,7 +277,8 @@ def _cosine(levels):
 def _published(levels, table):
     """A published table of sigma/alpha at steps + 1 equal places, by log-linear interpolation.
 
-    The table ends at its smallest level, from which the last step goes to 0. Where the model or `denoise`
+    The last of them, at the table's smallest level, is where the grid has its 0: that level is not visited,
+    and neither is it in ComfyUI. Where the model or `denoise`
     starts below the table's second level, all are compressed to lie below that start.
     """
     snr = -torch.tensor(table, dtype=torch.float64).log()
