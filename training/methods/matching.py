@@ -245,18 +245,24 @@ def _fisher(context, condition, x, t, known, fake, real):
     alpha_t's share: alpha_t (pulls through both scores) + F - R. In the mean it goes down the divergence of
     Fisher, E |score_q - score_p|^2 (SiD, as of `SID`; SiD-DiT, arXiv:2509.25127).
     """
+    # d/dx_t (R - F)(R - D) - alpha |R - F|^2  =  J_R^T ((R - D) + (R - F) - 2 alpha (R - F))
+    #                                           +  J_F^T (2 alpha (R - F) - (R - D)),   D held
     to_real, apart = real - known, real - fake
-    moved = context.pulled["fake"](x, t, condition, 2 * SID * apart - to_real)
+    through_real = to_real + (1 - 2 * SID) * apart
+    through_fake = 2 * SID * apart - to_real
+    moved = context.pulled["fake"](x, t, condition, through_fake)
     for name, share in _shares(context, x, t):
-        moved = moved + context.pulled[name](x, t, condition, share * (to_real + (1 - 2 * SID) * apart))
+        moved = moved + context.pulled[name](x, t, condition, share * through_real)
     return expand(context.path.alpha(t.double()), x) * moved - apart
 
 
 def _shares(context, x, t):
     """(name, share) of whose answers the real score is made."""
     kind = context.settings.real
-    if kind in ("guided", "pictures"):
-        return [("teacher" if kind == "guided" else "real", 1.0)]
+    if kind == "guided":
+        return [("teacher", 1.0)]
+    if kind == "pictures":
+        return [("real", 1.0)]
     share = expand(context.path.flow_time(t), x)
     return [("real", share), ("teacher", 1 - share)]
 
