@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 HEUN = "heun"
+EARLIER = 3  # predictions before the last one that a step, of order 3 with the corrector, has weights for
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]  # (x, sigma) -> x0
 Noise = Callable[[torch.Tensor], torch.Tensor]  # x -> fresh unit noise of its shape
@@ -149,7 +150,7 @@ def follow(
         if move.rises:
             x = step.rise(x)
         x0 = denoiser(x, move.sigma)
-        held = [x0, *held[:3]]  # no more of them than the step has weights for are used
+        held = [x0, *held[:EARLIER]]  # of which as many are used as the step has weights for
         if step.two_stage:
             held.insert(1, denoiser(step.ahead(x, x0), move.sigma_next))
         x = step.advance(x, held)
@@ -259,7 +260,9 @@ def coefficients(
     u_next = (-path.tau(sigma_next).log()).tolist()
     past, found = [], []
     for i, move in enumerate(moves):
-        past = [u[i]] if move.rises else [u[i], *past[:3]]  # noise came in between: earlier ones are stale
+        past = (
+            [u[i]] if move.rises else [u[i], *past[:EARLIER]]
+        )  # noise came in between: earlier ones are stale
         two_stage = order == HEUN and move.sigma_next > 0
         if two_stage:
             shares = heun_weights(u_next[i], u[i])
@@ -343,7 +346,7 @@ def _transitions(moves, process, order, noise, s_noise):
         if order != 1:
             ends = torch.tensor([move.sigma, move.sigma_next], dtype=torch.float64)
             u, u_next = (-math.log(tau) if tau > 0 else math.inf for tau in process.tau(ends).tolist())
-            past = [u, *past[:3]]
+            past = [u, *past[:EARLIER]]
             two_stage = order == HEUN and move.sigma_next > 0
             if two_stage:
                 shares = heun_weights(u_next, u)
