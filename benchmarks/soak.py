@@ -41,6 +41,12 @@ QUEUE = """async (prompt) => {
   const { api } = await import("/scripts/api.js");
   return (await api.queuePrompt(0, { output: prompt, workflow: app.graph.serialize() })).prompt_id;
 }"""
+# in one go, as rows go while runs are deleted; share: which one, of all
+CLICK_A_ROW = """(share) => {
+  const rows = [...document.querySelectorAll(".fewstep-row")];
+  rows[Math.floor(share * rows.length)]?.click();
+  return rows.length;
+}"""
 # of all that has HTMLElement's prototype, which other prototypes have too
 OURS = """function () {
   const elements = this.filter((one) => one.constructor?.prototype !== one);
@@ -154,9 +160,7 @@ class Soak:
 
     def look(self) -> None:
         """Do in the panel what a user does: open a run, and an older picture of it."""
-        rows = self.page.locator(".fewstep-row")
-        if count := rows.count():
-            rows.nth(random.randrange(count)).click()
+        if self.page.evaluate(CLICK_A_ROW, random.random()):
             slider = self.page.locator(".fewstep-slider")
             if slider.count() and slider.first.is_visible():
                 slider.first.focus()
