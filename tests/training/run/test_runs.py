@@ -87,6 +87,12 @@ def test_a_run_that_is_deleted_is_nobody_elses_until_it_is_gone(tmp_path, monkey
     assert jobs.delete(folder) and not folder.exists() and held == [True]
 
 
+def test_a_run_is_deleted_where_the_system_has_no_such_locks(tmp_path, monkeypatch):
+    folder = made(tmp_path, 1)
+    monkeypatch.setattr(folders, "fcntl", None)  # as on Windows
+    assert jobs.delete(folder) and not folder.exists() and not jobs.delete(folder)
+
+
 def test_a_failed_run_says_why_and_forgets_it_when_it_goes_on(tmp_path):
     def job():
         run = Run(Tiny(), DistilConfig(updates=4, batch=2, images=8, image_steps=8, steps=2, rank=2))
