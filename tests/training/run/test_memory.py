@@ -396,7 +396,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
         for _ in run.source.gather():
             pass
         descent = run.descent
-        descent._descend = lambda loss, run=run: gradients.append(
+        descent._descend = lambda loss, rate, run=run: gradients.append(
             [p.grad.clone() for p in run.student.lora.parameters()]
         )
         run.update()
