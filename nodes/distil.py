@@ -255,8 +255,8 @@ def _part_inputs() -> list:
             "first_stage",
             optional=True,
             advanced=True,
-            tooltip="The model that samples before this one. If from_percent is above 0, it draws the states "
-            "that training starts from.",
+            tooltip="The model that samples before this one: it draws the states that training starts from. "
+            "Wire it only if from_percent is above 0.",
         ),
         io.Conditioning.Input(
             "first_positive",
