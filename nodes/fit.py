@@ -259,8 +259,8 @@ def _inputs() -> list:
             optional=True,
             advanced=True,
             tooltip="Budgets of model calls instead of steps, separated by commas; use_steps then picks one "
-            "of them. With guidance a step takes two calls; here the fit decides which steps need both. Wire "
-            "GUIDER.",
+            "of them. With guidance a step takes two calls; here the fit decides which steps need both. Fits "
+            "model, or a guider that is a plain CFGGuider; wire the output GUIDER.",
         ),
     ]
 
