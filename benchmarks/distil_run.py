@@ -14,6 +14,7 @@ import torch
 from distil_table import BASE, FIGURES, RECIPE, STEPS, TEACHER
 from fewstep.diffusion.schedules.grids import grid, shifted
 from fewstep.training.formats.files import read_tensors, write_tensors
+from fewstep.training.methods.method import STUDENT
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.judge import Judge
 from fewstep.training.models.demo.teacher import DemoTeacher
@@ -74,19 +75,33 @@ def trial(teacher, job):
     drawn = len(marks) > 2  # two shards of trajectories and the first update
     # by the second shard; the first has all that happens once
     image = (marks[1] - marks[0]) / SHARD if drawn else 0.0
-    updates = []
-    for _ in range(TRIED):
-        before = clock()
-        run.update()
-        updates.append(clock() - before)
+    update = _seconds(run, STUDENT, clock)
+    for name, role in run.learners.roles.items():
+        update += _updates_beside(role, job) * _seconds(run, name, clock)
     before = clock()
     run.measure()
     return {
         "start": max(0.0, marks[0] - began - SHARD * image),
         "image": image,
-        "update": statistics.median(updates),
+        "update": update,
         "measure": clock() - before,
     }
+
+
+def _seconds(run, who, clock):
+    """What an update of that adapter takes."""
+    found = []
+    for _ in range(TRIED):
+        before = clock()
+        run.update(who)
+        found.append(clock() - before)
+    return statistics.median(found)
+
+
+def _updates_beside(role, job):
+    """Of a role, at most, to one of the student's: those before its first one and those before each."""
+    config = config_of(job, 1000)
+    return role.first(config) / config.updates + (config.lead if role.each else 0)
 
 
 def length(times, job):
@@ -136,7 +151,9 @@ def end_at(run, left, update):
     update: seconds of one, with its share of the measurements.
     """
     updates = run.done + max(1, int(left / update))
-    run.config = run.descent.config = dataclasses.replace(run.config, updates=updates)
+    run.config = run.learners.config = dataclasses.replace(run.config, updates=updates)
+    for descent in run.learners.descents.values():
+        descent.config = run.config
     run.probe.updates = updates
 
 
