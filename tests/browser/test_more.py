@@ -38,7 +38,7 @@ def test_a_run_that_is_over_is_judged_and_opened(finished):
         f"Update {run['kept']}, the one that is kept" in page.locator(".fewstep-slider-label").text_content()
     )
     assert page.locator(".fewstep-column figcaption").all_text_contents()[2] == "LoRA"
-    assert page.locator(".p-toast-message").filter(has_text="looked at: finished.").count()
+    assert page.get_by_text("looked at: finished.").count()  # the host's notice
 
     unfold(page, "settings")
     settings = page.locator(".fewstep-fold-settings")
