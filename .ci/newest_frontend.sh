@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The browser tests that meet the frontend's own code, on its newest release: .ci/newest_frontend.sh PYTHON
-# Those that were seen to pass there (1.58.1); the others are still to be tried.
+# All but test_looks.py, which measures by the sizes that nodes tell: Nodes 2.0 of 1.58 draws them taller.
 set -euo pipefail
 python=$1
 folder=$(mktemp -d)
@@ -17,6 +17,6 @@ if [ "$version" = "$("$python" -c 'from importlib.metadata import version; print
 fi
 "$python" -m zipfile -e "$folder/$wheel" "$folder"
 began=$SECONDS
-FEWSTEP_FRONTEND=$folder/comfyui_frontend_package/static timeout 900 "$python" -m pytest -m browser \
-  tests/browser/test_nodes.py tests/browser/test_graph.py tests/browser/test_faces.py
+FEWSTEP_FRONTEND=$folder/comfyui_frontend_package/static timeout 1800 "$python" -m pytest -m browser \
+  --ignore tests/browser/test_looks.py tests/browser
 echo "The browser tests on the newest frontend, $version, took $((SECONDS - began)) s."

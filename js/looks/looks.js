@@ -18,8 +18,8 @@ export function dress(app, api, node) {
   labelChoices(node, inputs);
   markZeros(app, node, inputs);
   foldAdvanced(app, node);
-  giveRoom(node);
   statusOn(app, api, node);
+  giveRoom(node);
   if (node.comfyClass === RESTORE) {
     knowSteps(app, api, node);
   }

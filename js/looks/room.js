@@ -10,7 +10,7 @@ const TITLE_FONT = "14px Inter, Arial, sans-serif";
 const WIDGET_FONT = "12px Inter, Arial, sans-serif";
 let pen = null;
 
-/** Makes a new node wide enough. */
+/** Makes a new node large enough; newer frontends leave its height as it was before all was on it. */
 export function giveRoom(node) {
   const rows = (node.widgets ?? []).filter((widget) => !widget.hidden && !widget.element).map((widget) => {
     const name = Math.max(NAME, widthOf(widget.label ?? widget.name, WIDGET_FONT));
@@ -22,8 +22,9 @@ export function giveRoom(node) {
   });
   const title = widthOf(node.title ?? "", TITLE_FONT) + AROUND_TITLE;
   const wanted = Math.ceil(Math.max(title, ...[...rows, ...slots].map((row) => Math.min(row, MOST))));
-  if (wanted > node.size[0]) {
-    node.setSize([wanted, node.size[1]]);
+  const tall = node.computeSize()[1];
+  if (wanted > node.size[0] || tall > node.size[1]) {
+    node.setSize([Math.max(wanted, node.size[0]), Math.max(tall, node.size[1])]);
   }
 }
 
