@@ -448,6 +448,16 @@ def soak() -> list[str]:
     )
 
 
+def new_user() -> list[str]:
+    """What a new user waits for, in each renderer."""
+    found = read("new_user")["rows"]
+    names = {"vue": "Nodes 2.0", "canvas": "classic canvas"}
+    parts = [*found["vue"]["seconds"], "whole"]
+    seconds = {kind: {**found[kind]["seconds"], "whole": found[kind]["whole"]} for kind in names}
+    rows = [[part, *(f"{seconds[kind][part]:.1f}" for kind in names)] for part in parts]
+    return table([f"seconds, {found['vue']['updates']} updates", *names.values()], rows)
+
+
 def guided() -> list[str]:
     """A guider as the teacher beside plain CFG: how far from its own teacher's pictures each LoRA ends."""
     found = read("guided")
@@ -501,6 +511,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         memory_plan,
         ranks,
         soak,
+        new_user,
         guided,
         one_click,
     )
