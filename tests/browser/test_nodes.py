@@ -40,4 +40,7 @@ def test_inspect_shows_what_it_found(front):
     page.wait_for_timeout(2000)
     assert front.plot(INSPECT) not in (before, moved)
     page.keyboard.press("PageDown")
+    # wide enough for the canvas to write words in
+    page.set_viewport_size({"width": 2000, "height": 1120})
+    page.evaluate("app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     front.picture("graph")
