@@ -7,9 +7,9 @@ import { takeOver } from "./change.js";
 import { inputOf } from "./nodes.js";
 import { linkInto, linksFrom } from "./walk.js";
 
-/** Takes everything back that was noted, the last first. */
+/** Takes everything back that was noted, the last first; then nothing is noted any more. */
 export function revert(journal) {
-  journal.reverse().forEach((undo) => undo());
+  journal.splice(0).reverse().forEach((undo) => undo());
 }
 
 /** Notes what a named input is wired to now. */

@@ -142,10 +142,10 @@ function placeFor(reading, prompts) {
 
 /** The node that distils that very model already, or copies of it; one that the user has muted counts too. */
 const distilFor = (plan) => allNodes(plan.place.graph).find((node) => node.type === DISTIL
-  && isBareModel(plan.reading.queued, plan.reading, plan, modelInto(plan.reading.queued, node)));
+  && isBareModel(plan.reading.queued, plan.reading, plan, modelEndOf(plan.reading.queued, node)));
 
 /** The end that a node gets its model from, also of one that is muted; null for none. */
-export function modelInto(queued, distil) {
+function modelEndOf(queued, distil) {
   const known = idOf(queued, distil);
   if (known) {
     return sourceOf(queued, known, "model");

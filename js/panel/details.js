@@ -4,9 +4,9 @@ import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
 import {
-  gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe,
+  gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe, short, timeLeft, when,
+  whole, word, wordsOf,
 } from "./format.js";
-import { short, timeLeft, when, whole, word, wordsOf } from "./format.js";
 import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
 import { makeRunChart } from "./runchart.js";

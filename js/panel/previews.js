@@ -16,7 +16,7 @@ const COLUMNS = [["teacher", "whole"], ["before", "destroyed"], ["now", "restore
  * shows the kept one of another, until the user moves it.
  */
 export function makePreviews(api) {
-  const openMine = () => openLarge(api, run, updateOf(run));
+  const openMine = () => openLarge(api, run, updateShown());
   const openOther = () => openLarge(api, store.otherRun(), usualPicture(store.otherRun()));
   const columns = COLUMNS.map((names) => makeColumn(names, openMine));
   const grid = make("div", "grid", {}, ...columns.map((column) => column.element));
@@ -56,7 +56,7 @@ export function makePreviews(api) {
     if (!kept.length) {
       return;
     }
-    const update = updateOf(run);
+    const update = updateShown();
     slider.max = kept.length - 1;
     slider.value = kept.indexOf(update);
     const where = nameOf(run, update);
@@ -68,8 +68,8 @@ export function makePreviews(api) {
   }
 
   /** The update whose picture is shown of the selected run. */
-  function updateOf({ previews }) {
-    return previews.includes(store.picked) ? store.picked : usualPicture(run);
+  function updateShown() {
+    return run.previews.includes(store.picked) ? store.picked : usualPicture(run);
   }
 
   function showOther(found) {
