@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 STEPS, FIGURES = (1, 2, 4, 8), ("rmse", "distance_teacher", "distance_data", "diversity")
 TEACHER, BASE, RECIPE = "teacher", "base", "LCM-LoRA"
-MAIN = ("phased", "matching", "anchored")  # what is run with several seeds, and longer, where it is there
+# what is run with several seeds, and longer, where it is there
+MAIN = ("phased", "matching", "anchored", "phased-matching")
 USUAL_STEPS = 4  # that a run is made for
 RIVALRY = {"rmse": "4", "distance_teacher": "4"}  # what the recipe's rates are chosen by, at which steps
 

@@ -88,43 +88,58 @@ def grid_of(context: Context) -> torch.Tensor:
     return context.phases.levels[context.phases.sampled]
 
 
-def beginning(context: Context, batch: Batch) -> torch.Tensor:
-    """Where the student starts from, (B, ...): fresh noise, or in the middle of the way what others drew."""
+def beginning(context: Context, pick: torch.Tensor) -> torch.Tensor:
+    """Where the student starts from, (R, ...): fresh noise, or in the middle of the way what others drew."""
     if context.phases.part[0] < 1:
-        return context.data.anchors[batch["pick"], 0]
-    noise = torch.randn(len(batch["pick"]), *context.shape, generator=context.generator)
+        return context.data.anchors[pick, 0]
+    noise = torch.randn(len(pick), *context.shape, generator=context.generator)
     return start(noise, context.phases.fine, context.path, context.noise_scale)
+
+
+def runs_of(number: torch.Tensor) -> torch.Tensor:
+    """The run (B,) of the student's that each sample is taken from, at its step number (B,): the j-th sample
+    of every step is of run j, so that one run serves a sample of each step, and none twice the same step.
+    """
+    order, counts = number.argsort(stable=True), number.bincount()
+    first = (counts.cumsum(0) - counts)[number[order]]
+    return torch.empty_like(number).scatter(0, order, torch.arange(len(number)) - first)
 
 
 def students(context: Context, batch: Batch) -> Batch:
     """The student's step of each sample: from "x" at "sigma" to the point "y" at the level "e", by the
-    prediction "x0".
+    prediction "x0", under the "condition" of its run.
     """
-    grid, student = grid_of(context), context.asked["student"]
-    x = walked(student, beginning(context, batch), context.path, grid, batch["from"], batch["condition"])
-    sigma, after = grid[batch["from"]], grid[batch["to"]]
-    x0 = student(x, sigma, batch["condition"])
+    grid, student, number = grid_of(context), context.asked["student"], batch["from"]
+    run = runs_of(number)
+    count = int(run.max()) + 1
+    last = torch.zeros(count, dtype=torch.long).scatter_reduce(0, run, number, "amax")
+    x = beginning(context, batch["pick"][:count])
+    condition = batch["condition"][:count]
+    xs, predictions = walked(student, x, context.path, grid, last, condition)
+    x, x0 = xs[run, number], predictions[run, number]
+    sigma, after = grid[number], grid[batch["to"]]
     if context.settings.points == "pictures":
         y, after = x0, torch.zeros_like(after)
     else:
         y = step(x, x0, context.path, sigma, after)
-    return {"x": x, "sigma": sigma, "x0": x0, "y": y, "e": after}
+    return {"x": x, "sigma": sigma, "x0": x0, "y": y, "e": after, "condition": condition[run]}
 
 
 def teachers(context: Context, batch: Batch) -> Batch:
     """The same point of a cached trajectory of the teacher's: "y" at the level "e"."""
     anchors, pick = context.data.anchors, batch["pick"]
+    same = {"condition": batch["condition"]}
     if context.settings.points == "pictures":
-        return {"y": context.data.images[pick], "e": torch.zeros(len(pick))}
+        return {**same, "y": context.data.images[pick], "e": torch.zeros(len(pick))}
     kept = context.phases.sampled[batch["to"]]
-    return {"y": anchors[pick, kept], "e": context.phases.levels[kept]}
+    return {**same, "y": anchors[pick, kept], "e": context.phases.levels[kept]}
 
 
 # ---- denoising -----------------------------------------------------------------------------------
 
 
 def denoising(points: Callable[[Context, Batch], Batch]) -> Callable[[Context], Batch]:
-    """`draw` of a role that learns the distribution of those points (context, places) -> {"y", "e"}."""
+    """`draw` of a role that learns the distribution of (context, places) -> {"y", "e", "condition"}."""
 
     def draw(context: Context) -> Batch:
         batch = places(context)
@@ -135,7 +150,7 @@ def denoising(points: Callable[[Context, Batch], Batch]) -> Callable[[Context], 
         return {
             "x": x,
             "sigma": batch["t"],
-            "condition": batch["condition"],
+            "condition": point["condition"],
             "target": known,
             "u": batch["u"],
             "weight": weight,
@@ -219,8 +234,9 @@ def matched(context: Context, batch: Batch) -> Batch:
     """The batch with what the student has to learn of it: at "x", "sigma" the "target" x0 - (fake - real),
     with the "weight" of each sample, and what is told of the fake.
     """
-    path, condition, t = context.path, batch["condition"], batch["t"]
+    path, t = context.path, batch["t"]
     point = students(context, batch)
+    condition = point["condition"]
     x, known, precision = noised_on(point["y"], batch["noise"], path, point["e"], t)
     fake, real = context.asked["fake"](x, t, condition), real_score(context, x, t, condition)
     away, x0 = fake - real, point["x0"]
@@ -232,6 +248,7 @@ def matched(context: Context, batch: Batch) -> Batch:
         **batch,
         "x": point["x"],
         "sigma": point["sigma"],
+        "condition": condition,
         "target": x0 - pull,
         "weight": batch["weight"] * _balance(context, batch, point, distance),
         "gap": _mean(away.abs()) / distance.clamp_min(1e-6),

@@ -41,15 +41,20 @@ def walked(
     x: torch.Tensor,
     path: Path,
     levels: torch.Tensor,
-    place: torch.Tensor,
+    last: torch.Tensor,
     condition: torch.Tensor,
-) -> torch.Tensor:
-    """x (B, ...) at levels[0] carried to levels[place] by the student's own steps; place, condition (B,).
-    Without churn, which is how the student is sampled.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x, x0), each (R, S, ...), of R runs of the student's own steps: where each step is made from, and its
+    prediction there; 0 after a run's `last` step, and no step after the last of all.
+
+    x (R, ...) at levels[0]; last, condition (R,). Without churn, which is how the student is sampled.
     """
-    x = x.clone()
-    for number in range(int(place.max())):
-        on = place > number
-        t, s = (levels[n].expand(int(on.sum())) for n in (number, number + 1))
-        x[on] = step(x[on], student(x[on], t, condition[on]), path, t, s).to(x)
-    return x
+    states, predictions = [x], []
+    for number in range(int(last.max()) + 1):
+        on = (last >= number).nonzero()[:, 0]
+        t, s = (levels[n].expand(len(on)) for n in (number, number + 1))
+        here = states[-1][on]
+        x0 = student(here, t, condition[on])
+        for found, values in ((states, step(here, x0, path, t, s).to(x)), (predictions, x0)):
+            found.append(values.new_zeros(len(x), *values.shape[1:]).index_copy(0, on, values))
+    return torch.stack(states[:-1], 1), torch.stack(predictions, 1)

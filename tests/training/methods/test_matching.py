@@ -289,6 +289,45 @@ def test_sids_gradient_goes_down_the_divergence_of_fisher(name, points, monkeypa
     assert half >= 0.99 and theirs > 0.5
 
 
+# ---- the student's runs --------------------------------------------------------------------------
+
+
+def test_a_run_serves_a_sample_of_each_step(generator):
+    """As many runs as the step with most samples has, and no sample stands for another."""
+    number = torch.randint(4, (50,), generator=generator)
+    run = matching.runs_of(number)
+    assert sorted(set(run.tolist())) == list(range(int(number.bincount().max())))
+    assert len(set(zip(run.tolist(), number.tolist()))) == 50
+
+
+def test_a_step_is_made_from_where_those_before_it_led():
+    case = Case("flow", MIXTURE.positions + MOVED, 12, steps=4)
+    seen = []
+
+    def student(x, sigma, condition):
+        seen.append(len(x))
+        return torch.tanh(x) + condition[:, None]
+
+    case.context.asked["student"] = student
+    batch = matching.places(case.context)
+    batch["condition"] = torch.arange(12.0)
+    point = matching.students(case.context, batch)
+    counts = batch["from"].bincount(minlength=4)
+    assert seen == [int(counts[number:].max()) for number in range(4)]
+    first = batch["from"] == 0
+    starts = {float(c): x for c, x in zip(point["condition"][first], point["x"][first])}
+    assert len(starts) > 1
+    for x, x0, condition, number in zip(*(point[n] for n in ("x", "x0", "condition")), batch["from"]):
+        if float(condition) not in starts:
+            continue
+        state, c = starts[float(condition)][None], condition[None]
+        for level in range(int(number)):
+            ends = case.grid[level][None], case.grid[level + 1][None]
+            state = step(state, student(state, None, c), case.path, *ends)
+        assert torch.allclose(state[0], x, atol=1e-5)
+        assert torch.allclose(student(state, None, c)[0], x0, atol=1e-5)
+
+
 # ---- the student's own score ---------------------------------------------------------------------
 
 
