@@ -21,7 +21,7 @@ the teacher's trajectories and the run's own measurements included: so other loa
 result, only how long one waits. Each side has its own defaults, which is what a user runs: ours a rank of 16
 and one rate, given beforehand; the recipe a rank of 64 and the best rate in hindsight. The same for both:
 batch 16, float32, every Linear and convolution layer. Ours has to know its length: a trial takes the time of
-a few updates, and after each quarter what is left is counted anew from the run's own speed.
+a few updates, and after each eighth what is left is counted anew from the run's own speed.
 
 Figures at 1, 2, 4 and 8 steps, each with a 95 % interval over the pictures ("intervals"; not over seeds):
 

@@ -4,7 +4,6 @@ LCM-LoRA recipe; judged by `training.models.demo.judge`.
 A job and its row are one dict: what is asked (KEY) and what came of it.
 """
 
-import dataclasses
 import math
 import statistics
 import time
@@ -28,6 +27,7 @@ from lcm_recipe import SAMPLERS, Memory, train
 
 CFG, BATCH, REFERENCE = 2.0, 16, 50  # REFERENCE: steps of the teacher that all are judged by
 TRIED, SPARE = 8, 0.98  # updates of a trial; share of the seconds that is planned for
+RECOUNTED = 8  # parts of a run, after each of which what is left is counted anew
 TRIAL = "trial"
 KEY = ("teacher", "method", "pictures", "lr", "steps", "asked", "seed", "device", "noises")
 
@@ -75,17 +75,28 @@ def trial(teacher, job):
     drawn = len(marks) > 2  # two shards of trajectories and the first update
     # by the second shard; the first has all that happens once
     image = (marks[1] - marks[0]) / SHARD if drawn else 0.0
-    update = _seconds(run, STUDENT, clock)
-    for name, role in run.learners.roles.items():
-        update += _updates_beside(role, job) * _seconds(run, name, clock)
     before = clock()
     run.measure()
+    measure = clock() - before
     return {
         "start": max(0.0, marks[0] - began - SHARD * image),
         "image": image,
-        "update": update,
-        "measure": clock() - before,
+        "update": _update(run, job, clock),
+        "measure": measure,
     }
+
+
+def _update(run, job, clock):
+    """What an update of the student takes in the mean of a run, with those of roles that go along."""
+    usual = config_of(job, 1000)
+    alone = (run.method.last_turn(usual) or 0) / usual.updates  # share of them before the roles matter
+    before = _seconds(run, STUDENT, clock) if alone else 0.0
+    run.probe.fidelity = [(run.config.updates, 0.0)]  # as if it had turned by now
+    total = alone * before + (1 - alone) * _seconds(run, STUDENT, clock)
+    for name, role in run.learners.roles.items():
+        beside = role.first(usual) / usual.updates + (1 - alone) * (usual.lead if role.each else 0)
+        total += beside * _seconds(run, name, clock)
+    return total
 
 
 def _seconds(run, who, clock):
@@ -96,12 +107,6 @@ def _seconds(run, who, clock):
         run.update(who)
         found.append(clock() - before)
     return statistics.median(found)
-
-
-def _updates_beside(role, job):
-    """Of a role, at most, to one of the student's: those before its first one and those before each."""
-    config = config_of(job, 1000)
-    return role.first(config) / config.updates + (config.lead if role.each else 0)
 
 
 def length(times, job):
@@ -120,16 +125,22 @@ def ours(teacher, job):
     clock, memory = clock_of(job["device"]), Memory(teacher.device)
     began = clock()
     run = run_of(teacher, job, job["updates"], job["images"])
-    quarters = [job["updates"] * n // 4 for n in (1, 2, 3)]  # where its length is worked out anew
-    drawn, last = 0.0, began  # seconds that the data took; when the last progress came
+    parts = [job["updates"] * n // RECOUNTED for n in range(1, RECOUNTED)]
+    drawn, trained, before = 0.0, 0.0, began  # seconds of the data, and of the student and who goes along
+    mark = 0, 0.0  # updates and seconds of training by the last count
     for progress in run.progress():
         now = clock()
         if progress.stage == "sampling the teacher":
-            drawn += now - last
-        if quarters and run.done >= quarters[0] and run.done:
-            quarters.pop(0)
-            end_at(run, began + SPARE * job["asked"] - now, (now - began - drawn) / run.done)
-        last = now
+            drawn += now - before
+        elif progress.stage == "training":
+            trained += now - before
+        before = now
+        if parts and run.done >= max(1, parts[0]):
+            parts.pop(0)
+            each, mark = (trained - mark[1]) / max(1, run.done - mark[0]), (run.done, trained)
+            if run.context().turned is not None:  # before, an update is another one
+                left = began + SPARE * job["asked"] - now
+                run.last(run.done + max(1, int(left / each)))
     row = {
         "samples": BATCH * run.done,
         "seconds": clock() - began,
@@ -143,18 +154,6 @@ def ours(teacher, job):
         return run.student.sample(noise, condition, sigmas, adapter=run.adapter, churn=churn)
 
     return row, sample
-
-
-def end_at(run, left, update):
-    """Count a run's updates anew, so that it ends in that many seconds.
-
-    update: seconds of one, with its share of the measurements.
-    """
-    updates = run.done + max(1, int(left / update))
-    run.config = run.learners.config = dataclasses.replace(run.config, updates=updates)
-    for descent in run.learners.descents.values():
-        descent.config = run.config
-    run.probe.updates = updates
 
 
 # ---- what it is held against ---------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from graph import cfg_guider, load, off, pack, run, sampled
+from graph import cfg_guider, core, load, off, pack, run, sample_custom, sampled, uniform
 
 pytestmark = pytest.mark.comfy
 SMALL = {"steps": "2, 4", "trajectories": 8, "reference_steps": 24, "cfg": 2.0}
@@ -183,6 +183,25 @@ def test_bad_inputs_are_refused_by_name_before_the_model_is_called(host, flow, c
 
 def test_without_a_negative_at_cfg_1(host, flow):
     assert fit(host, flow, negative=None, cfg=1.0, steps="2")[3] == 1.0
+
+
+def test_a_fit_for_image_to_image_goes_on_from_a_noised_picture(host, flow):
+    """Through the stock node: nearer to many steps from that state than Euler is in as many calls."""
+    recipe, sampler, sigmas, cfg, *_ = fit(host, flow, steps="2", denoise=0.6, trajectories=16)
+    assert float(sigmas[0]) == pytest.approx(0.6, abs=0.03)
+    assert recipe.sigmas[0] == pytest.approx(float(sigmas[0]), rel=1e-6)
+    noise = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    guider = cfg_guider(flow[0], flow[2], flow[3])
+    picture = {"samples": sampled(guider, noise, core("euler"), uniform(host, flow, 12))}
+
+    def drawn(sampler, levels):
+        return sample_custom(host, flow[0], cfg, flow, sampler, levels, latent=picture)
+
+    truth = drawn(core("heun"), float(sigmas[0]) * torch.linspace(1, 0, 41))
+    euler = drawn(core("euler"), float(sigmas[0]) * torch.linspace(1, 0, 3))
+    ours = off(drawn(sampler, sigmas), truth)
+    print(f"2 steps from .6: {ours:.4f}, Euler {off(euler, truth):.4f}")
+    assert ours < 0.9 * off(euler, truth)
 
 
 # ---- a budget of model calls -----------------------------------------------------------------------

@@ -12,6 +12,7 @@ The loop and its state are here. Who answers is the `student.Student`'s affair, 
 (`distillation`, `restoration`). `job` keeps a run on disk.
 """
 
+import dataclasses
 import functools
 import math
 import time
@@ -100,11 +101,19 @@ class Run:
         """End after the update that is under way, and keep what has been learnt."""
         self.stopped = True
 
+    def last(self, updates: int) -> None:
+        """Make the run that many updates long, for whoever has a time to keep: rates and measures follow."""
+        self.config = self.learners.config = dataclasses.replace(self.config, updates=updates)
+        for descent in self.learners.descents.values():
+            descent.config = self.config
+        self.probe.updates, self.probe.decides = updates, self.method.last_turn(self.config)
+
     def progress(self) -> Iterator[Progress]:
         """Yield `Progress`; leaves the adapter attached until `close`."""
-        config, learners, chunks, current = self.config, self.learners, self.source.chunks, -1
-        total = chunks * config.rounds + learners.first + config.updates
-        while (self.done < config.updates or self.probe.is_due(self.done)) and not self.stopped:
+        learners, chunks, current = self.learners, self.source.chunks, -1
+        while (self.done < self.config.updates or self.probe.is_due(self.done)) and not self.stopped:
+            config = self.config  # `last` may have changed it
+            total = chunks * config.rounds + learners.first + config.updates
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
             if number != current:
                 if number and self.done == _first_update(number, config):

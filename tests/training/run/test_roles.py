@@ -404,3 +404,19 @@ def test_a_fake_that_falls_behind_is_told_once():
     trained.learners.descents["fake"].micro, trained.learners.descents["real"].skipped = 1, 3
     assert [str(m)[:14] for m in events.new()] == ["Memory ran out", "Updates left o"]
     trained.close()
+
+
+@pytest.mark.parametrize("updates", [12, 5])
+def test_a_run_of_another_length_is_that_long(updates):
+    """Its rate falls to 0 by that end, the last measurement is there, and so is the one that decides."""
+    job = Run(Tiny(), DistilConfig(**{**SMALL, "method": "phased-matching", "updates": 8}))
+    rates = {}
+    for _ in job.progress():
+        if job.done == 2 and job.config.updates == 8:
+            job.last(updates)
+        rates[job.done] = job.learners.rate(STUDENT, None)
+    job.close()
+    assert job.done == updates and job.probe.fidelity[-1][0] == updates
+    assert phased_matching.last_turn(job.config) in [update for update, _ in job.probe.fidelity]
+    assert rates[2] == phased_matching.rate(job.config, 2, None) > 0
+    assert {descent.config.updates for descent in job.learners.descents.values()} == {updates}
