@@ -7,6 +7,7 @@ A table is a function here, of the name that the page gives; it returns lines of
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -31,7 +32,13 @@ EXACT = {  # cases of solvers.py whose denoiser is known exactly, and one networ
     "emoji-flow1": "877 emoji, flow",
     "emoji-eps": "877 emoji, epsilon",
 }
-TRAINED = {"teacher-flow": "demo teacher, flow, CFG 2", "teacher-epsilon": "demo teacher, epsilon, CFG 2"}
+TRAINED = {
+    "teacher-flow": "demo teacher, flow, CFG 2",
+    "teacher-epsilon": "demo teacher, epsilon, CFG 2",
+    "teacher-flow-cfg4": "demo teacher, flow, CFG 4",
+    "teacher-epsilon-cfg4": "demo teacher, epsilon, CFG 4",
+}
+KINDS_OF_CASES = {"trained models": TRAINED, "exact denoisers": EXACT}
 NONE = "–"
 
 
@@ -119,68 +126,140 @@ def oracle() -> list[str]:
     return table(["worst deviation", *MODELS], body)
 
 
-def _ratios(key, cases, calls):
-    """{case: {calls: ratio}} of solvers.json, for the deterministic cases."""
-    rows = [row for row in read("solvers")["rows"] if row["kind"] == "ode"]
-    found = {(row["case"], row["nfe"]): row.get(key) for row in rows}
-    return {case: {n: found[case, n] for n in calls if found.get((case, n)) is not None} for case in cases}
+def _solver_rows(kind="ode"):
+    """{(case, predictions): row} of solvers.json."""
+    return {(row["case"], row["nfe"]): row for row in read("solvers")["rows"] if row["kind"] == kind}
 
 
-def _solver_table(key, calls):
+def _cells(key, cases, counts, kind="ode"):
+    """The ratios of that name in solvers.json, of those cases and counts of predictions, where they exist."""
+    rows = _solver_rows(kind)
+    found = [rows.get((case, n), {}).get(key) for case in cases for n in counts]
+    return [ratio for ratio in found if ratio is not None]
+
+
+def _two(values):
+    """The number, if there is one, with two decimals."""
+    return "".join(f"{value:.2f}" for value in values) or NONE
+
+
+def _solver_table(key, counts, what, kinds=KINDS_OF_CASES, kind="ode"):
+    """A ratio of solvers.json: a line for each case, a column for each count of predictions."""
     lines = []
-    for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
-        ratios = _ratios(key, cases, calls)
-        lines += [[name, *(f"{ratios[case][n]:.2f}" for n in calls)] for case, name in cases.items()]
-        means = [mean(ratios[case][n] for case in cases) for n in calls]
+    for title, cases in kinds.items():
+        cases = {case: name for case, name in cases.items() if _cells(key, [case], counts, kind)}
+        lines += [
+            [name, *(_two(_cells(key, [case], [n], kind)) for n in counts)] for case, name in cases.items()
+        ]
+        means = [mean(_cells(key, cases, [n], kind)) for n in counts]
         lines.append([f"*{title}, geometric mean*", *(f"*{value}*" for value in means)])
-    return table(["error / best ComfyUI pair's", *(f"{n} calls" for n in calls)], lines)
+    return table([what, *(str(n) for n in counts)], lines)
 
 
 def auto() -> list[str]:
     """The automatic solver against the best pair in hindsight."""
-    return _solver_table("auto/core_best", CALLS)
+    return _solver_table("auto/core_best", CALLS, "auto / best ComfyUI pair; predictions")
 
 
 def fitted() -> list[str]:
     """The fitted solver against the best pair in hindsight."""
-    return _solver_table("fitted/core_best", CALLS[:-1])
+    return _solver_table("fitted/core_best", CALLS[:-1], "fitted / best ComfyUI pair; predictions")
+
+
+def apart() -> list[str]:
+    """The solver whose calls of guidance are fitted apart against the best pair in hindsight."""
+    what = "fitted with calls apart / best ComfyUI pair; predictions of 2 calls"
+    return _solver_table("apart/core_best", CALLS[:-1], what, {"trained models": TRAINED})
+
+
+def cached() -> list[str]:
+    """The best of what skips calls against the best pair in hindsight."""
+    return _solver_table("cached/core_best", CALLS, "best cache / best ComfyUI pair; predictions")
 
 
 def counts() -> list[str]:
-    """How many cells auto and fitting win, trained models apart from exact ones."""
+    """How many cells each column wins, trained models apart from exact ones."""
     lines = []
-    for name, key, calls in (("auto", "auto/core_best", CALLS), ("fitted", "fitted/core_best", CALLS[:-1])):
-        for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
-            cells = [ratio for of in _ratios(key, cases, calls).values() for ratio in of.values()]
-            few = [r for of in _ratios(key, cases, (3, 4, 5, 6)).values() for r in of.values()]
-            many = [r for of in _ratios(key, cases, (8, 10)).values() for r in of.values()]
+    for column, other in itertools.product(("auto", "fitted", "apart", "cached"), ("core_best", "auto")):
+        for title, cases in KINDS_OF_CASES.items():
+            key, few, many = f"{column}/{other}", (3, 4, 5, 6), (8, 10)
+            cells = _cells(key, cases, few + many)
+            if not cells:
+                continue
             ahead = f"{sum(ratio <= 1.0 for ratio in cells)} of {len(cells)}"
-            lines.append([name, title, ahead, f"{max(cells):.2f}", mean(few), mean(many)])
-    for title, cases in (("trained models", TRAINED), ("exact denoisers", EXACT)):
-        auto_cells, fitted_cells = (
-            _ratios(key, cases, CALLS[:-1]) for key in ("auto/core_best", "fitted/core_best")
-        )
-        pairs = [(fitted_cells[case][n], auto_cells[case][n]) for case in cases for n in CALLS[:-1]]
-        ahead = f"{sum(f <= a for f, a in pairs)} of {len(pairs)}"
-        worst = f"{max(f / a for f, a in pairs):.2f}"
-        few, many = (
-            mean(fitted_cells[case][n] / auto_cells[case][n] for case in cases for n in calls)
-            for calls in ((3, 4, 5, 6), (8, 10))
-        )
-        lines.append(["fitted / auto", title, ahead, worst, few, many])
-    return table(
-        ["solver", "cases", "no worse in", "worst ratio", "mean, 3 to 6 calls", "mean, 8 and 10"], lines
+            means = [mean(_cells(key, cases, counts)) for counts in (few, many)]
+            rival = "best ComfyUI pair" if other == "core_best" else other
+            lines.append([f"{column} / {rival}", title, ahead, f"{max(cells):.2f}", *means])
+    heads = ["solver", "cases", "no worse in", "worst ratio", "mean, 3 to 6 predictions", "mean, 8 and 10"]
+    return table(heads, lines)
+
+
+def solver_aims() -> list[str]:
+    """What fitted solvers were to reach, and did."""
+    few, many, rows, lines = (3, 4, 5, 6), (8, 10), _solver_rows(), []
+
+    def line(what, found, aim, met):
+        lines.append([what, found, aim, "yes" if met else "no"])
+
+    for title, cases, counts, aim in (
+        ("exact denoisers", EXACT, few, 0.4),
+        ("exact denoisers", EXACT, many, 0.6),
+        ("trained models", TRAINED, few + many, 0.75),
+    ):
+        for column in ("fitted", "apart"):
+            cells = _cells(f"{column}/core_best", cases, counts)
+            if cells:
+                what = f"{column} / best ComfyUI pair, {title}, {counts[0]} to {counts[-1]} predictions: mean"
+                found = statistics.geometric_mean(cells)
+                line(what, f"{found:.2f}", f"at most {aim}", found <= aim)
+    for column in ("fitted", "apart"):
+        cells = [row for row in rows.values() if f"{column}/core_best" in row]
+        worse = sum(row[f"{column}/core_best"] > 1.05 for row in cells)
+        what = f"{column}: cells above 1.05 of the best ComfyUI pair"
+        line(what, f"{worse} of {len(cells)}", "none", not worse)
+        worse = sum(row["intervals"][f"{column}/auto"][0] > 1 for row in cells)
+        line(f"{column}: cells above auto beyond the interval", f"{worse} of {len(cells)}", "none", not worse)
+        rising = [
+            rows[case, n][column] > rows[case, least][column]
+            for case in (*EXACT, *TRAINED)
+            for least, n in itertools.pairwise(CALLS)
+            if column in rows.get((case, n), {}) and column in rows.get((case, least), {})
+        ]
+        what = f"{column}: cells whose error is above that of fewer predictions"
+        line(what, f"{sum(rising)} of {len(rising)}", "none", not sum(rising))
+    inside = [
+        said["low"] <= row[column] <= said["high"]
+        for row in rows.values()
+        for column in ("fitted", "apart")
+        if (said := row.get(f"{column}_by"))
+    ]
+    line(
+        "true error within the printed interval",
+        f"{sum(inside)} of {len(inside)}",
+        "9 of 10",
+        sum(inside) >= 0.9 * len(inside),
     )
+    draws = [row["fitted_ahead"] for row in _solver_rows("sde").values() if "fitted_ahead" in row]
+    enough = sum(ahead >= 9 for ahead in draws)
+    line(
+        "fresh noise: cells ahead of the best ComfyUI pair in 9 of 10 draws",
+        f"{enough} of {len(draws)}",
+        "all",
+        enough == len(draws),
+    )
+    return table(["", "found", "aim", "met"], lines)
 
 
 def stochastic() -> list[str]:
-    """Auto with churn .1 against the best noisy pair in hindsight, by the distance to the data."""
-    rows = [row for row in read("solvers")["rows"] if row["kind"] == "sde"]
-    cases = sorted({row["case"] for row in rows}, key=list(EXACT).index)
-    found = {(row["case"], row["nfe"]): row["auto/core_best"] for row in rows}
-    body = [[EXACT[case], *(f"{found[case, n]:.2f}" for n in CALLS)] for case in cases]
-    body.append(["*geometric mean*", *(f"*{mean(found[case, n] for case in cases)}*" for n in CALLS)])
-    return table(["distance / best noisy ComfyUI pair's", *(f"{n} calls" for n in CALLS)], body)
+    """Auto with churn against the best noisy pair in hindsight, by the distance to the data."""
+    what = "auto with churn / best noisy ComfyUI pair; calls"
+    return _solver_table("auto/core_best", CALLS, what, {"mixtures": EXACT}, "sde")
+
+
+def stochastic_fitted() -> list[str]:
+    """Grid and churn fitted, against the same."""
+    what = "fitted with churn / best noisy ComfyUI pair; calls"
+    return _solver_table("fitted/core_best", CALLS, what, {"mixtures": EXACT}, "sde")
 
 
 def fit_labels() -> list[str]:

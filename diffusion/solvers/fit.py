@@ -48,6 +48,7 @@ class Fitted:
     auto         the automatic solver
     own          (M,) distances from the converged pictures, in units of their deviation, for every held-out
                  trajectory those of the solver that would have been chosen without it
+    chosen       (M,) the solver's own for all of them, by which it was chosen: too small
     base         (M,) the automatic solver's
     evaluations  of the model, in samples, that the fit has cost so far
     stage        "classical", "shorter", "start" or "refined": how the solver was found
@@ -56,6 +57,7 @@ class Fitted:
     solver: LinearSolver
     auto: LinearSolver
     own: torch.Tensor
+    chosen: torch.Tensor
     base: torch.Tensor
     evaluations: float
     stage: str
@@ -104,7 +106,15 @@ def fit(
             own[part] = chosen(known, found, ~part).distances[part]
         if len(own) <= 3:
             own = best.distances
-        return Fitted(best.solver, auto.solver, own, auto.distances, bench.count, stages[best.solver])
+        return Fitted(
+            best.solver,
+            auto.solver,
+            own,
+            best.distances,
+            auto.distances,
+            bench.count,
+            stages[best.solver],
+        )
 
     yield fitted()
     order = sorted(starts, key=bench.loss)

@@ -27,7 +27,7 @@ def row(count: int, fitted: Fitted, between: float, cfg: float) -> dict[str, Any
     auto        mean distance of the automatic solver; same: whether that is handed on
     nearer      how many times nearer the typical picture is than by auto, [middle, low, high]
     """
-    told = accuracy(fitted.own, between)
+    told = accuracy(fitted.own, between, fitted.chosen)
     return {
         "count": count,
         "steps": fitted.solver.steps,

@@ -226,7 +226,7 @@ class SolverFit:
         doubt.
         """
         fitted, config = self.found[steps], self.config
-        told = accuracy(fitted.own, self.data.between)
+        told = accuracy(fitted.own, self.data.between, fitted.chosen)
         return Recipe(
             method="classical" if fitted.solver == fitted.auto else "fitted",
             path=self.teacher.path.name,

@@ -40,6 +40,16 @@ def test_the_interval_holds_the_mean_on_new_noise(away, spread, generator):
     assert held >= 180
 
 
+def test_the_interval_takes_in_what_was_chosen_too(generator):
+    """Solvers chosen by half of the samples may all be worse than what all of them chose."""
+    own = distances(24, 0.0, 0.3, generator)
+    worse = accuracy(2 * own, BETWEEN)
+    told = accuracy(2 * own, BETWEEN, own)
+    assert (told.mean, told.median, told.high) == (worse.mean, worse.median, worse.high)
+    assert told.low == accuracy(own, BETWEEN).low < worse.low
+    assert accuracy(own, BETWEEN, 2 * own).high == worse.high
+
+
 def test_a_typical_gain_holds_its_ratio(generator):
     held = 0
     for _ in range(200):
