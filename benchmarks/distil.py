@@ -159,7 +159,7 @@ class Runner:
 
     def _trial(self, job, core):
         """What a trial of that method took; each is made once."""
-        which = job["teacher"], job["method"], job["pictures"]
+        which = job["teacher"], job["method"], job["pictures"], job["steps"]
         if which not in self.trials:
             self.trials[which] = self._child({**job, "pictures": TRIAL, "of": job["pictures"]}, core)
         return self.trials[which]

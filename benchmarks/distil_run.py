@@ -19,7 +19,7 @@ from fewstep.training.models.demo.judge import Judge
 from fewstep.training.models.demo.teacher import DemoTeacher
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.probe import MEASURED
-from fewstep.training.run.run import Run
+from fewstep.training.run.run import Run, last
 from fewstep.training.run.source import PROBES
 from fewstep.training.trajectories.data import Data
 from fewstep.training.trajectories.sampling import SHARD
@@ -91,7 +91,7 @@ def _update(run, job, clock):
     usual = config_of(job, 1000)
     alone = (run.method.last_turn(usual) or 0) / usual.updates  # share of them before the roles matter
     before = _seconds(run, STUDENT, clock) if alone else 0.0
-    run.probe.fidelity = [(run.config.updates, 0.0)]  # as if it had turned by now
+    run.probe.fidelity = [(run.method.last_turn(run.config) or 0, 0.0)]  # as if it had turned by now
     total = alone * before + (1 - alone) * _seconds(run, STUDENT, clock)
     for name, role in run.learners.roles.items():
         beside = role.first(usual) / usual.updates + (1 - alone) * (usual.lead if role.each else 0)
@@ -140,7 +140,7 @@ def ours(teacher, job):
             each, mark = (trained - mark[1]) / max(1, run.done - mark[0]), (run.done, trained)
             if run.context().turned is not None:  # before, an update is another one
                 left = began + SPARE * job["asked"] - now
-                run.last(run.done + max(1, int(left / each)))
+                last(run, run.done + max(1, int(left / each)))
     row = {
         "samples": BATCH * run.done,
         "seconds": clock() - began,

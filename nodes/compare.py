@@ -192,15 +192,16 @@ def check_same(models: dict[str, io.Model.Type | None]) -> None:
             )
 
 
-def step_counts(text: str) -> list[int]:
-    """The whole numbers in "2, 4, 8", rising; raises ValueError for anything else."""
+def step_counts(text: str, name: str = "steps") -> list[int]:
+    """The whole numbers in "2, 4, 8", rising; raises ValueError for anything else, naming the input."""
     try:
         counts = sorted({int(part) for part in text.replace(",", " ").split()})
     except ValueError:
         counts = []
     if not counts or counts[0] < 1 or counts[-1] > LONGEST:
         raise BadValue(
-            "steps must be whole numbers from 1 to {longest} between commas, such as 2, 4, 8; got {got!r}.",
+            "{name} must be whole numbers from 1 to {longest} between commas, such as 2, 4, 8; got {got!r}.",
+            name=name,
             longest=LONGEST,
             got=text,
         )

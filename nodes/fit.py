@@ -15,7 +15,7 @@ from ..diffusion.solvers.linear import solve_apart
 from ..training.formats.files import check_folder
 from ..training.models.memory_errors import named
 from ..training.reports import pictures
-from ..training.run.fitting import EFFORTS, STANDARD, FitConfig, SolverFit
+from ..training.run.fitting import EFFORTS, MOST_STEPS, STANDARD, FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
 from .comfy.decoding import decode
@@ -83,7 +83,7 @@ class Fit(io.ComfyNode):
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
             steps=tuple(step_counts(steps)),
-            calls=tuple(step_counts(calls)) if calls.strip() else (),
+            calls=tuple(step_counts(calls, "calls")) if calls.strip() else (),
             trajectories=trajectories,
             reference_steps=reference_steps,
             seed=seed,
@@ -183,7 +183,7 @@ def _inputs() -> list:
             "use_steps",
             default=4,
             min=1,
-            max=12,
+            max=2 * MOST_STEPS,
             optional=True,
             tooltip="Which step count the outputs are for; the nearest if it is not in steps.",
         ),
@@ -364,6 +364,8 @@ def _grid(drawn, vae, model):
 
 def _plain(value: Any) -> Any:
     """What JSON can hold."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -42,10 +42,17 @@ def guider(
     recipe: Recipe, model: io.Model.Type, positive: list | None, negative: list | None
 ) -> io.Guider.Type | ExecutionBlocker:
     """A recipe's GUIDER on that model, which answers what its solver asks; a blocker where there are no
-    prompts.
+    prompts, and where it was fitted through a guider that is more than a CFG.
 
     Raises ValueError where the recipe needs a negative prompt and there is none.
     """
+    if name := recipe.trained.get("guider"):
+        wanted = Message(
+            "The recipe was fitted through a {guider}: wire such a guider to the sampling node, not this "
+            "GUIDER.",
+            guider=name,
+        )
+        return ExecutionBlocker(messages.told(wanted))
     if not positive:
         return ExecutionBlocker(messages.told(NO_PROMPTS))
     unconditional = recipe.cfg != 1
@@ -229,6 +236,14 @@ def summary(recipe: Recipe) -> Message:
         path=recipe.path,
         cfg=recipe.cfg,
     )
+    if name := recipe.trained.get("guider"):
+        line = Message(
+            "{method}, {steps} steps, {path}, through a {guider}",
+            method=recipe.method,
+            steps=recipe.steps,
+            path=recipe.path,
+            guider=name,
+        )
     error = recipe.errors.get("held_out")
     if error is None:
         return line

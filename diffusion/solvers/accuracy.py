@@ -53,14 +53,15 @@ def _accuracy(distances, between):
     distances = distances.double()
     away = distances > ELSEWHERE * between
     share_low, share_high = share_interval(int(away.sum()), len(distances))
-    near = distances[~away]
-    low, high = mean_interval(near) if len(near) else (0.0, ELSEWHERE * between)
-    there = float(distances[away].mean()) if away.any() else between
+    near, far = distances[~away], distances[away]
+    low, high = mean_interval(near) if len(near) > 1 else (0.0, ELSEWHERE * between)
+    there = float(far.mean()) if len(far) else between
+    farther = max(there, mean_interval(far)[1] if len(far) > 1 else between)
     return Accuracy(
         median=float(distances.median()),
         mean=float(distances.mean()),
-        low=(1 - share_low) * low + share_low * there,
-        high=(1 - share_high) * high + share_high * there,
+        low=(1 - share_low) * low + share_low * min(there, mean_interval(far)[0] if len(far) > 1 else there),
+        high=(1 - share_high) * high + share_high * farther,
         elsewhere=float(away.double().mean()),
         most=share_high,
         count=len(distances),

@@ -1,7 +1,8 @@
 """Which of several solvers is handed on, by trajectories that none of them was fitted to.
 
 The best of many on a few samples is often the luckiest. So the automatic solver, and the one that was found
-for fewer calls, are left only for one that is nearer by a test that knows how many were tried.
+for fewer calls, are left only for one that is nearer by a test that knows how many were tried. Between these
+two, neither of which was fitted to so many calls, the nearer in the mean is taken.
 """
 
 import dataclasses
@@ -34,13 +35,17 @@ def chosen(
 ) -> Candidate:
     """The one to hand on, by the samples `part`.
 
-    Of the `known` (the automatic solver, that of fewer calls) the nearest; of those `found` the one of least
-    loss in its place, if it is nearer than each of them beyond doubt.
+    Of the `known` (the automatic solver, that of fewer calls) the nearest; of those `found` the best in its
+    place, if it is nearer than each of them beyond doubt. The best of as many steps is that of least loss;
+    losses of runs of other lengths are no measure of each other, so between them the nearest.
     """
     base = min(known, key=lambda one: _mean(one.distances[part]))
     if not found:
         return base
-    best = min(found, key=lambda one: _mean(one.losses[part]))
+    of_length = {}
+    for one in sorted(found, key=lambda one: _mean(one.losses[part])):
+        of_length.setdefault(one.solver.steps, one)
+    best = min(of_length.values(), key=lambda one: _mean(one.distances[part]))
     nearer = all(is_nearer(best.distances[part], one.distances[part], len(found)) for one in known)
     return best if nearer else base
 
@@ -52,11 +57,12 @@ def is_nearer(own: torch.Tensor, other: torch.Tensor, tried: int = 1) -> bool:
     """
     if len(own) < 2:
         return False
+    farther = float(own.mean()) > float(other.mean())
     own, other = own.clamp(max=FARTHEST), other.clamp(max=FARTHEST)
     least = student(1 - DOUBT / (2 * max(1, tried)), len(own) - 1)
     nearer = _errors(other - own)
     closer = _errors((other + 1e-9).log() - (own + 1e-9).log())
-    return _mean(own) <= _mean(other) and max(nearer, closer) > least
+    return not farther and _mean(own) <= _mean(other) and max(nearer, closer) > least
 
 
 def _mean(values):

@@ -52,6 +52,7 @@ class Fitted:
     base         (M,) the automatic solver's
     evaluations  of the model, in samples, that the fit has cost so far
     stage        "classical", "shorter", "start" or "refined": how the solver was found
+    tried        solvers beside the automatic one and that of fewer calls
     """
 
     solver: LinearSolver
@@ -61,6 +62,7 @@ class Fitted:
     base: torch.Tensor
     evaluations: float
     stage: str
+    tried: int
 
 
 def starting(data: Trajectories, grids: Sequence[torch.Tensor], most: int = 3) -> list[LinearSolver]:
@@ -69,7 +71,7 @@ def starting(data: Trajectories, grids: Sequence[torch.Tensor], most: int = 3) -
     """
     steps = len(grids[0]) - 1
     train, _ = data.split()
-    programmed = data.sigmas[by_dynamic_programming(data, steps)]
+    programmed = data.sigmas[by_dynamic_programming(data, steps, train)]
     best = [grids[0], *ranked(data, [*grids[1:], programmed], train)[: most - 1]]
     return [classical(grid, data.path, order) for grid in best for order in ORDERS[: max(1, steps - 1)]]
 
@@ -80,7 +82,7 @@ def fit(
     evaluations: float = math.inf,
     descents: int = 3,
     seed: int = 0,
-    shorter: Sequence[LinearSolver] = (),
+    shorter: Sequence[tuple[LinearSolver, torch.Tensor]] = (),
     over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Fitted]:
     """Yield `Fitted`, first the best of what is known already, then better ones as they are found.
@@ -88,13 +90,14 @@ def fit(
     starts       solvers of as many calls to start from; the first is the automatic one
     evaluations  how many samples the model may be asked for, the first comparison of solvers apart
     descents     how many of the starts are refined, at most
-    shorter      what was found for fewer calls, as it is or `linear.lengthened`
+    shorter      what was found for fewer calls, as it is or `linear.lengthened`, and the `Fitted.own` of that
     over         whether the time is up, after which nothing more is tried
     Raises ValueError for too few trajectories.
     """
     bench = _Bench(data, evaluations, seed, over, starts)
     auto = bench.candidate(starts[0])
-    shorter = [bench.candidate(solver) for solver in shorter]
+    crossed = dict(shorter)  # told by others than those that chose them
+    shorter = [bench.candidate(solver) for solver, _ in shorter]
     stages = {auto.solver: "classical", **{one.solver: "shorter" for one in shorter}}
     known, found = [auto, *shorter], []
 
@@ -103,7 +106,8 @@ def fit(
         own = auto.distances.clone()
         halves = torch.arange(len(own)) % 2 == 0
         for part in (halves, ~halves) if len(own) > 3 else ():
-            own[part] = chosen(known, found, ~part).distances[part]
+            one = chosen(known, found, ~part)
+            own[part] = crossed.get(one.solver, one.distances)[part]
         if len(own) <= 3:
             own = best.distances
         return Fitted(
@@ -114,12 +118,15 @@ def fit(
             auto.distances,
             bench.count,
             stages[best.solver],
+            len(found),
         )
 
     yield fitted()
+    if over():
+        return
     order = sorted(starts, key=bench.loss)
     rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
-    better = [bench.rolled_out(solver) for solver in order[:rolls]]
+    better = [bench.rolled_out(solver) for solver in order[:rolls] if not solver.asks]  # patterns are
     lengthened = [one.solver for one in shorter if one.solver.steps == starts[0].steps]
     for start in sorted([*order, *better, *lengthened], key=bench.loss)[:descents]:
         if over():

@@ -16,7 +16,7 @@ from .rollout import rolled_out
 from .trajectories import Trajectories
 
 BOTH, ONE = "cu", "c"
-SAMPLES = 16  # trajectories that a pattern is rolled out on, and as many that it is judged by
+SAMPLES = 16  # trajectories that a pattern is rolled out on, and as many that it is judged by, at most
 ROUNDS = 3  # of moves from the best pattern
 
 
@@ -41,20 +41,22 @@ def searched(
     grid: Callable[[int], torch.Tensor],
     cfg: float,
     model: Callable[[torch.Tensor], Ask],
+    affords: Callable[[float], bool] = lambda samples: True,
+    samples: int = SAMPLES,
     most: int = 3,
 ) -> list[LinearSolver]:
     """The best `most` patterns of so many calls as solvers to start a fit from, best first.
 
     grid(steps) is the automatic grid, model(which) asks for those of the trajectories, which must have
-    `apart`.
+    `apart`; affords(calls) -> whether that many calls more may be made, samples: as of SAMPLES.
     """
     train, _ = data.split()
-    rolled, judged = train[::2][:SAMPLES], train[1::2][:SAMPLES]
+    rolled, judged = train[::2][:samples], train[1::2][:samples]
     found: dict[tuple[str, ...], tuple[float, LinearSolver]] = {}
 
     def try_all(patterns):
         for asks in patterns:
-            if asks not in found:
+            if asks not in found and (not found or affords(calls * (len(rolled) + len(judged)))):
                 start = apart(classical(grid(len(asks)), data.path), cfg, asks)
                 solver = rolled_out(data, start, rolled, model(rolled))
                 off = solve_apart(solver, model(judged), data.states[judged, 0]) - data.states[judged, -1]

@@ -54,8 +54,8 @@ class Trajectories:
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(training, held-out) indices: three of eight prompts are held out.
 
-        Of fewer than four prompts it is the last three eighths of the trajectories. Raises ValueError for
-        fewer than 4 trajectories.
+        Of fewer than four prompts, or where that would be one trajectory, it is the last three eighths of
+        the trajectories. Raises ValueError for fewer than 4 trajectories.
         """
         every = torch.arange(len(self.states))
         if len(every) < 4:
@@ -65,7 +65,8 @@ class Trajectories:
         held_out = every >= len(every) - max(1, round(HELD_OUT * len(every)))
         if self.prompts is not None and len(self.prompts.unique()) >= 4:
             _, numbers = self.prompts.unique(return_inverse=True)
-            held_out = (numbers % 8 == 2) | (numbers % 8 == 5) | (numbers % 8 == 7)
+            by_prompt = (numbers % 8 == 2) | (numbers % 8 == 5) | (numbers % 8 == 7)
+            held_out = by_prompt if int(by_prompt.sum()) > 1 else held_out  # one alone tells nothing
         return every[~held_out], every[held_out]
 
     @property
@@ -79,9 +80,9 @@ class Trajectories:
 # ---- where to stop ---------------------------------------------------------------------------------
 
 
-def by_dynamic_programming(data: Trajectories, steps: int) -> list[int]:
-    """Which of the trajectories' levels to stop at, steps + 1 indices: least sum of the first-order steps'
-    errors, as `_step_errors` has them.
+def by_dynamic_programming(data: Trajectories, steps: int, which: torch.Tensor) -> list[int]:
+    """Which of the levels to stop at, steps + 1 indices: least sum of the errors of first-order steps along
+    the trajectories `which`, as `_step_errors` has them.
     """
     last = len(data.sigmas) - 1
     if not 1 <= steps <= last:
@@ -90,7 +91,7 @@ def by_dynamic_programming(data: Trajectories, steps: int) -> list[int]:
             last=last,
             got=steps,
         )
-    cost = _step_errors(data)
+    cost = _step_errors(data, which)
     least = torch.full((last + 1,), math.inf, dtype=torch.float64)  # to reach each level in so many steps
     least[0] = 0
     origins = []
@@ -103,8 +104,9 @@ def by_dynamic_programming(data: Trajectories, steps: int) -> list[int]:
     return places[::-1]
 
 
-def _step_errors(data):
-    """The error of a first-order step from level i to level j > i, (K + 1, K + 1) float64, inf elsewhere.
+def _step_errors(data, which):
+    """The error of a first-order step from level i to level j > i, (K + 1, K + 1) float64, inf elsewhere,
+    along the trajectories `which`.
 
     It is the distance of the step's end from the trajectory, in units of what x is scaled by there,
     alpha + sigma, so that every path gives the same grid.
@@ -112,7 +114,7 @@ def _step_errors(data):
     path, levels = data.path, data.sigmas
     count = len(levels)
     scale = path.alpha(levels) + levels
-    states, predictions = data.states.flatten(2).float(), data.predictions.flatten(2).float()
+    states, predictions = (part[which].flatten(2).float() for part in (data.states, data.predictions))
     errors = torch.full((count, count), math.inf, dtype=torch.float64)
     for i in range(count - 1):
         state_weights, prediction_weights, _ = weights(path, levels[i], levels[i + 1 :])

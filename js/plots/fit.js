@@ -41,7 +41,8 @@ const nothing = () => ({ x: {}, label: t("plots.fit"), empty: t("plots.no_fit") 
 function fitSpec({ rows, chosen }) {
   const names = { fitted: t("plots.fitted"), auto: t("plots.auto"), median: t("plots.median") };
   const told = (row) => Object.keys(names).map((key) => `${names[key]} ${amount(row[key])}`);
-  const points = (key, some = rows) => some.filter((row) => row[key] > 0).map((row) => [row.count, row[key]]);
+  const points = (key, some = rows, at = "count") =>
+    some.filter((row) => row[key] > 0).map((row) => [row[at], row[key]]);
   const kept = rows.filter((row) => !row.gained).map((row) => row.count);
   const counts = rows.map((row) => row.count);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
@@ -52,17 +53,17 @@ function fitSpec({ rows, chosen }) {
     x: { from: least - room, to: most + room, ticks: counts.map((n) => ({ at: n, text: String(n) })) },
     series: [
       { name: names.median, colour: 2, points: points("median") },
-      { name: names.auto, colour: 1, points: points("auto") },
+      { name: names.auto, colour: 1, points: points("auto", rows, "auto_at") },
       { name: names.fitted, colour: 0, points: points("fitted") },
       { colour: 0, kind: "rings", points: points("fitted", rows.filter((row) => row.count === chosen)) },
     ],
     tips: rows.map((row) => ({
       x: row.count,
       lines: [
-        t("plots.fit_calls", { steps: row.steps, calls: row.calls }),
+        t("plots.fit_calls", { steps: row.steps, calls: row.calls ?? "–" }),
         ...told(row),
         ...(row.high > 0 ? [t("plots.new_noise", { low: number(row.low), high: number(row.high) })] : []),
-        ...(row.gained ? [] : [t("plots.no_gain")]),
+        ...(row.gained ? [] : [t(row.cut_short ? "plots.cut_short" : "plots.no_gain")]),
       ],
     })),
     note: t("plots.fit_note", { chosen }) + also,

@@ -178,7 +178,7 @@ class Teacher:
         self.noise_scale = noise_scale_of(sampling)
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         self.base = base_of(patcher)
-        self.cfg = cfg_of(guider)
+        self.cfg, self.guider_name = cfg_of(guider), guider_name(guider)
         self.frames = self.shape[0] if takes_batch_for_frames(patcher.model) else 0
         self.device = patcher.load_device
         self.rows = 1 if self.frames else rows_at_once(patcher, self.shape)
@@ -292,10 +292,16 @@ def cfg_of(guider: CFGGuider) -> float:
     return float(cfg) if isinstance(cfg, (int, float)) else 1.0
 
 
+def guider_name(guider: CFGGuider) -> str:
+    """What a guider is called whose guidance is more than a CFG; "" for one that is just that."""
+    kind = getattr(guider, "prompted_kind", type(guider))
+    return "" if kind in (CFGGuider, ApartGuider) else kind.__name__
+
+
 def guidance_of(guider: CFGGuider) -> str:
     """CFG as text; for other guiders their type and a hash of their settings."""
     kind = getattr(guider, "prompted_kind", type(guider))
-    if kind in (CFGGuider, ApartGuider):
+    if not guider_name(guider):
         return f"CFG {float(guider.cfg):g}"
     others = {*PASSING, "model_options", "original_conds"}  # told by the rest of an identity
     settings = {name: value for name, value in vars(guider).items() if name not in others}

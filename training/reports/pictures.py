@@ -286,12 +286,12 @@ def fit_report(rows: Sequence[Mapping[str, Any]], counted: Text = STEPS) -> Imag
     What no logarithm can show is left out.
     """
 
-    def line(key, rows):
-        return [(row["count"], row[key]) for row in rows if 0 < row[key] < math.inf]
+    def line(key, rows, at="count"):
+        return [(row[at], row[key]) for row in rows if 0 < row[key] < math.inf]
 
     lines = {
         Message("fitted"): line("fitted", rows),
-        Message("auto, unfitted"): line("auto", rows),
+        Message("auto, unfitted"): line("auto", rows, "auto_at"),
         Message("fitted, median"): line("median", rows),
     }
     if kept := line("fitted", [row for row in rows if not row["gained"]]):

@@ -1,5 +1,6 @@
 """What a fit on a budget of model calls starts from, where a guided step takes two of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,8 +9,11 @@ import torch
 from ...diffusion.faults import BadValue
 from ...diffusion.solvers.fit import PART
 from ...diffusion.solvers.linear import CONDITIONAL, LinearSolver, lengthened
-from ...diffusion.solvers.patterns import searched
+from ...diffusion.solvers.patterns import SAMPLES, first, searched
 from ..models.denoiser import Teacher
+
+SEARCHED = 1 / 3  # share of a fit's evaluations that the search for a pattern may take
+FEWEST = 4  # trajectories that a pattern is tried on, at least
 
 
 def has_parts(teacher: Teacher) -> bool:
@@ -36,13 +40,16 @@ def starts(
     calls: int,
     shorter: Sequence[LinearSolver],
     grid: Callable[[int], torch.Tensor],
+    evaluations: float,
+    over: Callable[[], bool],
 ) -> tuple[list[LinearSolver], float]:
     """(solvers of so many calls that weigh the parts of guidance apart, evaluations that the search took).
 
     run: a `fitting.SolverFit` that has its trajectories; shorter: solvers of fewer calls, lengthened;
-    grid(steps): the automatic one
+    grid(steps): the automatic one; evaluations: of the whole fit, a part of which is the search's; over:
+    whether the time is up
     """
-    asked = 0.0
+    asked, limit = 0.0, SEARCHED * evaluations
 
     def model(which):
         def ask(x, sigma, kinds):
@@ -52,7 +59,12 @@ def starts(
 
         return ask
 
-    found = searched(run.data, calls, grid, run.teacher.cfg, model)
+    def affords(more):
+        return asked + PART * more <= limit and not over()
+
+    each = 2 * PART * calls * len(first(calls))  # of the patterns that are tried first, for a sample
+    samples = SAMPLES if math.isinf(limit) else max(FEWEST, min(SAMPLES, int(limit / each)))
+    found = searched(run.data, calls, grid, run.teacher.cfg, model, affords, samples)
     return [*found, *(_grown(run, solver, calls) for solver in shorter)], asked
 
 

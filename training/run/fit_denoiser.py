@@ -35,7 +35,7 @@ def fit_denoiser(
 
     path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level
     the denoiser knows, needed on all but flow. folder keeps the trajectories for another call, `base` tells
-    denoisers apart; settings: `FitConfig`, without calls.
+    denoisers apart; settings: `FitConfig`, without calls and denoise.
     """
     if settings.get("calls"):
         raise BadValue(
@@ -106,11 +106,27 @@ class PlainTeacher:
         return x0
 
 
-def sample_recipe(recipe: Recipe, denoise: Denoise, noise: torch.Tensor) -> torch.Tensor:
-    """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0."""
+def sample_recipe(
+    recipe: Recipe, denoise: Denoise, noise: torch.Tensor, picture: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0.
+
+    picture (B, ...): where a recipe that was fitted with denoise below 1 starts from, noised. Raises
+    ValueError where such a one has none, and where another has one.
+    """
     if recipe.solver is None:
         raise BadValue(
             "recipe must have coefficients of a solver, as a fit gives it, got none in one of {method}.",
             method=recipe.method,
         )
-    return solve(recipe.solver, denoise, start(noise, recipe.sigmas, path_of(recipe.path)))
+    path, part = path_of(recipe.path), recipe.trained.get("denoise", 1.0)
+    if (picture is None) != (part == 1):
+        raise BadValue(
+            "picture must be given for a recipe that was fitted with denoise below 1 and for no other; this "
+            "one has denoise {denoise:g}.",
+            denoise=part,
+        )
+    if picture is None:
+        return solve(recipe.solver, denoise, start(noise, recipe.sigmas, path))
+    level = torch.tensor(recipe.sigmas[0], dtype=torch.float64)
+    return solve(recipe.solver, denoise, (path.alpha(level) * picture + level * noise).to(noise))

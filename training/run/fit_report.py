@@ -18,10 +18,12 @@ def gained(fitted: Fitted) -> bool:
     return least > 1 and float(fitted.own.mean()) <= float(fitted.base.mean())
 
 
-def row(count: int, fitted: Fitted, between: float, cfg: float) -> dict[str, Any]:
+def row(count: int, fitted: Fitted, between: float, cfg: float | None) -> dict[str, Any]:
     """The figures of one step count, or budget of calls; `between` is the typical distance of two pictures.
+    cfg: None where nobody knows how many calls a step takes.
 
     steps, calls, asks   of what is handed on; a guided step is two calls
+    auto_calls  of the automatic solver: one fewer than an odd budget
     fitted      mean distance of what is handed on; on new noise it lies from `low` to `high`, at 95 %
     median      of these distances; elsewhere: the share that ends at another picture
     auto        mean distance of the automatic solver; same: whether that is handed on
@@ -31,7 +33,8 @@ def row(count: int, fitted: Fitted, between: float, cfg: float) -> dict[str, Any
     return {
         "count": count,
         "steps": fitted.solver.steps,
-        "calls": fitted.solver.calls(cfg),
+        "calls": None if cfg is None else fitted.solver.calls(cfg),
+        "auto_calls": None if cfg is None else fitted.auto.calls(cfg),
         "asks": list(fitted.solver.asks),
         "fitted": told.mean,
         "low": told.low,
@@ -52,19 +55,22 @@ def table(rows: Sequence[dict[str, Any]], trajectories: int, steps: int, held: i
         f"{trajectories} trajectories of {steps} steps, {held} of them held out; {size / 2**20:.1f} MiB. "
         "Errors: RMS distance from the converged picture, share of the pictures' spread; in brackets where "
         "the mean on new noise lies, at 95 %.",
-        f"{'steps':>5} {'calls':>5} {'fitted':>8} {'':18} {'median':>8} {'elsewhere':>10} {'auto':>8}  "
-        "nearer",
+        f"{'steps':>5} {'calls':>5} {'fitted':>8} {'':18} {'median':>8} {'elsewhere':>10} {'auto':>8} "
+        f"{'calls':>5}  nearer",
     ]
     for row in rows:
         middle, low, high = row["nearer"]
         word = f"{middle:.2f} times ({low:.2f} to {high:.2f})"
-        if row["same"]:
+        if row["cut_short"]:
+            word = "time was up before anything was tried" + (": auto is returned" if row["same"] else "")
+        elif row["same"]:
             word = "no gain: auto is returned"
         elif not row["gained"]:
             word = f"no gain beyond chance: {word}"
         span = f"({row['low']:.4f} to {row['high']:.4f})"
+        calls, auto_calls = ("–" if n is None else n for n in (row["calls"], row["auto_calls"]))
         lines.append(
-            f"{row['steps']:5} {row['calls']:5} {row['fitted']:8.4f} {span:18} {row['median']:8.4f} "
-            f"{row['elsewhere']:10.0%} {row['auto']:8.4f}  {word}"
+            f"{row['steps']:5} {calls:>5} {row['fitted']:8.4f} {span:18} {row['median']:8.4f} "
+            f"{row['elsewhere']:10.0%} {row['auto']:8.4f} {auto_calls:>5}  {word}"
         )
     return "\n".join(lines)

@@ -109,8 +109,8 @@ class SolverFit:
 
     teacher  a `denoiser.Teacher`
     folder   of trajectory caches, which together take up to `limit` bytes
-    seconds  for trajectories and all step counts together; when they are over, what was found so far is the
-             result
+    seconds  for all step counts together, once the trajectories are there; when they are over, what was found
+             so far is the result
     ranks    of several processes all solve trajectories and answer for the model; rank 0 alone has a result
     """
 
@@ -144,6 +144,10 @@ class SolverFit:
         self.counts = config.calls or config.steps
         self.apart = budget.in_parts(config.calls, teacher)  # whether guidance is fitted in parts
         self.found: dict[int, Fitted] = {}  # by step count, or budget of calls
+        self.cut_short: set[int] = set()  # those for which the time was up before anything was tried
+        _check_levels(self, fine[list(spec.kept)])
+        # the name of a guider whose guidance is no number, so that no recipe can make it; "" for others
+        self.guider = getattr(teacher, "guider_name", "")
         self.data: Trajectories | None = None
 
     def grid(self, name: str, steps: int, denoise: float = 1.0) -> torch.Tensor:
@@ -154,23 +158,24 @@ class SolverFit:
     @torch.no_grad()
     def progress(self) -> Iterator[Progress]:
         """Yield `Progress`: "sampling the teacher" in hundredths, then a hundred for each step count."""
-        config, begun = self.config, time.monotonic()
+        config = self.config
         total = 100 * (1 + len(self.counts))
         with contextlib.closing(self.cache):
             for share in self.cache.build(self.teacher.teacher, config.trajectories, self.ranks):
                 yield Progress(stage="sampling the teacher", step=int(100 * share), total=total)
             with self.teacher:
                 if self.ranks.leads:
-                    yield from self._fits(begun, total)
+                    yield from self._fits(total)
 
-    def _fits(self, begun, total):
-        config, self.data = self.config, _trajectories(self)
+    def _fits(self, total):
+        config, self.data, begun = self.config, _trajectories(self), time.monotonic()
         each = self.evaluations()
         what = "calls" if config.calls else "steps"
         for n, steps in enumerate(self.counts):
             left = self.seconds - (time.monotonic() - begun)
             done, part = 100 * (n + 1), left / (len(self.counts) - n)
-            for fitted in self._fit(steps, each, time.monotonic() + part):
+            deadline = time.monotonic() + part
+            for fitted in _fitted(self, steps, each, deadline):
                 self.found[steps] = fitted
                 share = min(1.0, fitted.evaluations / each) if math.isfinite(each) else 0.5
                 yield Progress(
@@ -187,6 +192,8 @@ class SolverFit:
                 total=total,
                 fidelity=float(self.found[steps].own.mean()),
             )
+            if not self.found[steps].tried and time.monotonic() > deadline:
+                self.cut_short.add(steps)
 
     def evaluations(self) -> float:
         """How many samples the model may be asked for by the fit of one step count."""
@@ -194,26 +201,6 @@ class SolverFit:
         effort = EFFORTS.get(config.effort, config.effort)
         more = min(MOST_MORE, max(1.0, math.sqrt(SMALL / math.prod(self.teacher.shape))))
         return effort * more * config.trajectories * config.reference_steps
-
-    def _fit(self, count, evaluations, deadline):
-        steps = count // 2 if self.apart else count
-        starts = starting(self.data, _grids(self, steps), self.config.starts)
-        # the solver of fewer, lengthened, so that more are no worse
-        shorter = [self.found[n].solver for n in sorted(self.found)[-1:]]
-        if self.apart:
-            found, asked = budget.starts(self, count, shorter, lambda n: _grids(self, n)[0])
-            starts, evaluations = starts + found, evaluations - asked
-        while not self.apart and shorter and shorter[0].steps < steps:
-            shorter = [lengthened(shorter[0], self.teacher.path)]
-        yield from fit(
-            self.data,
-            starts,
-            evaluations,
-            self.config.starts,
-            self.config.seed,
-            shorter,
-            over=lambda: time.monotonic() > deadline,
-        )
 
     # ---- results -------------------------------------------------------------------------------
 
@@ -249,14 +236,24 @@ class SolverFit:
                 "reference_steps": config.reference_steps,
                 "seed": config.seed,
                 "evaluations": fitted.evaluations,
+                **({"guider": self.guider} if self.guider else {}),
+                **({"denoise": config.denoise} if config.denoise < 1 else {}),
             },
         )
 
     @property
     def rows(self) -> list[dict]:
-        """What `fit_report.row` tells of each step count, or budget of calls."""
-        cfg, between = self.teacher.cfg, self.data.between
-        return [fit_report.row(n, fitted, between, cfg) for n, fitted in sorted(self.found.items())]
+        """What `fit_report.row` tells of each step count, or budget of calls.
+
+        cut_short: whether the time was up before anything was tried; auto_at: of steps or calls, the
+        automatic solver's
+        """
+        cfg, between = None if self.guider else self.teacher.cfg, self.data.between
+        rows = [fit_report.row(n, fitted, between, cfg) for n, fitted in sorted(self.found.items())]
+        for row in rows:
+            row["cut_short"] = row["count"] in self.cut_short
+            row["auto_at"] = (row["auto_calls"] if self.config.calls else None) or row["count"]
+        return rows
 
     def report(self) -> str:
         """The table in words."""
@@ -265,32 +262,68 @@ class SolverFit:
         return fit_report.table(self.rows, count, self.config.reference_steps, held, size)
 
 
+def _first_of(run, levels):
+    """Which of the trajectories' levels a solver starts from, the nearest to `denoise`."""
+    times = grids.time_of(run.teacher.sigma_of, levels[:-1])
+    return int((times - run.config.denoise).abs().argmin())
+
+
+def _check_levels(run, levels):
+    """Raise ValueError where the trajectories have too few levels for the longest solver."""
+    left, most = len(levels) - 1 - _first_of(run, levels), max(run.counts) - run.apart
+    if left < most:
+        raise BadValue(
+            "denoise must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
+            "Raise denoise or reference_steps.",
+            steps=most,
+            got=run.config.denoise,
+            left=left,
+        )
+
+
+def _fitted(run, count, evaluations, deadline):
+    """Yield `Fitted` for a step count, or a budget of calls."""
+    steps = count // 2 if run.apart else count
+    starts = starting(run.data, _grids(run, steps), run.config.starts)
+    # the solver of fewer, lengthened, so that more are no worse
+    shorter = [(run.found[n].solver, run.found[n].own) for n in sorted(run.found)[-1:]]
+    asked = 0.0
+
+    def over():
+        return time.monotonic() > deadline
+
+    if run.apart and not over():
+        solvers = [solver for solver, _ in shorter]
+        found, asked = budget.starts(run, count, solvers, lambda n: _grids(run, n)[0], evaluations, over)
+        starts, evaluations = starts + found, evaluations - asked
+    while not run.apart and shorter and shorter[0][0].steps < steps:
+        shorter = [(lengthened(shorter[0][0], run.teacher.path), shorter[0][1])]
+    config = run.config
+    for fitted in fit(run.data, starts, evaluations, config.starts, config.seed, shorter, over):
+        yield dataclasses.replace(fitted, evaluations=fitted.evaluations + asked)
+
+
 def _grids(run, steps):
     """Those that a fit starts from, all beginning where its trajectories do; the automatic one first."""
-    found = []
+    found, top = [], run.data.sigmas[:1]
+    denoise = 1.0
+    if run.config.denoise < 1:
+        denoise = min(1.0, float(grids.time_of(run.teacher.sigma_of, top)[0]))
     for name in ("auto", *(name for name in grids.NAMES if name != "auto")):
-        grid = run.grid(name, steps, run.config.denoise)
-        grid[0] = run.data.sigmas[0]
-        if bool((grid[1:] < grid[:-1]).all()):
+        grid = run.grid(name, steps, denoise)
+        grid[0] = top[0]
+        if name == "auto" or bool((grid[1:] < grid[:-1]).all()):
             found.append(grid)
     return found
 
 
 def _trajectories(run):
     """What a fit is made from, once it is drawn: the part of the way that it is for."""
-    count, spec, config = run.config.trajectories, run.cache.spec, run.config
+    count, spec = run.config.trajectories, run.cache.spec
     states, predictions = run.cache.read(count)
     condition = run.cache.conditions(count)
     levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
-    first = int((grids.time_of(run.teacher.sigma_of, levels[:-1]) - config.denoise).abs().argmin())
-    if (left := len(levels) - 1 - first) < max(config.steps):
-        raise BadValue(
-            "denoise must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
-            "Raise denoise or reference_steps.",
-            steps=max(config.steps),
-            got=config.denoise,
-            left=left,
-        )
+    first = _first_of(run, levels)
     levels, states, predictions = levels[first:], states[:, first:], predictions[:, first:]
 
     def denoise(x, sigma, which):

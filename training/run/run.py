@@ -101,18 +101,11 @@ class Run:
         """End after the update that is under way, and keep what has been learnt."""
         self.stopped = True
 
-    def last(self, updates: int) -> None:
-        """Make the run that many updates long, for whoever has a time to keep: rates and measures follow."""
-        self.config = self.learners.config = dataclasses.replace(self.config, updates=updates)
-        for descent in self.learners.descents.values():
-            descent.config = self.config
-        self.probe.updates, self.probe.decides = updates, self.method.last_turn(self.config)
-
     def progress(self) -> Iterator[Progress]:
         """Yield `Progress`; leaves the adapter attached until `close`."""
         learners, chunks, current = self.learners, self.source.chunks, -1
         while (self.done < self.config.updates or self.probe.is_due(self.done)) and not self.stopped:
-            config = self.config  # `last` may have changed it
+            config = self.config  # may have changed, by `last`
             total = chunks * config.rounds + learners.first + config.updates
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
             if number != current:
@@ -131,8 +124,7 @@ class Run:
             who, before = learners.due(self.context()), self.done
             loss = self.update(who)
             fidelity = self.measure() if self.done > before and self.probe.is_due(self.done) else None
-            if not self.done:
-                started = time.perf_counter()
+            started = started if self.done else time.perf_counter()
             rate = (self.done - first) / max(time.perf_counter() - started, 1e-9)
             yield Progress(
                 stage=learners.stage(who),
@@ -213,6 +205,14 @@ class Run:
         """Take the adapters off the model, and let others have the cache."""
         self.student.close()
         self.source.close()
+
+
+def last(run: Run, updates: int) -> None:
+    """Make a run that many updates long, for whoever has a time to keep: rates and measures follow."""
+    run.config = run.learners.config = dataclasses.replace(run.config, updates=updates)
+    for descent in run.learners.descents.values():
+        descent.config = run.config
+    run.probe.updates, run.probe.decides = updates, run.method.last_turn(run.config)
 
 
 def _first_update(number: int, config: DistilConfig) -> int:

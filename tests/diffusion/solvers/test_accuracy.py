@@ -30,7 +30,9 @@ def distances(count, away, spread, generator):
     return torch.where(elsewhere, BETWEEN * (0.8 + 0.4 * torch.rand(count, generator=generator)), near)
 
 
-@pytest.mark.parametrize("away, spread", [(0.0, 0.3), (0.0, 1.2), (0.02, 0.7), (0.1, 0.7), (0.3, 1.0)])
+@pytest.mark.parametrize(
+    "away, spread", [(0.0, 0.3), (0.0, 1.2), (0.02, 0.7), (0.1, 0.7), (0.3, 1.0), (0.9, 0.7), (1.0, 0.7)]
+)
 def test_the_interval_holds_the_mean_on_new_noise(away, spread, generator):
     """In at least nine of ten draws of 24 held-out noises, the mean over 256 others."""
     held = 0
@@ -48,6 +50,35 @@ def test_the_interval_takes_in_what_was_chosen_too(generator):
     assert (told.mean, told.median, told.high) == (worse.mean, worse.median, worse.high)
     assert told.low == accuracy(own, BETWEEN).low < worse.low
     assert accuracy(own, BETWEEN, 2 * own).high == worse.high
+
+
+@pytest.mark.parametrize("away", range(5))
+def test_every_interval_is_finite(away):
+    """One near sample tells no spread, and is still known to be near."""
+    told = accuracy(torch.tensor([BETWEEN] * away + [0.1 * BETWEEN] * (4 - away)), BETWEEN)
+    assert 0 <= told.low <= told.mean + 1e-6 and told.mean <= told.high < 2 * BETWEEN
+
+
+def test_a_solver_that_is_far_off_now_and_then_is_no_nearer(generator):
+    """How far does not count in the test, but no solver is handed on that is farther in the mean."""
+    auto = distances(24, 0, 0.3, generator) + 1.2
+    own = torch.full((24,), 0.5)
+    assert is_nearer(own, auto, 20)
+    own[:4] = 50.0
+    assert not is_nearer(own, auto, 20)
+
+
+def test_the_best_of_several_lengths_is_the_nearest(generator):
+    """Losses of longer runs weigh the way more, so that they say nothing of shorter ones."""
+    base = distances(24, 0, 0.3, generator)
+
+    def of(steps, distance, loss):
+        grid = tuple(1 - k / steps for k in range(steps)) + (0.0,)
+        rows = tuple((0.0,) * (k + 1) + (1.0,) for k in range(steps))
+        return Candidate(LinearSolver(grid, rows), distance * base, loss * base)
+
+    auto, short, long, worse = of(4, 1, 1), of(4, 0.4, 0.5), of(6, 0.2, 0.7), of(6, 0.1, 0.8)
+    assert chosen([auto], [short, long, worse]) is long
 
 
 def test_a_typical_gain_holds_its_ratio(generator):

@@ -142,7 +142,7 @@ def test_moves_keep_the_levels_descending(case):
 def test_dynamic_programming_finds_the_best_of_all_grids(case, generator):
     """Against every choice of two levels between the ends, by first-order steps from the trajectory."""
     data = trajectories(case, 8, generator, 12)
-    found = by_dynamic_programming(data, 3)
+    found = by_dynamic_programming(data, 3, torch.arange(len(data.states)))
     path, levels = data.path, data.sigmas
 
     def cost(places):
@@ -158,7 +158,7 @@ def test_dynamic_programming_finds_the_best_of_all_grids(case, generator):
     assert found[0] == 0 and found[-1] == 12
     assert cost(found) == pytest.approx(min(map(cost, every)), rel=1e-5)
     with pytest.raises(ValueError, match="from 1 to 12"):
-        by_dynamic_programming(data, 13)
+        by_dynamic_programming(data, 13, torch.arange(4))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6])
@@ -207,6 +207,16 @@ def test_without_a_gain_the_fit_says_so(generator):
     )  # ends that no solver can reach
     *_, last = fit(data, [classical(grids.grid("auto", 4, sigma_of, path), path)])
     assert last.solver == last.auto
+
+
+def test_what_was_found_for_fewer_calls_is_told_by_others_than_chose_it(case, generator):
+    path, sigma_of, _ = case
+    data = trajectories(case, 16, generator)
+    auto, known = (classical(grids.grid("auto", steps, sigma_of, path), path) for steps in (2, 12))
+    told = torch.linspace(0.1, 0.2, len(data.split()[1]), dtype=torch.float64)
+    found = next(fit(data, [auto], 0.0, shorter=[(known, told)]))
+    assert found.solver == known and torch.equal(found.own, told)
+    assert not torch.equal(found.chosen, told)
 
 
 def test_too_few_trajectories_are_refused(case, generator):

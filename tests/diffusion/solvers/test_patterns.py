@@ -72,6 +72,10 @@ def test_what_is_found_beats_guided_steps_at_as_many_calls(generator):
         end = solve_apart(solver, lambda x, s, kinds: ask(x, s, kinds=kinds), unseen.states[:, 0])
         return float((end - unseen.states[:, -1]).square().mean().sqrt())
 
+    before, asked[:] = sum(asked), []
+    searched(data, 8, grid, CFG, model, lambda calls: sum(asked) + calls <= before / 4, 6)
+    assert 0 < sum(asked) <= before / 4
+
     train = data.split()[0]
     whole = apart(classical(grid(4), FLOW), CFG)
     guided = rolled_out(data, classical(grid(4), FLOW), train, lambda x, s, k: [data.denoise(x, s)])

@@ -167,6 +167,8 @@ def test_time_that_is_over_ends_with_what_was_found(tmp_path):
     for _ in run.progress():
         pass
     assert set(run.found) == {2, 4} and {run.recipe(n).method for n in (2, 4)} == {"classical"}
+    assert run.report().count("time was up before anything was tried: auto is returned") == 2
+    assert all(row["cut_short"] for row in run.rows)
 
 
 def test_what_is_no_nearer_than_auto_is_not_handed_on(tmp_path):
@@ -221,9 +223,50 @@ def test_a_solver_is_fitted_from_a_noised_picture(tmp_path, generator):
 
 def test_a_start_too_near_to_the_picture_is_refused(tmp_path):
     config = FitConfig(steps=(8,), trajectories=4, reference_steps=24, denoise=0.02)
-    run = SolverFit(PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""), config, tmp_path)
+    teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
     with pytest.raises(ValueError, match="denoise must leave a level .* for each of 8 steps, 0.02 leaves"):
-        list(run.progress())
+        SolverFit(teacher, config, tmp_path)
+
+
+@pytest.mark.parametrize("steps", [4, 6, 8])
+def test_auto_begins_where_the_trajectories_do(tmp_path, steps):
+    """The nearest kept level lies below the one asked for, and the automatic grid is that from there."""
+    teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
+    config = FitConfig(steps=(steps,), trajectories=4, denoise=0.25)
+    run = SolverFit(teacher, config, tmp_path, seconds=0)
+    for _ in run.progress():
+        pass
+    auto, first = run.found[steps].auto.sigmas, float(run.data.sigmas[0])
+    assert first != 0.25 and auto[0] == first
+    assert auto == pytest.approx(run.grid("auto", steps, first).tolist(), abs=1e-9)
+
+
+def test_a_recipe_for_a_noised_picture_wants_one():
+    recipe = automatic("flow", 2)
+    part = dataclasses.replace(recipe, sigmas=(0.6, 0.3, 0.0), trained={"denoise": 0.6})
+    noise, picture = torch.randn(2, 4), torch.full((2, 4), 3.0)
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return x
+
+    sample_recipe(part, denoise, noise, picture)
+    assert torch.allclose(seen[0], 0.4 * picture + 0.6 * noise)
+    for one, given in ((part, None), (recipe, picture)):
+        with pytest.raises(ValueError, match="picture must be given for a recipe"):
+            sample_recipe(one, denoise, noise, given)
+
+
+@pytest.mark.parametrize("trajectories, prompts", [(4, 4), (5, 8), (12, 12)])
+def test_few_trajectories_of_many_prompts_leave_two_to_judge_by(tmp_path, trajectories, prompts):
+    teacher = Guided(DemoTeacher("flow"), 2.0)
+    teacher.conditions = prompts
+    config = FitConfig(steps=(1,), trajectories=trajectories, reference_steps=24, effort=0.1)
+    run = SolverFit(teacher, config, tmp_path)
+    for _ in run.progress():
+        pass
+    assert len(run.data.split()[1]) >= 2 and run.recipe(1).errors["high"] < math.inf
 
 
 def test_a_gain_is_claimed_only_where_the_interval_holds_it(tmp_path):

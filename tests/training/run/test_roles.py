@@ -19,7 +19,7 @@ from fewstep.training.run.events import SETTLED, Events
 from fewstep.training.run.interrupts import held_back
 from fewstep.training.run.job import STATE, Job, load_state
 from fewstep.training.run.memory import CARD, CPU, copies_of, plan
-from fewstep.training.run.run import Run
+from fewstep.training.run.run import Run, last
 from parts import ABOUT, SMALL, run, same
 from tiny import Tiny
 
@@ -413,7 +413,7 @@ def test_a_run_of_another_length_is_that_long(updates):
     rates = {}
     for _ in job.progress():
         if job.done == 2 and job.config.updates == 8:
-            job.last(updates)
+            last(job, updates)
         rates[job.done] = job.learners.rate(STUDENT, None)
     job.close()
     assert job.done == updates and job.probe.fidelity[-1][0] == updates
