@@ -187,7 +187,9 @@ def test_without_a_negative_at_cfg_1(host, flow):
 
 def test_a_fit_for_image_to_image_goes_on_from_a_noised_picture(host, flow):
     """Through the stock node: nearer to many steps from that state than Euler is in as many calls."""
-    recipe, sampler, sigmas, cfg, *_ = fit(host, flow, steps="2", denoise=0.6, trajectories=16)
+    recipe, sampler, sigmas, cfg, *_ = fit(
+        host, flow, steps="2", denoise=0.6, trajectories=16, reference_steps=48
+    )
     assert float(sigmas[0]) == pytest.approx(0.6, abs=0.03)
     assert recipe.sigmas[0] == pytest.approx(float(sigmas[0]), rel=1e-6)
     noise = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -223,6 +225,20 @@ def test_a_fit_on_several_prompts_gives_the_guider_of_the_first(host, flow):
     alone = cfg_guider(flow[0], [flow[4][0]], flow[3])
     noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     assert torch.equal(*(sampled(guider, noise, *several[1:3]) for guider in (several[6], alone)))
+
+
+def test_a_guider_that_is_more_than_a_cfg_is_named(host, flow):
+    """Nobody can make it from a recipe, whose guidance is a number, or say what a step of it costs."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    with torch.inference_mode():
+        dual = DualCFGGuider.execute(flow[0], flow[2], flow[4][:1], flow[3], 3.0, 2.0, "regular").result[0]
+    only = {"guider": dual, "model": None, "positive": None, "negative": None, "cfg": None}
+    recipe, *_, figures, _ = fit(host, flow, steps="2", **only)
+    assert recipe.trained["guider"] == "Guider_DualCFG" and "    2     –" in figures
+    loaded = run(host, "FewstepLoadRecipe", model=flow[0], recipe=recipe, positive=flow[2], negative=flow[3])
+    assert isinstance(loaded[3], ExecutionBlocker) and "Guider_DualCFG" in loaded[3].message
 
 
 def test_a_budget_needs_a_guidance_that_has_parts(host, flow):
