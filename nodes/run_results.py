@@ -95,7 +95,9 @@ def plan_in_words(planned: Plan, config: DistilConfig, how: list[Message]) -> Me
 
 
 def progress_in_words(progress: Progress) -> Message:
-    """A line of progress."""
+    """A line of progress: how far the student is, or what else the run is at."""
+    if progress.loss is None or progress.seconds_left is None:
+        return Message("{stage}", stage=progress.stage)
     return Message(
         "{stage}: loss {loss:.4f}, {left} left",
         stage=progress.stage,

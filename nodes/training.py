@@ -369,7 +369,7 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
 
     Either way what has been learnt is saved as a LoRA too.
     """
-    run, node, bar = job.run, order.node, None
+    run, node, bar, stage = job.run, order.node, None, ""
     if job.resumed:
         updates = run.config.updates
         show.say(node, Message("Going on at update {done} of {updates}", done=job.resumed, updates=updates))
@@ -377,8 +377,10 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
         for progress in job.progress():
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
             bar.update_absolute(progress.step, progress.total)
-            if progress.step % 10 == 0 and progress.seconds_left is not None:
+            now_and_then = progress.step % 10 == 0 and None not in (progress.loss, progress.seconds_left)
+            if now_and_then or progress.stage != stage:
                 show.say(node, job.unsaved or run_results.progress_in_words(progress))
+            stage = progress.stage
             live.tell(progress)
             live.check()
     except (Exception, comfy.model_management.InterruptProcessingException):

@@ -283,10 +283,11 @@ def test_a_recipe_that_is_not_there_is_one_clear_error(server, workflow):
     )
 
 
-@pytest.mark.parametrize("kind", ["flow", "epsilon"])
-def test_distil_in_one_click(server, workflow, kind):
-    name = f"click-{kind}"
-    prompt = workflow("distil_in_one_click", n1__teacher=kind, n3__updates=20, n3__batch=8, n3__name=name)
+@pytest.mark.parametrize("kind, method", [("flow", "auto"), ("epsilon", "auto"), ("flow", "phased-matching")])
+def test_distil_in_one_click(server, workflow, kind, method):
+    name = f"click-{kind}-{method}"
+    small = {"n3__updates": 20, "n3__batch": 8, "n3__name": name, "n3__method": method}
+    prompt = workflow("distil_in_one_click", n1__teacher=kind, **small)
     entry = server.result(server.queue(prompt))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert len(images(server, entry)) == 5  # the preview and four pictures
