@@ -3,6 +3,7 @@
     python benchmarks/distil.py --json benchmarks/results/distil.json            everything; some nine hours
     python benchmarks/distil.py --quick                                          a proof that it runs: minutes
     python benchmarks/distil.py --json FILE --only anchored                      one method's rows
+    python benchmarks/distil.py --json FILE --picture FILE                       what the runs of --seconds draw
 
 Rows that the file holds are kept, each new one is saved as soon as it is known, and the same command goes on
 where it was stopped. A row is one run, in a process of its own on one thread and one core, --at-once of them
@@ -47,6 +48,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from distil_picture import draw
 from distil_run import KEY, TRIAL, length, one
 from distil_table import (
     BASE,
@@ -250,6 +252,11 @@ def arguments():
     parser.add_argument(
         "--work", type=Path, help="folder that keeps the teachers' pictures (default: beside the JSON file)"
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="draw the main runs of --seconds on the first of --teachers, and run nothing",
+    )
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
@@ -270,6 +277,10 @@ def main():
         return
     rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
     rows = [{"steps": USUAL_STEPS, **row} for row in rows]
+    if args.picture:
+        folder = args.work or args.json.with_suffix(".work")
+        draw(rows, args.teachers[0], args.seconds, folder, args.picture)
+        return
 
     def save():
         if args.json:

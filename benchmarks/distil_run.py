@@ -29,6 +29,7 @@ CFG, BATCH, REFERENCE = 2.0, 16, 50  # REFERENCE: steps of the teacher that all 
 TRIED, SPARE = 8, 0.98  # updates of a trial; share of the seconds that is planned for
 RECOUNTED = 8  # parts of a run, after each of which what is left is counted anew
 TRIAL = "trial"
+SHOWN = 16  # pictures of a row that are kept
 KEY = ("teacher", "method", "pictures", "lr", "steps", "asked", "seed", "device", "noises")
 
 
@@ -238,23 +239,30 @@ def finite(value):
     return value if math.isfinite(value) else None
 
 
+def drawn_at(job, folder):
+    """The file that keeps the first pictures of a row, by steps."""
+    return Path(folder) / f"{' '.join(str(job[name]) for name in KEY)}.safetensors"
+
+
 @torch.no_grad()
 def judged(sample, samplers, judge, noise, condition):
-    """A row's figures, each at each step count by that of the samplers which is best at it in hindsight."""
-    figures, chosen = {}, {}
+    """(a row's figures, each at each step count by that of the samplers which is best at it in hindsight;
+    the first SHOWN pictures by steps, of what is best by the distance to the teacher's).
+    """
+    figures, chosen, first = {}, {}, {}
     for steps in STEPS:
-        found = {}
+        found, drawn = {}, {}
         for name, options in samplers.items():
             pixels = data.to_pixels(sample(noise, condition, steps, **options).cpu()).clamp(-1, 1)
-            found[name] = judge(pixels)
+            found[name], drawn[name] = judge(pixels), pixels[:SHOWN].contiguous()
         best = {
             figure: min(found, key=lambda name: found[name][figure].value)
             for figure in ("rmse", "distance_teacher", "distance_data")
         }
         best["diversity"] = best["distance_teacher"]
         figures[steps] = {figure: found[name][figure] for figure, name in best.items()}
-        chosen[str(steps)] = best
-    return {**shown(figures), "samplers": chosen}
+        chosen[str(steps)], first[str(steps)] = best, drawn[best["distance_teacher"]]
+    return {**shown(figures), "samplers": chosen}, first
 
 
 def one(job, folder):
@@ -280,4 +288,6 @@ def one(job, folder):
         samplers = SAMPLERS if job["method"] == RECIPE else {"own": {}}
         row["samples_per_second"] = row["samples"] / row["seconds"]
         row["cpu_seconds"] = clock_of("cpu")() - began if job["device"] == "cpu" else math.nan
-    return {**{k: job[k] for k in KEY}, **row, **judged(sample, samplers, judge, noise, condition)}
+    figures, first = judged(sample, samplers, judge, noise, condition)
+    write_tensors(drawn_at(job, folder), first, {})
+    return {**{k: job[k] for k in KEY}, **row, **figures}
