@@ -3,7 +3,7 @@
     python benchmarks/distil.py --json benchmarks/results/distil.json            everything; some nine hours
     python benchmarks/distil.py --quick                                          a proof that it runs: minutes
     python benchmarks/distil.py --json FILE --only anchored                      one method's rows
-    python benchmarks/distil.py --json FILE --picture FILE                       what the runs of --seconds draw
+    python benchmarks/distil.py --json FILE --picture FILE                       what runs of --seconds draw
 
 Rows that the file holds are kept, each new one is saved as soon as it is known, and the same command goes on
 where it was stopped. A row is one run, in a process of its own on one thread and one core, --at-once of them
