@@ -123,7 +123,8 @@ def _lines(asked: Mapping[str, str], settings: dict[str, Any], model: Unloaded) 
     )
     shape = _shape(asked, model)
     before = runs.like(folders.of_user("runs"), model.families[0])
-    lines = [first, _memory(asked, settings, model, shape), _time(settings, shape, before)]
+    alike = [run for run in before if run["method"] == _method(asked)]  # others take other times
+    lines = [first, _memory(asked, settings, model, shape), _time(settings, shape, alike)]
     same = next((run for run in before if list(shape or ()) == run["shape"] and run["plan"]), None)
     if same:
         fields = {"name": same["name"], "plan": Message.from_dict(same["plan"])}
@@ -194,7 +195,7 @@ def _room(device: Any, memory: str) -> float:
 
 
 def _time(settings: dict[str, Any], shape: tuple[int, ...] | None, before: list[dict[str, Any]]) -> Message:
-    """How long the updates take, at the rate of the newest run of that family, in proportion to the size."""
+    """How long the updates take, at the rate of the newest of those runs, in proportion to the size."""
     samples = settings["updates"] * settings["batch"]
     for run in before:
         if run["samples_per_second"] and shape and run["shape"]:
@@ -204,7 +205,7 @@ def _time(settings: dict[str, Any], shape: tuple[int, ...] | None, before: list[
                 time=time_of(seconds),
                 name=run["name"],
             )
-    return Message("Time: told in the first minute, as no run of this family was made here yet")
+    return Message("Time: told in the first minute, as no run of this family and method was made here yet")
 
 
 def _of_lora(name: str) -> dict[str, int]:

@@ -51,7 +51,7 @@ def _is_of(path, label):
 
 def told(run: Run, path: Path) -> Message:
     """What came of a run."""
-    skipped = run.descent.skipped
+    skipped = run.learners.skipped
     if not run.probe.gained and run.config.restores:
         return Message(
             "Saved {file}. It comes no nearer to the whole pictures than the model did before training: "

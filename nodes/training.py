@@ -370,9 +370,9 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
     Either way what has been learnt is saved as a LoRA too.
     """
     run, node, bar, stage = job.run, order.node, None, ""
-    if job.resumed:
+    if run.learners.made():
         updates = run.config.updates
-        show.say(node, Message("Going on at update {done} of {updates}", done=job.resumed, updates=updates))
+        show.say(node, Message("Going on at update {done} of {updates}", done=run.done, updates=updates))
     try:
         for progress in job.progress():
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
@@ -385,6 +385,11 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
             live.check()
     except (Exception, comfy.model_management.InterruptProcessingException):
         # the cancel is no Exception in newer hosts
+        if not run.done and run.learners.made():
+            early = (
+                "Stopped before the student's first update. What was learnt is saved: queue again to go on."
+            )
+            show.say(node, Message(early))
         if run.done:
             path, held = run_results.save(job, folder, order.name)
             stopped = Message(

@@ -4,7 +4,7 @@ import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
 import {
-  gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe, short, timeLeft, when,
+  byDistribution, gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe, short, timeLeft, when,
   whole, word, wordsOf,
 } from "./format.js";
 import { makeMore } from "./more.js";
@@ -79,16 +79,21 @@ function makeProgress() {
 
 /** What came of a run that is over, in a sentence: nearer to what it learns from than without it, or not. */
 function judge(element, run) {
-  const { best, before } = judged(run);
+  const { best, before, apart } = judged(run);
   element.hidden = isLive(run) || !Number.isFinite(best) || !Number.isFinite(before);
   if (element.hidden) {
     return;
   }
   const values = { best: short(best), before: short(before), update: whole(run.kept) };
-  const share = Math.round(100 * (1 - best / before));
-  say(element, gained(run)
-    ? wordsOf(run, "gain", { ...values, percent: share })
-    : wordsOf(run, "none", values));
+  if (!apart) {
+    say(element, wordsOf(run, "alike", values));
+  } else if (gained(run)) {
+    // a distance of distributions may be 0 or below, of which nothing is a share
+    const share = byDistribution(run) ? null : Math.round(100 * (1 - best / before));
+    say(element, wordsOf(run, "gain", { ...values, percent: share }));
+  } else {
+    say(element, wordsOf(run, "none", values));
+  }
   element.classList.toggle("fewstep-bad", !gained(run));
 }
 
@@ -117,7 +122,8 @@ function makeFacts() {
     element.append(cell);
     return { cell, value, read };
   });
-  const distance = element.querySelector(".fewstep-fact-fidelity");
+  const [fidelity, distribution] = ["fidelity", "distance"].map((key) =>
+    element.querySelector(`.fewstep-fact-${key}`));
   return {
     element,
     show(run, store) {
@@ -125,8 +131,9 @@ function makeFacts() {
         say(value, read(run, store));
         cell.hidden = !value.textContent;
       }
-      distance.title = wordsOf(run, "best");
-      distance.classList.toggle("fewstep-bad", !gained(run));
+      fidelity.title = wordsOf(run, "best");
+      fidelity.classList.toggle("fewstep-bad", !gained(run) && !byDistribution(run));
+      distribution.classList.toggle("fewstep-bad", !gained(run) && byDistribution(run));
     },
   };
 }

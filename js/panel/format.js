@@ -87,13 +87,22 @@ export function modelName(run) {
   return (run.model ?? "").replace(/\.(safetensors|sft|gguf|ckpt|pt)$/, "");
 }
 
-/** { best, before } of what decides which adapter is kept: of the distance of distributions, or fidelity. */
+/** Whether the distance of distributions decides which adapter is kept, and not the same noise's. */
+export const byDistribution = (run) => run.judged_by === "distance" && Boolean(run.distance?.length);
+
+/**
+ * { best, before, apart } of what decides which adapter is kept:
+ * of the distance of distributions, or fidelity. best is null as
+ * long as nothing is kept; apart: whether their intervals are.
+ */
 export function judged(run) {
-  if (run.judged_by !== "distance" || !run.distance?.length) {
-    return { best: run.best, before: run.before };
+  if (!byDistribution(run)) {
+    return { best: run.best, before: run.before, apart: true };
   }
-  const [update, before] = run.distance[0];
-  return { best: pointOf(run, "distance")[1], before: update === 0 ? before : null };
+  const kept = run.distance.find(([update]) => update === run.kept);
+  const first = run.distance[0][0] === 0 ? run.distance[0] : null;
+  const apart = Boolean(kept && first) && (kept[3] < first[2] || kept[2] > first[3]);
+  return { best: kept?.[1] ?? null, before: first?.[1] ?? null, apart };
 }
 
 /** Whether a run has come nearer than the untrained model; true as long as one of the two is not known. */
@@ -110,10 +119,14 @@ export const restores = (run) => run.method === RESTORATION;
 
 /**
  * The words of that key: others for a run that learns to
- * restore, and so from whole pictures and not from a teacher.
+ * restore, and so from whole pictures and not from a teacher,
+ * and for one that is judged by the distribution of its pictures.
  */
 export function wordsOf(run, key, values) {
-  return t(restores(run) ? `panel.restoring.${key}` : `panel.learning.${key}`, values);
+  if (restores(run)) {
+    return t(`panel.restoring.${key}`, values);
+  }
+  return t(byDistribution(run) ? `panel.matching.${key}` : `panel.learning.${key}`, values);
 }
 
 /** "phased · 4 steps" */

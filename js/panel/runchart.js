@@ -112,10 +112,10 @@ export function makeRunChart() {
 
   function show(newRun, newStore) {
     [run, store] = [newRun, newStore];
-    faces.show(FACES.filter((name) => name === FACES[0] || run[name]?.length), face.name);
-    if (!FACES.slice(1).some((name) => run[name]?.length)) {
-      face.name = FACES[0];
+    if (!run[face.name]?.length) {
+      face.name = FACES[0];      // this run has no such face
     }
+    faces.show(FACES.filter((name) => name === FACES[0] || run[name]?.length), face.name);
     say(distance, wordsOf(run, "distance"));
     distance.hidden = face.name !== FACES[0];
     say(kept, Number.isFinite(run.kept) ? t("panel.kept_mark", { update: whole(run.kept) }) : "");

@@ -139,8 +139,8 @@ class Live:
     def summary(self) -> dict[str, Any]:
         """The run's `Status` as it is at this moment, as JSON has it."""
         progress = self.progress
-        training = progress is not None and progress.stage == "training"
-        state = "running" if training else "sampling"
+        draws = progress is None or progress.stage == "sampling the teacher"
+        state = "sampling" if draws else "running"
         status = Status.of(self.run, self.job.folder, state, time.time(), self.job.notes, progress)
         stage = progress.stage if progress else "getting ready"
         return messages.of_run(dataclasses.replace(status, stage=stage, error=None).to_dict())

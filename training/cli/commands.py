@@ -226,11 +226,11 @@ def _several(ranks):
 
 def _report(run, out):
     """Say what came of a run."""
-    fidelity = run.probe.fidelity
-    before, now = fidelity[0][1], run.probe.best.fidelity if run.probe.best else fidelity[-1][1]
-    skipped = f", {run.descent.skipped} left out as not finite" if run.descent.skipped else ""
+    fidelity, skipped = run.probe.fidelity, run.learners.skipped
+    now = f"{run.probe.best.fidelity:.4f} now" if run.probe.best else "not measured since"
+    left_out = f", {skipped} left out as not finite" if skipped else ""
     print(
-        f"{run.done} updates{skipped}; distance to the teacher {before:.4f} before, {now:.4f} now "
+        f"{run.done} updates{left_out}; distance to the teacher {fidelity[0][1]:.4f} before, {now} "
         f"({run.config.steps} steps){_faces(run.probe.told())}. "
         f"Written to {out}: lora.safetensors, curves.png"
     )

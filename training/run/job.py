@@ -159,8 +159,8 @@ class Job:
 
     def progress(self) -> Iterator[Progress]:
         """The run's `Progress`, with states saved on the way."""
-        if self.resumed:
-            self.log(Message("Went on at update {done}.", done=self.resumed))
+        if self.run.learners.made():
+            self.log(Message("Went on at update {done}.", done=self.run.done))
         else:
             self.log(*remarks.before(self.run))
         _tell(self, "running")
@@ -168,6 +168,7 @@ class Job:
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         told = last
         for progress in self._run():
+            self.at = progress
             self.log(*events.new())
             if unmeasured and self.run.probe.fidelity:
                 self.log(*remarks.measured(self.run))
@@ -212,7 +213,7 @@ class Job:
             if self.run.learners.made():
                 tensors, numbers = self.run.state(finished=state == "finished")
                 save_state(self.folder / STATE, tensors, numbers)
-            _tell(self, state)
+            _tell(self, state, self.at if state == "running" else None)
             self.unsaved = None
         except Exception as error:
             on_disk = isinstance(error, OSError)

@@ -196,10 +196,9 @@ class Probe:
 
     def told(self) -> dict:
         """What a recipe tells of the other faces of the adapter that is kept: [value, low, high] of each."""
-        update = self.best.update if self.best else max(self.faces, default=None)
-        if update not in self.faces:
+        if self.best is None or self.best.update not in self.faces:
             return {}
-        faces = {name: getattr(self.faces[update], name) for name in FACES}
+        faces = {name: getattr(self.faces[self.best.update], name) for name in FACES}
         known = {name: list(dataclasses.astuple(e)) for name, e in faces.items() if e.known}
         return {**known, "seen_in": self.eye.sight.seen_in} if known else {}
 

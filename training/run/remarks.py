@@ -19,7 +19,7 @@ def before(run: Run) -> list[Message]:
                 method=config.method,
             )
         )
-    if run.learners.roles and config.cfg == 1:
+    if run.learners.roles and config.cfg == 1 and not run.source.drawn:  # else by a guider of its own
         found.append(
             Message(
                 "The teacher's pictures are drawn at CFG 1, which is right for a model that has guidance "

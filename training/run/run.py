@@ -14,8 +14,6 @@ The loop and its state are here. Who answers is the `student.Student`'s affair, 
 
 import dataclasses
 import functools
-import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,7 +36,7 @@ from .distillation import Distillation
 from .interrupts import held_back
 from .learners import Learners
 from .probe import Eye, Probe, adapter_in
-from .progress import Progress
+from .progress import Pace, Progress
 from .restoration import Restoration
 from .sight import Encoder, Sight
 from .source import Cache, Pictures, Source, check
@@ -103,7 +101,7 @@ class Run:
 
     def progress(self) -> Iterator[Progress]:
         """Yield `Progress`; leaves the adapter attached until `close`."""
-        learners, chunks, current = self.learners, self.source.chunks, -1
+        learners, chunks, current, pace = self.learners, self.source.chunks, -1, Pace()
         while (self.done < self.config.updates or self.probe.is_due(self.done)) and not self.stopped:
             config = self.config  # may have changed, by `last`
             total = chunks * config.rounds + learners.first + config.updates
@@ -117,24 +115,18 @@ class Run:
                     step = chunks * number + round(share * chunks) + self.done
                     yield Progress(stage="sampling the teacher", step=step, total=total)
                 self.probe.held = self.probe.held or self.source.held  # a resumed run keeps its own
-                current, started, first = number, time.perf_counter(), self.done
+                current = number
+                pace.restart(self.done)
             if self.probe.is_due(self.done):  # at the start, and where a run was cut off while it measured
                 self.measure()
                 continue
-            who, before = learners.due(self.context()), self.done
+            context, before = self.context(), self.done
+            who = learners.due(context)
             loss = self.update(who)
             fidelity = self.measure() if self.done > before and self.probe.is_due(self.done) else None
-            started = started if self.done else time.perf_counter()
-            rate = (self.done - first) / max(time.perf_counter() - started, 1e-9)
-            yield Progress(
-                stage=learners.stage(who),
-                step=chunks * (number + 1) + learners.ahead + self.done,
-                total=total,
-                loss=loss if who == STUDENT else None,
-                fidelity=fidelity,
-                samples_per_second=rate * config.batch if self.done else None,
-                seconds_left=(config.updates - self.done) / rate if self.done - first >= 10 else None,
-            )
+            if learners.stage(who) != "training" or not self.done:
+                pace.restart(self.done)
+            yield _told(self, who, number, context.turned, pace, loss, fidelity)
 
     def context(self, who: str = STUDENT) -> Context:
         """What the method sees at this update of that adapter."""
@@ -205,6 +197,21 @@ class Run:
         """Take the adapters off the model, and let others have the cache."""
         self.student.close()
         self.source.close()
+
+
+def _told(run, who, number, turned, pace, loss, fidelity):
+    """The `Progress` after an update of that adapter, in a round."""
+    config, learners, chunks = run.config, run.learners, run.source.chunks
+    return Progress(
+        stage=learners.stage(who),
+        step=chunks * (number + 1) + learners.ahead + run.done,
+        total=chunks * config.rounds + learners.first + config.updates,
+        loss=loss if who == STUDENT else None,
+        fidelity=fidelity,
+        samples_per_second=pace.rate(run.done) * config.batch or None,
+        # before it turns, its updates are not those that it will make
+        seconds_left=None if turned is None else pace.left(run.done, config.updates),
+    )
 
 
 def last(run: Run, updates: int) -> None:
@@ -295,9 +302,8 @@ def _trained(run: Run) -> dict:
         "rank": config.rank,
         "seed": config.seed,
     }
-    fidelity = probe.best.fidelity if probe.best else probe.fidelity[-1][1] if probe.fidelity else math.nan
-    if math.isfinite(fidelity):
-        trained["fidelity"] = fidelity
+    if probe.best:  # else it was stopped before it was measured
+        trained["fidelity"] = probe.best.fidelity
     trained |= probe.told()
     if run.label:
         trained["run"] = run.label

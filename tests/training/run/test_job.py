@@ -44,9 +44,9 @@ def test_a_run_in_parts_equals_a_run_at_once(tmp_path, options):
         assert json.loads((tmp_path / "parts" / STATUS).read_text())["state"] == "paused"
     assert same(whole, run(tmp_path / "parts", **options))
     status = json.loads((tmp_path / "parts" / STATUS).read_text())
-    assert (status["state"], status["done"], status["total"]) == ("finished", 20, 20) and status[
-        "best"
-    ] == whole.probe.best.fidelity
+    assert (status["state"], status["done"], status["updates"]) == ("finished", 20, 20)
+    assert status["step"] == status["total"] == 20 + whole.learners.first
+    assert status["best"] == whole.probe.best.fidelity
 
 
 def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
