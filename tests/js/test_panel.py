@@ -229,3 +229,32 @@ answer(data.map((more) => graphOf(more) !== null));
 def test_a_lora_for_a_part_of_the_way_is_not_sampled_alone(tmp_path):
     parts = [{}, {"from_percent": 0.0, "to_percent": 1.0}, {"from_percent": 0.5}, {"to_percent": 0.5}]
     assert node(tmp_path, SAMPLE, [*parts, {"from_percent": ["4", 0]}]) == [True, True, False, False, False]
+
+
+def test_a_run_that_is_judged_by_distribution_claims_nothing_before_something_is_kept(tmp_path):
+    """Paused while another adapter learns it has one measurement, the untrained model's: neither gain nor
+    loss. Overlapping intervals tell nothing apart.
+    """
+    found = panel(
+        tmp_path,
+        """
+      const { gained, judged, wordsOf } = await import("./js/panel/format.js");
+      const of = (kept, ...distance) => ({ method: "matching", judged_by: "distance", kept, distance });
+      const first = [0, 0.3, 0.2, 0.4];
+      const paused = of(null, first);
+      const nearer = of(9, first, [9, 0.05, 0.01, 0.1]);
+      const alike = of(9, first, [9, 0.2, 0.1, 0.3]);
+      const values = { best: "0.05", before: "0.3", update: "9", percent: null };
+      answer({
+        judged: [paused, nearer, alike].map(judged),
+        gained: [paused, nearer, of(9, first, [9, 0.5, 0.45, 0.6])].map(gained),
+        words: ["gain", "none", "alike"].map((key) => wordsOf(nearer, key, values)),
+      });""",
+    )
+    assert found["judged"] == [
+        {"best": None, "before": 0.3, "apart": False},
+        {"best": 0.05, "before": 0.3, "apart": True},
+        {"best": 0.2, "before": 0.3, "apart": False},
+    ]
+    assert found["gained"] == [True, True, False]
+    assert all("distribution" in text and "%" not in text for text in found["words"])
