@@ -4,8 +4,8 @@ import { make, mark, say } from "../dom.js";
 import { t } from "../text.js";
 import { makeActions } from "./actions.js";
 import {
-  byDistribution, gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe, short, timeLeft, when,
-  whole, word, wordsOf,
+  byDistribution, gained, judged, memory, modelName, percent as inPercent, pointOf, range, recipe, short,
+  timeLeft, when, whole, word, wordsOf,
 } from "./format.js";
 import { makeMore } from "./more.js";
 import { makePreviews } from "./previews.js";
