@@ -116,7 +116,7 @@ function makeFacts() {
   const element = make("dl", "facts");
   const cells = Object.entries(FACTS).map(([key, read]) => {
     const value = make("dd", "number");
-    const term = make("dt", "", {}, t(`panel.facts.${key}`));
+    const term = make("dt", "", {}, key === "fidelity" ? "" : t(`panel.facts.${key}`));
     const title = key === "fidelity" ? "" : t(`panel.hints.${key}`);
     const cell = make("div", `fact fact-${key}`, { title }, term, value);
     element.append(cell);
@@ -132,6 +132,7 @@ function makeFacts() {
         cell.hidden = !value.textContent;
       }
       fidelity.title = wordsOf(run, "best");
+      say(fidelity.querySelector("dt"), wordsOf(run, "best_word"));
       fidelity.classList.toggle("fewstep-bad", !gained(run) && !byDistribution(run));
       distribution.classList.toggle("fewstep-bad", !gained(run) && byDistribution(run));
     },
