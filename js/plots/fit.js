@@ -42,7 +42,7 @@ function fitSpec({ rows, chosen }) {
   const names = { fitted: t("plots.fitted"), auto: t("plots.auto"), median: t("plots.median") };
   const told = (row) => Object.keys(names).map((key) => `${names[key]} ${amount(row[key])}`);
   const points = (key, some = rows, at = "count") =>
-    some.filter((row) => row[key] > 0).map((row) => [row[at], row[key]]);
+    some.filter((row) => row[key] > 0).map((row) => [row[at] ?? row.count, row[key]]);
   const kept = rows.filter((row) => !row.gained).map((row) => row.count);
   const counts = rows.map((row) => row.count);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];

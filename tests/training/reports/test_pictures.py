@@ -9,7 +9,8 @@ from fewstep.training.reports import pictures
 
 
 def row(steps, fitted, auto, median, gained=True):
-    return {"count": steps, "fitted": fitted, "auto": auto, "median": median, "gained": gained}
+    distances = {"fitted": fitted, "auto": auto, "median": median}
+    return {"count": steps, "auto_at": steps, **distances, "gained": gained}
 
 
 def drawn(picture, colour):
