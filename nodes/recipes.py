@@ -228,21 +228,15 @@ def _file(name: str | None) -> str:
 
 def summary(recipe: Recipe) -> Message:
     """What a recipe is, in a line."""
-    line = Message(
-        "{method}, {steps} steps, {calls} model calls, {path}, cfg {cfg:g}",
-        method=recipe.method,
-        steps=recipe.steps,
-        calls=recipe.calls,
-        path=recipe.path,
-        cfg=recipe.cfg,
-    )
-    if name := recipe.trained.get("guider"):
+    told = {"method": recipe.method, "steps": recipe.steps, "path": recipe.path}
+    if name := recipe.trained.get("guider"):  # what a step of it costs nobody knows
+        line = Message("{method}, {steps} steps, {path}, through a {guider}", **told, guider=name)
+    else:
         line = Message(
-            "{method}, {steps} steps, {path}, through a {guider}",
-            method=recipe.method,
-            steps=recipe.steps,
-            path=recipe.path,
-            guider=name,
+            "{method}, {steps} steps, {calls} model calls, {path}, cfg {cfg:g}",
+            **told,
+            calls=recipe.calls,
+            cfg=recipe.cfg,
         )
     error = recipe.errors.get("held_out")
     if error is None:

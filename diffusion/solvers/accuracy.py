@@ -56,12 +56,12 @@ def _accuracy(distances, between):
     near, far = distances[~away], distances[away]
     low, high = mean_interval(near) if len(near) > 1 else (0.0, ELSEWHERE * between)
     there = float(far.mean()) if len(far) else between
-    farther = max(there, mean_interval(far)[1] if len(far) > 1 else between)
+    far_low, far_high = mean_interval(far) if len(far) > 1 else (there, between)
     return Accuracy(
         median=float(distances.median()),
         mean=float(distances.mean()),
-        low=(1 - share_low) * low + share_low * min(there, mean_interval(far)[0] if len(far) > 1 else there),
-        high=(1 - share_high) * high + share_high * farther,
+        low=(1 - share_low) * low + share_low * min(there, far_low),
+        high=(1 - share_high) * high + share_high * max(there, far_high),
         elsewhere=float(away.double().mean()),
         most=share_high,
         count=len(distances),

@@ -112,14 +112,14 @@ def fit(
         if len(own) <= 3:
             own = best.distances
         return Fitted(
-            best.solver,
-            auto.solver,
-            own,
-            best.distances,
-            auto.distances,
-            bench.count,
-            stages[best.solver],
-            len(found),
+            solver=best.solver,
+            auto=auto.solver,
+            own=own,
+            chosen=best.distances,
+            base=auto.distances,
+            evaluations=bench.count,
+            stage=stages[best.solver],
+            tried=len(found),
         )
 
     yield fitted()

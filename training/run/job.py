@@ -168,7 +168,6 @@ class Job:
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         told = last
         for progress in self._run():
-            self.at = progress
             self.log(*events.new())
             if unmeasured and self.run.probe.fidelity:
                 self.log(*remarks.measured(self.run))
@@ -176,7 +175,7 @@ class Job:
             began = self.clock()
             if self.run.learners.made() > made and began - last >= max(self.every, cost / SHARE):
                 made = self.run.learners.made()
-                self.save("running", required=False)
+                self.save("running", required=False, progress=progress)
                 last = self.clock()
                 cost = last - began
             elif began - told >= TOLD:
@@ -207,13 +206,16 @@ class Job:
         if messages:
             self.notes["log"] = [*known, *(event(message, done, now) for message in messages)][-MOST:]
 
-    def save(self, state: str, required: bool = True) -> None:
-        """Write the run's state. Where disk or memory refuse: raises that when `required`, else logs it."""
+    def save(self, state: str, required: bool = True, progress: Progress | None = None) -> None:
+        """Write the run's state. Where disk or memory refuse: raises that when `required`, else logs it.
+
+        progress: what the run is at; None once it is over.
+        """
         try:
             if self.run.learners.made():
                 tensors, numbers = self.run.state(finished=state == "finished")
                 save_state(self.folder / STATE, tensors, numbers)
-            _tell(self, state, self.at if state == "running" else None)
+            _tell(self, state, progress)
             self.unsaved = None
         except Exception as error:
             on_disk = isinstance(error, OSError)

@@ -104,7 +104,6 @@ class Run:
         learners, chunks, current, pace = self.learners, self.source.chunks, -1, Pace()
         while (self.done < self.config.updates or self.probe.is_due(self.done)) and not self.stopped:
             config = self.config  # may have changed, by `last`
-            total = chunks * config.rounds + learners.first + config.updates
             number = min(self.done * config.rounds // config.updates, config.rounds - 1)
             if number != current:
                 if number and self.done == _first_update(number, config):
@@ -113,7 +112,7 @@ class Run:
                     if self.stopped:
                         return
                     step = chunks * number + round(share * chunks) + self.done
-                    yield Progress(stage="sampling the teacher", step=step, total=total)
+                    yield Progress(stage="sampling the teacher", step=step, total=_total(self))
                 self.probe.held = self.probe.held or self.source.held  # a resumed run keeps its own
                 current = number
                 pace.restart(self.done)
@@ -199,13 +198,18 @@ class Run:
         self.source.close()
 
 
+def _total(run):
+    """Of what `Progress` counts: shards of the teacher's pictures, and updates."""
+    return run.source.chunks * run.config.rounds + run.learners.first + run.config.updates
+
+
 def _told(run, who, number, turned, pace, loss, fidelity):
     """The `Progress` after an update of that adapter, in a round."""
     config, learners, chunks = run.config, run.learners, run.source.chunks
     return Progress(
         stage=learners.stage(who),
         step=chunks * (number + 1) + learners.ahead + run.done,
-        total=chunks * config.rounds + learners.first + config.updates,
+        total=_total(run),
         loss=loss if who == STUDENT else None,
         fidelity=fidelity,
         samples_per_second=pace.rate(run.done) * config.batch or None,
