@@ -1,8 +1,10 @@
 """Which of several solvers is handed on, by trajectories that none of them was fitted to.
 
 The best of many on a few samples is often the luckiest. So the automatic solver, and the one that was found
-for fewer calls, are left only for one that is nearer by a test that knows how many were tried. Between these
-two, neither of which was fitted to so many calls, the nearer in the mean is taken.
+for fewer calls, are left only for one that is nearer by a test that knows what else was tried. Solvers of one
+descent are much alike, and many alike give luck few chances: a test that takes them for independent
+(Bonferroni) hands on the automatic solver where one is by far nearer. Between the two that are known before,
+neither of which was fitted to so many calls, the nearer in the mean is taken.
 """
 
 import dataclasses
@@ -10,10 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .accuracy import student
 from .linear import LinearSolver
 
-DOUBT = 0.05  # probability that a solver which is no nearer is chosen
+DOUBT = 0.05  # probability that any is chosen where none is nearer
+DRAWS = 4000  # of chance
+NEAREST = 1e-9  # what is added to a distance before its logarithm is taken
 FARTHEST = 1.0  # a sample counts as no farther than this, in deviations: how far is then chance
 
 
@@ -46,30 +49,61 @@ def chosen(
     for one in sorted(found, key=lambda one: _mean(one.losses[part])):
         of_length.setdefault(one.solver.steps, one)
     best = min(of_length.values(), key=lambda one: _mean(one.distances[part]))
-    nearer = all(is_nearer(best.distances[part], one.distances[part], len(found)) for one in known)
+    own, every = best.distances[part], [one.distances[part] for one in found]
+    nearer = all(is_nearer(own, one.distances[part], every) for one in known)
     return best if nearer else base
 
 
-def is_nearer(own: torch.Tensor, other: torch.Tensor, tried: int = 1) -> bool:
+def is_nearer(own: torch.Tensor, other: torch.Tensor, tried: Sequence[torch.Tensor] = ()) -> bool:
     """Whether distances (M,) are smaller than others from the same starts beyond doubt: no larger in the
-    mean, and smaller in the mean or in the mean logarithm by Student's t, of the best of so many tried
-    (Bonferroni).
+    mean, and smaller in the mean or in the mean logarithm, by more standard errors than any of those `tried`
+    would be in 19 of 20 cases if none were nearer. own counts as tried.
+
+    Chance is drawn from the multivariate t distribution with the correlation of the differences (Hothorn,
+    Bretz and Westfall 2008, Simultaneous Inference in General Parametric Models, sec. 3). For one alone that
+    is Student's t, for independent ones nearly Bonferroni.
     """
     if len(own) < 2:
         return False
-    farther = float(own.mean()) > float(other.mean())
-    own, other = own.clamp(max=FARTHEST), other.clamp(max=FARTHEST)
-    least = student(1 - DOUBT / (2 * max(1, tried)), len(own) - 1)
-    nearer = _errors(other - own)
-    closer = _errors((other + 1e-9).log() - (own + 1e-9).log())
-    return not farther and _mean(own) <= _mean(other) and max(nearer, closer) > least
+    farther = float(own.mean()) > float(other.mean()) or _mean(own) > _mean(other)
+    if farther:
+        return False
+    gained = _gained([own], other)
+    return float(_errors(gained).max()) > _by_chance(torch.cat([gained, _gained(tried, other)], 1))
+
+
+def _gained(tried, other):
+    """(M, 2K) how much nearer each of the K solvers' samples are, in distance and in its logarithm."""
+    clamped = [distances.double().clamp(max=FARTHEST) for distances in (other, *tried)]
+    base, *own = clamped
+    by_distance = [base - one for one in own]
+    by_logarithm = [(base + NEAREST).log() - (one + NEAREST).log() for one in own]
+    return torch.stack([*by_distance, *by_logarithm], 1) if own else base.new_zeros(len(base), 0)
+
+
+def _by_chance(gained):
+    """The largest mean, in its standard errors, that is exceeded in `DOUBT` of cases when columns (M, S) as
+    correlated as these have the mean 0: a quantile of the multivariate t distribution.
+    """
+    centred = gained - gained.mean(0)
+    _, sizes, directions = torch.linalg.svd(
+        centred / centred.norm(dim=0).clamp_min(NEAREST), full_matrices=False
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(count):
+        return torch.randn(DRAWS, count, generator=generator, dtype=torch.float64)
+
+    errors = normal(len(sizes)) @ (sizes[:, None] * directions)
+    variances = normal(len(gained) - 1).square().mean(1)
+    return float((errors.amax(1) / variances.sqrt()).quantile(1 - DOUBT))
 
 
 def _mean(values):
     return float(values.clamp(max=FARTHEST).mean())
 
 
-def _errors(difference):
-    """A mean in units of its own standard error; 0 where that is 0."""
-    spread = float(difference.std()) / len(difference) ** 0.5
-    return float(difference.mean()) / spread if spread > 0 else 0.0
+def _errors(values):
+    """The means over the first axis in units of their standard errors."""
+    spread = values.std(0) / len(values) ** 0.5
+    return (values.mean(0) / spread).nan_to_num(0, torch.inf, -torch.inf)  # where none gains, 0 of 0
