@@ -136,7 +136,8 @@ def test_chance_is_what_the_test_says():
         auto = distances(24, 0, 0.7, generator)
         shared = torch.randn(24, generator=generator)
         tried = [
-            auto * (0.3 * (share * shared + (1 - share**2) ** 0.5 * torch.randn(24, generator=generator))).exp()
+            auto
+            * (0.3 * (share * shared + (1 - share**2) ** 0.5 * torch.randn(24, generator=generator))).exp()
             for share in (0.0, 0.0, 0.9, 0.9, 0.9, 0.99, 0.99, 0.99)
         ]
         wrong += any(is_nearer(own, auto, tried) for own in tried)
