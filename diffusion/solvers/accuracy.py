@@ -2,7 +2,8 @@
 
 Most samples end near their own picture, a few at another one, and those few make up most of the mean. Some
 tens of trajectories may well hold none of them. So the mean is bounded in two parts: the share that ends
-elsewhere, by the interval of a binomial share, and the mean of the others, by the interval of a mean.
+elsewhere, by the interval of a binomial share, and the mean of the others, by the interval of a mean. What
+is near is no farther than `ELSEWHERE`, and what is elsewhere about as far as two pictures are.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import torch
 
 CONFIDENCE = 0.95
 ELSEWHERE = 0.5  # of the median distance between two pictures, beyond which a sample is at another one
+FARTHEST = 2.0  # as many times that distance are a picture's own at most, if it has ended at another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +56,12 @@ def _accuracy(distances, between):
     away = distances > ELSEWHERE * between
     share_low, share_high = share_interval(int(away.sum()), len(distances))
     near, far = distances[~away], distances[away]
-    low, high = mean_interval(near) if len(near) > 1 else (0.0, ELSEWHERE * between)
+    border = ELSEWHERE * between
+    low, high = mean_interval(near) if len(near) > 1 else (0.0, border)
     there = float(far.mean()) if len(far) else between
     far_low, far_high = mean_interval(far) if len(far) > 1 else (there, between)
+    farthest = max(FARTHEST * between, float(far.max()) if len(far) else 0.0)
+    high, far_low, far_high = min(high, border), max(far_low, border), min(far_high, farthest)
     return Accuracy(
         median=float(distances.median()),
         mean=float(distances.mean()),

@@ -14,7 +14,8 @@ gradient of the model.
    (`descent.py`, `tangents.py`).
 
 A part of the trajectories is held out. They say when to stop and what is handed on (`choice.py`). What is
-reported of it is told crosswise: each eighth of them by the solver that the other seven would have chosen.
+reported of a fitted solver is told crosswise: each eighth of them by the one that the other seven would have
+chosen.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ import torch
 
 from .choice import Candidate, chosen
 from .descent import Run, descent, importance
-from .linear import GUIDED, LinearSolver, classical
+from .linear import GUIDED, LinearSolver, classical, lengthened
 from .rollout import rolled_out
 from .trajectories import Trajectories, by_dynamic_programming, ranked
 
@@ -48,7 +49,8 @@ class Fitted:
 
     auto         the automatic solver
     own          (M,) distances from the converged pictures, in units of their deviation, for every held-out
-                 trajectory those of the solver that would have been chosen without it
+                 trajectory those of the solver that would have been chosen without it; where the automatic
+                 one is handed on, its own
     chosen       (M,) the solver's own for all of them, by which it was chosen: too small
     base         (M,) the automatic solver's
     evaluations  of the model, in samples, that the fit has cost so far
@@ -91,31 +93,30 @@ def fit(
     starts       solvers of as many calls to start from; the first is the automatic one
     evaluations  how many samples the model may be asked for, the first comparison of solvers apart
     descents     how many of the starts are refined, at most
-    shorter      what was found for fewer calls, as it is or `linear.lengthened`, and the `Fitted.own` of that
+    shorter      what was found for fewer calls, and the `Fitted.own` of that; it is handed on as it is where
+                 nothing is nearer, and lengthened to start from
     over         whether the time is up, after which nothing more is tried
     Raises ValueError for too few trajectories.
     """
     bench = _Bench(data, evaluations, seed, over, starts)
     auto = bench.candidate(starts[0])
-    crossed = dict(shorter)  # told by others than those that chose them
-    shorter = [bench.candidate(solver) for solver, _ in shorter]
-    stages = {auto.solver: "classical", **{one.solver: "shorter" for one in shorter}}
-    known, found = [auto, *shorter], []
+    told = dict(shorter)  # by others than those that chose them
+    seen = {solver: bench.candidate(solver) for solver in told}
+    fewer = [dataclasses.replace(one, distances=told[solver]) for solver, one in seen.items()]
+    stages = {auto.solver: "classical", **dict.fromkeys(told, "shorter")}
+    known, found = [auto, *fewer], []
 
     def fitted():
-        best = chosen(known, found)
-        own = auto.distances.clone()
-        fold = torch.arange(len(own)) % FOLDS
-        for part in [fold == k for k in fold.unique()] if len(own) > 3 else ():
-            one = chosen(known, found, ~part)
-            own[part] = crossed.get(one.solver, one.distances)[part]
-        if len(own) <= 3:
-            own = best.distances
+        best, own = chosen(known, found), auto.distances.clone()
+        if best is not auto:
+            fold = torch.arange(len(own)) % FOLDS
+            for part in [fold == k for k in fold.unique()]:
+                own[part] = chosen(known, found, ~part).distances[part]
         return Fitted(
             solver=best.solver,
             auto=auto.solver,
             own=own,
-            chosen=best.distances,
+            chosen=seen.get(best.solver, best).distances,
             base=auto.distances,
             evaluations=bench.count,
             stage=stages[best.solver],
@@ -127,9 +128,10 @@ def fit(
         return
     order = sorted(starts, key=bench.loss)
     rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
-    better = [bench.rolled_out(solver) for solver in order[:rolls] if not solver.asks]  # patterns are
-    lengthened = [one.solver for one in shorter if one.solver.steps == starts[0].steps]
-    for start in sorted([*order, *better, *lengthened], key=bench.loss)[:descents]:
+    rolled = [solver for solver in order[:rolls] if not solver.asks]  # patterns are already
+    better = [bench.rolled_out(solver) for solver in rolled if not over()]
+    longer = [_of_length(solver, starts[0].steps, data) for solver in told if not solver.asks]
+    for start in sorted([*order, *better, *longer], key=bench.loss)[:descents]:
         if over():
             return
         if start not in stages:
@@ -148,6 +150,13 @@ def fit(
             idle, least = (0, loss) if loss < least * (1 - GAIN) else (idle + 1, least)
             if idle == PATIENCE:
                 break
+
+
+def _of_length(solver, steps, data):
+    """The solver with further steps at its end, up to so many."""
+    while solver.steps < steps:
+        solver = lengthened(solver, data.path)
+    return solver
 
 
 class _Bench:
@@ -189,7 +198,9 @@ class _Bench:
         return Candidate(solver, run.distances[-1], losses)
 
     def loss(self, solver):
-        """Of a start, on some of the training part."""
+        """Of a start, on some of the training part; of those that the time is up for, infinite."""
+        if self.over() and solver not in self.known:
+            return math.inf
         if solver not in self.known:
             distances = self.run(solver, self.sample).distances.clamp(max=1)
             self.known[solver] = float((importance(solver.steps) * distances.square()).sum(0).sqrt().mean())

@@ -22,7 +22,6 @@ from ...diffusion.frozen import normalise
 from ...diffusion.schedules import grids
 from ...diffusion.solvers.accuracy import accuracy
 from ...diffusion.solvers.fit import Fitted, fit, starting
-from ...diffusion.solvers.linear import lengthened
 from ...diffusion.solvers.trajectories import Trajectories
 from ..formats.checks import check_choice, check_whole
 from ..formats.recipe import Recipe
@@ -285,7 +284,7 @@ def _fitted(run, count, evaluations, deadline):
     """Yield `Fitted` for a step count, or a budget of calls."""
     steps = count // 2 if run.apart else count
     starts = starting(run.data, _grids(run, steps), run.config.starts)
-    # the solver of fewer, lengthened, so that more are no worse
+    # what was found for fewer, so that more are no worse
     shorter = [(run.found[n].solver, run.found[n].own) for n in sorted(run.found)[-1:]]
     asked = 0.0
 
@@ -296,8 +295,6 @@ def _fitted(run, count, evaluations, deadline):
         solvers = [solver for solver, _ in shorter]
         found, asked = budget.starts(run, count, solvers, lambda n: _grids(run, n)[0], evaluations, over)
         starts, evaluations = starts + found, evaluations - asked
-    while not run.apart and shorter and shorter[0][0].steps < steps:
-        shorter = [(lengthened(shorter[0][0], run.teacher.path), shorter[0][1])]
     config = run.config
     for fitted in fit(run.data, starts, evaluations, config.starts, config.seed, shorter, over):
         yield dataclasses.replace(fitted, evaluations=fitted.evaluations + asked)
