@@ -3,10 +3,12 @@ trajectory is at its end, later steps are matched (`matching`).
 
 Composition and diversity are decided at the first step, where regression does well and the two scores know
 least. With z the cached trajectory, x its start and x_s = a x + b x0 the first step, the student's x0 there
-learns (z_s - a x)/b, weighted by `anchor`. In one step nothing would be left to match.
+learns (z_s - a x)/b, weighted by `anchor`. In one step nothing would be left to match. The two scores learn
+the steps at which they are asked, all but the first.
 """
 
 import dataclasses
+import functools
 
 import torch
 
@@ -46,5 +48,12 @@ def _pulled(context: Context, batch: Batch) -> Batch:
 
 
 METHOD = register(
-    dataclasses.replace(matching.METHOD, name="anchored", title="anchored matching", draw=draw, least_steps=2)
+    dataclasses.replace(
+        matching.METHOD,
+        name="anchored",
+        title="anchored matching",
+        draw=draw,
+        roles=functools.partial(matching.roles, matched_from=1),
+        least_steps=2,
+    )
 )

@@ -58,17 +58,21 @@ AHEAD, BEHIND = 0.9, 0.5  # share of the truth in what the fake says: fewest upd
 # ---- where a batch looks -------------------------------------------------------------------------
 
 
-def places(context: Context) -> Batch:
+def places(context: Context, first: int = 0) -> Batch:
     """A level "t" for each sample, and the student's step that is matched there, "from" one level of its grid
-    "to" the next. Its segment has t in it, or of a full span its end lies below t.
+    "to" the next; no step before that of number `first`. Its segment has t in it, or of a full span its end
+    lies below t.
     """
     batch, settings, g = draw_samples(context), context.settings, context.generator
     count, steps = len(batch["u"]), settings.steps
-    place = batch["u"].double() * steps
-    number = place.long()
     share = torch.rand(count, generator=g, dtype=torch.float64)
     if settings.span == "full":
+        place = batch["u"].double() * steps
+        number = place.long().clamp_min(first)
         number = number + (share * (steps - number)).long()
+    else:
+        place = first + batch["u"].double() * (steps - first)
+        number = place.long()
     if settings.points == "trajectory":
         place = place.minimum(number + 1 - APART)
     t = step_level(context.phases, place / steps)
@@ -138,11 +142,13 @@ def teachers(context: Context, batch: Batch) -> Batch:
 # ---- denoising -----------------------------------------------------------------------------------
 
 
-def denoising(points: Callable[[Context, Batch], Batch]) -> Callable[[Context], Batch]:
-    """`draw` of a role that learns the distribution of (context, places) -> {"y", "e", "condition"}."""
+def denoising(points: Callable[[Context, Batch], Batch], first: int = 0) -> Callable[[Context], Batch]:
+    """`draw` of a role that learns the distribution of (context, places) -> {"y", "e", "condition"}, from the
+    student's step of number `first` on.
+    """
 
     def draw(context: Context) -> Batch:
-        batch = places(context)
+        batch = places(context, first)
         point = points(context, batch)
         x, known, precision = noised_on(point["y"], batch["noise"], context.path, point["e"], batch["t"])
         t = batch["t"].double()
@@ -182,12 +188,12 @@ def agreement(told: Mapping[str, float]) -> float | None:
     return told["truth"] / told["claim"] if told.get("claim") else None
 
 
-def roles(settings: Settings) -> tuple[Role, ...]:
-    """The fake, and before it the real score where that is learnt."""
+def roles(settings: Settings, matched_from: int = 0) -> tuple[Role, ...]:
+    """The fake, and before it the real score where that is learnt; of the student's steps from that on."""
     real = Role(
         name="real",
         stage="learning the teacher's pictures",
-        draw=denoising(teachers),
+        draw=denoising(teachers, matched_from),
         loss=denoising_loss,
         first=lambda settings: settings.real_updates,
         each=None,
@@ -198,7 +204,7 @@ def roles(settings: Settings) -> tuple[Role, ...]:
     fake = Role(
         name="fake",
         stage="learning the student's pictures",
-        draw=denoising(students),
+        draw=denoising(students, matched_from),
         loss=denoising_loss,
         first=lambda settings: settings.fake_updates,
         each=lead,

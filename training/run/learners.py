@@ -5,6 +5,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -21,6 +22,7 @@ class Learners:
     """Their descents by name, and who is next.
 
     roles     of the method, by name, in the order in which they learn
+    turned    of a `Context`: the update from which the roles matter, once it is known
     told      running means of what the method tells
     followed  updates of each role at the student's last one
     """
@@ -33,6 +35,7 @@ class Learners:
             self.descents[name] = Descent(
                 student.denoiser, student.adapters[name], config, ranks, role.momentum
             )
+        self.turned: int | None = None
         self.told: dict[str, float] = {}
         self.followed = dict.fromkeys(self.roles, 0)
 
@@ -61,6 +64,14 @@ class Learners:
     def skipped(self) -> int:
         """Updates left out as not finite, of all adapters."""
         return sum(descent.skipped for descent in self.descents.values())
+
+    def turn(self, fidelity: Sequence[tuple[int, float]]) -> int | None:
+        """The update from which the roles matter, by the measurements so far [(update, fidelity)]; None: not
+        yet. Once it has come, the run does not turn back, whatever length it is given.
+        """
+        if self.turned is None:
+            self.turned = self.method.turns(self.config, fidelity)
+        return self.turned
 
     def due(self, context: Context) -> str:
         """Who learns next: a role that has to be ahead of the student, or the student."""
@@ -119,6 +130,7 @@ class Learners:
         """
         tensors, numbers = self.descents[STUDENT].state(finished)
         tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
+        numbers["turned"] = self.turned
         if self.roles and not finished:
             parts = {name: self.descents[name].state() for name in self.roles}
             tensors |= {f"{name}.{k}": v for name, (kept, _) in parts.items() for k, v in kept.items()}
@@ -136,6 +148,7 @@ class Learners:
             start = f"{name}."
             kept = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
             self.descents[name].restore(kept, made)
+        self.turned = numbers.get("turned")
         self.told, self.followed = numbers.get("told", {}), numbers.get("followed", self.followed)
 
 

@@ -254,7 +254,7 @@ def _weighting_of(run: Run, level: Callable[[Phases, torch.Tensor], torch.Tensor
 
 
 def _context_of(run: Run, who: str) -> Context:
-    turned = run.method.turns(run.config, run.probe.fidelity)
+    turned = run.learners.turn(run.probe.fidelity)
     return Context(
         path=run.denoiser.path,
         shape=tuple(run.denoiser.shape),

@@ -74,24 +74,31 @@ def too_large(config: DistilConfig) -> NoMemory:
 
 
 class Pulls:
-    """How x moves the model's answer at that guidance: J^T v, for as many samples at once as memory takes."""
+    """How x moves the model's answer at that guidance: J^T v, for as many samples at once as memory takes.
+
+    Guidance's two answers are pulled through one after the other, so that a pass holds no more samples than
+    one of training: with c and u their Jacobians, J^T v = cfg c^T v + (1 - cfg) u^T v.
+    """
 
     def __init__(self, denoiser: Denoiser, config: DistilConfig, cfg: float):
-        rows = (config.micro or config.batch) // (1 if cfg == 1 else 2)
-        self.parts = InParts(denoiser, max(1, rows), functools.partial(too_large, config))
+        self.parts = InParts(denoiser, config.micro or config.batch, functools.partial(too_large, config))
         self.backward, self.cfg = backward_of(denoiser, [], config.checkpointing), cfg
 
     def __call__(
         self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
         """The gradient in x (B, ...) of the sum of the answer times v (B, ...)."""
-        return self.parts.each(self._of, x, sigma, condition, v)
+        if self.cfg == 1:
+            return self.parts.each(self._of, x, sigma, condition, v)
+        none = torch.full_like(condition, -1)
+        conditional = self.parts.each(self._of, x, sigma, condition, v)
+        return self.cfg * conditional + (1 - self.cfg) * self.parts.each(self._of, x, sigma, none, v)
 
     def _of(self, denoiser, x, sigma, condition, v):
         leaf = x.detach().clone().requires_grad_()
         self.backward.parameters = [leaf]
         with torch.enable_grad():
-            self.backward(lambda: (guided(denoiser, leaf, sigma, condition, self.cfg) * v).sum())
+            self.backward(lambda: (denoiser(leaf, sigma, condition) * v).sum())
         return leaf.grad
 
 

@@ -15,6 +15,7 @@ from analytic import MIXTURE, MODELS
 from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.predictions import expand
 from fewstep.diffusion.step import step, weights
+from fewstep.training import methods
 from fewstep.training.methods import anchored, matching
 from fewstep.training.methods.distances import squared_error
 from fewstep.training.methods.phases import Phases, step_level
@@ -461,3 +462,19 @@ def test_the_guided_score_is_not_that_of_what_guidance_samples():
         print(f"level {t}: pulls by {found[t]:.0%} of the denoiser's own error, narrower by {narrower:+.2f}")
     print(f"deviation of the pictures {float(pictures.std()):.3f}, of the data {std}")
     assert min(found.values()) > 0.05
+
+
+@pytest.mark.parametrize("span", matching.SPANS)
+def test_scores_of_anchored_learn_the_steps_at_which_they_are_asked(span):
+    """No sample of the first step, which is pulled to the trajectory; of matching a fair share."""
+    case = Case("flow", MIXTURE.positions, 400, steps=4, span=span)
+    case.context.asked["student"] = lambda x, sigma, condition: x
+    for method, expected in (("matching", True), ("anchored", False)):
+        fake = methods.get(method).roles(case.context.settings)[-1]
+        first_end = case.grid[1]
+        batch = fake.draw(case.context)
+        assert fake.name == "fake" and len(batch["sigma"]) == 400
+        seen = matching.places(case.context, 0 if expected else 1)["from"]
+        assert bool((seen == 0).any()) == expected
+        if span == "segment":
+            assert bool((batch["sigma"] > first_end).any()) == expected
