@@ -1,6 +1,7 @@
 """The real host for the tests marked `comfy`: in process (`host`), and as a server over HTTP (`server`)."""
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def host(tmp_path_factory, comfyui_folder):
 def server(tmp_path_factory, comfyui_folder):
     base = tmp_path_factory.mktemp("server")
     link_pack(base)
+    shutil.copy(Path(__file__).parent / "counting_pack.py", base / "custom_nodes")
     running = Server(base, comfyui_folder)
     yield running
     running.stop()

@@ -198,13 +198,18 @@ def test_a_budget_of_8_calls_at_cfg_4_fitted_saved_and_loaded_is_the_same_to_the
     letters = "".join(recipe.get("asks") or ["cu"] * (len(recipe["sigmas"]) - 1))
     assert row["count"] == 8 and row["calls"] == len(letters) <= 8
     model, positive, negative = GUIDED
-    load = {"model": model, "positive": positive, "negative": negative, "recipe_name": saved}
+    load = {"model": ["40", 0], "positive": positive, "negative": negative, "recipe_name": saved}
     graph = {number: graph[number] for number in "12"} | {
-        "30": {"class_type": "FewstepLoadRecipe", "inputs": load}
+        "30": {"class_type": "FewstepLoadRecipe", "inputs": load},
+        "40": {"class_type": "TestCountCalls", "inputs": {"model": model}},
+        "41": {"class_type": "TestTellCalls", "inputs": {"latent": ["31", 0]}},
     }
     again = server.result(server.queue(advanced(graph, ["30", 3], "30", "31")))
     assert again["status"]["status_str"] == "success", again["status"]
     assert f"{row['calls']} model calls" in again["outputs"]["30"]["text"][0]
+    samples, count = again["outputs"]["41"]["counted"]
+    print(f"{letters}: {row['calls']} calls by the recipe, {samples / count:g} made of each picture")
+    assert samples == row["calls"] * count
     first, second = (
         pixels([server.base / i["type"] / i["filename"] for i in e["outputs"]["7"]["images"]])
         for e in (entry, again)
