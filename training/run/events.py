@@ -11,7 +11,7 @@ from ..methods.matching import agreement
 from .run import Run
 from .sight import Faces
 
-UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates of matching before it is judged
+UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates of matching before that
 MOST = 100  # events that are kept: the newest
 VARIED, FALL = (
     0.8,
@@ -57,8 +57,8 @@ class Events:
         return [
             Message(
                 "What is known of the student's own pictures falls behind them: {share:.0%} of what it says "
-                "is true. Train with a larger batch or a lower learning rate, on the command line also with a "
-                "higher lead than {lead}.",
+                "is true. Train with a larger batch or a lower learning rate, on the command line also with "
+                "a higher lead than {lead}.",
                 share=max(0.0, truth),
                 lead=run.config.lead,
             )
