@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..diffusion.faults import BadValue, Failed, Message, NoMemory
+from ..diffusion.faults import BadValue, Failed, Message, NoMemory, lines
 from ..training import methods
 from ..training.formats.files import check_folder, file_stem, free_name
 from ..training.methods.phases import Phases
@@ -369,18 +369,23 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
 
     Either way what has been learnt is saved as a LoRA too.
     """
-    run, node, bar, stage = job.run, order.node, None, ""
+    run, node, bar, shown = job.run, order.node, None, ("", 0)
+
+    def say(text: Message) -> None:
+        show.say(node, lines(text, *job.remarks.said))
+
     if run.learners.made():
         updates = run.config.updates
-        show.say(node, Message("Going on at update {done} of {updates}", done=run.done, updates=updates))
+        say(Message("Going on at update {done} of {updates}", done=run.done, updates=updates))
     try:
         for progress in job.progress():
             bar = bar or comfy.utils.ProgressBar(progress.total, node_id=node)
             bar.update_absolute(progress.step, progress.total)
             now_and_then = progress.step % 10 == 0 and None not in (progress.loss, progress.seconds_left)
-            if now_and_then or progress.stage != stage:
-                show.say(node, job.unsaved or run_results.progress_in_words(progress))
-            stage = progress.stage
+            stands = progress.stage, len(job.remarks.said)
+            if now_and_then or stands != shown:
+                say(job.unsaved or run_results.progress_in_words(progress))
+            shown = stands
             live.tell(progress)
             live.check()
     except (Exception, comfy.model_management.InterruptProcessingException):
@@ -389,7 +394,7 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
             early = (
                 "Stopped before the student's first update. What was learnt is saved: queue again to go on."
             )
-            show.say(node, Message(early))
+            say(Message(early))
         if run.done:
             path, held = run_results.save(job, folder, order.name)
             stopped = Message(
@@ -397,8 +402,8 @@ def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:
                 done=run.done,
                 file=path.name,
             )
-            show.say(node, run_results.with_held(stopped, held))
+            say(run_results.with_held(stopped, held))
         raise
     path, held = run_results.save(job, folder, order.name)
-    show.say(node, run_results.with_held(run_results.told(run, path), held))
+    say(run_results.with_held(run_results.told(run, path), held))
     return path

@@ -100,12 +100,14 @@ function judge(element, run) {
 const percent = (part) => `${Math.floor(100 * part)} %`;
 
 /** Name -> value in words, or "" for a number that this run does not have. */
-const FACTS = {
+export const FACTS = {
   updates: (run) => t("panel.step", { step: whole(run.done), total: whole(run.updates) }),
   fidelity: (run) => (Number.isFinite(run.best) ? short(run.best) : ""),
   before: (run) => (Number.isFinite(run.before) ? short(run.before) : ""),
   distance: (run) => (pointOf(run, "distance") ? range(pointOf(run, "distance")) : ""),
   diversity: (run) => (pointOf(run, "diversity") ? range(pointOf(run, "diversity"), inPercent) : ""),
+  gap: (run) => (Number.isFinite(run.gap) ? inPercent(run.gap) : ""),
+  cosine: (run) => (Number.isFinite(run.cosine) ? run.cosine.toFixed(2) : ""),
   speed: (run) => (Number.isFinite(run.samples_per_second) ? short(run.samples_per_second) : ""),
   memory: (run) => (Number.isFinite(run.memory) ? memory(run.memory) : ""),
   skipped: (run) => (run.skipped ? whole(run.skipped) : ""),

@@ -258,3 +258,23 @@ def test_a_run_that_is_judged_by_distribution_claims_nothing_before_something_is
     ]
     assert found["gained"] == [True, True, False]
     assert all("distribution" in text and "%" not in text for text in found["words"])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_how_far_the_two_scores_are_apart_is_among_the_facts_of_a_matching_run_alone(tmp_path, language):
+    found = panel(
+        tmp_path,
+        f"""
+      const {{ FACTS }} = await import("./js/panel/details.js");
+      const {{ t }} = await import("./js/text.js");
+      await loadText(api, "{language}");
+      const names = ["gap", "cosine"];
+      const shown = (run) => names.map((name) => FACTS[name](run));
+      answer({{
+        matching: shown({{ gap: 0.314, cosine: 0.9551 }}),
+        phased: shown({{ gap: null, cosine: null }}),
+        untold: names.flatMap((name) => ["facts", "hints"].map((of) => `panel.${{of}}.${{name}}`))
+          .filter((key) => t(key) === key),
+      }});""",
+    )
+    assert found == {"matching": ["31 %", "0.96"], "phased": ["", ""], "untold": []}

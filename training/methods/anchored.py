@@ -42,7 +42,7 @@ def _pulled(context: Context, batch: Batch) -> Batch:
     x, sigma = anchors[pick, start], phases.levels[start]
     a, b, _ = weights(path, sigma, phases.levels[end])
     target = (anchors[pick, end] - expand(a, x) * x) / expand(b, x)
-    untold = {name: torch.full((len(pick),), torch.nan) for name in ("gap", "truth", "claim")}
+    untold = {name: torch.full((len(pick),), torch.nan) for name in matching.TOLD}
     weight = context.settings.anchor * batch["weight"]
     return {**batch, "x": x, "sigma": sigma, "target": target, "weight": weight, **untold}
 

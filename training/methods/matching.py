@@ -52,6 +52,8 @@ APART = 0.05
 MOST_WEIGHT = 5.0  # of a denoising loss (Hang et al. 2023, arXiv:2303.09556), in x0
 LR_SHARE = 0.05  # of what regression learns at: the student moves as slowly as the fake can follow
 LAST = 0.1  # of the fake's learning rate, at the end
+TOLD = ("gap", "cosine", "truth", "claim")
+SHOWN = TOLD[:2]  # of that, to people: how far the two scores are from one another
 AHEAD, BEHIND = 0.9, 0.5  # share of the truth in what the fake says: fewest updates of it, and most
 
 
@@ -238,7 +240,11 @@ def real_score(context: Context, x: torch.Tensor, t: torch.Tensor, condition: to
 @torch.no_grad()
 def matched(context: Context, batch: Batch) -> Batch:
     """The batch with what the student has to learn of it: at "x", "sigma" the "target" x0 - (fake - real),
-    with the "weight" of each sample, and what is told of the fake.
+    with the "weight" of each sample, and what is TOLD of the fake.
+
+    "gap" and "cosine" are of the triangle of x0, fake and real: |fake - real| over |x0 - real|, and the angle
+    at x0 between what either score makes of the student's own picture. They are 0 and 1 where the two say the
+    same, as of a student whose pictures are distributed as the real score has it.
     """
     path, t = context.path, batch["t"]
     point = students(context, batch)
@@ -258,6 +264,7 @@ def matched(context: Context, batch: Batch) -> Batch:
         "target": x0 - pull,
         "weight": batch["weight"] * _balance(context, batch, point, distance),
         "gap": _mean(away.abs()) / distance.clamp_min(1e-6),
+        "cosine": torch.cosine_similarity((fake - x0).flatten(1), (real - x0).flatten(1)),
         "truth": precision * _mean((known - real) * away),
         "claim": precision * _mean(away.square()),
     }
@@ -333,6 +340,6 @@ METHOD = register(
         lr_share=LR_SHARE,
         churn=lambda settings: 0.0,
         roles=roles,
-        tells=("gap", "truth", "claim"),
+        tells=TOLD,
     )
 )

@@ -182,11 +182,12 @@ class Descent:
         return tensors, numbers
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
-        """Take over what `state` gave."""
-        parameters = self.lora.parameters()
-        kept = {n.removeprefix(OPTIMISER): t for n, t in tensors.items() if n.startswith(OPTIMISER)}
-        optimisers.restore(self.optimiser, parameters, kept)
-        self.lora.load([tensors[f"adapter.{i}"] for i in range(len(parameters))])
+        """Take over what `state` gave; of a role in a run that is over there are numbers alone."""
+        if tensors:
+            parameters = self.lora.parameters()
+            kept = {n.removeprefix(OPTIMISER): t for n, t in tensors.items() if n.startswith(OPTIMISER)}
+            optimisers.restore(self.optimiser, parameters, kept)
+            self.lora.load([tensors[f"adapter.{i}"] for i in range(len(parameters))])
         most = self.micro
         for name in NUMBERS:
             setattr(self, name, numbers[name])

@@ -11,7 +11,7 @@ from ..methods.matching import agreement
 from .run import Run
 from .sight import Faces
 
-UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates before which it is not judged
+UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates of matching before that
 MOST = 100  # events that are kept: the newest
 VARIED, FALL = (
     0.8,
@@ -49,16 +49,18 @@ class Events:
 
     def _followed(self):
         """Once, that the score of the student's pictures falls behind them."""
-        truth = agreement(self.run.learners.told)
-        if self.behind or truth is None or truth > UNTRUE or self.run.done < SETTLED:
+        run = self.run
+        truth, turned = agreement(run.learners.told), run.method.turns(run.config, run.probe.fidelity)
+        if self.behind or truth is None or truth > UNTRUE or run.done - (turned or 0) < SETTLED:
             return []
         self.behind = True
         return [
             Message(
                 "What is known of the student's own pictures falls behind them: {share:.0%} of what it says "
-                "is true. Train with a higher lead than {lead}, a larger batch or a lower lr.",
-                share=truth,
-                lead=self.run.config.lead,
+                "is true. Train with a larger batch or a lower learning rate, on the command line also with "
+                "a higher lead than {lead}.",
+                share=max(0.0, truth),
+                lead=run.config.lead,
             )
         ]
 

@@ -32,11 +32,11 @@ from .. import methods
 from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
 from ..models.memory_errors import is_out_of_memory, recover
 from ..trajectories import folders
-from . import remarks
 from .config import DistilConfig
 from .events import MOST, Events, event
 from .following import handed_on
 from .progress import Progress
+from .remarks import Remarks
 from .run import Run
 from .status import STATUS, Status, notes_in
 
@@ -73,6 +73,7 @@ class Job:
     seconds of `clock` between two states.
 
     notes     what whoever runs it adds to its status, by the names of `status.NOTES`
+    remarks   what its user should know of it before it takes long
     resumed   the update at which it went on, 0 for a new one
     unsaved   why the last state could not be written, None where it was
 
@@ -97,6 +98,7 @@ class Job:
         self.resumed = 0
         self.unsaved: Message | None = None
         self.notes: dict[str, Any] = {}
+        self.remarks = Remarks(run)
         self._lock = None
         self._wanted = manifest(run.config, self.about)
 
@@ -161,17 +163,14 @@ class Job:
         """The run's `Progress`, with states saved on the way."""
         if self.run.learners.made():
             self.log(Message("Went on at update {done}.", done=self.run.done))
+            self.remarks.new()  # is in the log
         else:
-            self.log(*remarks.before(self.run))
+            self.log(*self.remarks.said)
         _tell(self, "running")
-        unmeasured = not self.run.probe.fidelity
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         told = last
         for progress in self._run():
-            self.log(*events.new())
-            if unmeasured and self.run.probe.fidelity:
-                self.log(*remarks.measured(self.run))
-                unmeasured = False
+            self.log(*events.new(), *self.remarks.new())
             began = self.clock()
             if self.run.learners.made() > made and began - last >= max(self.every, cost / SHARE):
                 made = self.run.learners.made()

@@ -130,12 +130,12 @@ class Learners:
         """
         tensors, numbers = self.descents[STUDENT].state(finished)
         tensors |= {f"averaged.{i}": a for i, a in enumerate(self.student.averaged)}
-        numbers["turned"] = self.turned
-        if self.roles and not finished:
-            parts = {name: self.descents[name].state() for name in self.roles}
-            tensors |= {f"{name}.{k}": v for name, (kept, _) in parts.items() for k, v in kept.items()}
+        if self.roles:
+            parts = {name: self.descents[name].state(finished) for name in self.roles}
+            if not finished:
+                tensors |= {f"{name}.{k}": v for name, (kept, _) in parts.items() for k, v in kept.items()}
             numbers["roles"] = {name: made for name, (_, made) in parts.items()}
-            numbers |= {"told": self.told, "followed": self.followed}
+            numbers |= {"told": self.told, "followed": self.followed, "turned": self.turned}
         return tensors, numbers
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:

@@ -24,6 +24,7 @@ from ..formats.files import save_lora
 from ..formats.precision import in_precision
 from ..formats.recipe import Recipe
 from ..methods.distances import METRICS
+from ..methods.matching import SHOWN
 from ..methods.method import STUDENT, Batch, Context
 from ..methods.phases import Phases
 from ..methods.times import Times, Weighting
@@ -309,6 +310,7 @@ def _trained(run: Run) -> dict:
     if probe.best:  # else it was stopped before it was measured
         trained["fidelity"] = probe.best.fidelity
     trained |= probe.told()
+    trained |= {name: run.learners.told[name] for name in SHOWN if name in run.learners.told}
     if run.label:
         trained["run"] = run.label
     if run.learners.skipped:

@@ -226,6 +226,19 @@ class Source:
                 beside=self._beside(anchors[:-held, -1], condition[:-held]),
             )
 
+    def first(self) -> HeldOut | None:
+        """The first of the trajectories that are being drawn, once they are on disk; None before, where they
+        are kept elsewhere, and of several processes, which would have to wait for one another.
+        """
+        if self.cache is None or self.drawn or self.ranks.world > 1:
+            return None
+        try:
+            anchors = self.cache.read(SHARD)[0]
+        except BadValue:
+            return None
+        noise, condition = self.cache.noise(SHARD), self.cache.conditions(SHARD)
+        return HeldOut(noise=noise, condition=condition, reference=anchors[:, -1])
+
     def _beside(self, pictures, condition):
         """Some pictures that are learnt from, and their conditions; None where there are too few."""
         if self.given is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..methods.matching import SHOWN
 from ..trajectories import folders
 from .probe import FACES
 from .progress import Progress
@@ -52,6 +53,8 @@ class Status:
     judged_by    what decides which is best, "fidelity" or "distance"
     distance     of distributions, [[update, value, low, high]], and diversity likewise (`sight.Faces`), where
                  they are known; seen_in: what they are seen in, one of `sight`'s
+    gap, cosine  of the two scores of a matching run (`methods.matching.matched`): running means over its
+                 updates; None where there are none
     seconds_left           None where unknown
     samples_per_second, memory   as measured; memory in bytes
     weights      where the model's weights live and why, a message as JSON; None where they have no choice
@@ -89,6 +92,8 @@ class Status:
     distance: list = dataclasses.field(default_factory=list)
     diversity: list = dataclasses.field(default_factory=list)
     seen_in: str | None = None
+    gap: float | None = None
+    cosine: float | None = None
     judged_by: str = "fidelity"
     seconds_left: float | None = None
     samples_per_second: float | None = None
@@ -130,6 +135,7 @@ class Status:
             "before": before(run.probe.fidelity),
             "kept": run.probe.best and run.probe.best.update,
             **{name: [list(point) for point in run.probe.points(name)] for name in FACES},
+            **{name: run.learners.told.get(name) for name in SHOWN},
             "judged_by": run.probe.by,
             "seen_in": run.probe.eye.sight.seen_in if run.probe.faces else None,
             "stage": progress.stage if progress else "training",

@@ -109,10 +109,11 @@ class Student:
     lora       the adapter that is trained
     adapters   it, under `STUDENT`, and those of the method's roles by their names
     asked      the model where nothing is trained: for as many samples at once as memory takes
+    warmed     whether the adapter began with a LoRA file's weights
     """
 
     def __init__(self, denoiser: Denoiser, config: DistilConfig, warm: dict | None = None):
-        self.denoiser, self.config = denoiser, config
+        self.denoiser, self.config, self.warmed = denoiser, config, warm is not None
         self.asked = InParts(denoiser, config.chunk)
         self._pulls = {cfg: Pulls(denoiser, config, cfg) for cfg in (1.0, config.cfg)}
         self.lora = adapter_for(denoiser, config, warm)

@@ -1,6 +1,7 @@
 """In the real ComfyUI: whatever the machine refuses, a run ends as is promised and nothing learnt is lost."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -327,3 +328,23 @@ def test_a_device_that_does_not_tell_its_memory_is_refused_by_name(host, model, 
     monkeypatch.setattr(model, "load_device", torch.device("privateuseone:0"))
     with pytest.raises(RuntimeError, match="got privateuseone:0, which does not. Start ComfyUI"):
         trained(host, FAMILY, model, "directml")
+
+
+# ---- what is hardly meant so ---------------------------------------------------------------------
+
+
+def test_what_a_run_should_not_begin_with_stays_on_its_node(host, model, said, monkeypatch):
+    """Beside every line of its progress, to the end, and in the panel's log. What the first pictures show is
+    said at once, while more are drawn.
+    """
+    monkeypatch.setattr(pack(host, "training.run.remarks"), "NEAR", math.inf)
+    settings = {"method": "matching", "cfg": 1.0, "real_updates": 1, "fake_updates": 1, "images": 20}
+    trained(host, FAMILY, model, "remarked", **settings)
+    told = [line for line in said if "drawn at CFG 1" in line]
+    assert len(told) > 2 and said[-1] == told[-1] and said[-1].startswith("Saved remarked_00001")
+    assert told == said[-len(told) :]
+    near = [line.partition("\n")[0] for line in said if "needs few steps" in line]
+    assert near[0] == "sampling the teacher" and len(told) == len(near) + 1
+    _, status = state_of(host, "remarked")
+    shown = pack(host, "nodes.server.messages").of_run(status)["log"]
+    assert any("drawn at CFG 1" in entry["message"] for entry in shown)

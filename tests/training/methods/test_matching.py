@@ -392,12 +392,33 @@ def test_the_fake_is_kept_ahead_by_how_true_it_is(share, updates):
     )
     with torch.no_grad():
         batch = matching.draw(case.context)
-    told = {name: float(batch[name].mean()) for name in ("gap", "truth", "claim")}
+    told = {name: float(batch[name].mean()) for name in matching.TOLD}
     assert matching.agreement(told) == pytest.approx(1 / share, abs=0.08)
     case.context.told = told
     assert matching.lead(case.context) == updates
     case.context.told = {}
     assert matching.lead(case.context) == 4
+
+
+def test_gap_and_cosine_are_of_the_triangle_that_the_scores_make_with_the_students_picture():
+    """Whose own picture the fake keeps: at a right angle to what the real score changes, and against it."""
+    case = Case("flow", MIXTURE.positions + MOVED, 1000, steps=1, points="pictures")
+    x0, change = {}, torch.tensor([3.0, 0.0, 4.0, 0.0], dtype=torch.float64)
+    student = case.context.asked["student"]
+
+    def drawn(x, sigma, condition):
+        x0["is"] = student(x, sigma, condition)
+        return x0["is"]
+
+    case.context.asked["student"] = drawn
+    case.context.asked["real"] = lambda x, t, condition: x0["is"] + change
+    for turned, gap, cosine in (([4, 0, -3, 0], 8 / 7, 0), ([-3, 0, -4, 0], 2, -1), ([6, 0, 8, 0], 1, 1)):
+        move = torch.tensor(turned, dtype=torch.float64)
+        case.context.asked["fake"] = lambda x, t, condition, move=move: x0["is"] + move
+        with torch.no_grad():
+            batch = matching.draw(case.context)
+        for name, wanted in (("gap", gap), ("cosine", cosine)):
+            assert torch.allclose(batch[name].double(), torch.tensor(float(wanted)).double(), atol=1e-5), name
 
 
 # ---- anchored ------------------------------------------------------------------------------------
@@ -424,7 +445,9 @@ def test_an_anchored_first_step_learns_the_cached_trajectory(name):
     first = batch["from"] == 0
     assert 5 < int(first.sum()) < 30
     assert matching.loss(context, batch).max() < 1e-8
-    assert batch["gap"][first].isnan().all() and (batch["gap"][~first] == 0).all()
+    for name, alike in (("gap", 0.0), ("cosine", 1.0)):
+        assert batch[name][first].isnan().all()
+        assert torch.allclose(batch[name][~first], torch.full_like(batch[name][~first], alike), atol=1e-6)
     context.student = lambda x, sigma, condition: exact(x, sigma, condition) + 0.1
     assert torch.allclose(matching.loss(context, batch), torch.full((64,), 0.01).double(), atol=1e-6)
 

@@ -59,6 +59,22 @@ def test_a_finished_run_is_taken_from_its_folder(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("method", ["matching", "phased-matching"])
+def test_a_finished_run_that_is_opened_again_is_as_far_as_it_was(tmp_path, method):
+    """Its state has the numbers of the other adapters, and none of their weights."""
+    shown = ("step", "total", "skipped", "gap", "cosine")
+    statuses = []
+    for _ in range(3):
+        again = run(tmp_path, method=method)
+        status = json.loads((tmp_path / STATUS).read_text())
+        trained = again.recipe().trained
+        assert (trained["gap"], trained["cosine"]) == (status["gap"], status["cosine"])
+        statuses.append([status[name] for name in shown])
+    assert statuses[0][0] == statuses[0][1] == 20 + again.learners.first
+    assert statuses[0] == statuses[1] == statuses[2]
+    assert not any(name.startswith(("fake.", "real.")) for name in load_state(tmp_path / STATE)[0])
+
+
 def test_cancelled_in_the_middle_of_an_update_or_measurement_it_goes_on_exactly(tmp_path):
     """The model itself raises, at each of many calls, as it does when a user cancels in ComfyUI."""
     whole = run(tmp_path / "whole")

@@ -402,9 +402,29 @@ def test_a_fake_that_falls_behind_is_told_once():
         trained.learners.told = {"truth": truth, "claim": 1.0}
         found = events.new()
         assert len(found) == told and all("falls behind" in str(message) for message in found)
+    assert ": 0% of what it says is true" in told_of(trained, -0.2) and " lr" not in told_of(trained, 0.05)
     trained.learners.descents["fake"].micro, trained.learners.descents["real"].skipped = 1, 3
     assert [str(m)[:14] for m in events.new()] == ["Memory ran out", "Updates left o"]
     trained.close()
+
+
+def told_of(trained, truth):
+    """What is said of a run whose fake says that share of the truth."""
+    trained.learners.told = {"truth": truth, "claim": 1.0}
+    return " ".join(map(str, Events(trained).new()))
+
+
+def test_a_fake_is_judged_by_its_own_updates():
+    """Of a run that is phased first: what is told begins where it goes over."""
+    settings = {**SMALL, "updates": 200, "batch": 1}
+    trained = Run(Tiny(), DistilConfig(**settings, method="phased-matching"))
+    trained.probe.fidelity = [(0, 1.0), (60, 1.0), (80, 1.0)]
+    said = {}
+    for trained.descent.done in (83, 80 + SETTLED - 1, 80 + SETTLED):
+        assert trained.context().turned == 80
+        said[trained.descent.done] = "falls behind" in told_of(trained, -7.36)
+    trained.close()
+    assert list(said.values()) == [False, False, True]
 
 
 @pytest.mark.parametrize("updates", [12, 5])
