@@ -270,7 +270,7 @@ def _check_part(config: DistilConfig) -> None:
             start=config.from_percent,
             got=config.to_percent,
         )
-    if config.points == "pictures" and config.to_percent < 1:
+    if methods.get(config.method).roles(config) and config.points == "pictures" and config.to_percent < 1:
         raise BadValue(
             "points must be trajectory for a run that does not end at the picture (to_percent {end:g}), got "
             "pictures.",
