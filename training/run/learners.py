@@ -31,7 +31,7 @@ class Learners:
         self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, ranks)}
         for name, role in self.roles.items():
             self.descents[name] = Descent(
-                student.denoiser, student.adapters[name], config, ranks, role.momentum
+                student.denoiser, student.adapters[name], config, ranks, role.momentum, role=True
             )
         self.told: dict[str, float] = {}
         self.followed = dict.fromkeys(self.roles, 0)
