@@ -380,8 +380,8 @@ def _remarks(order: Order) -> list[Message]:
     return [
         Message(
             "The negative prompt is all zeros, and at CFG {cfg:g} the LoRA learns pictures that are guided "
-            "away from it. That is right if you sample with it too (ConditioningZeroOut). Else wire an encoded "
-            "prompt, if only an empty text: few models were trained with zeros.",
+            "away from it. That is right if you sample with it too (ConditioningZeroOut). Else wire an "
+            "encoded prompt, if only an empty text: few models were trained with zeros.",
             cfg=config.cfg,
         )
     ]
