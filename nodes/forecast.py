@@ -8,7 +8,8 @@ Nothing is loaded for it: the network is built from the file's header, without n
 which tells weights, LoRA and the host's own estimate of a sample exactly as the run will begin with them. How
 many samples fit at once is measured when it begins; what a run before of the same family and size found is
 quoted.
-Time is updates x batch / samples per second of the newest run of that family on this machine.
+Time is updates x batch / samples per second of the newest run of that family and method on this machine, and
+of the updates that other adapters make first, what `_time` takes them for.
 """
 
 import math
@@ -123,8 +124,8 @@ def _lines(asked: Mapping[str, str], settings: dict[str, Any], model: Unloaded) 
     )
     shape = _shape(asked, model)
     before = runs.like(folders.of_user("runs"), model.families[0])
-    alike = [run for run in before if run["method"] == _method(asked)]  # others take other times
-    lines = [first, _memory(asked, settings, model, shape), _time(settings, shape, alike)]
+    time = _time(settings, shape, before, _method(asked))
+    lines = [first, _memory(asked, settings, model, shape), time]
     same = next((run for run in before if list(shape or ()) == run["shape"] and run["plan"]), None)
     if same:
         fields = {"name": same["name"], "plan": Message.from_dict(same["plan"])}
@@ -194,18 +195,38 @@ def _room(device: Any, memory: str) -> float:
     return min(free, budget) - management.extra_reserved_memory()
 
 
-def _time(settings: dict[str, Any], shape: tuple[int, ...] | None, before: list[dict[str, Any]]) -> Message:
-    """How long the updates take, at the rate of the newest of those runs, in proportion to the size."""
-    samples = settings["updates"] * settings["batch"]
+def _time(
+    settings: dict[str, Any], shape: tuple[int, ...] | None, before: list[dict[str, Any]], method: str
+) -> Message:
+    """How long the updates take, at the pace of the newest of those runs that is of the method.
+
+    An update that another adapter makes before the student's first is taken to be as dear as one of phased,
+    at the newest pace of that. Where none is known it is taken to be half of one of the student's, whose pace
+    has an update of the fake in it, or more.
+    """
+    pace = _pace(before, method, shape)
+    if pace is None:
+        return Message(
+            "Time: told in the first minute, as no run of this family and method was made here yet"
+        )
+    each, name = pace
+    each_first, _ = _pace(before, DistilConfig.method, shape) or (each / 2, "")
+    config = DistilConfig(method=method, updates=settings["updates"])
+    first = sum(role.first(config) for role in methods.get(method).roles(config))
+    seconds = settings["batch"] * (settings["updates"] * each + first * each_first)
+    return Message(
+        "Time: training takes about {time}, at the pace of {name}", time=time_of(seconds), name=name
+    )
+
+
+def _pace(
+    before: list[dict[str, Any]], method: str, shape: tuple[int, ...] | None
+) -> tuple[float, str] | None:
+    """(seconds a sample of that shape, in proportion to its size, name) of the newest run of that method."""
     for run in before:
-        if run["samples_per_second"] and shape and run["shape"]:
-            seconds = samples / run["samples_per_second"] * math.prod(shape) / math.prod(run["shape"])
-            return Message(
-                "Time: training takes about {time}, at the pace of {name}",
-                time=time_of(seconds),
-                name=run["name"],
-            )
-    return Message("Time: told in the first minute, as no run of this family and method was made here yet")
+        if run["method"] == method and run["samples_per_second"] and shape and run["shape"]:
+            return math.prod(shape) / math.prod(run["shape"]) / run["samples_per_second"], run["name"]
+    return None
 
 
 def _of_lora(name: str) -> dict[str, int]:

@@ -359,9 +359,32 @@ def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order:
     run.label = folder_of_run.name
     try:
         with termination.after_saving(), Job(folder_of_run, run, about) as job, Live(job, order) as live:
+            if not run.learners.made():
+                job.log(*_remarks(order))
             return _follow(job, folder, order, live)
     finally:
         ended(folder_of_run)
+
+
+def _remarks(order: Order) -> list[Message]:
+    """What the user should know of what is wired: it is what the graph samples with, but hardly meant so.
+
+    Zeros where guidance expects a prompt are refused nowhere: at CFG 1 they are not used, a base may have
+    been trained with them, and an artist who samples so gets a LoRA of just that.
+    """
+    config, negative = order.config, order.negative[0][0]
+    drawn = order.guider is None and not (config.restores and order.data is not None)
+    zeros = torch.is_tensor(negative) and not negative.any()
+    if not (drawn and zeros and config.cfg != 1) or families.family(order.model).zeros:
+        return []
+    return [
+        Message(
+            "The negative prompt is all zeros, and at CFG {cfg:g} the LoRA learns pictures that are guided "
+            "away from it. That is right if you sample with it too (ConditioningZeroOut). Else wire an "
+            "encoded prompt, if only an empty text: few models were trained with zeros.",
+            cfg=config.cfg,
+        )
+    ]
 
 
 def _follow(job: Job, folder: Path, order: Order, live: Live) -> Path:

@@ -18,13 +18,13 @@ SETTINGS = {
 }
 
 
-def trained(host, family, model, name, vae=None, **settings):
+def trained(host, family, model, name, vae=None, negative=None, **settings):
     """What `nodes.training.train` makes of an order."""
     training = pack(host, "nodes.training")
     order = training.Order(
         model=model,
         positive=zoo.conditioning(family),
-        negative=zoo.conditioning(family, 1),
+        negative=negative or zoo.conditioning(family, 1),
         latent={"samples": 0 * zoo.latent(family)},
         config=DistilConfig(**{**SETTINGS, **settings}),
         memory="auto",

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import small_runs
 import torch
+import zoo
 from graph import pack, run, sample_custom
 
 pytestmark = pytest.mark.comfy
@@ -249,3 +251,25 @@ def test_bad_distil_inputs_are_refused_before_the_model_is_loaded(host, teacher,
     monkeypatch.setattr(pack(host, "nodes.comfy.session"), "training_session", never)
     with pytest.raises(ValueError, match=why):
         distil(host, teacher, **changes)
+
+
+@pytest.mark.parametrize(
+    "family, zeroed, settings, told",
+    [
+        ("sd15", True, {}, True),
+        ("sd15", False, {}, False),
+        ("sd15", True, {"cfg": 1.0}, False),  # where it is not used
+        ("sdxl", True, {}, False),  # whose base was trained so
+    ],
+)
+def test_a_negative_of_zeros_is_remarked_where_the_teacher_is_guided_by_it(
+    host, family, zeroed, settings, told
+):
+    negative = zoo.conditioning(family, 1)
+    if zeroed:
+        negative = host.ConditioningZeroOut().zero_out(negative)[0]
+    name = f"zeros {family} {zeroed} {len(settings)}"
+    small_runs.trained(host, family, zoo.load(family), name, negative=negative, **settings)
+    folders, runs = pack(host, "nodes.comfy.folders"), pack(host, "training.run.runs")
+    (log,) = (one["log"] for one in runs.listing(folders.of_user("runs")) if one["name"] == name)
+    assert any("all zeros" in one["message"]["key"] for one in log) == told

@@ -82,6 +82,27 @@ def test_a_run_of_the_family_tells_time_and_plan(host, forecast, sd15):
     assert "no run of this family" in str(forecast({**asked, "unet": "", "demo": "flow"})["lines"][-1])
 
 
+def test_the_time_of_matching_has_the_first_updates_of_its_scores_in_it(host, forecast, sd15):
+    """Of 30 updates, 15 and 4: of half the student's time each or, once a run of phased is known, of its."""
+    folders, runs = pack(host, "nodes.comfy.folders"), pack(host, "training.run.runs")
+
+    def paced(name, method, rate, **settings):
+        small_runs.trained(host, "sd15", zoo.load("sd15"), name, **settings)
+        (known,) = (run for run in runs.like(folders.of_user("runs"), "SD15") if run["name"] == name)
+        status = folders.of_user("runs") / known["id"] / "status.json"
+        told = {**json.loads(status.read_text()), "method": method, "samples_per_second": rate}
+        status.write_text(json.dumps(told))
+        return known["shape"]
+
+    height, width = (8 * side for side in paced("matched", "matching", 2.0)[1:])
+    sizes = {"width": str(width), "height": str(height)}
+    asked = {**ASKED, "unet": sd15, **sizes, "updates": "30", "method": "matching"}
+    told = "Time: training takes about {} min, at the pace of matched"
+    assert str(forecast(asked)["lines"][-1]) == told.format("2.6")  # 8 x (30 / 2 + 19 / 4) seconds
+    paced("plain", "phased", 8.0, updates=2)
+    assert str(forecast(asked)["lines"][-1]) == told.format("2.3")  # 8 x (30 / 2 + 19 / 8)
+
+
 def pack_message(host, told):
     return pack(host, "diffusion.faults").Message.from_dict(told)
 

@@ -335,6 +335,7 @@ METHOD = register(
         loss=loss,
         level=step_level,
         on_the_grid=True,
+        in_phases=False,
         in_parts=True,
         asks_teacher=lambda settings: settings.real != "pictures",
         lr_share=LR_SHARE,

@@ -150,6 +150,7 @@ class Method:
     kind            of prediction that the loss compares; "own" for the model's
     on_the_grid     the student learns at the very levels that it is sampled from, which the grid therefore
                     keeps
+    in_phases       `phases` are of matter to what it learns
     in_rounds       further rounds learn from pairs that the student of the round before drew
     in_parts        can learn a part of the way alone, which neither begins at noise nor ends at a picture
     asks_teacher    settings -> whether it asks the teacher at every update; elsewhere that is asked while
@@ -174,6 +175,7 @@ class Method:
     turned_level: Callable[[Phases, torch.Tensor], torch.Tensor] | None = None
     kind: str = "x0"
     on_the_grid: bool = False
+    in_phases: bool = True
     in_rounds: bool = False
     in_parts: bool = False
     asks_teacher: Callable[[Settings], bool] = lambda settings: False

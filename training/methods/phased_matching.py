@@ -73,6 +73,7 @@ METHOD = register(
         draw=draw,
         loss=loss,
         level=kept_level,
+        in_phases=True,
         turned_level=step_level,
         lr_share=1.0,
         roles=roles,

@@ -20,6 +20,7 @@ from ..formats.checks import (
 )
 from ..formats.precision import PRECISIONS
 from ..formats.processes import checked, process_of
+from ..methods import anchored
 from ..methods.distances import METRICS
 from ..methods.matching import BALANCES, DIVERGENCES, POINTS, REALS, SPANS
 from ..methods.teacher_step import SOLVERS
@@ -243,7 +244,7 @@ class DistilConfig:
 
 
 def _check_method(config: DistilConfig) -> None:
-    """Raise ValueError for steps or rounds that the method can't have."""
+    """Raise ValueError for steps, rounds or an anchor that the method can't have."""
     method = methods.get(config.method)
     if config.steps < method.least_steps:
         raise BadValue(
@@ -251,6 +252,12 @@ def _check_method(config: DistilConfig) -> None:
             least=method.least_steps,
             method=config.method,
             got=config.steps,
+        )
+    if config.method == anchored.METHOD.name and config.anchor == 0:
+        raise BadValue(
+            "anchor must be above 0 for the method {method}, got 0: its first step would learn nothing. To "
+            "match that too, choose matching.",
+            method=config.method,
         )
     if config.rounds > 1 and not method.in_rounds:
         raise BadValue(
@@ -270,7 +277,7 @@ def _check_part(config: DistilConfig) -> None:
             start=config.from_percent,
             got=config.to_percent,
         )
-    if config.points == "pictures" and config.to_percent < 1:
+    if methods.get(config.method).roles(config) and config.points == "pictures" and config.to_percent < 1:
         raise BadValue(
             "points must be trajectory for a run that does not end at the picture (to_percent {end:g}), got "
             "pictures.",
@@ -307,9 +314,10 @@ def _process_of(config: DistilConfig) -> tuple:
 def _image_steps_of(config: DistilConfig) -> int:
     """Solver steps of a trajectory: as given, or about 8."""
     least = config.phases
-    if methods.get(config.method).on_the_grid:  # no level of the student lies inside a longer phase
+    method = methods.get(config.method)
+    if method.on_the_grid:
         least = math.lcm(config.phases, config.steps)
-        if config.phases > config.steps:
+        if method.in_phases and config.phases > config.steps:  # no level of the student's in a longer phase
             raise BadValue(
                 "phases must be at most steps ({steps}), got {got}.", steps=config.steps, got=config.phases
             )

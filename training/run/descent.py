@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...diffusion.faults import NotFinite
+from ...diffusion.faults import Message, NotFinite
 from ..adapter.lora import Lora
 from ..methods.method import Batch
 from ..methods.times import warm_up_then_cosine
@@ -37,7 +37,7 @@ class Descent:
     """The optimiser's side of one adapter: AdamW's state, the loss's scale, micro-batch, counts of updates.
 
     ranks: of several processes each takes its share of a batch, in micro-batches of its own; all step alike
-    momentum: of its optimiser
+    momentum, role: of its optimiser; whether it learns at `role_lr` times `lr`
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class Descent:
         config: DistilConfig,
         ranks: Ranks = ALONE,
         momentum: float = optimisers.MOMENTUM,
+        role: bool = False,
     ):
-        self.lora, self.config, self.ranks = lora, config, ranks
+        self.lora, self.config, self.ranks, self.role = lora, config, ranks, role
         parameters = lora.parameters()
         self.optimiser = optimisers.optimiser(config.optimizer, parameters, config.lr, momentum)
         self.backward = backward_of(denoiser, parameters, config.checkpointing)
@@ -158,11 +159,11 @@ class Descent:
                 )
             raise NotFinite(
                 "Loss and gradient must be finite; {in_a_row} updates in a row were not, because {what} "
-                "overflowed. Lower lr ({lr:g}), or run the model in float32 or bfloat16. What was learnt "
-                "before is kept.",
+                "overflowed. Lower {rate}, or run the model in float32 or bfloat16. What was learnt before "
+                "is kept.",
                 in_a_row=self.in_a_row,
                 what=what,
-                lr=self.config.lr,
+                rate=_rate(self.config, self.role),
             )
 
     def rest(self) -> None:
@@ -193,3 +194,10 @@ class Descent:
             setattr(self, name, numbers[name])
         self.micro = min(most, self.micro)  # memory may be less today
         self.in_a_row = 0  # whoever resumes gets new patience
+
+
+def _rate(config, role):
+    """The settings by which that adapter learns so fast, and what they are."""
+    if role:
+        return Message("role_lr ({role_lr:g} times lr) or lr ({lr:g})", role_lr=config.role_lr, lr=config.lr)
+    return Message("lr ({lr:g})", lr=config.lr)

@@ -19,6 +19,7 @@ import logging
 import re
 import shutil
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +64,8 @@ LATER = {
     "lead": 3,
     "role_lr": 10.0,
 }
+# settings of the adapters beside the student, which a method without any does not read
+OF_ROLES = {*LATER, "real_updates", "fake_updates"} - {"optimizer"}
 # of a run of the whole way, which is called nothing by them, as before there were parts
 PART = {"from_percent": 0.0, "to_percent": 1.0}
 MOST_TEXT = 2000  # characters of an error that are kept
@@ -273,7 +276,7 @@ def manifest(config: DistilConfig, about: dict) -> dict:
     """
     left_out = {*CUT, *(PART if config.is_whole else ())}
     if not methods.get(config.method).roles(config):
-        left_out |= {"real_updates", "fake_updates"}
+        left_out |= OF_ROLES
     left_out |= {name for name, usual in LATER.items() if getattr(config, name) == usual}
     settings = {name: value for name, value in config.to_dict().items() if name not in left_out}
     return {"version": VERSION, "spec": {"config": settings, "about": about}}
@@ -305,16 +308,19 @@ def _claim(folder, wanted):
             file=file,
             error=error,
         ) from error
-    if found != wanted:
-        ours = {**_all_settings(wanted), **wanted["spec"]["about"]}
-        theirs["version"], ours["version"] = found.get("version"), VERSION
-        odd = next(name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
-        raise _another(folder, odd, theirs.get(odd), ours.get(odd))
+    ours = {**_all_settings(wanted), **wanted["spec"]["about"]}
+    theirs["version"], ours["version"] = found.get("version"), VERSION
+    for odd in {**ours, **theirs}:
+        if theirs.get(odd) != ours.get(odd):
+            raise _another(folder, odd, theirs.get(odd), ours.get(odd))
 
 
 def _all_settings(manifest):
-    """Those of a manifest, with what it leaves out."""
-    return {**LATER, **PART, **manifest["spec"]["config"]}
+    """Those of a manifest that its method reads, with what it leaves out."""
+    found = {**LATER, **PART, **manifest["spec"]["config"]}
+    if methods.get(found["method"]).roles(types.SimpleNamespace(**found)):
+        return found
+    return {name: value for name, value in found.items() if name not in OF_ROLES}
 
 
 def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Learners:
         self.descents = {STUDENT: Descent(student.denoiser, student.lora, config, ranks)}
         for name, role in self.roles.items():
             self.descents[name] = Descent(
-                student.denoiser, student.adapters[name], config, ranks, role.momentum
+                student.denoiser, student.adapters[name], config, ranks, role.momentum, role=True
             )
         self.turned: int | None = None
         self.told: dict[str, float] = {}
@@ -153,23 +153,28 @@ class Learners:
 
 
 def _shared(context, ranks):
-    """The context of what is drawn for the whole batch: each process answers for its share of it."""
+    """The context of what is drawn for the whole batch: each process answers for its share of it. Where a
+    model is in pieces, all make a pass with a gradient together: those shares are then equal, or the batch.
+    """
     if ranks.world == 1 or not context.asked:
         return context
 
-    def shared(answer):
-        def answered(x, sigma, condition):
-            if len(x) < ranks.world:
-                return answer(x, sigma, condition)
-            mine = answer(**ranks.share({"x": x, "sigma": sigma, "condition": condition}))
+    def shared(answer, equally=False):
+        def answered(*rows):
+            count = len(rows[0])
+            if count < ranks.world or (equally and count % ranks.world):
+                return answer(*rows)
+            mine = answer(*ranks.share(dict(enumerate(rows))).values())
             if ranks.meanwhile is not None:  # a larger share may take more calls
                 ranks.meanwhile()
-            return ranks.merged(mine, len(x))
+            return ranks.merged(mine, count)
 
         return answered
 
+    equally = ranks.meanwhile is not None
     asked = {name: shared(answer) for name, answer in context.asked.items()}
-    return dataclasses.replace(context, asked=asked)
+    pulled = {name: shared(pull, equally) for name, pull in context.pulled.items()}
+    return dataclasses.replace(context, asked=asked, pulled=pulled)
 
 
 def _begin(learners, name):

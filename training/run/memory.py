@@ -75,9 +75,15 @@ def copies_of(config: DistilConfig, place: Place, dtype: torch.dtype = torch.bfl
     """How often a run holds its adapter where it computes, in float32's bytes; dtype: of the layers."""
     moments = moments_of(config)
     cast = 0 if dtype.itemsize >= 4 else dtype.itemsize / 4
-    roles = methods.get(config.method).roles(config)  # one adapter has a gradient at a time
-    beside = sum(1 + cast + (0 if role.each is None else moments) for role in roles)
-    return 2 + moments + (2 if config.target == "ema" else 1) * cast + place.averages + beside
+    own = 2 + moments + (2 if config.target == "ema" else 1) * cast + place.averages
+    return own + beside_of(config, dtype)
+
+
+def beside_of(config: DistilConfig, dtype: torch.dtype = torch.bfloat16) -> float:
+    """The part of these copies that are other roles' adapters; one adapter has a gradient at a time."""
+    cast = 0 if dtype.itemsize >= 4 else dtype.itemsize / 4
+    roles = methods.get(config.method).roles(config)
+    return sum(1 + cast + (0 if role.each is None else moments_of(config)) for role in roles)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,7 @@ class Memory:
 
     copies     how often the adapter is there (`copies_of`), absent: not yet while the teacher draws (gradient
                and moments); place: where it is
+    rank       of the adapter; adapters, beside: how many the method trains, and the further ones' copies
     guided     samples of a guided call of the teacher for each that is wanted; online: whether updates ask it
     confirmed  whether a pass that is held whole was run, and not only reckoned
     """
@@ -97,6 +104,9 @@ class Memory:
     answer: Pass
     copies: float = 6
     absent: float = 3
+    rank: int = LEAST_RANK
+    adapters: int = 1
+    beside: float = 0
     place: Place = CPU
     guided: int = 2
     online: bool = True
@@ -146,22 +156,39 @@ class Memory:
                 if self.peak(micro, checkpointing) <= budget:
                     return micro, checkpointing
         adapter = self.copies * self.adapter
-        if budget > self.fixed:
-            remedy = Message("Choose a smaller latent")
-        elif adapter > self.weights / 2:
-            remedy = Message("Choose a lower rank")
-        else:
-            remedy = Message("Choose a smaller or quantised model")
         raise NoMemory(
-            "Training one sample must fit into {budget}, it takes {needed}: the model {weights}, the LoRA "
-            "{adapter}, the sample {sample}. {remedy}, or more memory.",
+            "Training one sample must fit into {budget}, it takes {needed}: the model {weights}, {adapter}, "
+            "the sample {sample}. {remedy}, or more memory.",
             budget=gib(budget),
             needed=gib(self.peak(1, True)),
             weights=gib(self.weights),
-            adapter=gib(adapter),
+            adapter=_adapters(self.adapters, gib(adapter)),
             sample=gib(self.peak(1, True) - self.weights - adapter),
-            remedy=remedy,
+            remedy=_remedy(self, budget),
         )
+
+
+def _adapters(count: int, size: str) -> Message:
+    """What they take, in words."""
+    if count == 1:
+        return Message("the LoRA {size}", size=size)
+    return Message("the {count} LoRAs of the method {size}", count=count, size=size)
+
+
+def _remedy(memory: Memory, budget: float) -> Message:
+    """What to lower where one sample does not fit: the rank wherever the least one would, and where a method
+    with one adapter would fit, that.
+    """
+    lower = math.ceil(memory.adapter * min(1, LEAST_RANK / memory.rank))
+    fits = dataclasses.replace(memory, adapter=lower).peak(1, True) <= budget
+    if budget > memory.fixed:
+        remedy = Message("Choose a smaller latent or a lower rank" if fits else "Choose a smaller latent")
+    else:
+        remedy = Message("Choose a lower rank" if fits else "Choose a smaller or quantised model")
+    alone = dataclasses.replace(memory, copies=memory.copies - memory.beside, online=False)
+    if memory.adapters == 1 or alone.peak(1, True) > budget:
+        return remedy
+    return Message("{remedy}, or the method phased, which trains one LoRA", remedy=remedy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -376,6 +403,9 @@ def _measured(denoiser, config, lora, loss, weights, most, answers):
         weights=weights,
         adapter=lora.bytes,
         copies=copies_of(config, place, dtype),
+        rank=lora.rank,
+        adapters=1 + len(methods.get(config.method).roles(config)),
+        beside=beside_of(config, dtype),
         absent=1 + (moments_of(config) if config.rounds == 1 else 0),
         place=place,
         guided=1 if config.cfg == 1 else 2,

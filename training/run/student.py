@@ -43,7 +43,7 @@ def adapter_for(
         config.alpha,
         config.include,
         config.exclude,
-        seed=config.seed + number,
+        seed=(config.seed + number) % 2**64,
         device=getattr(denoiser, "device", None),
         turn=turn,
     )

@@ -139,6 +139,26 @@ def methods(ranks, asked):
 
 
 @scenario
+def pulls(ranks, asked):
+    """An update down the divergence of Fisher, whose gradients in x by the two scores are of so many rows."""
+    torch.set_default_dtype(torch.float64)
+    in_pieces, wanted = asked["in_pieces"], asked["rows"][ranks.rank]
+    fisher = {"method": "matching", "divergence": "fisher", "batch": asked["batch"]}
+    denoiser = Sharded(Deep(), ranks, "cpu") if in_pieces else Tiny()
+    run, rows = made(ranks, {**fisher, "checkpointing": in_pieces}, denoiser), []
+    for _ in run.source.gather():
+        pass
+    pull = run.student._pulls[1.0]
+    usual = pull._of
+    pull._of = lambda denoiser, x, *others: (rows.append(len(x)), usual(denoiser, x, *others))[1]
+    run.update("student")
+    for _ in ranks.all_come():
+        pass
+    run.close()
+    assert rows == [wanted, wanted], rows
+
+
+@scenario
 def job(ranks, asked):
     """A run with its state in a folder. last: pause after that update. kill: (rank, when) of a kill -9.
     fail: (rank, what is raised) at update 4. interrupt: how often Ctrl-C is pressed there. full: whose disk.

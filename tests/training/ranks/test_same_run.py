@@ -16,10 +16,18 @@ VARIED = {
     "pieces-phased": {"method": "phased", "in_pieces": True, "between": 2, "rounds": 1, "updates": 4},
     # of shares of 2 and 1, whose calls are as many
     "pieces-matching": {"method": "matching", "in_pieces": True, "batch": 3, "chunk": 1, "updates": 2},
+    "fisher": {"method": "matching", "divergence": "fisher", "real": "blended", "updates": 4},
+    "pieces-fisher": {
+        "method": "matching",
+        "divergence": "fisher",
+        "in_pieces": True,
+        "batch": 4,
+        "updates": 2,
+    },
     "uneven": {"method": "phased", "batch": 7, "micros": [3, 1, 2]},
 }
 RUNS = {name: {"method": name} for name in methods.names(task=None)} | VARIED
-OF_THREE = {name: RUNS[name] for name in (*methods.names(task=None), "uneven", "pieces")}
+OF_THREE = {name: RUNS[name] for name in (*methods.names(task=None), "uneven", "pieces", "fisher")}
 ROUNDED = {"rounded": {"method": "phased", "dtype": "float32"}}
 
 
@@ -66,3 +74,13 @@ def test_float32_differs_by_rounding(results):
 def test_updates_that_are_not_finite_for_one_are_left_out_by_all(results):
     scale, skipped, done = results("skipped", 2, 1)["state"].tolist()
     assert 0 < skipped < done and scale < results("phased", 1, 0)["state"][0]
+
+
+@pytest.mark.parametrize(
+    "in_pieces, batch, rows",
+    [(False, 5, [3, 2]), (False, 5, [2, 2, 1]), (True, 4, [2, 2]), (True, 5, [5, 5])],
+)
+def test_each_process_pulls_through_the_scores_for_its_share(started, tmp_path, in_pieces, batch, rows):
+    """Of a model in pieces, whose passes all make together, for shares that are equal, or for the batch."""
+    codes = started("pulls", len(rows), tmp_path, in_pieces=in_pieces, batch=batch, rows=rows)
+    assert codes == [0] * len(rows), (tmp_path / "said.0").read_text()

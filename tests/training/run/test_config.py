@@ -25,6 +25,21 @@ def test_a_process_that_is_none_is_refused(process):
         DistilConfig(method="restoration", process=process)
 
 
+def test_an_anchor_of_nothing_is_refused_where_the_first_step_would_learn_nothing():
+    with pytest.raises(ValueError, match="anchor must be above 0 for the method anchored, got 0"):
+        DistilConfig(method="anchored", anchor=0)
+    for method in ("matching", "phased"):  # where it does nothing
+        assert DistilConfig(method=method, anchor=0).anchor == 0
+
+
+@pytest.mark.parametrize("method", ["phased", "phased-matching"])
+def test_more_phases_than_steps_are_refused_where_phases_matter(method):
+    with pytest.raises(ValueError, match=r"phases must be at most steps \(2\), got 4"):
+        DistilConfig(method=method, phases=4, steps=2)
+    for other in ("matching", "anchored"):
+        assert DistilConfig(method=other, phases=4, steps=2).image_steps == 8
+
+
 def test_what_follows_from_others_has_bounds_too():
     with pytest.raises(ValueError, match="image_steps must be a whole number from 1 to 100000, got 9"):
         DistilConfig(steps=997, phases=996)

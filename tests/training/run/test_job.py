@@ -3,6 +3,7 @@ promised.
 """
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -297,6 +298,43 @@ def test_a_run_of_a_part_is_told_from_one_of_the_whole_way(tmp_path):
     jobs._claim(other, jobs.manifest(DistilConfig(**SMALL), ABOUT))
     with pytest.raises(ValueError, match=r"its to_percent is 1\.0 and not 0\.5"):
         jobs.check_asked(other, {"to_percent": 0.5})
+
+
+# as of the versions before there were methods with further adapters, and of those that wrote what such read
+OLDER = {"points": "trajectory"}, {"points": "pictures", "fake_updates": 3, "real": "guided"}, {}
+
+
+@pytest.mark.parametrize("read_by_none", OLDER)
+@pytest.mark.parametrize("method", ["phased", "consistency"])
+def test_an_older_run_of_a_part_goes_on_whatever_its_manifest_has_of_other_adapters(
+    tmp_path, method, read_by_none
+):
+    config = DistilConfig(**SMALL, method=method, to_percent=0.5)
+    wanted = jobs.manifest(config, ABOUT)
+    assert not jobs.OF_ROLES & wanted["spec"]["config"].keys()
+    found = {**wanted, "spec": {**wanted["spec"], "config": {**wanted["spec"]["config"], **read_by_none}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(found))
+    jobs._claim(tmp_path, wanted)
+    for points in ("pictures", "trajectory"):
+        asked = dataclasses.replace(config, points=points)
+        jobs.check_asked(tmp_path, {"points": points, "to_percent": 0.5})
+        jobs._claim(tmp_path, jobs.manifest(asked, ABOUT))
+        assert jobs.folder_name(asked, ABOUT) == jobs.folder_name(config, ABOUT)
+    with pytest.raises(ValueError, match=r"its to_percent is 0\.5 and not 0\.6"):
+        jobs._claim(tmp_path, jobs.manifest(dataclasses.replace(config, to_percent=0.6), ABOUT))
+
+
+@pytest.mark.parametrize("method", ["matching", "anchored", "phased-matching"])
+def test_runs_of_several_adapters_are_told_apart_by_their_settings(tmp_path, method):
+    config = DistilConfig(**SMALL, method=method)
+    jobs._claim(tmp_path, jobs.manifest(config, ABOUT))
+    for name, other in {"points": "trajectory", "real": "guided", "lead": 5, "fake_updates": 7}.items():
+        with pytest.raises(ValueError, match=f"its {name} is "):
+            jobs._claim(tmp_path, jobs.manifest(dataclasses.replace(config, **{name: other}), ABOUT))
+        with pytest.raises(ValueError, match=f"its {name} is "):
+            jobs.check_asked(tmp_path, {name: other})
+    with pytest.raises(ValueError, match=f"its method is '{method}' and not 'phased'"):
+        jobs._claim(tmp_path, jobs.manifest(DistilConfig(**SMALL), ABOUT))
 
 
 @pytest.mark.parametrize("name", ["mine.safetensors", "status.json", "run.json", "curves.png"])

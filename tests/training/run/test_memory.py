@@ -15,14 +15,14 @@ from fewstep.training.run import memory
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.descent import Descent
 from fewstep.training.run.machine import CGROUPS, available
-from fewstep.training.run.memory import CARD, CPU, Memory, copies_of, plan, staying, weights_of
+from fewstep.training.run.memory import CARD, CPU, Memory, beside_of, copies_of, plan, staying, weights_of
 from fewstep.training.run.run import Run
 from fewstep.training.run.source import PROBES
 from fewstep.training.run.weighing import Pass
 from tiny import Tiny
 
 SMALL = dict(updates=6, images=6, batch=4, chunk=8, image_steps=4, steps=2, phases=2, rank=2)
-GB = 10**9
+GB, GIB = 10**9, 2**30
 
 
 def cut(denoiser, config):
@@ -240,7 +240,9 @@ def test_what_is_proved_is_what_will_run(monkeypatch):
 REFUSED = [
     (LARGE, 3 * GB, "smaller latent"),
     (LARGE, 2 * GB, "smaller or quantised model"),
-    (dataclasses.replace(LARGE, adapter=4 * GB), 2 * GB, "lower rank"),
+    (dataclasses.replace(LARGE, rank=64), 3.5 * GB, "smaller latent or a lower rank"),
+    (dataclasses.replace(LARGE, adapter=4 * GB, rank=64), 6 * GB, "Choose a lower rank, or more"),
+    (dataclasses.replace(LARGE, adapter=4 * GB, rank=64), 5 * GB, "smaller or quantised model, or more"),
 ]
 
 
@@ -248,6 +250,41 @@ REFUSED = [
 def test_too_little_is_refused_with_what_to_lower(memory, budget, remedy):
     with pytest.raises(MemoryError, match=f"Training one sample must fit into .* it takes .*{remedy}"):
         memory.choose(budget, 4)
+
+
+def test_of_a_method_with_several_adapters_all_that_helps_is_told():
+    """As found: weights of 6.9 GiB, copies of 9.5 adapters, a budget of 10 GiB. At rank 64 they take more
+    than is left, and at rank 8 there is room for 8 samples.
+    """
+    config = DistilConfig(method="matching", rank=64)
+    measured = Memory(
+        weights=int(6.9 * GIB),
+        adapter=int(0.35 * GIB),
+        copies=copies_of(config, CARD),
+        rank=64,
+        adapters=3,
+        beside=beside_of(config),
+        place=CARD,
+        **passes(whole=GIB, recomputed=GIB // 5, answer=GIB // 20),
+    )
+    assert measured.copies == 9.5 and measured.copies - measured.beside == 4.5
+    with pytest.raises(MemoryError) as refused:
+        measured.choose(10 * GIB, 8)
+    assert "the 3 LoRAs of the method 3.3 GiB, the sample" in str(refused.value)
+    assert "Choose a lower rank, or the method phased, which trains one LoRA" in str(refused.value)
+    lower = dataclasses.replace(measured, adapter=measured.adapter // 8, rank=8)
+    assert lower.peak(8, True) <= 10 * GIB
+    alone = dataclasses.replace(measured, copies=4.5, beside=0, adapters=1)
+    assert alone.choose(10 * GIB, 8)[0] >= 1
+    with pytest.raises(MemoryError) as refused:  # where phased is too large as well it is not told
+        measured.choose(8 * GIB, 8)
+    assert "Choose a lower rank, or more memory" in str(refused.value)
+
+
+@pytest.mark.parametrize("method, adapters", [("phased", 1), ("matching", 3)])
+def test_a_plan_knows_rank_and_number_of_its_adapters(method, adapters):
+    found = plan(Tiny(), DistilConfig(**{**SMALL, "rank": 3, "method": method}), math.inf).memory
+    assert (found.rank, found.adapters, found.beside > 0) == (3, adapters, adapters > 1)
 
 
 def test_the_trial_names_a_latent_or_prompt_that_does_not_fit():

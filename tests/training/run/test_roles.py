@@ -283,10 +283,19 @@ def test_what_is_not_finite_of_one_adapter_leaves_the_others_alone():
     assert fake.skipped == 2 and all(map(torch.equal, began, fake.lora.parameters()))
     assert not all(map(torch.equal, before, began)) and trained.descent.skipped == 0
     with pytest.raises(
-        ArithmeticError, match="10 updates in a row were not, because the gradient overflowed"
+        ArithmeticError,
+        match=r"because the gradient overflowed. Lower role_lr \(10 times lr\) or lr \(0.0001\)",
     ):
         for _ in range(9):
             trained.update("fake")
+    trained.close()
+
+
+@pytest.mark.parametrize("changes", [{"seed": 2**64 - 1}, {"phases": 5, "between": 1, "one_step": 0.5}])
+def test_what_is_legal_and_does_nothing_does_not_end_a_run(changes):
+    trained = Run(Tiny(), DistilConfig(**{**SMALL, "method": "matching", "image_steps": None, **changes}))
+    list(trained.progress())
+    assert trained.done == SMALL["updates"] and trained.descent.skipped == 0
     trained.close()
 
 
