@@ -1,5 +1,7 @@
 """In the real ComfyUI, in process: a recipe that asks for the parts of guidance apart gets just those."""
 
+import dataclasses
+
 import pytest
 import torch
 from graph import cfg_guider, core, off, pack, run, sample_custom, sampled, uniform
@@ -94,16 +96,43 @@ def test_to_other_samplers_the_guider_is_the_hosts_own(host, flow, loaded, noise
     assert torch.equal(ours, theirs)
 
 
-def test_outside_a_mask_both_parts_are_the_latent(host, flow, loaded, noise, generator):
+@pytest.mark.parametrize("parts", [True, False])
+def test_outside_a_mask_the_picture_is_the_latent(host, flow, apart, loaded, noise, generator, parts):
     latent, mask = torch.rand(2, 3, 32, 32, generator=generator) - 0.5, torch.zeros(2, 1, 32, 32)
     mask[..., :16] = 1
+    sampler, sigmas, _, guider = loaded
+    if not parts:
+        rows = tuple(row[: 2 + min(i, 1)] for i, row in enumerate(ROWS))
+        whole = dataclasses.replace(apart, coefficients=rows, asks=())
+        sampler, sigmas, _, guider = run(
+            host, "FewstepLoadRecipe", model=flow[0], recipe=whole, positive=flow[2], negative=flow[3]
+        )
+    out = inpainted(guider, noise, latent, mask, sampler, sigmas)
+    assert torch.allclose(out[..., 16:], latent[..., 16:], atol=1e-6)
+    assert off(out[..., :16], latent[..., :16]) > 0.1
+
+
+def test_differential_diffusion_keeps_the_latent_where_it_lets_nothing_go(
+    host, flow, apart, noise, generator
+):
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    latent = torch.rand(2, 3, 32, 32, generator=generator) - 0.5
+    mask = torch.linspace(0, 1, 32).expand(2, 1, 32, 32).contiguous()
     with torch.inference_mode():
-        out = loaded[3].sample(noise, latent, *loaded[:2], denoise_mask=mask, disable_pbar=True, seed=0)
-    into, x = flow[0].model.process_latent_in, noise
-    for row in ROWS:
-        x = row[0] * x + sum(row[1:]) * into(latent)
-    out = into(out)
-    assert off(out[..., 16:], x[..., 16:]) < 1e-5 < 1e-2 < off(out[..., :16], x[..., :16])
+        model = DifferentialDiffusion.execute(flow[0]).result[0]
+    sampler, sigmas, _, guider = run(
+        host, "FewstepLoadRecipe", model=model, recipe=apart, positive=flow[2], negative=flow[3]
+    )
+    out = inpainted(guider, noise, latent, mask, sampler, sigmas)
+    moved = [off(out[..., i], latent[..., i]) for i in range(32)]
+    assert max(moved[:6]) < 1e-5 and min(moved[7:]) > 0.05  # the last level is 0.2
+
+
+def inpainted(guider, noise, latent, mask, sampler, sigmas):
+    """What the host's own sampling makes of a latent with a mask."""
+    with torch.inference_mode():
+        return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
 
 
 def test_without_prompts_the_guider_says_what_it_needs(host, flow, apart):
