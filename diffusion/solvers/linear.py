@@ -287,9 +287,14 @@ def follow(
         else:
             mask, there = given.mask(sigma), step(straight, given.picture, given.path, sigma, below)
             lack = there - stepped(row, straight, [given.picture] * len(held))
-            own = stepped(row, x, held, fresh[i], lambda x: mask * drawn(x))
+            own = stepped(row, x, held, fresh[i], _shared(drawn, mask))
             x, straight = torch.where(mask > 0, own + (1 - mask) * lack, there), there
         yield Step(i, sigma, below, held[0], x, made)
+
+
+def _shared(noise, share):
+    """That share of the noise."""
+    return lambda x: share * noise(x)
 
 
 def run(

@@ -8,7 +8,7 @@ import torch
 
 from ...diffusion.faults import BadValue
 from ...diffusion.solvers.fit import PART
-from ...diffusion.solvers.linear import CONDITIONAL, LinearSolver, lengthened
+from ...diffusion.solvers.linear import CONDITIONAL, LinearSolver, apart, lengthened
 from ...diffusion.solvers.patterns import SAMPLES, first, searched
 from ..models.denoiser import Teacher
 
@@ -69,7 +69,9 @@ def starts(
 
 
 def _grown(run: Any, solver: LinearSolver, calls: int) -> LinearSolver:
-    """The solver with steps more that ask for the conditional prediction."""
+    """The solver in parts, with steps more that ask for the conditional prediction."""
+    if not solver.asks:
+        solver = apart(solver, run.teacher.cfg)
     while solver.calls(run.teacher.cfg) < calls:
         solver = lengthened(solver, run.teacher.path, CONDITIONAL)
     return solver

@@ -142,6 +142,22 @@ def test_without_prompts_the_guider_says_what_it_needs(host, flow, apart):
         run(host, "FewstepLoadRecipe", model=flow[0], recipe=apart, positive=flow[2])
 
 
+@pytest.mark.parametrize("asks", [("cu", "cu", "c", "", "cu"), ("g", "c", "c", "c", "c")], ids=["u", "g"])
+def test_a_negative_is_asked_for_wherever_an_answer_is_made_of_it(host, flow, apart, noise, asks):
+    rows = tuple((0.5, *[0.1] * max(1, len(asked))) for asked in asks)
+    recipe = dataclasses.replace(apart, coefficients=rows, asks=asks)
+    inputs = {"model": flow[0], "positive": flow[2]}
+    with pytest.raises(ValueError, match="negative must be wired where .* at cfg 3"):
+        run(host, "FewstepLoadRecipe", recipe=recipe, **inputs)
+    only = dataclasses.replace(recipe, coefficients=((0.5, 0.1),) * 5, asks=("c",) * 5)
+    sampler, sigmas, _, guider = run(host, "FewstepLoadRecipe", recipe=only, **inputs)
+    assert sampled(guider, noise, sampler, sigmas).isfinite().all()
+    if "cu" in asks:  # another recipe's guider, which has no negative
+        sampler, sigmas, *_ = run(host, "FewstepLoadRecipe", recipe=recipe, **inputs, negative=flow[3])
+        with pytest.raises(ValueError, match="negative must be wired, as the recipe asks for"):
+            sampled(guider, noise, sampler, sigmas)
+
+
 def test_inspect_sampler_shows_both_parts(host, flow, loaded):
     data = pack(host, "nodes.inspect_sampler").inspect(flow[0], *loaded[:2])
     assert data["linear"] and data["calls"] == CALLS and data["steps"] == 5
