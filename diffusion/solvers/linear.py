@@ -161,7 +161,8 @@ def classical(
 def apart(solver: LinearSolver, cfg: float, asks: Sequence[str] | None = None) -> LinearSolver:
     """A solver of guided predictions as one that asks for their parts: g = u + cfg (c - u).
 
-    asks: for each step "cu", "c", "u" or "", both in the first and by default in all, which changes nothing.
+    asks: for each step "cu", "c", "u" or "", both in the first (or at cfg 0 and 1 the part that is all) and
+    by default in all, which changes nothing.
     A part that is not asked for is taken to be as far from the other as when both were asked last; of a step
     that asks for nothing the prediction is the one before.
     """
