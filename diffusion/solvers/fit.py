@@ -127,7 +127,8 @@ def fit(
         return
     order = sorted(starts, key=bench.loss)
     rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
-    better = [bench.rolled_out(solver) for solver in order[:rolls] if not solver.asks]  # patterns are
+    rolled = [bench.rolled_out(solver) for solver in order[:rolls] if not solver.asks]  # patterns are
+    better = [solver for solver in rolled if solver]
     lengthened = [one.solver for one in shorter if one.solver.steps == starts[0].steps]
     for start in sorted([*order, *better, *lengthened], key=bench.loss)[:descents]:
         if over():
@@ -196,7 +197,9 @@ class _Bench:
         return self.known[solver]
 
     def rolled_out(self, solver):
-        """The solver with weights from its own roll-out on training trajectories, all that are afforded."""
+        """The solver with weights from its own roll-out on training trajectories, all that are afforded; None
+        where none is finite.
+        """
         most = COMPARED * self.limit / solver.steps
         which = self._random(max(FEWEST, int(min(most, len(self.train)))))
         return rolled_out(self.data, solver, which, self.model(which))
