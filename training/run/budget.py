@@ -24,10 +24,18 @@ def has_parts(teacher: Teacher) -> bool:
 def in_parts(calls: Sequence[int], teacher: Teacher) -> bool:
     """Whether a fit on these budgets, () for none, asks for the parts of guidance.
 
-    Raises ValueError for a budget that no guided step fits into.
+    Raises ValueError for a budget that no guided step fits into, and for a teacher whose guidance, which
+    takes two calls, can't be asked for its parts.
     """
-    if not calls or not has_parts(teacher):
+    if not calls or teacher.cfg == 1:
         return False
+    if not has_parts(teacher):
+        raise BadValue(
+            "calls must be left out for a teacher with guidance (CFG {cfg:g}) that can't be asked for its "
+            "parts apart, got {got}. Give steps.",
+            cfg=teacher.cfg,
+            got=list(calls),
+        )
     if calls[0] < 2:
         raise BadValue(
             "calls must be 2 or more with guidance, which takes two for a step, got {got}.", got=calls[0]

@@ -92,6 +92,15 @@ def test_guidance_needs_two_calls(tmp_path):
         fitted(tmp_path, calls=(1, 4))
 
 
+def test_a_teacher_whose_guidance_has_no_parts_is_refused(tmp_path):
+    teacher = Guided(Mixtures(), CFG)
+    teacher.apart = None
+    with pytest.raises(
+        ValueError, match=r"calls must be left out for a teacher with guidance \(CFG 3\) .* got 4"
+    ):
+        SolverFit(teacher, FitConfig(calls=4), tmp_path)
+
+
 def test_a_shorter_guided_solver_grows_in_parts(tmp_path):
     run, _ = fitted(tmp_path, calls=4, effort=0.05)
     short = classical(run.grid("auto", 2), FLOW)
