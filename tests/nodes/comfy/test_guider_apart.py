@@ -188,3 +188,28 @@ def test_a_teacher_answers_apart_what_its_guidance_is_made_of(host, flow, noise,
     whole, c, u = found
     assert whole.shape == c.shape == u.shape and off(whole, u + 3 * (c - u)) < 1e-5
     assert off(c, u) > 0.01
+
+
+def test_what_an_out_of_memory_taught_is_remembered(host, flow, noise):
+    teachers, apart = (pack(host, f"nodes.comfy.guider_{name}") for name in ("teacher", "apart"))
+    sizes = []
+
+    def small(apply, args):
+        sizes.append(len(args["input"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("Allocation on device ")
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    model = flow[0].clone()
+    model.set_model_unet_function_wrapper(small)
+    guider = apart.apart_of(cfg_guider(model, flow[2], flow[3], 3.0))
+    teacher = teachers.Teacher(teachers.prompted(guider, flow[2]), (3, 32, 32))
+    asked = noise.repeat(2, 1, 1, 1), torch.full((4,), 0.6, dtype=torch.float64), torch.zeros(4).long()
+
+    def work():
+        for _ in range(2):
+            teacher.apart(*asked, "cu")
+
+    with torch.inference_mode():
+        teacher.run(work, torch.tensor([1.0, 0.0]))
+    assert max(sizes) == 8 and sizes.count(2) == 8 and len([n for n in sizes if n > 2]) == 2
