@@ -189,7 +189,8 @@ def _inputs() -> list:
             min=1,
             max=2 * MOST_STEPS,
             optional=True,
-            tooltip="Which step count the outputs are for; the nearest if it is not in steps.",
+            tooltip="Which of steps, or of calls where those are set, the outputs are for; the nearest if it "
+            "is not among them.",
         ),
         io.Int.Input(
             "trajectories",
