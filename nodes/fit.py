@@ -18,6 +18,7 @@ from ..training.reports import pictures
 from ..training.run.fitting import EFFORTS, MOST_STEPS, STANDARD, FitConfig, SolverFit
 from . import recipes, show
 from .comfy import folders
+from .comfy.calls import ModelCalls
 from .comfy.decoding import decode
 from .comfy.guider_apart import answers_apart, apart_of
 from .comfy.guider_proof import settle
@@ -25,6 +26,7 @@ from .comfy.guider_teacher import Teacher, first_prompt, prompted
 from .comfy.latents import first_frames, latent_of, sample_shape
 from .comfy.whole_prompts import check_whole
 from .compare import step_counts
+from .server import messages
 from .training import FIXED
 
 SHOWN = 4  # held-out pictures in the report
@@ -107,6 +109,7 @@ class Fit(io.ComfyNode):
             )
         chosen = min(run.counts, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[Message, torch.Tensor] = {}
+        remarks: list[Message] = []
 
         if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
             settle(teacher, run.grid("auto", reference_steps))
@@ -117,19 +120,20 @@ class Fit(io.ComfyNode):
             )
 
         def work() -> None:
+            remarks.extend(miscounted(teacher, run.grid("auto", max(run.counts))))
             _progress(run, cls.hidden.unique_id)
             if vae is not None:
                 drawn.update(held_out(run, chosen))
 
         teacher.run(work, run.grid("auto", reference_steps))
-        recipe, text = run.recipe(chosen), run.report()
+        recipe, text = run.recipe(chosen), "\n".join([run.report(), *map(messages.told, remarks)])
         picture = pictures.fit_report(run.rows, pictures.CALLS if config.calls else pictures.STEPS)
         if drawn:
             picture = pictures.stack(_grid(drawn, vae, patcher.model), picture)
         rows = [{key: _plain(value) for key, value in row.items()} for row in run.rows]
         data = {"rows": rows, "chosen": chosen, "report": text}
         shown = show.output(cls, picture, data)
-        show.say(cls.hidden.unique_id, recipes.summary(recipe))
+        show.say(cls.hidden.unique_id, functools.reduce(_then, remarks, recipes.summary(recipe)))
         guide = first_prompt(guider)
         return io.NodeOutput(recipe, *recipes.outputs(recipe), *shown.result, text, guide, ui=shown.ui)
 
@@ -185,7 +189,8 @@ def _inputs() -> list:
             min=1,
             max=2 * MOST_STEPS,
             optional=True,
-            tooltip="Which step count the outputs are for; the nearest if it is not in steps.",
+            tooltip="Which of steps, or of calls where those are set, the outputs are for; the nearest if it "
+            "is not among them.",
         ),
         io.Int.Input(
             "trajectories",
@@ -303,6 +308,34 @@ def guider_of(
     made.set_conds(positive, negative or [])
     made.set_cfg(cfg)
     return prompted(apart_of(made), positive)
+
+
+def miscounted(teacher: Teacher, sigmas: torch.Tensor) -> list[Message]:
+    """What to say where the model is called more or less often than a recipe counts, by one sample at each of
+    the sigmas above 0; only within `teacher.run`.
+    """
+    if teacher.guider_name:  # its recipe counts none
+        return []
+    levels, counted = sigmas[sigmas > 0], 1 if teacher.cfg == 1 else 2
+    noise = torch.randn(1, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    with ModelCalls(teacher.guider.model_patcher) as calls:
+        for level in levels:
+            teacher(noise * level, level.expand(1), torch.tensor([0]))
+        made = calls.take(len(levels) * (teacher.frames or 1))
+    if abs(made - counted) < 0.01:
+        return []
+    return [
+        Message(
+            "A step of this model makes {made:.3g} model calls, where recipe and report count {counted}: a "
+            "patch asks it again or saves calls, or the prompts have several parts.",
+            made=made,
+            counted=counted,
+        )
+    ]
+
+
+def _then(some: Message, other: Message) -> Message:
+    return Message("{some}. {other}", some=some, other=other)
 
 
 def _and(some: str | Message, other: str) -> Message:

@@ -55,9 +55,8 @@ def guider(
         return ExecutionBlocker(messages.told(wanted))
     if not positive:
         return ExecutionBlocker(messages.told(NO_PROMPTS))
-    unconditional = recipe.cfg != 1
-    if recipe.asks:
-        unconditional = any(linear.UNCONDITIONAL in asked for asked in recipe.asks)
+    asked = set("".join(recipe.asks)) or {linear.GUIDED}
+    unconditional = linear.UNCONDITIONAL in asked or (linear.GUIDED in asked and recipe.cfg != 1)
     if unconditional and not negative:
         raise BadValue(
             "negative must be wired where the recipe's cfg is not 1, got none at cfg {cfg:g}. Wire an empty "

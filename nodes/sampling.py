@@ -17,6 +17,7 @@ from ..diffusion.step import share_of
 from ..training.formats.recipe import Recipe
 from .comfy import fresh_noise, levels
 from .comfy.guider_apart import answers_apart, ask
+from .comfy.inpainting import given_in
 from .server import messages
 
 ORDERS = ("auto", "1", "2", "3", samplers.HEUN)
@@ -127,7 +128,7 @@ def sample_recipe(
 
     Raises ValueError for another path, for other sigmas than the recipe's, as its weights are right for no
     others, and for a guider that can't answer what its solver asks. Sigmas of one level are no step, as in
-    `sample`.
+    `sample`. Outside an inpainting mask the end is the latent.
     """
     if len(sigmas) < 2:
         return x
@@ -152,6 +153,7 @@ def sample_recipe(
         )
     levels.check_range(own, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
+    given = given_in(model, path, extra_args)
     if solver.asks and not answers_apart(model.inner_model):
         raise BadValue(
             "guider must be the GUIDER of the node that gave SAMPLER: this solver asks for the conditional "
@@ -173,10 +175,10 @@ def sample_recipe(
         # a part of guidance is no picture: what is left at the end is
         run = (
             step if step.sigma_next > 0 else step._replace(x0=step.x)
-            for step in linear.follow(solver, asked, x, noise)
+            for step in linear.follow(solver, asked, x, noise, given)
         )
     else:
-        run = linear.run(solver, _denoiser(model, x, extra_args), x, noise)
+        run = linear.run(solver, _denoiser(model, x, extra_args), x, noise, given)
     return last_of(run, x, solver.steps, solver.steps - 1, callback, disable)
 
 

@@ -57,6 +57,21 @@ class Run:
         off = off / scales(solver, data)[:, None]
         return cls(solver, trace, missing, off.nan_to_num(1e6, 1e6))
 
+    def is_finite(self) -> torch.Tensor:
+        """(B,) whether all states and predictions of a sample's run are."""
+        every = [part for step in self.trace for part in (step.x, *step.predictions)]
+        return torch.stack([part.flatten(1).isfinite().all(1) for part in every]).all(0)
+
+    def only(self, rows: torch.Tensor) -> "Run":
+        """The runs of some samples."""
+        trace = [
+            step._replace(
+                x0=step.x0[rows], x=step.x[rows], predictions=tuple(part[rows] for part in step.predictions)
+            )
+            for step in self.trace
+        ]
+        return Run(self.solver, trace, [lack[rows] for lack in self.missing], self.distances[:, rows.cpu()])
+
 
 def scales(solver: LinearSolver, data: Trajectories) -> torch.Tensor:
     """(steps,) of the states after each step: alpha + sigma times the pictures' deviation."""
@@ -80,7 +95,7 @@ def descent(
     affords: Callable[[int], bool],
 ) -> Iterator[tuple[LinearSolver, bool]]:
     """Yield (solver, whether new derivatives come next) after each step from the one given; ends where no
-    damping leads nearer.
+    damping leads nearer. Trajectories whose run is not finite are left out; where all are, it ends.
 
     The derivatives of one point serve a few steps, corrected by what each step was seen to do.
     model(which) -> the `Ask` of some trajectories; pick(solver) -> those for the next derivatives and steps,
@@ -91,12 +106,18 @@ def descent(
         which = pick(solver)
         if which is None:
             return
+        first = Run.of(solver, data, which, model(which))
+        finite = first.is_finite()
+        if not finite.any():
+            return
+        if not finite.all():
+            which, first = which[finite.to(which.device)], first.only(finite)
 
         def run(solver, which=which):
             return Run.of(solver, data, which, model(which))
 
         enough = functools.partial(affords, solver.steps * len(which))
-        first = here = run(solver)
+        here = first
         known = _linearised(here, data, which, model(which))
         whole = _Problem.of(first, known, data)
         for reuse in range(REUSES):

@@ -19,7 +19,7 @@ from ..faults import BadValue
 from ..frozen import normalise
 from ..paths import Path, check_sigmas
 from ..samplers import Denoiser, Noise, RowNoise, coefficients, combine, plan
-from ..step import weights
+from ..step import step, weights
 
 GUIDED, CONDITIONAL, UNCONDITIONAL = "g", "c", "u"
 KINDS = (GUIDED, CONDITIONAL, UNCONDITIONAL)
@@ -161,7 +161,8 @@ def classical(
 def apart(solver: LinearSolver, cfg: float, asks: Sequence[str] | None = None) -> LinearSolver:
     """A solver of guided predictions as one that asks for their parts: g = u + cfg (c - u).
 
-    asks: for each step "cu", "c", "u" or "", both in the first and by default in all, which changes nothing.
+    asks: for each step "cu", "c", "u" or "", both in the first (or at cfg 0 and 1 the part that is all) and
+    by default in all, which changes nothing.
     A part that is not asked for is taken to be as far from the other as when both were asked last; of a step
     that asks for nothing the prediction is the one before.
     """
@@ -245,30 +246,67 @@ def whole(denoiser: Denoiser) -> Ask:
     return ask
 
 
+class Given(NamedTuple):
+    """Inpainting: a part of the picture is given, and predictions are made into it there.
+
+    picture  (B, ...)
+    mask     sigma -> what share of each value of x0 is the model's, 0 to 1; the rest is the picture's
+    path     of the run
+    """
+
+    picture: torch.Tensor
+    mask: Callable[[float], torch.Tensor]
+    path: Path
+
+
 def follow(
-    solver: LinearSolver, ask: Ask, x: torch.Tensor, noise: Noise | RowNoise | None = None
+    solver: LinearSolver,
+    ask: Ask,
+    x: torch.Tensor,
+    noise: Noise | RowNoise | None = None,
+    given: Given | None = None,
 ) -> Iterator[Step]:
     """Yield a `Step` each, from x (B, ...) at sigmas[0] to 0.
 
     ask(x, sigma, kinds) -> one prediction of x0 for each letter of kinds, sigma a float; not called for none.
     noise: of the fresh noise, as in `samplers.sample`; needed where the solver adds some, else ValueError.
+    given: what is given of the picture. Fitted rows lead to another end than a prediction that never changes
+    does, so by the picture's share each state is put right by what its row lacks of the straight way there:
+
+        x_{i+1} = row_i(x_i, p) + (1 - m) (y_{i+1} - row_i(y_i, picture)),   y_0 = x,   y_i -> picture
     """
     if solver.fresh and noise is None:
         raise BadValue("noise must be given where a solver adds fresh noise, got None.")
-    held, fresh = [], solver.fresh or (0.0,) * solver.steps
+    held, fresh, straight = [], solver.fresh or (0.0,) * solver.steps, x
     for i, (row, asked) in enumerate(zip(solver.rows, solver.asked)):
-        made = tuple(ask(x, solver.sigmas[i], asked)) if asked else ()
+        sigma, below = solver.sigmas[i : i + 2]
+        made = tuple(ask(x, sigma, asked)) if asked else ()
         held = [*made, *held]
-        drawn = noise.at(solver.sigmas[i]) if isinstance(noise, RowNoise) else noise
-        x = stepped(row, x, held, fresh[i], drawn)
-        yield Step(i, solver.sigmas[i], solver.sigmas[i + 1], held[0], x, made)
+        drawn = noise.at(sigma) if isinstance(noise, RowNoise) else noise
+        if given is None:
+            x = stepped(row, x, held, fresh[i], drawn)
+        else:
+            mask, there = given.mask(sigma), step(straight, given.picture, given.path, sigma, below)
+            lack = there - stepped(row, straight, [given.picture] * len(held))
+            own = stepped(row, x, held, fresh[i], _shared(drawn, mask))
+            x, straight = torch.where(mask > 0, own + (1 - mask) * lack, there), there
+        yield Step(i, sigma, below, held[0], x, made)
+
+
+def _shared(noise, share):
+    """That share of the noise."""
+    return lambda x: share * noise(x)
 
 
 def run(
-    solver: LinearSolver, denoiser: Denoiser, x: torch.Tensor, noise: Noise | RowNoise | None = None
+    solver: LinearSolver,
+    denoiser: Denoiser,
+    x: torch.Tensor,
+    noise: Noise | RowNoise | None = None,
+    given: Given | None = None,
 ) -> Iterator[Step]:
     """`follow` of a solver that asks for guided predictions alone: denoiser(x, sigma) -> x0."""
-    return follow(solver, whole(denoiser), x, noise)
+    return follow(solver, whole(denoiser), x, noise, given)
 
 
 def stepped(

@@ -15,9 +15,11 @@ from .trajectories import Trajectories, at_levels
 RIDGE = 1e-3  # of the least squares, in units of each term's own size
 
 
-def rolled_out(data: Trajectories, solver: LinearSolver, which: torch.Tensor, ask: Ask) -> LinearSolver:
+def rolled_out(
+    data: Trajectories, solver: LinearSolver, which: torch.Tensor, ask: Ask
+) -> LinearSolver | None:
     """The solver whose every step goes by least squares to the state at the next level of the trajectories
-    `which`, which ask answers for.
+    `which`, which ask answers for. Those whose run is not finite are left out; None where all are.
     """
     targets = at_levels(data, solver.sigmas, which)
     x = data.states[which, 0]
@@ -28,7 +30,10 @@ def rolled_out(data: Trajectories, solver: LinearSolver, which: torch.Tensor, as
         prior = torch.zeros(len(terms), dtype=torch.float64)
         prior[: len(row)] = torch.tensor(row, dtype=torch.float64)
         missing = targets[i].flatten(1) - _combined(prior, terms)
-        fitted = prior + NormalEquations.of(terms, missing).solution(RIDGE)
+        finite = missing.isfinite().all(1) & terms.isfinite().all(2).all(0)
+        if not finite.any():
+            return None
+        fitted = prior + NormalEquations.of(terms[:, finite], missing[finite]).solution(RIDGE)
         rows.append(fitted.tolist())
         x = _combined(fitted, terms).reshape(x.shape)
     return dataclasses.replace(solver, rows=tuple(rows))

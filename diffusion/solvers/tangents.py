@@ -32,8 +32,9 @@ class Basis:
         self.products: torch.Tensor | None = None
 
     def add(self, picture: torch.Tensor) -> int:
-        """The place that a picture (B, ...) is put at."""
+        """The place that a picture (B, ...) is put at; samples of it that are not finite count as 0."""
         flat = picture.flatten(1)
+        flat = torch.where(flat.isfinite().all(1, keepdim=True), flat, 0.0)
         self.pictures.append(flat)
         new, count = self.onto(flat), len(self.pictures)
         grown = new.new_zeros(len(new), count, count)

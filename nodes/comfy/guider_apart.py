@@ -56,10 +56,9 @@ class ApartGuider(CFGGuider):
 
     def _parts(self, kinds: str, x: torch.Tensor, timestep: torch.Tensor, options: dict) -> Sequence:
         conds = [self.conds.get(CONDS[kind]) for kind in kinds]
-        if None in conds:
+        if missing := [CONDS[kind] for kind, cond in zip(kinds, conds) if not cond]:
             raise BadValue(
-                "{name} must be wired, as the recipe asks for its prediction; got none.",
-                name=CONDS[kinds[conds.index(None)]],
+                "{name} must be wired, as the recipe asks for its prediction; got none.", name=missing[0]
             )
         if "sampler_calc_cond_batch_function" in options:  # as the host's own sampling does
             args = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}

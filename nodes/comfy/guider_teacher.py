@@ -189,6 +189,7 @@ class Teacher:
             "guidance": guidance_of(guider),
         }
         self._ask, self._in_parts = None, InParts(self._asked, self.rows)
+        self._apart_in_parts: dict[str, InParts] = {}  # by kinds
         if answers_apart(guider) and self.cfg != 1:
             self.apart = self._apart
 
@@ -216,8 +217,11 @@ class Teacher:
 
     def _apart(self, x, sigma, condition, kinds):
         """A prediction (B, *shape) for each letter of kinds."""
-        asked = functools.partial(self._asked, kinds=kinds)
-        parts = InParts(asked, max(1, self._in_parts.most // len(kinds)))  # all kinds are one batch
+        most = max(1, self._in_parts.most // len(kinds))  # all kinds are one batch
+        if kinds not in self._apart_in_parts:
+            self._apart_in_parts[kinds] = InParts(functools.partial(self._asked, kinds=kinds), most)
+        parts = self._apart_in_parts[kinds]
+        parts.most = min(parts.most, most)
         return list(self._of_each_prompt(parts, x, sigma, condition).unbind(1))
 
     def _of_each_prompt(self, asked, x, sigma, condition):

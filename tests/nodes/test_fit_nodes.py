@@ -220,6 +220,25 @@ def test_the_model_is_called_as_often_as_the_recipe_says(host, flow):
     assert torch.equal(picture, sampled(again[3], noise, *again[:2]))
 
 
+def test_calls_that_a_patch_adds_are_told(host, flow):
+    """A patch as SAG's and SLG's: it calls the model again after guidance, and wants both parts at CFG 1."""
+    import comfy.samplers
+
+    def again(args):
+        (other,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
+        )
+        return args["denoised"] + 0.1 * (args["denoised"] - other)
+
+    patched = flow[0].clone()
+    patched.set_model_sampler_post_cfg_function(again, disable_cfg1_optimization=True)
+    small = {"steps": "2", "effort": "quick"}
+    for cfg, counted in ((2.0, 2), (1.0, 1)):
+        figures = fit(host, flow, model=patched, cfg=cfg, **small)[5]
+        assert f"makes 3 model calls, where recipe and report count {counted}" in figures
+    assert "where recipe and report count" not in fit(host, flow, **small)[5]
+
+
 def test_a_fit_on_several_prompts_gives_the_guider_of_the_first(host, flow):
     several = fit(host, flow, positive=flow[4][:2], steps="1", trajectories=8)
     alone = cfg_guider(flow[0], [flow[4][0]], flow[3])

@@ -15,10 +15,11 @@ from ..run.optimisers import OPTIMISERS
 from . import commands
 
 ABOUT_FIT = """\
-Fit solvers to a packaged teacher: for each step count a step grid and weights of its own, learnt from
-accurate trajectories. No weight of the model is changed. Writes recipe_<steps>.json, report.txt, report.png
-(error against step count) and samples.png (teacher, Euler and fitted from the same noise). The trajectories
-are kept: the same command, or one with other --steps, goes on from them, also after Ctrl-C."""
+Fit solvers to a packaged teacher: for each step count, or budget of model calls, a step grid and weights of
+its own, learnt from accurate trajectories. No weight of the model is changed. Writes recipe_<steps>.json
+(recipe_<calls>_calls.json), report.txt, report.png (error against steps or calls) and samples.png (teacher,
+Euler and fitted from the same noise). The trajectories are kept: the same command, or one with other --steps
+or --calls, goes on from them, also after Ctrl-C."""
 ABOUT_DISTIL = """\
 Distil a LoRA from a packaged teacher (flow, epsilon) or a diffusers folder. Writes lora.safetensors with its
 recipe inside, for ComfyUI's own loader, and curves.png. The state is saved as it goes: after Ctrl-C, a crash
@@ -86,11 +87,19 @@ def _fit(subparsers):
         help="folder for recipes, report, samples and trajectories (default: %(default)s)",
     )
     _common(command)
-    command.add_argument(
+    counts = command.add_mutually_exclusive_group()
+    counts.add_argument(
         "--steps",
         type=_numbers,
         default="1,2,3,4,6,8",
-        help="step counts, each gets a recipe (default: %(default)s)",
+        help="step counts, each gets a recipe; with guidance a step is two model calls "
+        "(default: %(default)s)",
+    )
+    counts.add_argument(
+        "--calls",
+        type=_numbers,
+        help="budgets of model calls in the place of --steps; each gets a recipe, and with guidance the fit "
+        "decides which steps need both calls",
     )
     command.add_argument(
         "--trajectories",

@@ -58,6 +58,7 @@ def _fit(args, ranks):
         _out(args.out),
         kind=args.teacher,
         steps=args.steps,
+        calls=args.calls or (),
         trajectories=args.trajectories,
         reference_steps=args.reference_steps,
         cfg=args.cfg,
@@ -70,7 +71,7 @@ def _fit(args, ranks):
     )
     if not ranks.leads:
         return 0
-    names = ", ".join(recipe_file(Path(), steps).name for steps in found.config.steps)
+    names = ", ".join(recipe_file(Path(), found, count).name for count in found.counts)
     print(f"\n{found.report()}\nWritten to {args.out}: {names}, report.txt, report.png, samples.png")
     return 0
 

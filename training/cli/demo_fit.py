@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from ...diffusion.faults import BadValue
 from ...diffusion.samplers import solve
+from ...diffusion.schedules.grids import time_of
+from ...diffusion.solvers.linear import GUIDED, solve_apart
 from ..formats.files import check_folder, save_recipe, write, write_near
 from ..models.demo import data
 from ..models.demo.teacher import DemoTeacher
@@ -19,7 +21,6 @@ from ..models.denoiser import Guided, for_sampler
 from ..ranks.joining import check_card
 from ..ranks.ranks import ALONE, Ranks
 from ..reports import pictures
-from ..run.fit_denoiser import sample_recipe
 from ..run.fitting import FitConfig, SolverFit
 from ..trajectories.noises import start
 from . import agreement
@@ -43,9 +44,10 @@ def fit(
     """Fit into the folder `out`; returns the `SolverFit`. `settings` as in `FitConfig`; ranks, shared: as of
     `headless.distil`.
 
-    recipe_<steps>.json of each step count is written as soon as there is one, and again for each better one;
-    report.png, report.txt and samples.png at the end. Raises OSError when `out` cannot be written, ValueError
-    for a setting out of range, both before any work; KeyboardInterrupt, when stopped, says what is kept.
+    A recipe (`recipe_file`) of each step count, or budget of calls, is written as soon as there is one, and
+    again for each better one; report.png, report.txt and samples.png at the end. Raises OSError when `out`
+    cannot be written, ValueError for a setting out of range, both before any work; KeyboardInterrupt, when
+    stopped, says what is kept.
     """
     check_device(device)
     if not 0 <= cfg <= 100:
@@ -65,15 +67,16 @@ def fit(
         raise KeyboardInterrupt(_kept(run, out)) from None
     if not ranks.leads:
         return run
-    pictures.save(pictures.fit_report(run.rows), out / "report.png")
+    counted = pictures.CALLS if config.calls else pictures.STEPS
+    pictures.save(pictures.fit_report(run.rows, counted), out / "report.png")
     write_near(out / "report.txt", lambda path: write(path, (run.report() + "\n").encode()))
     pictures.save(_samples(run, teacher.labels), out / "samples.png")
     return run
 
 
-def recipe_file(out: Path, steps: int) -> Path:
-    """Where the recipe for that step count is."""
-    return out / f"recipe_{steps}.json"
+def recipe_file(out: Path, run: SolverFit, count: int) -> Path:
+    """Where a run's recipe for that step count, or budget of calls, is."""
+    return out / (f"recipe_{count}_calls.json" if run.config.calls else f"recipe_{count}.json")
 
 
 def _follow(run, out):
@@ -95,10 +98,10 @@ def _follow(run, out):
                 )
             bar.update(progress.step - 100 * (len(stages) - 1) - bar.n)
             if progress.fidelity is not None:
-                steps = list(run.found)[-1]
-                recipe = run.recipe(steps)
+                count = list(run.found)[-1]
+                recipe = run.recipe(count)
                 bar.set_postfix_str(f"error {recipe.errors['held_out']:.4f}, {recipe.method}")
-                write_near(recipe_file(out, steps), partial(save_recipe, recipe=recipe))
+                write_near(recipe_file(out, run, count), partial(save_recipe, recipe=recipe))
     finally:
         if bar is not None:
             bar.close()
@@ -109,7 +112,7 @@ def _kept(run, out):
     shards = len(list(run.cache.folder.glob("*.safetensors")))
     wanted = run.config.trajectories
     count = min(wanted, run.cache.spec.shard * shards)
-    recipes = "".join(f", {recipe_file(out, steps).name}" for steps in run.found)
+    recipes = "".join(f", {recipe_file(out, run, count).name}" for count in run.found)
     return (
         f"{count} of {wanted} trajectories{recipes} are kept in {out}; the same command goes on from the "
         "trajectories."
@@ -118,23 +121,39 @@ def _kept(run, out):
 
 @torch.no_grad()
 def _samples(run, labels):
-    """Teacher, Euler and the recipes from the same noise, which no trajectory of the fit began with."""
+    """Teacher, Euler and the recipes from the same noise, which no trajectory of the fit began with; with
+    denoise below 1 in the teacher's own pictures of another noise.
+    """
     teacher, shown = run.teacher, [label for label in SHOWN if label in labels]
     condition = torch.tensor([labels.index(label) for label in shown])
     generator = torch.Generator().manual_seed(1_000_000 + run.config.seed)
     noise = torch.randn(len(shown), *teacher.shape, generator=generator)
     denoise = for_sampler(teacher, condition, dtype=torch.float64)
 
-    def solved(name, steps, **solver):
-        sigmas = run.grid(name, steps)
-        return solve(denoise, start(noise, sigmas, teacher.path), sigmas, teacher.path, **solver)
+    def ask(x, sigma, kinds):
+        level = torch.full((len(x),), sigma, dtype=torch.float64)
+        return [denoise(x, sigma)] if kinds == GUIDED else teacher.apart(x, level, condition, kinds)
 
-    reference = solved("auto", 50, order=2, corrector=True)
-    images = {"Euler\n4 steps": solved("uniform", 4)}
-    for steps in sorted(run.found):
-        recipe = run.recipe(steps)
-        heading = f"{recipe.method}\n{steps} {'step' if steps == 1 else 'steps'}"
-        images[heading] = sample_recipe(recipe, denoise, noise)
+    def solved(x, name, steps, part=1.0, **solver):
+        sigmas = run.grid(name, steps, part)
+        sigmas[0] = begun if part < 1 else sigmas[0]
+        return solve(denoise, x, sigmas, teacher.path, **solver)
+
+    fine, begun = {"name": "auto", "steps": 50, "order": 2, "corrector": True}, run.data.sigmas[0]
+    x, part = start(noise, run.data.sigmas, teacher.path), 1.0
+    if run.config.denoise < 1:
+        part = float(time_of(teacher.sigma_of, begun))
+        other = torch.randn(noise.shape, generator=generator)
+        picture = solved(start(other, run.grid("auto", 50), teacher.path), **fine)
+        x = (teacher.path.alpha(begun) * picture + begun * noise).to(noise)
+    reference = solved(x, part=part, **fine)
+    images = {"Euler\n4 steps": solved(x, "uniform", 4, part)}
+    for count in sorted(run.found):
+        recipe = run.recipe(count)
+        heading = f"{recipe.method}\n{recipe.steps} {'step' if recipe.steps == 1 else 'steps'}"
+        if run.config.calls:
+            heading += f", {recipe.calls} calls"
+        images[heading] = solve_apart(recipe.solver, ask, x)
     columns = {f"teacher\n50 steps, CFG {teacher.cfg:g}\nreference": reference}
     for name, x in images.items():
         error = float((x - reference).square().mean().sqrt()) / run.data.deviation

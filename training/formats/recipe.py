@@ -144,9 +144,16 @@ class Recipe:
                 got=version,
                 made=_maker(value["made_by"]),
             )
-        if version == 1:
-            value = {"coefficients": [], "shift": 1.0, "errors": {}, **value}
-        for later, brought in BROUGHT.items():
+        for later, brought in {2: {"coefficients": (), "shift": 1.0, "errors": {}}, **BROUGHT}.items():
+            if version < later and (odd := sorted(brought.keys() & value.keys())):
+                raise BadValue(
+                    "The recipe is of version {version}, which must have no {odd}: version {later} brought "
+                    "them{made}.",
+                    version=version,
+                    odd=odd,
+                    later=later,
+                    made=_maker(value["made_by"]),
+                )
             if version < later:
                 value = {**brought, **value}
         names = {field.name for field in dataclasses.fields(cls)}

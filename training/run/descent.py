@@ -148,23 +148,7 @@ class Descent:
         self.in_a_row += 1
         self.scale = max(1.0, self.scale / 16)
         if self.in_a_row >= MOST_SKIPPED:
-            what = "the gradient" if math.isfinite(loss) else "the model's output"
-            if 0 < len(self.ranks.odd) < self.ranks.world:
-                raise NotFinite(
-                    "Loss and gradient must be finite; {in_a_row} updates in a row were not, of process "
-                    "{ranks} alone. Check its card, and that its weights are those of the others. What was "
-                    "learnt before is kept.",
-                    in_a_row=self.in_a_row,
-                    ranks=list(self.ranks.odd),
-                )
-            raise NotFinite(
-                "Loss and gradient must be finite; {in_a_row} updates in a row were not, because {what} "
-                "overflowed. Lower {rate}, or run the model in float32 or bfloat16. What was learnt before "
-                "is kept.",
-                in_a_row=self.in_a_row,
-                what=what,
-                rate=_rate(self.config, self.role),
-            )
+            raise _not_finite(self, math.isfinite(loss))
 
     def rest(self) -> None:
         """Give up what only further updates want."""
@@ -194,6 +178,25 @@ class Descent:
             setattr(self, name, numbers[name])
         self.micro = min(most, self.micro)  # memory may be less today
         self.in_a_row = 0  # whoever resumes gets new patience
+
+
+def _not_finite(descent, loss_is_finite):
+    """What is raised where too many updates in a row were not finite."""
+    if 0 < len(descent.ranks.odd) < descent.ranks.world:
+        return NotFinite(
+            "Loss and gradient must be finite; {in_a_row} updates in a row were not, of process {ranks} "
+            "alone. Check its card, and that its weights are those of the others. What was learnt before is "
+            "kept.",
+            in_a_row=descent.in_a_row,
+            ranks=list(descent.ranks.odd),
+        )
+    return NotFinite(
+        "Loss and gradient must be finite; {in_a_row} updates in a row were not, because {what} overflowed. "
+        "Lower {rate}, or run the model in float32 or bfloat16. What was learnt before is kept.",
+        in_a_row=descent.in_a_row,
+        what="the gradient" if loss_is_finite else "the model's output",
+        rate=_rate(descent.config, descent.role),
+    )
 
 
 def _rate(config, role):

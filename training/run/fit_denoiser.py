@@ -13,6 +13,7 @@ from ...diffusion.faults import BadValue
 from ...diffusion.paths import path as path_of
 from ...diffusion.schedules.grids import discrete_sigma, flow_sigma
 from ...diffusion.solvers.linear import solve
+from ..formats.checks import is_number
 from ..formats.recipe import Recipe
 from ..trajectories.noises import start
 from .fitting import FitConfig, SolverFit
@@ -22,6 +23,7 @@ Denoise = Callable[[torch.Tensor, float], torch.Tensor]  # (x, sigma) -> x0
 
 def fit_denoiser(
     denoise: Denoise,
+    /,
     shape: Sequence[int],
     path: str,
     steps: int,
@@ -35,7 +37,7 @@ def fit_denoiser(
 
     path: "flow", "variance exploding" or "variance preserving"; sigma_range: (lowest, highest) noise level
     the denoiser knows, needed on all but flow. folder keeps the trajectories for another call, `base` tells
-    denoisers apart; settings: `FitConfig`, without calls and denoise.
+    denoisers apart; settings: `FitConfig`, without calls.
     """
     if settings.get("calls"):
         raise BadValue(
@@ -112,7 +114,7 @@ def sample_recipe(
     """The picture by a recipe's own solver from unit noise (B, ...); denoise(x, sigma) -> x0.
 
     picture (B, ...): where a recipe that was fitted with denoise below 1 starts from, noised. Raises
-    ValueError where such a one has none, and where another has one.
+    ValueError where such a one has none, where another has one, and for a recipe without a solver.
     """
     if recipe.solver is None:
         raise BadValue(
@@ -120,6 +122,10 @@ def sample_recipe(
             method=recipe.method,
         )
     path, part = path_of(recipe.path), recipe.trained.get("denoise", 1.0)
+    if not is_number(part) or not 0 < part <= 1:
+        raise BadValue(
+            "recipe trained must have no denoise, or one above 0 and at most 1, got {got!r}.", got=part
+        )
     if (picture is None) != (part == 1):
         raise BadValue(
             "picture must be given for a recipe that was fitted with denoise below 1 and for no other; this "

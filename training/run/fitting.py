@@ -144,7 +144,7 @@ class SolverFit:
         self.apart = budget.in_parts(config.calls, teacher)  # whether guidance is fitted in parts
         self.found: dict[int, Fitted] = {}  # by step count, or budget of calls
         self.cut_short: set[int] = set()  # those for which the time was up before anything was tried
-        _check_levels(self, fine[list(spec.kept)])
+        _check_levels(self, fine, fine[list(spec.kept)])
         # the name of a guider whose guidance is no number, so that no recipe can make it; "" for others
         self.guider = getattr(teacher, "guider_name", "")
         self.data: Trajectories | None = None
@@ -267,17 +267,29 @@ def _first_of(run, levels):
     return int((times - run.config.denoise).abs().argmin())
 
 
-def _check_levels(run, levels):
-    """Raise ValueError where the trajectories have too few levels for the longest solver."""
-    left, most = len(levels) - 1 - _first_of(run, levels), max(run.counts) - run.apart
-    if left < most:
+def _check_levels(run, fine, levels):
+    """Raise ValueError where the trajectories, which keep `levels` of their `fine` ones, have too few for the
+    longest solver.
+    """
+    both = run.apart and run.teacher.cfg != 0  # are asked for in the first step
+    left, most = len(levels) - 1 - _first_of(run, levels), max(run.counts) - both
+    if left >= most:
+        return
+    if len(fine) - 1 - _first_of(run, fine) >= most:
         raise BadValue(
-            "denoise must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
-            "Raise denoise or reference_steps.",
+            "kept must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
+            "Raise kept.",
             steps=most,
-            got=run.config.denoise,
+            got=run.config.kept,
             left=left,
         )
+    raise BadValue(
+        "denoise must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
+        "Raise denoise or reference_steps.",
+        steps=most,
+        got=run.config.denoise,
+        left=left,
+    )
 
 
 def _fitted(run, count, evaluations, deadline):

@@ -5,7 +5,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -64,14 +63,6 @@ class Learners:
     def skipped(self) -> int:
         """Updates left out as not finite, of all adapters."""
         return sum(descent.skipped for descent in self.descents.values())
-
-    def turn(self, fidelity: Sequence[tuple[int, float]]) -> int | None:
-        """The update from which the roles matter, by the measurements so far [(update, fidelity)]; None: not
-        yet. Once it has come, the run does not turn back, whatever length it is given.
-        """
-        if self.turned is None:
-            self.turned = self.method.turns(self.config, fidelity)
-        return self.turned
 
     def due(self, context: Context) -> str:
         """Who learns next: a role that has to be ahead of the student, or the student."""

@@ -254,8 +254,18 @@ def _weighting_of(run: Run, level: Callable[[Phases, torch.Tensor], torch.Tensor
     return Weighting(run.config.weighting, run.kind, run.denoiser.path, sigma_at, run.times)
 
 
+def _turned(run: Run) -> int | None:
+    """The update from which the roles matter; None: not yet. Once it has come, the run does not turn back,
+    whatever length it is given.
+    """
+    learners = run.learners
+    if learners.turned is None:
+        learners.turned = run.method.turns(run.config, run.probe.fidelity)
+    return learners.turned
+
+
 def _context_of(run: Run, who: str) -> Context:
-    turned = run.learners.turn(run.probe.fidelity)
+    turned = _turned(run)
     return Context(
         path=run.denoiser.path,
         shape=tuple(run.denoiser.shape),

@@ -2,6 +2,7 @@
 noise or say so.
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -217,6 +218,26 @@ def test_what_was_found_for_fewer_calls_is_told_by_others_than_chose_it(case, ge
     found = next(fit(data, [auto], 0.0, shorter=[(known, told)]))
     assert found.solver == known and torch.equal(found.own, told)
     assert not torch.equal(found.chosen, told)
+
+
+@pytest.mark.parametrize("lost", [5, 1], ids=["a fifth", "all"])
+def test_predictions_that_are_not_finite_are_left_out(generator, lost):
+    path, sigma_of = RANGES["flow"]
+    mixture = line_mixture(4)
+    data = trajectories((path, sigma_of, lambda x, sigma: mixture.denoise(x, path, sigma)), 64, generator)
+
+    def denoise(x, sigma, which):
+        out = mixture.denoise(x, path, sigma)
+        return torch.where(((which % lost == 0) & (sigma < 0.6))[:, None], torch.nan, out)
+
+    levels = [grids.grid("auto", 3, sigma_of, path, dimension=4)]
+    data = dataclasses.replace(data, denoise=denoise)
+    *_, last = fit(data, starting(data, levels), 64 * 200)
+    if lost == 1:
+        assert last.solver == last.auto and last.evaluations < 64 * 20
+        return
+    ok = torch.tensor([number % lost != 0 for number in data.split()[1].tolist()])
+    assert last.stage == "refined" and last.own[ok].mean() < 0.8 * last.base[ok].mean()
 
 
 def test_too_few_trajectories_are_refused(case, generator):

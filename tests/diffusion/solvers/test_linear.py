@@ -42,6 +42,9 @@ class Guided:
         return [self.part(kind, x, sigma) for kind in kinds]
 
 
+ROUGH = ((0.9, 0.3), (0.8, 0.5, -0.3), (0.6, 0.4, 0.1), (0.2, 0.9))  # rows that lead to no picture
+
+
 @pytest.fixture
 def x(generator):
     return torch.randn(6, 4, generator=generator, dtype=torch.float64)
@@ -112,3 +115,32 @@ def test_a_denoiser_without_parts_is_refused(x):
     with pytest.raises(ValueError, match="denoiser must answer for its conditional and unconditional"):
         linear.solve(MIXED, Guided().whole, x)
     assert whole(Guided().whole)(x, 0.5, "") == []
+
+
+@pytest.mark.parametrize("asks", [("c", "cu", "", "u"), ()], ids=["parts", "guided"])
+def test_where_the_picture_is_given_the_run_goes_straight_to_it_and_elsewhere_as_ever(x, asks):
+    rows = [(0.9, 0.3), (0.8, 0.5, -0.3, 0.1), (0.6, 0.4), (0.2, 0.9)] if asks else ROUGH
+    solver = LinearSolver((1.0, 0.8, 0.6, 0.3, 0.0), rows, asks, (0.0, 0.2, 0.1, 0.3))
+    picture, painted = torch.linspace(-1, 1, 4).double().expand_as(x), torch.full_like(x, 0.7)
+    share = torch.tensor([0, 1, 0.5, 0]).double()
+
+    def end(predicted, given=None):
+        return list(
+            linear.follow(solver, lambda x, s, kinds: [predicted] * len(kinds), x, batch_noise(4), given)
+        )
+
+    steps = end(share * painted + (1 - share) * picture, linear.Given(picture, lambda sigma: share, FLOW))
+    for step in steps:
+        straight = (1 - step.sigma_next) * picture + step.sigma_next * x
+        assert torch.allclose(step.x[:, share == 0], straight[:, share == 0])
+    whole = end(painted)[-1].x
+    assert torch.equal(steps[-1].x[:, share == 0], picture[:, share == 0])
+    assert torch.allclose(steps[-1].x, share * whole + (1 - share) * picture)
+
+
+def test_a_part_that_the_mask_lets_go_later_begins_at_its_level(x):
+    solver, ones = LinearSolver((1.0, 0.8, 0.6, 0.3, 0.0), ROUGH), torch.ones_like(x)
+    given = linear.Given(ones, lambda sigma: torch.tensor(float(sigma < 0.7)), FLOW)
+    steps = list(linear.run(solver, lambda x, sigma: ones if sigma > 0.7 else 0.5 * x, x, given=given))
+    assert torch.allclose(steps[1].x, 0.4 * ones + 0.6 * x)
+    assert torch.allclose(steps[2].x, (0.6 + 0.4 * 0.5) * steps[1].x + 0.1 * ones)

@@ -1,5 +1,7 @@
 """In the real ComfyUI, in process: a recipe that asks for the parts of guidance apart gets just those."""
 
+import dataclasses
+
 import pytest
 import torch
 from graph import cfg_guider, core, off, pack, run, sample_custom, sampled, uniform
@@ -94,16 +96,43 @@ def test_to_other_samplers_the_guider_is_the_hosts_own(host, flow, loaded, noise
     assert torch.equal(ours, theirs)
 
 
-def test_outside_a_mask_both_parts_are_the_latent(host, flow, loaded, noise, generator):
+@pytest.mark.parametrize("parts", [True, False])
+def test_outside_a_mask_the_picture_is_the_latent(host, flow, apart, loaded, noise, generator, parts):
     latent, mask = torch.rand(2, 3, 32, 32, generator=generator) - 0.5, torch.zeros(2, 1, 32, 32)
     mask[..., :16] = 1
+    sampler, sigmas, _, guider = loaded
+    if not parts:
+        rows = tuple(row[: 2 + min(i, 1)] for i, row in enumerate(ROWS))
+        whole = dataclasses.replace(apart, coefficients=rows, asks=())
+        sampler, sigmas, _, guider = run(
+            host, "FewstepLoadRecipe", model=flow[0], recipe=whole, positive=flow[2], negative=flow[3]
+        )
+    out = inpainted(guider, noise, latent, mask, sampler, sigmas)
+    assert torch.allclose(out[..., 16:], latent[..., 16:], atol=1e-6)
+    assert off(out[..., :16], latent[..., :16]) > 0.1
+
+
+def test_differential_diffusion_keeps_the_latent_where_it_lets_nothing_go(
+    host, flow, apart, noise, generator
+):
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    latent = torch.rand(2, 3, 32, 32, generator=generator) - 0.5
+    mask = torch.linspace(0, 1, 32).expand(2, 1, 32, 32).contiguous()
     with torch.inference_mode():
-        out = loaded[3].sample(noise, latent, *loaded[:2], denoise_mask=mask, disable_pbar=True, seed=0)
-    into, x = flow[0].model.process_latent_in, noise
-    for row in ROWS:
-        x = row[0] * x + sum(row[1:]) * into(latent)
-    out = into(out)
-    assert off(out[..., 16:], x[..., 16:]) < 1e-5 < 1e-2 < off(out[..., :16], x[..., :16])
+        model = DifferentialDiffusion.execute(flow[0]).result[0]
+    sampler, sigmas, _, guider = run(
+        host, "FewstepLoadRecipe", model=model, recipe=apart, positive=flow[2], negative=flow[3]
+    )
+    out = inpainted(guider, noise, latent, mask, sampler, sigmas)
+    moved = [off(out[..., i], latent[..., i]) for i in range(32)]
+    assert max(moved[:6]) < 1e-5 and min(moved[7:]) > 0.05  # the last level is 0.2
+
+
+def inpainted(guider, noise, latent, mask, sampler, sigmas):
+    """What the host's own sampling makes of a latent with a mask."""
+    with torch.inference_mode():
+        return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
 
 
 def test_without_prompts_the_guider_says_what_it_needs(host, flow, apart):
@@ -111,6 +140,22 @@ def test_without_prompts_the_guider_says_what_it_needs(host, flow, apart):
     assert "wire positive and negative" in blocked.message
     with pytest.raises(ValueError, match="negative must be wired where .* at cfg 3"):
         run(host, "FewstepLoadRecipe", model=flow[0], recipe=apart, positive=flow[2])
+
+
+@pytest.mark.parametrize("asks", [("cu", "cu", "c", "", "cu"), ("g", "c", "c", "c", "c")], ids=["u", "g"])
+def test_a_negative_is_asked_for_wherever_an_answer_is_made_of_it(host, flow, apart, noise, asks):
+    rows = tuple((0.5, *[0.1] * max(1, len(asked))) for asked in asks)
+    recipe = dataclasses.replace(apart, coefficients=rows, asks=asks)
+    inputs = {"model": flow[0], "positive": flow[2]}
+    with pytest.raises(ValueError, match="negative must be wired where .* at cfg 3"):
+        run(host, "FewstepLoadRecipe", recipe=recipe, **inputs)
+    only = dataclasses.replace(recipe, coefficients=((0.5, 0.1),) * 5, asks=("c",) * 5)
+    sampler, sigmas, _, guider = run(host, "FewstepLoadRecipe", recipe=only, **inputs)
+    assert sampled(guider, noise, sampler, sigmas).isfinite().all()
+    if "cu" in asks:  # another recipe's guider, which has no negative
+        sampler, sigmas, *_ = run(host, "FewstepLoadRecipe", recipe=recipe, **inputs, negative=flow[3])
+        with pytest.raises(ValueError, match="negative must be wired, as the recipe asks for"):
+            sampled(guider, noise, sampler, sigmas)
 
 
 def test_inspect_sampler_shows_both_parts(host, flow, loaded):
@@ -143,3 +188,28 @@ def test_a_teacher_answers_apart_what_its_guidance_is_made_of(host, flow, noise,
     whole, c, u = found
     assert whole.shape == c.shape == u.shape and off(whole, u + 3 * (c - u)) < 1e-5
     assert off(c, u) > 0.01
+
+
+def test_what_an_out_of_memory_taught_is_remembered(host, flow, noise):
+    teachers, apart = (pack(host, f"nodes.comfy.guider_{name}") for name in ("teacher", "apart"))
+    sizes = []
+
+    def small(apply, args):
+        sizes.append(len(args["input"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("Allocation on device ")
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    model = flow[0].clone()
+    model.set_model_unet_function_wrapper(small)
+    guider = apart.apart_of(cfg_guider(model, flow[2], flow[3], 3.0))
+    teacher = teachers.Teacher(teachers.prompted(guider, flow[2]), (3, 32, 32))
+    asked = noise.repeat(2, 1, 1, 1), torch.full((4,), 0.6, dtype=torch.float64), torch.zeros(4).long()
+
+    def work():
+        for _ in range(2):
+            teacher.apart(*asked, "cu")
+
+    with torch.inference_mode():
+        teacher.run(work, torch.tensor([1.0, 0.0]))
+    assert max(sizes) == 8 and sizes.count(2) == 8 and len([n for n in sizes if n > 2]) == 2

@@ -1,6 +1,9 @@
 """`fewstep fit` from the command line: what it writes, and what it says to bad input."""
 
+import dataclasses
+
 import pytest
+from fewstep.diffusion.solvers.linear import apart
 from fewstep.training.cli import demo_fit as command
 from fewstep.training.cli.main import main
 from fewstep.training.formats.files import load_recipe
@@ -34,6 +37,36 @@ def test_fit_writes_recipes_report_and_samples(tmp_path, capsys, teacher):
     assert report.strip() in capsys.readouterr().out and f"{recipe.errors['held_out']:.4f}" in report
 
 
+def test_budgets_of_calls_are_fitted_and_drawn(tmp_path, capsys, monkeypatch):
+    runs, real = [], command.SolverFit
+    monkeypatch.setattr(
+        command, "SolverFit", lambda *a, **options: runs.append(real(*a, **options)) or runs[0]
+    )
+    assert run(["fit", "--out", str(tmp_path), "--calls", "4", "--effort", "0.1", *TINY[2:]]) == 0
+    assert load_recipe(tmp_path / "recipe_4_calls.json").calls == 4 and runs[0].config.calls == (4,)
+    assert "recipe_4_calls.json, report.txt" in capsys.readouterr().out
+    found, labels = runs[0].found[4], runs[0].teacher.teacher.denoiser.labels
+    runs[0].found[4] = dataclasses.replace(found, solver=apart(found.solver, 2.0))  # asks for the parts
+    parts = command._samples(runs[0], labels)
+    assert runs[0].recipe(4).asks == ("cu", "cu") and parts.size == Image.open(tmp_path / "samples.png").size
+
+
+@pytest.mark.parametrize("teacher", ["flow", "epsilon"])
+def test_the_samples_of_a_fit_with_denoise_begin_with_a_noised_picture(tmp_path, monkeypatch, teacher):
+    told, real = {}, command.pictures.grid
+
+    def grid(pixels, *others, **options):
+        told.update(pixels)
+        return real(pixels, *others, **options)
+
+    monkeypatch.setattr(command.pictures, "grid", grid)
+    settings = {"trajectories": 8, "reference_steps": 24, "effort": 0.1}
+    found = command.fit(tmp_path, kind=teacher, steps=3, denoise=0.6, **settings)
+    assert found.data.sigmas[0] < 0.7 * found.cache.spec.sigmas[0] and (tmp_path / "samples.png").exists()
+    off = {name.split("\n")[0]: float(name.split("RMSE ")[1]) for name in told if "RMSE" in name}
+    assert set(off) == {"Euler", found.recipe(3).method} and all(0 < error < 0.25 for error in off.values())
+
+
 @pytest.mark.parametrize(
     "options, word",
     [
@@ -41,6 +74,8 @@ def test_fit_writes_recipes_report_and_samples(tmp_path, capsys, teacher):
         (["--steps", "2,x"], "steps"),
         (["--steps", ""], "steps"),
         (["--steps", "99"], "steps"),
+        (["--calls", "0"], "calls"),
+        (["--calls", "4", "--steps", "2"], "not allowed with argument --calls"),
         (["--trajectories", "2"], "trajectories"),
         (["--trajectories", "many"], "trajectories"),
         (["--effort", "0"], "effort"),

@@ -118,6 +118,28 @@ def test_version_1_is_read():
         Recipe.from_json(json.dumps({**old, "version": 2}))
 
 
+@pytest.mark.parametrize(
+    "version, fields",
+    [
+        (1, {"coefficients": []}),
+        (1, {"asks": [], "fresh": []}),
+        (2, {"asks": ["cu", "c", ""]}),
+        (2, {"to_percent": 1.0}),
+        (3, {"fresh": [0, 0, 0]}),
+    ],
+    ids=str,
+)
+def test_what_a_version_has_not_is_refused(version, fields):
+    value = json.loads(PLAIN.to_json())  # of version 2
+    if version == 1:
+        value = {k: v for k, v in value.items() if k not in ("coefficients", "shift", "errors")}
+    if version == 3:
+        value |= {"from_percent": 0.0, "to_percent": 1.0}
+    why = f"is of version {version}, which must have no {', '.join(sorted(fields))}: version"
+    with pytest.raises(ValueError, match=why):
+        Recipe.from_json(json.dumps({**value, **fields, "version": version}))
+
+
 @pytest.mark.parametrize("version", [99, 0, -1, "2", True, None, 2.0, [2]])
 def test_other_versions_are_refused(version):
     with pytest.raises(

@@ -1,12 +1,15 @@
 """Fits on a budget of model calls: guidance in parts, and budgets without guidance, which are steps."""
 
+import math
+
 import pytest
 import torch
 from fewstep.diffusion.paths import FLOW
 from fewstep.diffusion.schedules.grids import flow_sigma
-from fewstep.diffusion.solvers.linear import solve_apart
+from fewstep.diffusion.solvers.linear import classical, solve_apart
 from fewstep.training.formats.recipe import Recipe
 from fewstep.training.models.denoiser import Guided
+from fewstep.training.run import budget
 from fewstep.training.run.fitting import FitConfig, SolverFit
 from oracles.mixture import line_mixture
 
@@ -87,3 +90,22 @@ def test_a_budget_that_is_none_is_refused(calls):
 def test_guidance_needs_two_calls(tmp_path):
     with pytest.raises(ValueError, match="calls must be 2 or more with guidance, .* got 1"):
         fitted(tmp_path, calls=(1, 4))
+
+
+def test_a_teacher_whose_guidance_has_no_parts_is_refused(tmp_path):
+    teacher = Guided(Mixtures(), CFG)
+    teacher.apart = None
+    with pytest.raises(
+        ValueError, match=r"calls must be left out for a teacher with guidance \(CFG 3\) .* got 4"
+    ):
+        SolverFit(teacher, FitConfig(calls=4), tmp_path)
+
+
+def test_a_shorter_guided_solver_grows_in_parts(tmp_path):
+    run, _ = fitted(tmp_path, calls=4, effort=0.05)
+    short = classical(run.grid("auto", 2), FLOW)
+    *_, grown = budget.starts(run, 6, [short], lambda n: run.grid("auto", n), math.inf, lambda: False)[0]
+    assert grown.calls(CFG) == 6 and set("".join(grown.asked)) == {"c", "u"}
+    which, x = torch.arange(8), run.data.states[:8, 0]
+    ends = [solve_apart(one, lambda x, s, k: run.data.ask(x, s, which, k), x) for one in (short, grown)]
+    assert torch.allclose(*ends, atol=1e-4)

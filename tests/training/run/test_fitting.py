@@ -89,7 +89,8 @@ def test_denoisers_that_do_not_do_are_refused(change, why):
         "reference_steps": 24,
     }
     with pytest.raises(ValueError, match=why):
-        fit_denoiser(**{**given, **change})
+        given |= change
+        fit_denoiser(given.pop("denoise"), **given)
 
 
 def test_a_recipe_without_a_solver_is_refused():
@@ -226,6 +227,31 @@ def test_a_start_too_near_to_the_picture_is_refused(tmp_path):
     teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
     with pytest.raises(ValueError, match="denoise must leave a level .* for each of 8 steps, 0.02 leaves"):
         SolverFit(teacher, config, tmp_path)
+
+
+def test_too_few_kept_levels_are_blamed_on_kept(tmp_path):
+    config = FitConfig(calls=(20,), trajectories=4, kept=12)
+    teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
+    with pytest.raises(ValueError, match="kept must leave a level .* for each of 20 steps, 12 leaves 12"):
+        SolverFit(teacher, config, tmp_path)
+
+
+def test_a_python_denoiser_is_fitted_from_a_noised_picture():
+    _, denoise = denoiser("flow")[:2]
+    settings = {"trajectories": 8, "reference_steps": 24, "effort": 0.1}
+    recipe = fit_denoiser(denoise, (4,), "flow", 2, denoise=0.6, **settings)
+    assert recipe.trained["denoise"] == 0.6 and 0.5 < recipe.sigmas[0] < 0.7
+    picture, noise = torch.zeros(2, 4), torch.randn(2, 4)
+    assert sample_recipe(recipe, denoise, noise, picture).shape == (2, 4)
+    with pytest.raises(ValueError, match="denoise must be above 0 and at most 1, got 1.5"):
+        fit_denoiser(denoise, (4,), "flow", 2, denoise=1.5)
+
+
+@pytest.mark.parametrize("part", ["0.5", None, 0, 2.0, True])
+def test_a_recipe_whose_denoise_is_none_is_refused(part):
+    recipe = dataclasses.replace(automatic("flow", 2), trained={"denoise": part})
+    with pytest.raises(ValueError, match="recipe trained must have no denoise, or one above 0 .*, got"):
+        sample_recipe(recipe, lambda x, sigma: x, torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("steps", [4, 6, 8])
