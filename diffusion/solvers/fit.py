@@ -128,11 +128,17 @@ def fit(
         return
     order = sorted(starts, key=bench.loss)
     rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
+<<<<<<< HEAD
     plain = [solver for solver in order[:rolls] if not solver.asks]  # patterns are rolled out already
     rolled = [bench.rolled_out(solver) for solver in plain if not over()]
     better = [solver for solver in rolled if solver is not None]
     longer = [_of_length(solver, starts[0].steps, data) for solver in told if not solver.asks]
     for start in sorted([*order, *better, *longer], key=bench.loss)[:descents]:
+=======
+    better = [bench.rolled_out(solver) for solver in order[:rolls] if not solver.asks]  # patterns are
+    lengthened = [one.solver for one in shorter if one.solver.steps == starts[0].steps]
+    for start in sorted([*order, *better, *lengthened], key=bench.loss)[:descents]:
+>>>>>>> mend-d
         if over():
             return
         if start not in stages:
@@ -208,12 +214,12 @@ class _Bench:
         return self.known[solver]
 
     def rolled_out(self, solver):
-        """The solver with weights from its own roll-out on training trajectories, all that are afforded; None
-        where none is finite.
+        """The solver with weights from its own roll-out on training trajectories, all that are afforded; as
+        it is where none is finite.
         """
         most = COMPARED * self.limit / solver.steps
         which = self._random(max(FEWEST, int(min(most, len(self.train)))))
-        return rolled_out(self.data, solver, which, self.model(which))
+        return rolled_out(self.data, solver, which, self.model(which)) or solver
 
     # -- what may still be asked
 
