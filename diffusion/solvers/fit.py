@@ -128,17 +128,10 @@ def fit(
         return
     order = sorted(starts, key=bench.loss)
     rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
-<<<<<<< HEAD
     plain = [solver for solver in order[:rolls] if not solver.asks]  # patterns are rolled out already
-    rolled = [bench.rolled_out(solver) for solver in plain if not over()]
-    better = [solver for solver in rolled if solver is not None]
+    better = [bench.rolled_out(solver) for solver in plain if not over()]
     longer = [_of_length(solver, starts[0].steps, data) for solver in told if not solver.asks]
     for start in sorted([*order, *better, *longer], key=bench.loss)[:descents]:
-=======
-    better = [bench.rolled_out(solver) for solver in order[:rolls] if not solver.asks]  # patterns are
-    lengthened = [one.solver for one in shorter if one.solver.steps == starts[0].steps]
-    for start in sorted([*order, *better, *lengthened], key=bench.loss)[:descents]:
->>>>>>> mend-d
         if over():
             return
         if start not in stages:
