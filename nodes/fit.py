@@ -120,8 +120,8 @@ class Fit(io.ComfyNode):
             )
 
         def work() -> None:
-            remarks.extend(miscounted(teacher, run.grid("auto", max(run.counts))))
             _progress(run, cls.hidden.unique_id)
+            remarks.extend(miscounted(teacher, run.grid("auto", max(run.counts))))
             if vae is not None:
                 drawn.update(held_out(run, chosen))
 
