@@ -124,8 +124,8 @@ class DistilConfig:
                  the "trajectory"; None: pictures, where the run ends at them
     span         noise levels at which a step is matched: of its own "segment", or the "full" range above,
                  where the fake can't tell the steps apart
-    balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it, of
-                 which the loss is the gradient with metric l2 only, and few samples near data weigh most
+    balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it,
+                 whose gradient the loss has with metric l2 only, and few samples near data weigh most
     divergence   whose gradient pulls: "kl", or "fisher", through the scores too (SiD); slower
     anchor       of anchored: weight of the first step's distance to the cached trajectory
     fake_updates of the score of the student's own pictures before the student's first update (None: an
