@@ -375,7 +375,7 @@ def _remarks(order: Order) -> list[Message]:
     config, negative = order.config, order.negative[0][0]
     drawn = order.guider is None and not (config.restores and order.data is not None)
     zeros = torch.is_tensor(negative) and not negative.any()
-    if not (drawn and zeros and config.cfg != 1) or families.family(order.model).zeros:
+    if not (drawn and zeros and config.cfg != 1) or families.zeros_mean_nothing(order.model):
         return []
     return [
         Message(

@@ -9,7 +9,7 @@ from comfy.supported_models_base import BASE
 
 from ...diffusion.faults import BadValue, Fault
 from ...training.methods.phases import usual_shift
-from ...training.models.families import Family, makes_otherwise, usual
+from ...training.models.families import Family, makes_otherwise, takes_zeros, usual
 from ...training.models.memory_errors import is_out_of_memory
 from .levels import path_of, sigma_of
 
@@ -17,6 +17,11 @@ from .levels import path_of, sigma_of
 def family(model: ModelPatcher) -> Family:
     """The settings of a MODEL's family (`training.models.families`)."""
     return usual(*names_of(model.model.model_config))
+
+
+def zeros_mean_nothing(model: ModelPatcher) -> bool:
+    """Whether a negative of zeros is what a MODEL was trained with for no prompt."""
+    return takes_zeros(*names_of(model.model.model_config))
 
 
 def shift(model: ModelPatcher) -> float:

@@ -12,8 +12,6 @@ class Family:
 
     cfg   the guidance that its users sample with; 1 where guidance is an input of the network
     rank  of a LoRA, and lr its peak learning rate
-    zeros whether its base was trained with zeros for no prompt (SDXL's pipeline still takes them, SD3's drops
-          out its encoders to them); others take an empty text's encoding
 
     Sources: the papers' and trainers' own (LCM-LoRA 1e-4 at rank 64; PCM 5e-6 at a batch of 160, rank 64 and
     32 on SD3), scaled to batches of one GPU.
@@ -22,17 +20,16 @@ class Family:
     cfg: float
     rank: int = 32
     lr: float = 1e-4
-    zeros: bool = False
 
 
 UNKNOWN = Family(cfg=4.0)
 # by class name in comfy.supported_models, whose settings subclasses inherit
 FAMILIES = {
-    "EmojiConfig": Family(cfg=2.0, rank=16, lr=2e-3, zeros=True),
+    "EmojiConfig": Family(cfg=2.0, rank=16, lr=2e-3),
     "SD15": Family(cfg=6.0, rank=64),
     "SD20": Family(cfg=6.0, rank=64),
-    "SDXL": Family(cfg=6.5, rank=64, lr=5e-5, zeros=True),
-    "SD3": Family(cfg=5.0, lr=5e-5, zeros=True),
+    "SDXL": Family(cfg=6.5, rank=64, lr=5e-5),
+    "SD3": Family(cfg=5.0, lr=5e-5),
     "AuraFlow": Family(cfg=3.5),
     "PixArtAlpha": Family(cfg=4.5),
     "HunyuanDiT": Family(cfg=5.0),
@@ -58,6 +55,9 @@ OTHERS = {
     "SAM3": "outlines of things",
     "DepthAnything3": "depth",
 }
+# whose bases were trained with zeros for no prompt (SDXL's pipeline still takes them, SD3's drops out its
+# encoders to them); others take an empty text's encoding
+OF_ZEROS = {"EmojiConfig", "SDXL", "SD3"}
 # the same by the names of `formats.lora_keys`, which a diffusers model has
 FAMILIES |= {
     "sd1": FAMILIES["SD15"],
@@ -71,6 +71,11 @@ FAMILIES |= {
 def makes_otherwise(*names: str) -> str | None:
     """What a model of those classes makes instead of pictures or videos, None where it makes these."""
     return next((OTHERS[name] for name in names if name in OTHERS), None)
+
+
+def takes_zeros(*names: str) -> bool:
+    """Whether zeros are what a model of one of those families was trained with for no prompt."""
+    return not OF_ZEROS.isdisjoint(names)
 
 
 def usual(*names: str) -> Family:
