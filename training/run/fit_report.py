@@ -27,6 +27,7 @@ def row(count: int, fitted: Fitted, between: float, cfg: float | None) -> dict[s
     fitted      mean distance of what is handed on; on new noise it lies from `low` to `high`, at 95 %
     median      of these distances; elsewhere: the share that ends at another picture
     auto        mean distance of the automatic solver; same: whether that is handed on
+    fewer       whether the solver that was found for fewer is handed on
     nearer      how many times nearer the typical picture is than by auto, [middle, low, high]
     """
     told = accuracy(fitted.own, between, fitted.chosen)
@@ -43,6 +44,7 @@ def row(count: int, fitted: Fitted, between: float, cfg: float | None) -> dict[s
         "elsewhere": told.elsewhere,
         "auto": float(fitted.base.mean()),
         "same": fitted.solver == fitted.auto,
+        "fewer": fitted.stage == "shorter",
         "nearer": list(times_nearer(fitted.own, fitted.base)),
         "gained": gained(fitted),
         "evaluations": fitted.evaluations,
@@ -67,6 +69,8 @@ def table(rows: Sequence[dict[str, Any]], trajectories: int, steps: int, held: i
             word = "no gain: auto is returned"
         elif not row["gained"]:
             word = f"no gain beyond chance: {word}"
+        if row["fewer"] and not row["same"]:
+            word += f"; more bring nothing, for {row['count']} the solver of fewer is returned"
         span = f"({row['low']:.4f} to {row['high']:.4f})"
         calls, auto_calls = ("–" if n is None else n for n in (row["calls"], row["auto_calls"]))
         lines.append(

@@ -308,3 +308,18 @@ def test_a_gain_is_claimed_only_where_the_interval_holds_it(tmp_path):
     mixed = found.base * torch.tensor([0.9, 1.2] * len(found.base), dtype=found.base.dtype)[: len(found.base)]
     run.found[4] = dataclasses.replace(found, own=mixed)
     assert not run.gained(4) and "no gain beyond chance" in run.report()
+
+
+def test_where_more_bring_nothing_the_solver_of_fewer_is_returned_as_it_is(tmp_path):
+    """Where six steps came to no nearer solver than four did, four calls are made, and the report says so."""
+    run = SolverFit(
+        PlainTeacher(denoiser("flow")[1], (4,), "flow", None, ""),
+        FitConfig(steps=(4, 6), trajectories=48, effort=0.1),
+        tmp_path,
+    )
+    for _ in run.progress():
+        pass
+    four, six = run.found[4], run.found[6]
+    run.found[6] = dataclasses.replace(six, solver=four.solver, own=four.own, stage="shorter")
+    assert run.rows[1]["calls"] == len(run.recipe(6).coefficients) == 4 and run.rows[1]["count"] == 6
+    assert run.report().count("for 6 the solver of fewer is returned") == 1
