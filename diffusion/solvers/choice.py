@@ -71,8 +71,7 @@ def is_nearer(own: torch.Tensor, other: torch.Tensor, tried: Sequence[torch.Tens
     """
     if len(own) < 2:
         return False
-    farther = float(own.mean()) > float(other.mean()) or _mean(own) > _mean(other)
-    if farther:
+    if float(own.mean()) > float(other.mean()) or _mean(own) > _mean(other):
         return False
     gained = _gained([own], other)
     every = _gained(tried, other) if tried else gained

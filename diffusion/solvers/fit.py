@@ -123,7 +123,8 @@ def fit(
             tried=len(found),
         )
 
-    yield fitted()
+    latest = fitted()
+    yield latest
     if over():
         return
     order = sorted(starts, key=bench.loss)
@@ -137,15 +138,17 @@ def fit(
         if start not in stages:
             stages[start] = "start"
             found.append(bench.candidate(start))
-            yield fitted()
+            latest = fitted()
+            yield latest
         idle, least = 0, math.inf
         for solver, settled in descent(start, data, bench.model, bench.pick, bench.affords):
-            if not settled:
-                yield fitted()
+            if not settled:  # nothing more is known yet
+                yield dataclasses.replace(latest, evaluations=bench.count)
                 continue
             stages.setdefault(solver, "refined")
             found.append(bench.candidate(solver))
-            yield fitted()
+            latest = fitted()
+            yield latest
             loss = float(found[-1].losses.mean())
             idle, least = (0, loss) if loss < least * (1 - GAIN) else (idle + 1, least)
             if idle == PATIENCE:
@@ -153,7 +156,7 @@ def fit(
 
 
 def _of_length(solver, steps, data):
-    """The solver with further steps at its end, up to so many."""
+    """The solver with its longest steps taken in two, until it has so many."""
     while solver.steps < steps:
         solver = lengthened(solver, data.path)
     return solver

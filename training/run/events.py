@@ -50,8 +50,8 @@ class Events:
     def _followed(self):
         """Once, that the score of the student's pictures falls behind them."""
         run = self.run
-        truth, turned = agreement(run.learners.told), run.method.turns(run.config, run.probe.fidelity)
-        if self.behind or truth is None or truth > UNTRUE or run.done - (turned or 0) < SETTLED:
+        truth, turned = agreement(run.learners.told), run.learners.turned or 0
+        if self.behind or truth is None or truth > UNTRUE or run.done - turned < SETTLED:
             return []
         self.behind = True
         return [

@@ -467,6 +467,11 @@ def test_a_run_that_is_made_longer_does_not_turn_back(monkeypatch):
     again = Run(Tiny(), longer.config)
     again.restore(*longer.state())
     assert again.context().turned == turned
+    longer.learners.told = {"truth": 0.0, "claim": 1.0}
+    events = Events(longer)
+    for done, told in ((turned + SETTLED - 1, 0), (turned + SETTLED, 1)):  # judged by its matched updates
+        longer.descent.done = done
+        assert len(events.new()) == told
     longer.close(), again.close()
 
 
