@@ -20,6 +20,7 @@ from pathlib import Path
 import core
 import torch
 from fewstep.diffusion.samplers import solve
+from fewstep.diffusion.schedules import auto
 from fewstep.training.formats.files import write_json
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher
@@ -120,7 +121,8 @@ class HeldOut:
         return solve(self.denoise, start(self.noise, sigmas, path), sigmas, path, **options)
 
     def auto(self, steps):
-        return self.solved("auto", steps, order=2, corrector=True)
+        options = auto.solver(self.grid("auto", steps), self.teacher.path, self.teacher.cfg)
+        return self.solved("auto", steps, **options)
 
     def recipe(self, recipe):
         return sample_recipe(recipe, self.denoise, self.noise)

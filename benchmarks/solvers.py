@@ -76,7 +76,9 @@ def ours(task, noise, grid_name, options, nfe, seed=0, grid_options=None):
 def automatic(task, noise, nfe, stochastic=False, seed=0):
     """Images of the automatic choice."""
     dimension = {"dimension": task.noise[0].numel()}
-    return ours(task, noise, "auto", auto.solver(stochastic), nfe, seed, dimension)
+    sigmas = grids.grid("auto", nfe, task.sigma_of, task.path, **dimension)
+    options = auto.solver(sigmas, task.path, task.cfg, stochastic)
+    return ours(task, noise, "auto", options, nfe, seed, dimension)
 
 
 def pairs(task, nfe, stochastic, report):

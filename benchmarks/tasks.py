@@ -73,6 +73,11 @@ class Task:
     cloud: exact.Cloud | None
     cost: int = 1
 
+    @property
+    def cfg(self):
+        """The guidance of its predictions, 1 for none."""
+        return getattr(self.denoise, "cfg", 1.0)
+
     def errors(self, images):
         """RMSE of each image to its converged one, in units of the data's deviation, float64 (N,)."""
         off = images.double() - self.reference[: len(images)].double()

@@ -9,6 +9,7 @@ order 1     the prediction itself
 order 2     the line through the last two, at the middle of the step (DPM-Solver++ 2M, Lu et al. 2022,
             arXiv:2211.01095)
 order 3     the parabola through the last three, at its e^u-weighted mean: exact to third order
+between     the mean of the two: order 1.25 goes a quarter of the way from order 1 to order 2
 heun        the line through this prediction and one made at the step's end, so that the step is Heun's in the
             path's own sigma (in tau where variance is preserved), algorithm 2 of Karras et al. 2022
             (arXiv:2206.00364)
@@ -21,17 +22,24 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
-ORDERS = (1, 2, 3)
+HIGHEST = 3  # order
 FARTHEST = 3.0  # times the last step's length in u: no prediction is extrapolated further than that
 
 
-def target_weights(order: int, u_next: float, u: Sequence[float]) -> list[float]:
-    """Weights of the predictions made at u (this one first, at most `order` of them), which sum to 1.
+def target_weights(order: float, u_next: float, u: Sequence[float]) -> list[float]:
+    """Weights of the predictions made at u (this one first, as many as the order can use), which sum to 1.
 
-    u_next > u[0]. A step into data (u_next infinite) takes the last prediction alone. Where the step is more
-    than `FARTHEST` times as long as the one before, the prediction before is left out: extrapolation would
-    multiply its error.
+    order: from 1 to `HIGHEST`; u_next > u[0]. A step into data (u_next infinite) takes the last prediction
+    alone. Where the step is more than `FARTHEST` times as long as the one before, the prediction before is
+    left out: extrapolation would multiply its error.
     """
+    lower = math.floor(order)
+    weights = _target(lower, u_next, u)
+    return weights if order == lower else _between(order - lower, weights, _target(lower + 1, u_next, u))
+
+
+def _target(order, u_next, u):
+    """`target_weights` of a whole order."""
     if math.isinf(u_next):
         return [1.0]
     h = u_next - u[0]
@@ -44,19 +52,31 @@ def target_weights(order: int, u_next: float, u: Sequence[float]) -> list[float]
     return _mean_weights(h, [v - u[0] for v in u[:used]])
 
 
-def correction_weights(order: int, u: Sequence[float]) -> list[float]:
+def correction_weights(order: float, u: Sequence[float]) -> list[float]:
     """How much more the step u[1] to u[0] should have weighted each prediction, the one at its end first.
 
     The predictions were made at u. The weights sum to 0; [] where there is nothing to correct. u must hold
-    one level more than `order` for the step's own weights.
+    one level more than the order, rounded up, for the step's own weights.
     """
+    lower = math.floor(order)
+    weights = _correction(lower, u)
+    return weights if order == lower else _between(order - lower, weights, _correction(lower + 1, u))
+
+
+def _correction(order, u):
+    """`correction_weights` of a whole order."""
     if len(u) < 2 or u[0] <= u[1]:
         return []
     steps = [a - b for a, b in zip(u, u[1:])]
     used = 1 + _usable(steps, 2 if order == 3 else 1)
-    done = target_weights(order, u[0], u[1:])
+    done = _target(order, u[0], u[1:])
     wanted = _mean_weights(u[0] - u[1], [v - u[1] for v in u[:used]])
     return [w - d for w, d in zip_longest(wanted, [0.0, *done], fillvalue=0.0)]
+
+
+def _between(share, first, second):
+    """Weights that share of the way from the first to the second."""
+    return [a + share * (b - a) for a, b in zip_longest(first, second, fillvalue=0.0)]
 
 
 def heun_weights(u_next: float, u: float) -> list[float]:

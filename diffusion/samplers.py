@@ -24,7 +24,7 @@ import torch
 
 from .faults import BadValue
 from .moves import MODES, Kappa, Move, check_noising, plan
-from .multistep import ORDERS, correction_weights, heun_weights, target_weights
+from .multistep import HIGHEST, correction_weights, heun_weights, target_weights
 from .paths import Levels
 from .step import weights
 
@@ -75,7 +75,7 @@ def sample(
     sigmas: torch.Tensor | Sequence[float],
     path: Levels,
     *,
-    order: int | str = 1,
+    order: float | str = 1,
     corrector: bool = False,
     churn: float = 0.0,
     kappa: Kappa | None = None,
@@ -90,8 +90,8 @@ def sample(
     denoiser    (x, sigma) -> x0 with sigma a float
     path        a `paths.Path`, or any `forward.ForwardProcess`: its grid is of times, and sigma above is the
                 time
-    order       1, 2, 3: multistep in log sigma, one model call a step; "heun": two stages, two calls in all
-                steps but the last
+    order       1, 2, 3, or between them: multistep in log sigma, one model call a step; "heun": two stages,
+                two calls in all steps but the last
     corrector   whether each step makes good what the last one would have done better; not with "heun"
     churn       0 and more, inf for all noise fresh; `mode` says where it is added, see `plan`
     kappa       the share of fresh noise itself, in place of churn and mode: a number in [0, 1] or a function
@@ -118,11 +118,14 @@ def sample(
     return follow(denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise)
 
 
-def check_order(order: int | str, s_noise: float = 1.0) -> None:
+def check_order(order: float | str, s_noise: float = 1.0) -> None:
     """Raise ValueError for an order or a noise strength that the kernel does not have."""
-    if order != HEUN and order not in ORDERS:
+    if order != HEUN and not (type(order) in (int, float) and 1 <= order <= HIGHEST):
         raise BadValue(
-            "order must be one of {orders} or {heun}, got {got!r}.", orders=list(ORDERS), heun=HEUN, got=order
+            "order must be a number from 1 to {highest}, or {heun}, got {got!r}.",
+            highest=HIGHEST,
+            heun=HEUN,
+            got=order,
         )
     if not math.isfinite(s_noise) or s_noise < 0:
         raise BadValue("s_noise must be 0 or more, got {got}.", got=s_noise)
@@ -134,7 +137,7 @@ def follow(
     moves: Sequence[Move],
     path: Levels,
     *,
-    order: int | str = 1,
+    order: float | str = 1,
     corrector: bool = False,
     s_noise: float = 1.0,
     noise: "Noise | RowNoise | None" = None,
@@ -163,7 +166,7 @@ def solve(
     sigmas: torch.Tensor | Sequence[float],
     path: Levels,
     *,
-    order: int | str = 1,
+    order: float | str = 1,
     corrector: bool = False,
     churn: float = 0.0,
     kappa: Kappa | None = None,
@@ -247,7 +250,7 @@ class _LinearStep(NamedTuple):
 
 
 def coefficients(
-    moves: Sequence[Move], path: Levels, order: int | str, corrector: bool
+    moves: Sequence[Move], path: Levels, order: float | str, corrector: bool
 ) -> list[Coefficients]:
     """The `Coefficients` of every move."""
     rows = [[m.sigma_from, m.sigma, m.sigma_next, m.kappa] for m in moves]

@@ -17,6 +17,7 @@ from ..diffusion.step import share_of
 from ..training.formats.recipe import Recipe
 from .comfy import fresh_noise, levels
 from .comfy.guider_apart import answers_apart, ask
+from .comfy.guider_teacher import strength_of
 from .comfy.inpainting import given_in
 from .server import messages
 
@@ -31,7 +32,7 @@ def sample(
     extra_args: dict | None = None,
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
-    order: int | str = 1,
+    order: float | str = 1,
     kappa: float | None = None,
     gamma: float | None = None,
     s_noise: float = 1.0,
@@ -42,9 +43,10 @@ def sample(
 ) -> torch.Tensor:
     """`diffusion.samplers.sample` in the signature of ComfyUI's sampler functions.
 
-    order "auto": what `diffusion.schedules.auto` chooses. gamma: TCD's, in the model's own time. Fresh noise
-    belongs to each picture's own starting noise and to the level (`comfy.fresh_noise`). Sigmas of one level,
-    what Split Sigmas leaves after the last step, are no step: x is returned, as by the host's own.
+    order "auto": what `diffusion.schedules.auto` chooses for the guider's guidance. gamma: TCD's, in the
+    model's own time. Fresh noise belongs to each picture's own starting noise and to the level
+    (`comfy.fresh_noise`). Sigmas of one level, what Split Sigmas leaves after the last step, are no step: x
+    is returned, as by the host's own.
     """
     if len(sigmas) < 2:
         return x
@@ -53,13 +55,9 @@ def sample(
     path = levels.path_of(sampling)
     grid = levels.check_range(sigmas, sampling)
     _check_mask(extra_args.get("denoise_mask"), x)
-    corrector = False
-    if order == "auto":
-        solver = auto.solver()
-        order, corrector = solver["order"], solver["corrector"]
     if gamma is not None:
         kappa = tcd_share(gamma, path, levels.sigma_of(sampling))
-    samplers.check_order(order, s_noise)
+    samplers.check_order(1 if order == "auto" else order, s_noise)
     first, last = (float(level) for level in (sigmas[0], sigmas[-1]))
     keys = fresh_noise.keys_of(model, x, first, extra_args.get("seed") or 0)
     noise = samplers.RowNoise(keys.rows, levels.noise_scale_of(sampling))
@@ -67,6 +65,10 @@ def sample(
     moves = samplers.plan(
         grid, path, churn=churn, kappa=kappa, mode=mode, start=start, end=end, highest=highest
     )
+    corrector = False
+    if order == "auto":
+        solver = auto.solver(sigmas, path, strength_of(model.inner_model))
+        order, corrector = solver["order"], solver["corrector"]
     denoiser = _denoiser(model, x, extra_args)
     run = samplers.follow(
         denoiser, x, moves, path, order=order, corrector=corrector, s_noise=s_noise, noise=noise
@@ -259,8 +261,9 @@ class Sampler(io.ComfyNode):
                     options=list(ORDERS),
                     default="auto",
                     tooltip="How many predictions a step uses. auto: 2 with a corrector that costs no model "
-                    "call, the most accurate here. 1: the plain step, for distilled LoRAs. 2 and 3: earlier "
-                    "predictions too. heun: two model calls per step.",
+                    "call, the most accurate here; lower where the CFG is above 2 and the steps are few. 1: "
+                    "the plain step, for distilled LoRAs. 2 and 3: earlier predictions too. heun: two model "
+                    "calls per step.",
                 ),
                 io.Combo.Input(
                     "mode",

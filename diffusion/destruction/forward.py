@@ -161,7 +161,7 @@ class ForwardProcess:
     def check_shares(self, shares: Sequence[float]) -> None:
         """Raise ValueError for a kappa of a run that the process cannot mix."""
 
-    def check_options(self, order: int | str, corrector: bool, mode: str) -> None:
+    def check_options(self, order: float | str, corrector: bool, mode: str) -> None:
         """Raise ValueError for options of `samplers.sample` that need a step that is linear with numbers."""
         if corrector:
             raise BadValue(

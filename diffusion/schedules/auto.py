@@ -8,6 +8,11 @@ shift s that grows with them. Where steps are many, t^p with p above 1 spends mo
 The constants were fitted once, on Gaussian mixtures in 2 to 32 dimensions and on clouds of small pictures of
 other size or choice than those of `benchmarks/solvers.py`, which holds the choice against every pair of
 ComfyUI's own.
+
+What a step of order 2 extrapolates, guidance multiplies, with all that is wrong in it (Lu et al. 2022,
+arXiv:2211.01095, sec. 1: with large guidance high orders lose to order 1). So the order falls from 2 towards
+1 where guidance is strong and steps are few:  2 - (cfg - 2)/2 (3/steps)^2.  `benchmarks/guided_order.py` has
+what that is worth.
 """
 
 import math
@@ -19,6 +24,8 @@ from ..paths import Path
 SCALE, GROWTH = 0.45, 0.35  # s = SCALE * dimension^GROWTH
 LARGEST = 5.0  # from about 1000 numbers on: all pictures
 POWERS = ((5, 1.0), (10, 1.25), (math.inf, 1.5))  # p for up to that many steps
+FREE, FEW = 2.0, 3  # guidance up to which the order is 2, and steps at which it is 1 at twice as much
+CORRECTED = 0.25  # what the order may have lost for a corrector still to help
 CHURN, NOISED = 0.1, 0.5  # where fresh noise is wanted: more of it, or later in the run, costs accuracy
 
 
@@ -46,7 +53,16 @@ def sigmas(
     return out
 
 
-def solver(stochastic: bool = False) -> dict[str, int | bool | float]:
-    """Keyword arguments of `samplers.sample`: order, corrector, churn and up to which share of the run."""
+def solver(
+    sigmas: torch.Tensor, path: Path, cfg: float = 1.0, stochastic: bool = False
+) -> dict[str, float | bool]:
+    """Keyword arguments of `samplers.sample`: order, corrector, churn and up to which share of the run.
+
+    cfg: the guidance that the predictions have, 1 for none. A grid over a part of the way counts as many
+    steps as the whole way would have.
+    """
+    part = path.flow_time(torch.as_tensor(sigmas, dtype=torch.float64)[[0, -1]]).tolist()
+    steps = (len(sigmas) - 1) / (part[0] - part[1])
+    less = min(1.0, max(0.0, cfg - FREE) / FREE * (FEW / steps) ** 2)
     noised = {"churn": CHURN, "end": NOISED} if stochastic else {"churn": 0.0}
-    return {"order": 2, "corrector": True, **noised}
+    return {"order": 2 - less, "corrector": less < CORRECTED, **noised}

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from ..schedules import auto
 from .choice import Candidate, chosen
 from .descent import Run, descent, importance
 from .linear import GUIDED, LinearSolver, classical, lengthened
@@ -31,7 +32,6 @@ from .rollout import rolled_out
 from .trajectories import Trajectories, by_dynamic_programming, ranked
 
 FOLDS = 8  # of the held-out trajectories, each told by what the others chose
-ORDERS = (2, 3)  # of the classical solvers, with corrector
 PATIENCE = 3  # of a descent, in yields without gain on the held-out part
 GAIN = 0.002  # relative, of one that counts
 PART = 0.5  # what a conditional or unconditional prediction costs, a guided one being 1
@@ -68,15 +68,22 @@ class Fitted:
     tried: int
 
 
-def starting(data: Trajectories, grids: Sequence[torch.Tensor], most: int = 3) -> list[LinearSolver]:
-    """Classical solvers to start from, each grid with order 2 and 3: those of the first, the automatic one,
-    and of the best of the others, `most` grids in all.
+def starting(
+    data: Trajectories, grids: Sequence[torch.Tensor], most: int = 3, cfg: float = 1.0
+) -> list[LinearSolver]:
+    """Classical solvers to start from, the automatic one first.
+
+    grids: the first is the automatic one. It and the best of the others, `most` in all, are taken with the
+    order of the automatic choice at that guidance and with a higher one.
     """
     steps = len(grids[0]) - 1
+    own = auto.solver(grids[0], data.path, cfg)
+    higher = {**own, "order": 3 if own["corrector"] else 2, "corrector": True}
     train, _ = data.split()
     programmed = data.sigmas[by_dynamic_programming(data, steps, train)]
     best = [grids[0], *ranked(data, [*grids[1:], programmed], train)[: most - 1]]
-    return [classical(grid, data.path, order) for grid in best for order in ORDERS[: max(1, steps - 1)]]
+    solvers = [classical(grid, data.path, **kind) for grid in best for kind in (own, higher)]
+    return list(dict.fromkeys(solvers))  # in one or two steps some are one
 
 
 def fit(

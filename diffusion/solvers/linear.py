@@ -143,7 +143,7 @@ class Step(NamedTuple):
 def classical(
     sigmas: torch.Tensor | Sequence[float],
     path: Path,
-    order: int = 2,
+    order: float = 2,
     corrector: bool = True,
     churn: float = 0.0,
     kappa: float | Callable[[float, float], float] | None = None,

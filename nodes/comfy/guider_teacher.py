@@ -28,6 +28,7 @@ from .latents import takes_batch_for_frames
 from .levels import check_range, noise_scale_of, path_of, sigma_of
 
 ROWS = 8  # samples of one model call, at most: a shard of the cache
+STRENGTHS = ("cfg", "cfg1", "cfg2")  # where the host's guiders keep theirs
 SHARE = 0.9  # of the memory beside the weights that a call may take
 
 
@@ -179,6 +180,7 @@ class Teacher:
         self.conditions = len(guider.original_conds["positive"]) if isinstance(guider, Prompts) else 1
         self.base = base_of(patcher)
         self.cfg, self.guider_name = cfg_of(guider), guider_name(guider)
+        self.strength = strength_of(guider)
         self.frames = self.shape[0] if takes_batch_for_frames(patcher.model) else 0
         self.device = patcher.load_device
         self.rows = 1 if self.frames else rows_at_once(patcher, self.shape)
@@ -294,6 +296,12 @@ def cfg_of(guider: CFGGuider) -> float:
     """The guidance that a recipe names; 1 for a guider that has no such number."""
     cfg = getattr(guider, "cfg", 1.0)
     return float(cfg) if isinstance(cfg, (int, float)) else 1.0
+
+
+def strength_of(guider: CFGGuider) -> float:
+    """How strong a guider's guidance is at its strongest, 1 where it tells of none."""
+    numbers = (getattr(guider, name, 1.0) for name in STRENGTHS)
+    return max(1.0, *(float(number) for number in numbers if isinstance(number, (int, float))))
 
 
 def guider_name(guider: CFGGuider) -> str:

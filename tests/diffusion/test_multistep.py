@@ -1,5 +1,6 @@
 """Multistep targets and their correction, against quadrature and a solver that corrects its own state."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -51,6 +52,21 @@ def test_weights_sum_to_1_and_corrections_to_0():
         assert sum(correction_weights(order, u)) == pytest.approx(0, abs=1e-12)
     assert sum(heun_weights(0.9, 0.3)) == pytest.approx(1)
     assert target_weights(3, math.inf, u) == [1.0] and correction_weights(2, [0.3]) == []
+
+
+def test_an_order_between_two_is_their_mean():
+    u = [0.3, 0.0, -0.5, -1.5]
+    for weights_of in (
+        lambda order: target_weights(order, 0.9, u),
+        lambda order: correction_weights(order, u),
+    ):
+        for lower, share in ((1, 0.25), (2, 0.5)):
+            below, found, above = (
+                np.array([*weights_of(order), 0.0, 0.0, 0.0][:4])
+                for order in (lower, lower + share, lower + 1)
+            )
+            assert found == pytest.approx(below + share * (above - below)) and (above != below).any()
+    assert target_weights(1.5, math.inf, u) == [1.0] and correction_weights(1.5, [0.3]) == []
 
 
 def test_a_level_met_again_serves_once():
@@ -136,6 +152,48 @@ def test_auto_grid_is_one_in_the_flow_time_of_every_path():
     assert torch.allclose(FLOW.log_snr(flow[1:]), VARIANCE_EXPLODING.log_snr(other[1:]), atol=1e-6)
     s = auto.shift(8)
     assert torch.allclose(flow, grids.grid("uniform", 5, grids.flow_sigma(s), FLOW)[:5])
+
+
+@pytest.mark.parametrize(
+    "steps, cfg, order, corrector",
+    [
+        (3, 1.0, 2, True),
+        (4, 2.0, 2, True),
+        (3, 4.0, 1, False),
+        (6, 4.0, 1.75, False),
+        (12, 4.0, 2 - 1 / 16, True),
+    ],
+)
+def test_auto_lowers_the_order_where_guidance_is_strong_and_steps_are_few(steps, cfg, order, corrector):
+    chosen = auto.solver(grids.grid("auto", steps, grids.flow_sigma(), FLOW), FLOW, cfg)
+    assert chosen == {"order": pytest.approx(order), "corrector": corrector, "churn": 0.0}
+
+
+def test_auto_counts_the_steps_that_the_whole_way_would_have():
+    half = torch.tensor([0.5, 0.375, 0.25, 0.0])
+    assert auto.solver(half, FLOW, 4.0) == auto.solver(torch.linspace(1, 0, 7), FLOW, 4.0)
+    assert auto.solver(half.flip(0)[1:].flip(0), FLOW, 4.0)["order"] < 2
+
+
+def test_auto_is_nearer_than_order_2_with_strong_guidance_and_few_steps():
+    """An exact model and one of its labels."""
+    whole = line_mixture()
+    label = dataclasses.replace(whole, positions=whole.positions[:1], weights=torch.ones(1, dtype=F64))
+    x = torch.randn(64, len(whole.centre), generator=torch.Generator().manual_seed(0), dtype=F64)
+
+    def denoise(x, sigma):
+        unconditional = whole.denoise(x, FLOW, sigma)
+        return unconditional + 4 * (label.denoise(x, FLOW, sigma) - unconditional)
+
+    def along(steps):
+        return grids.grid("auto", steps, grids.flow_sigma(), FLOW, dimension=4)
+
+    exact = solve(denoise, x, along(400), FLOW, order=3)
+    for steps in (3, 4):
+        few = along(steps)
+        own = solve(denoise, x, few, FLOW, **auto.solver(few, FLOW, 4.0))
+        second = solve(denoise, x, few, FLOW, order=2, corrector=True)
+        assert (own - exact).norm() < 0.5 * (second - exact).norm()
 
 
 def test_auto_shift_grows_with_the_dimension_and_takes_a_larger_own():

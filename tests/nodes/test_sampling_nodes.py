@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import types
 
 import pytest
 import torch
@@ -174,6 +175,19 @@ def test_tcd_without_gamma_is_deterministic_and_with_1_renews_all(host, flow):
     assert sampling.tcd_share(0.3, path, sigma_of)(0.9, 0.5) == pytest.approx(
         math.sqrt(1 - kept**2), rel=1e-9
     )
+
+
+def test_auto_takes_the_order_from_the_guidance_and_the_steps(host, teacher):
+    """Three steps at CFG 8 are order 1's own."""
+    sigmas = uniform(host, teacher, 3)
+    one, auto = (run(host, "FewstepSampler", churn=0.0, order=order)[0] for order in ("1", "auto"))
+    strong, weak = (
+        [sample_custom(host, teacher[0], cfg, teacher, sampler, sigmas) for sampler in (one, auto)]
+        for cfg in (8.0, 2.0)
+    )
+    assert torch.equal(*strong) and not torch.equal(*weak)
+    strength_of = pack(host, "nodes.comfy.guider_teacher").strength_of
+    assert strength_of(types.SimpleNamespace(cfg1=1.0, cfg2=4)) == 4 and strength_of(object()) == 1
 
 
 def test_image_to_image_at_one_half(host, teacher):

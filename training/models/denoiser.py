@@ -62,6 +62,8 @@ class Teacher(Protocol):
     One whose guidance has parts has `apart(x, sigma, condition, kinds)`: one prediction for each letter of
     kinds, "c" conditional, "u" unconditional (`diffusion.solvers.linear`); None elsewhere.
 
+    One whose guidance has other numbers than its cfg has `strength`, the largest of all.
+
     cfg       the guidance that a recipe names, 1 for none
     identity  what a cache must tell apart: `model`, `patches`, `conditioning` and `guidance` of a `CacheSpec`
     """

@@ -295,7 +295,7 @@ def _check_levels(run, fine, levels):
 def _fitted(run, count, evaluations, deadline):
     """Yield `Fitted` for a step count, or a budget of calls."""
     steps = count // 2 if run.apart else count
-    starts = starting(run.data, _grids(run, steps), run.config.starts)
+    starts = starting(run.data, _grids(run, steps), run.config.starts, _strength(run.teacher))
     # what was found for fewer, so that more are no worse
     shorter = [(run.found[n].solver, run.found[n].own) for n in sorted(run.found)[-1:]]
     asked = 0.0
@@ -310,6 +310,11 @@ def _fitted(run, count, evaluations, deadline):
     config = run.config
     for fitted in fit(run.data, starts, evaluations, config.starts, config.seed, shorter, over):
         yield dataclasses.replace(fitted, evaluations=fitted.evaluations + asked)
+
+
+def _strength(teacher):
+    """Of its guidance, what the automatic solver goes by: the CFG, or what a teacher has beside it."""
+    return getattr(teacher, "strength", teacher.cfg)
 
 
 def _grids(run, steps):

@@ -244,10 +244,10 @@ MESSAGES = {
     ),
     line_of_training: ("training: loss 0.1234, 3.4 min left", "训练：损失 0.1234，剩余 3.4 分钟"),
     failed_sampler: (
-        "sampler can't be inspected: it fails on this schedule of 4 steps with ValueError: order must be one "
-        "of 1, 2, 3 or heun, got 7.. Use more steps, or another sampler.",
-        "无法检查此“采样器”：它在这个 4 步的调度上出错，ValueError：“阶数”必须是 1、2、3 或 heun，当前为 7。"
-        "请增加步数，或换一个采样器。",
+        "sampler can't be inspected: it fails on this schedule of 4 steps with ValueError: order must be a "
+        "number from 1 to 3, or heun, got 7.. Use more steps, or another sampler.",
+        "无法检查此“采样器”：它在这个 4 步的调度上出错，ValueError：“阶数”必须是 1 到 3 之间的数，或 heun，"
+        "当前为 7。请增加步数，或换一个采样器。",
     ),
     line_of_prompts: (
         "3 prompts: 1 typed, 2 bundled; 2 typed left out, count is 3",

@@ -125,7 +125,7 @@ def test_every_field_makes_another_cache():
         ({"conditions": 0}, "conditions must be 1"),
         ({"shape": (4, 0)}, "shape must be 1 or more"),
         ({"noise_scale": float("nan")}, "noise_scale"),
-        ({"order": 4}, "order must be one of"),
+        ({"order": 4}, "order must be a number from 1 to 3"),
         ({"path": "vp"}, "path must be one of"),
     ],
 )
