@@ -161,6 +161,26 @@ def auto() -> list[str]:
     return _solver_table("auto/core_best", CALLS, "auto / best ComfyUI pair; predictions")
 
 
+def guided_order() -> list[str]:
+    """Auto's error as a share of two others' on the same grid, by guidance and steps: means of the cases."""
+    found, lines = read("guided_order"), []
+    others = {
+        "order 2 with corrector": lambda errors: errors["order 2 with corrector"],
+        "the better of it and order 1, in hindsight": lambda errors: [
+            min(pair) for pair in zip(errors["order 1"], errors["order 2 with corrector"])
+        ],
+    }
+    for name, of in others.items():
+        for cfg in sorted({row["cfg"] for row in found["rows"]} - {1.0}):
+            ratios = [
+                [own / other for own, other in zip(row["errors"]["auto"], of(row["errors"]))]
+                for row in found["rows"]
+                if row["cfg"] == cfg
+            ]
+            lines.append([f"{name}, CFG {cfg:g}", *(mean(column) for column in zip(*ratios))])
+    return table(["auto / other; steps", *map(str, found["steps"])], lines)
+
+
 def fitted() -> list[str]:
     """The fitted solver against the best pair in hindsight."""
     return _solver_table("fitted/core_best", CALLS[:-1], "fitted / best ComfyUI pair; predictions")
@@ -567,6 +587,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         demo,
         oracle,
         auto,
+        guided_order,
         fitted,
         apart,
         cached,

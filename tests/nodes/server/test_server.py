@@ -296,14 +296,31 @@ def test_distil_in_one_click(server, workflow, kind, method):
     entry = server.result(server.queue(prompt))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert len(images(server, entry)) == 5  # the preview and four pictures
-    assert len(loras(server, f"{name}_*.safetensors")) == 1
+    check_stock_loader(server, workflow, kind, name)
+
+
+@pytest.mark.slow
+def test_distil_in_one_click_with_best(server, workflow):
+    """A whole run as *best* has it; the LoRA comes nearer to the teacher than the untrained model."""
+    prompt = workflow("distil_in_one_click", n3__quality="best", n3__batch=8, n3__name="best")
+    entry = server.result(server.queue(prompt), 1800)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    run = next(run for run in server.get("/fewstep/runs")["runs"] if run["name"] == "best")
+    assert run["updates"] == 1600 and run["best"] < run["before"]
+    print({key: run[key] for key in ("updates", "before", "best", "seconds") if key in run})
+    check_stock_loader(server, workflow, "flow", "best")
+
+
+def check_stock_loader(server, workflow, kind, name):
+    """The host's own loader takes every key of the one LoRA of that name, and pictures are drawn with it."""
+    (lora,) = loras(server, f"{name}_*.safetensors")
     server.post("/free", {"unload_models": True, "free_memory": True})
     again = workflow(
         "sample_in_4_steps", n1__teacher=kind, n2__model=["9", 0], n5__model=["9", 0], n5__cfg=1.0
     )
     again["9"] = {
         "class_type": "LoraLoaderModelOnly",
-        "inputs": {"model": ["1", 0], "lora_name": loras(server, f"{name}_*")[0].name, "strength_model": 1.0},
+        "inputs": {"model": ["1", 0], "lora_name": lora.name, "strength_model": 1.0},
     }
     entry = server.result(server.queue(again))
     assert entry["status"]["status_str"] == "success" and len(images(server, entry)) == 4
