@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..schedules import auto
 from .choice import Candidate, chosen
 from .descent import Run, descent, importance
 from .linear import GUIDED, LinearSolver, classical, lengthened
@@ -69,20 +68,23 @@ class Fitted:
 
 
 def starting(
-    data: Trajectories, grids: Sequence[torch.Tensor], most: int = 3, cfg: float = 1.0
+    data: Trajectories,
+    grids: Sequence[torch.Tensor],
+    most: int = 3,
+    order: float = 2,
+    corrector: bool = True,
 ) -> list[LinearSolver]:
     """Classical solvers to start from, the automatic one first.
 
     grids: the first is the automatic one. It and the best of the others, `most` in all, are taken with the
-    order of the automatic choice at that guidance and with a higher one.
+    `order` and `corrector` of the automatic choice, and with a higher order.
     """
     steps = len(grids[0]) - 1
-    own = auto.solver(grids[0], data.path, cfg)
-    higher = {**own, "order": 3 if own["corrector"] else 2, "corrector": True}
     train, _ = data.split()
     programmed = data.sigmas[by_dynamic_programming(data, steps, train)]
     best = [grids[0], *ranked(data, [*grids[1:], programmed], train)[: most - 1]]
-    solvers = [classical(grid, data.path, **kind) for grid in best for kind in (own, higher)]
+    kinds = (order, corrector), (3 if corrector else 2, True)
+    solvers = [classical(grid, data.path, *kind) for grid in best for kind in kinds]
     return list(dict.fromkeys(solvers))  # in one or two steps some are one
 
 

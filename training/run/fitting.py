@@ -19,7 +19,7 @@ import torch
 
 from ...diffusion.faults import BadValue
 from ...diffusion.frozen import normalise
-from ...diffusion.schedules import grids
+from ...diffusion.schedules import auto, grids
 from ...diffusion.solvers.accuracy import accuracy
 from ...diffusion.solvers.fit import Fitted, fit, starting
 from ...diffusion.solvers.trajectories import Trajectories
@@ -295,7 +295,9 @@ def _check_levels(run, fine, levels):
 def _fitted(run, count, evaluations, deadline):
     """Yield `Fitted` for a step count, or a budget of calls."""
     steps = count // 2 if run.apart else count
-    starts = starting(run.data, _grids(run, steps), run.config.starts, _strength(run.teacher))
+    every = _grids(run, steps)
+    own = auto.solver(every[0], run.teacher.path, _strength(run.teacher))
+    starts = starting(run.data, every, run.config.starts, own["order"], own["corrector"])
     # what was found for fewer, so that more are no worse
     shorter = [(run.found[n].solver, run.found[n].own) for n in sorted(run.found)[-1:]]
     asked = 0.0
