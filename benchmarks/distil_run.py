@@ -1,7 +1,8 @@
 """One run of `distil.py`, in a process of its own: a teacher, its untrained model, a method of ours or the
 LCM-LoRA recipe; judged by `training.models.demo.judge`.
 
-A job and its row are one dict: what is asked (KEY) and what came of it.
+A job and its row are one dict: what is asked (KEY) and what came of it. A job may name another guidance than
+CFG, `cfg`, and the `image_steps` of the teacher's pictures; it then wants a folder of its own.
 """
 
 import math
@@ -45,7 +46,8 @@ def config_of(job, updates, images=None):
     """Our defaults at that length; images: None for the defaults' trajectories a training sample."""
     usual = DistilConfig(method=job["method"], steps=job["steps"])
     images = images or max(1, round(updates * BATCH * usual.images / (usual.updates * usual.batch)))
-    settings = {"cfg": CFG, "batch": BATCH, "updates": updates, "images": images, "seed": job["seed"]}
+    settings = {"cfg": job.get("cfg", CFG), "image_steps": job.get("image_steps")}
+    settings |= {"batch": BATCH, "updates": updates, "images": images, "seed": job["seed"]}
     return DistilConfig(method=job["method"], steps=job["steps"], **settings)
 
 
@@ -173,9 +175,9 @@ def recipe(teacher, job):
     return row, run.sample
 
 
-def untrained(teacher):
+def untrained(teacher, job):
     """(sample, samplers) of the model itself at the teacher's guidance."""
-    run = Run(teacher, DistilConfig(cfg=CFG))
+    run = Run(teacher, DistilConfig(cfg=job.get("cfg", CFG)))
     shift = run.config.shift
 
     def sample(noise, condition, steps, order, shift):
@@ -206,7 +208,7 @@ def reference_of(teacher, job, folder):
     path = pictures_at(job, folder)
     if not path.exists():
         noise, condition = asked_of(teacher, job)
-        sample, samplers = untrained(teacher)
+        sample, samplers = untrained(teacher, job)
         options = samplers["order 2, shift 3"]
         pixels = [
             data.to_pixels(sample(part, condition, REFERENCE, **options).cpu()).clamp(-1, 1)
@@ -280,7 +282,7 @@ def one(job, folder):
         return {**{k: job[k] for k in KEY}, **row, **shown({REFERENCE: judge(reference)})}
     began, row = clock_of(job["device"])(), {"samples": 0, "seconds": 0.0}
     if job["method"] == BASE:
-        sample, samplers = untrained(teacher)
+        sample, samplers = untrained(teacher, job)
     else:
         with torch.no_grad():
             teacher(noise[:1], torch.full((1,), 0.5), condition[:1])

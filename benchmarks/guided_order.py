@@ -1,6 +1,6 @@
 """What *auto* makes of strong guidance in few steps, beside order 1 and order 2 whatever the guidance.
 
-    python benchmarks/guided_order.py [--json FILE] [--cfg 1,2,3,4,6,8] [--cases a,b]      some 20 minutes
+    python benchmarks/guided_order.py [--json FILE] [--cfg 1,2,3,4,6] [--cases a,b]      some 20 minutes
 
 RMSE to the converged ODE from the same noise, in units of the data's standard deviation, all on the automatic
 grid. The cases: mixtures and clouds of emoji whose parts have labels, with exact conditional and
@@ -21,7 +21,7 @@ from fewstep.training.models.demo import data
 from tasks import GuidedTeacher, start
 
 STEPS = (2, 3, 4, 5, 6, 8, 10)
-STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
 CLASSES, NOISES, PICTURES = 4, 64, 16  # labels of a mixture; noises of a mixture, and of pictures
 MIXTURES = ("2d-flow1", "8d-flow3", "32d-eps", "8d-edm")
 EMOJI = ("emoji-flow1", "emoji-eps")

@@ -77,6 +77,8 @@ RANGES = {
     "anchor": (0, 1e3),
     "role_lr": (0, 1e3),
 }
+IMAGE_STEPS = 8  # of a trajectory, about; with guidance above STRONG twice as many, or it ends elsewhere
+STRONG = 3.0
 LEAST_PART = 0.01  # of the way, that a run can be of
 # (updates, images) of a run, by how good it is to be
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
@@ -93,7 +95,7 @@ class DistilConfig:
     chunk        samples of one call of the model where nothing is trained; lower it when memory runs out
     images       trajectories of the teacher, from noise to picture, used as data; no data set is needed
     image_steps  solver steps for each of them (second order), a multiple of `phases`, for phased of `steps`
-                 too; None for about 8. The first is halved
+                 too; None for about 8, with a CFG above 3 about 16. The first is halved
     shift        of the grid that teacher and student step along: above 1 more of it lies near the noise,
                  where it is decided what the picture will be
     cfg          guidance of the teacher, which the student learns to do without
@@ -313,7 +315,7 @@ def _process_of(config: DistilConfig) -> tuple:
 
 
 def _image_steps_of(config: DistilConfig) -> int:
-    """Solver steps of a trajectory: as given, or about 8."""
+    """Solver steps of a trajectory: as given, or about 8, with strong guidance about 16."""
     least = config.phases
     method = methods.get(config.method)
     if method.on_the_grid:
@@ -322,7 +324,8 @@ def _image_steps_of(config: DistilConfig) -> int:
             raise BadValue(
                 "phases must be at most steps ({steps}), got {got}.", steps=config.steps, got=config.phases
             )
-    steps = least * math.ceil(8 / least) if config.image_steps is None else config.image_steps
+    usual = IMAGE_STEPS if config.cfg <= STRONG else 2 * IMAGE_STEPS
+    steps = least * math.ceil(usual / least) if config.image_steps is None else config.image_steps
     check_whole("image_steps", steps, *WHOLE["image_steps"])
     if steps % least:
         raise BadValue(
