@@ -570,6 +570,22 @@ def guided() -> list[str]:
     return table(heads, rows)
 
 
+def teacher_steps() -> list[str]:
+    """Phased with strong guidance for the same seconds, by the steps of the teacher's pictures."""
+    figures = ("rmse", "distance_teacher", "diversity")
+    lines = [
+        [
+            row["teacher"],
+            f"{row['image_steps']}",
+            f"{row['samples']}",
+            *(", ".join(f"{value:.3f}" for value in row[name].values()) for name in figures),
+        ]
+        for row in rows_of("teacher_steps")
+    ]
+    heads = ["teacher", "steps of its pictures", "samples", "RMSE at 1, 2, 4, 8", "distance to the teacher"]
+    return table([*heads, "diversity"], lines)
+
+
 def one_click() -> list[str]:
     """What one click and *Use it* make of each official workflow and blueprint."""
     rows = []
@@ -613,6 +629,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         soak,
         new_user,
         guided,
+        teacher_steps,
         one_click,
     )
 }

@@ -1,9 +1,10 @@
 """In how many steps the teacher's pictures should be drawn where guidance is strong.
 
-    python benchmarks/teacher_steps.py [--json FILE] [--cfg 6] [--seconds 120]          half an hour of one core
+    python benchmarks/teacher_steps.py [--json FILE] [--cfg 6] [--seconds 120]        half an hour of one core
 
-*phased* on both demo teachers for the same seconds of CPU, once from pictures of 8 steps and once of 16, which
-leaves fewer updates. Judged as in `distil.py`, on 128 noises, beside the teacher's 50 steps at that guidance.
+*phased* on both demo teachers for the same seconds of CPU, once from pictures of 8 steps and once of 16,
+which leaves fewer updates. Judged as in `distil.py`, on 128 noises, beside the teacher's 50 steps at that
+guidance.
 """
 
 import argparse

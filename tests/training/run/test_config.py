@@ -40,6 +40,14 @@ def test_more_phases_than_steps_are_refused_where_phases_matter(method):
         assert DistilConfig(method=other, phases=4, steps=2).image_steps == 8
 
 
+def test_strong_guidance_has_pictures_of_twice_as_many_steps():
+    assert DistilConfig(cfg=3.0).image_steps == 8 and DistilConfig(cfg=3.5).image_steps == 16
+    assert (
+        DistilConfig(cfg=7.5, steps=6).image_steps == 18
+        and DistilConfig(cfg=7.5, image_steps=8).image_steps == 8
+    )
+
+
 def test_what_follows_from_others_has_bounds_too():
     with pytest.raises(ValueError, match="image_steps must be a whole number from 1 to 100000, got 9"):
         DistilConfig(steps=997, phases=996)
