@@ -14,11 +14,10 @@ from pathlib import Path
 
 import exact
 import torch
-from fewstep.diffusion.samplers import solve
 from fewstep.diffusion.schedules import auto, grids
 from fewstep.training.formats.files import write_json
 from fewstep.training.models.demo import data
-from tasks import GuidedTeacher, start
+from tasks import GuidedTeacher, sampled, start
 
 STEPS = (2, 3, 4, 5, 6, 8, 10)
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
@@ -91,8 +90,7 @@ def measured(name, cfg):
         errors[solver] = []
         for steps in STEPS:
             sigmas = grids.grid("auto", steps, sigma_of, path, dimension=noise[0].numel())
-            x = start(noise, float(sigmas[0]), top, path)
-            images = solve(denoise, x, sigmas, path, **options(sigmas, path, cfg))
+            images = sampled(denoise, noise, sigmas, sigma_of, path, **options(sigmas, path, cfg))
             errors[solver].append(exact.rmse(images, reference) / deviation)
     return {"case": name, "cfg": cfg, "accuracy": accuracy, "errors": errors}
 

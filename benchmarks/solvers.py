@@ -39,7 +39,7 @@ import core
 import exact
 import skipping
 import torch
-from fewstep.diffusion.samplers import batch_noise, sample, solve
+from fewstep.diffusion.samplers import batch_noise, sample
 from fewstep.diffusion.schedules import auto, grids
 from fewstep.diffusion.solvers.linear import solve as solve_linear
 from fewstep.diffusion.solvers.linear import solve_apart
@@ -50,7 +50,7 @@ from fewstep.training.reports import pictures
 from fewstep.training.run.fit_denoiser import sample_recipe
 from fewstep.training.run.fitting import MOST_STEPS, FitConfig, SolverFit
 from fresh_fit import fit_fresh
-from tasks import CASES, TEACHERS, FitTeacher, family, start, task
+from tasks import CASES, TEACHERS, FitTeacher, family, sampled, start, task
 
 NFE = (3, 4, 5, 6, 8, 10, 16)
 JUDGED, FINALISTS = 8, 8  # noises that every pair is run on where a call is dear; pairs that are run on all
@@ -64,21 +64,12 @@ PICTURES, REFERENCE_STEPS, FRESH_RUNS = 2048, 120, 300  # of a fit with fresh no
 # ---- runs ------------------------------------------------------------------------------------------
 
 
-def ours(task, noise, grid_name, options, nfe, seed=0, grid_options=None):
-    """Images of our kernel on that grid, on the host's starting state."""
-    sigmas = grids.grid(grid_name, nfe, task.sigma_of, task.path, **(grid_options or {}))
-    top = float(task.sigma_of(torch.ones(1, dtype=torch.float64)))
-    first = start(noise, float(sigmas[0]), top, task.path)
-    with torch.no_grad():
-        return solve(task.denoise, first, sigmas, task.path, noise=batch_noise(seed), **options)
-
-
 def automatic(task, noise, nfe, stochastic=False, seed=0):
     """Images of the automatic choice."""
-    dimension = {"dimension": task.noise[0].numel()}
-    sigmas = grids.grid("auto", nfe, task.sigma_of, task.path, **dimension)
+    sigmas = grids.grid("auto", nfe, task.sigma_of, task.path, dimension=task.noise[0].numel())
     options = auto.solver(sigmas, task.path, task.cfg, stochastic)
-    return ours(task, noise, "auto", options, nfe, seed, dimension)
+    with torch.no_grad():
+        return sampled(task.denoise, noise, sigmas, task.sigma_of, task.path, seed, **options)
 
 
 def pairs(task, nfe, stochastic, report):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import exact
 import torch
 from fewstep.diffusion.paths import Path
+from fewstep.diffusion.samplers import batch_noise, solve
 from fewstep.diffusion.solvers.linear import CONDITIONAL
 from fewstep.training.models.demo import data
 from fewstep.training.models.demo.teacher import DemoTeacher
@@ -136,6 +137,13 @@ def task(name, noises=None):
     with torch.no_grad():
         reference, accuracy = exact.converged(denoise, first, path, top, low, deviation, **limits)
     return Task(name, kind, path, sigma_of, denoise, noise, deviation, reference, accuracy, cloud, cost)
+
+
+def sampled(denoise, noise, sigmas, sigma_of, path, seed=0, **options):
+    """Images of our kernel along a grid, on the host's starting state; seed: of fresh noise."""
+    top = float(sigma_of(torch.ones(1, dtype=torch.float64)))
+    first = start(noise, float(sigmas[0]), top, path)
+    return solve(denoise, first, sigmas, path, noise=batch_noise(seed), **options)
 
 
 def start(noise, sigma, sigma_max, path):

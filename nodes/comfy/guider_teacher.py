@@ -294,14 +294,18 @@ def rows_at_once(patcher: ModelPatcher, shape: tuple[int, ...]) -> int:
 
 def cfg_of(guider: CFGGuider) -> float:
     """The guidance that a recipe names; 1 for a guider that has no such number."""
-    cfg = getattr(guider, "cfg", 1.0)
-    return float(cfg) if isinstance(cfg, (int, float)) else 1.0
+    return _number(guider, "cfg")
 
 
 def strength_of(guider: CFGGuider) -> float:
     """How strong a guider's guidance is at its strongest, 1 where it tells of none."""
-    numbers = (getattr(guider, name, 1.0) for name in STRENGTHS)
-    return max(1.0, *(float(number) for number in numbers if isinstance(number, (int, float))))
+    return max(1.0, *(_number(guider, name) for name in STRENGTHS))
+
+
+def _number(guider, name):
+    """A guider's number of that name, 1 where it has none."""
+    value = getattr(guider, name, 1.0)
+    return float(value) if isinstance(value, (int, float)) else 1.0
 
 
 def guider_name(guider: CFGGuider) -> str:

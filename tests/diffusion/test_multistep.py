@@ -172,7 +172,7 @@ def test_auto_lowers_the_order_where_guidance_is_strong_and_steps_are_few(steps,
 def test_auto_counts_the_steps_that_the_whole_way_would_have():
     half = torch.tensor([0.5, 0.375, 0.25, 0.0])
     assert auto.solver(half, FLOW, 4.0) == auto.solver(torch.linspace(1, 0, 7), FLOW, 4.0)
-    assert auto.solver(half.flip(0)[1:].flip(0), FLOW, 4.0)["order"] < 2
+    assert auto.solver(half[:-1], FLOW, 4.0)["order"] < 2
 
 
 def test_auto_is_nearer_than_order_2_with_strong_guidance_and_few_steps():
