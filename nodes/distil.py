@@ -7,12 +7,12 @@ from comfy_api.latest import io
 
 from ..diffusion.faults import BadValue, Message
 from ..training import methods
-from ..training.run.config import QUALITY, DistilConfig
+from ..training.run.config import QUALITY, DistilConfig, guided_by
 from ..training.trajectories.data import Data
 from . import zero
 from .comfy import lora_files, residency
 from .comfy.denoiser import ComfyDenoiser
-from .comfy.guider_teacher import cfg_of
+from .comfy.guider_teacher import cfg_of, strength_of
 from .first_stage import first_stage_of
 from .restore import PROCESS
 from .run_inputs import (
@@ -117,6 +117,8 @@ class Distil(io.ComfyNode):
             from_percent=from_percent,
             to_percent=to_percent,
         )
+        if guider is not None:
+            config = guided_by(config, strength_of(guider))
         order = Order(
             model=model,
             positive=positive,

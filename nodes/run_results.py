@@ -14,6 +14,7 @@ from ..training.run.config import DistilConfig
 from ..training.run.job import Job
 from ..training.run.machine import gib
 from ..training.run.memory import Plan
+from ..training.run.probe import ALIKE, NONE
 from ..training.run.progress import Progress
 from ..training.run.run import Run
 from . import show
@@ -51,24 +52,36 @@ def _is_of(path, label):
 
 def told(run: Run, path: Path) -> Message:
     """What came of a run."""
-    skipped = run.learners.skipped
-    if not run.probe.gained and run.config.restores:
+    outcome, skipped = run.probe.outcome, run.learners.skipped
+    if outcome == NONE and run.config.restores:
         return Message(
             "Saved {file}. It comes no nearer to the whole pictures than the model did before training: "
             "lower learning_rate, or train longer",
             file=path.name,
         )
-    if not run.probe.gained:
+    if outcome == NONE:
         return Message(
-            "Saved {file}. It is no nearer to the teacher than the untrained model: lower learning_rate, or "
-            "train longer",
+            "Saved {file}. It is no nearer to the teacher than {start}: lower learning_rate, or train longer",
             file=path.name,
+            start=_start(run),
+        )
+    if outcome == ALIKE:
+        return Message(
+            "Saved {file}. By the distribution of its pictures it can't be told apart from {start}: train "
+            "longer, or judge by the pictures",
+            file=path.name,
+            start=_start(run),
         )
     if skipped:
         return Message(
             "Saved {file}, {skipped} updates left out as not finite", file=path.name, skipped=skipped
         )
     return Message("Saved {file}", file=path.name)
+
+
+def _start(run):
+    """What the run began as, in words."""
+    return Message("the LoRA that it began with") if run.student.warmed else Message("the untrained model")
 
 
 def with_held(saved: Message, held: str) -> Message:

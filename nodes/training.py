@@ -360,7 +360,7 @@ def _run_as_job(run: Run, folder_of_run: Path, about: dict, folder: Path, order:
     try:
         with termination.after_saving(), Job(folder_of_run, run, about) as job, Live(job, order) as live:
             if not run.learners.made():
-                job.log(*_remarks(order))
+                job.remark(*_remarks(order))
             return _follow(job, folder, order, live)
     finally:
         ended(folder_of_run)

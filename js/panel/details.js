@@ -77,14 +77,15 @@ function makeProgress() {
   };
 }
 
-/** What came of a run that is over, in a sentence: nearer to what it learns from than without it, or not. */
+/** What came of a run that is over, in a sentence: nearer to what it learns from than at its start, or not. */
 function judge(element, run) {
   const { best, before, apart } = judged(run);
   element.hidden = isLive(run) || !Number.isFinite(best) || !Number.isFinite(before);
   if (element.hidden) {
     return;
   }
-  const values = { best: short(best), before: short(before), update: whole(run.kept) };
+  const start = t(run.warmed ? "panel.start.lora" : "panel.start.untrained");
+  const values = { start, best: short(best), before: short(before), update: whole(run.kept) };
   if (!apart) {
     say(element, wordsOf(run, "alike", values));
   } else if (gained(run)) {

@@ -105,10 +105,10 @@ export function judged(run) {
   return { best: kept?.[1] ?? null, before: first?.[1] ?? null, apart };
 }
 
-/** Whether a run has come nearer than the untrained model; true as long as one of the two is not known. */
+/** Whether a run has come nearer than what it began with; true as long as that is not known to be false. */
 export function gained(run) {
-  const { best, before } = judged(run);
-  return !Number.isFinite(best) || !Number.isFinite(before) || best < before;
+  const { best, before, apart } = judged(run);
+  return !Number.isFinite(best) || !Number.isFinite(before) || !apart || best < before;
 }
 
 /** What a picture of that update is called. */

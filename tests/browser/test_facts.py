@@ -1,4 +1,4 @@
-"""The numbers of a matching run on the panel: all of them are there, in both languages, and none is cut off."""
+"""The numbers of a matching run on the panel: all are there, in both languages, and none is cut off."""
 
 import shutil
 

@@ -244,10 +244,10 @@ def test_a_run_that_is_judged_by_distribution_claims_nothing_before_something_is
       const paused = of(null, first);
       const nearer = of(9, first, [9, 0.05, 0.01, 0.1]);
       const alike = of(9, first, [9, 0.2, 0.1, 0.3]);
-      const values = { best: "0.05", before: "0.3", update: "9", percent: null };
+      const values = { start: "the LoRA", best: "0.05", before: "0.3", update: "9", percent: null };
       answer({
         judged: [paused, nearer, alike].map(judged),
-        gained: [paused, nearer, of(9, first, [9, 0.5, 0.45, 0.6])].map(gained),
+        gained: [paused, nearer, alike, of(9, first, [9, 0.5, 0.45, 0.6])].map(gained),
         words: ["gain", "none", "alike"].map((key) => wordsOf(nearer, key, values)),
       });""",
     )
@@ -256,8 +256,9 @@ def test_a_run_that_is_judged_by_distribution_claims_nothing_before_something_is
         {"best": 0.05, "before": 0.3, "apart": True},
         {"best": 0.2, "before": 0.3, "apart": False},
     ]
-    assert found["gained"] == [True, True, False]
+    assert found["gained"] == [True, True, True, False]
     assert all("distribution" in text and "%" not in text for text in found["words"])
+    assert all("with the LoRA" in text and "{" not in text for text in found["words"])
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -273,3 +273,22 @@ def test_a_negative_of_zeros_is_remarked_where_the_teacher_is_guided_by_it(
     folders, runs = pack(host, "nodes.comfy.folders"), pack(host, "training.run.runs")
     (log,) = (one["log"] for one in runs.listing(folders.of_user("runs")) if one["name"] == name)
     assert any("all zeros" in one["message"]["key"] for one in log) == told
+
+
+@pytest.mark.parametrize("outer, inner, steps", [(7.0, 6.0, 16), (2.0, 1.5, 8), (1.0, 6.0, 16)])
+def test_a_guider_with_two_cfgs_is_as_strong_as_its_larger(host, teacher, monkeypatch, outer, inner, steps):
+    """Its own `cfg`, which the base class has, stays 1."""
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    model, _, positive, negative = teacher[:4]
+    dual = DualCFGGuider.execute(model, positive, positive, negative, outer, inner, "regular").result[0]
+    orders = []
+
+    def kept(order):
+        orders.append(order)
+        raise InterruptedError
+
+    monkeypatch.setattr(pack(host, "nodes.distil"), "train", kept)
+    with pytest.raises(InterruptedError):
+        distil(host, teacher, guider=dual)
+    assert orders[0].config.image_steps == steps

@@ -227,6 +227,8 @@ def _several(ranks):
 
 def _report(run, out):
     """Say what came of a run."""
+    from ..run.probe import ALIKE, NONE
+
     fidelity, skipped = run.probe.fidelity, run.learners.skipped
     now = f"{run.probe.best.fidelity:.4f} now" if run.probe.best else "not measured since"
     left_out = f", {skipped} left out as not finite" if skipped else ""
@@ -235,9 +237,15 @@ def _report(run, out):
         f"({run.config.steps} steps){_faces(run.probe.told())}. "
         f"Written to {out}: lora.safetensors, curves.png"
     )
-    if not run.probe.gained:
+    start = "the LoRA that it began with" if run.student.warmed else "the untrained model"
+    if run.probe.outcome == NONE:
         goal = "the whole pictures" if run.config.restores else "the teacher"
-        print(f"The LoRA is no nearer to {goal} than the untrained model. Lower lr, or train longer.")
+        print(f"The LoRA is no nearer to {goal} than {start}. Lower lr, or train longer.")
+    elif run.probe.outcome == ALIKE:
+        print(
+            f"By the distribution of its pictures the LoRA can't be told apart from {start}. Train longer, "
+            "or judge by the pictures."
+        )
 
 
 def _faces(told):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...diffusion.faults import BadValue
+from .. import methods
 from ..adapter.sharding import Sharded, check_sharding
 from ..formats.files import check_folder, save_lora, write_json, write_near
 from ..formats.lora_keys import from_diffusers, to_diffusers
@@ -24,7 +25,7 @@ from ..ranks.ranks import ALONE, Ranks
 from ..reports import pictures
 from ..run.config import DistilConfig
 from ..run.following import Follower
-from ..run.job import Job, check_asked, folder_name
+from ..run.job import Job, check_asked, folder_name, settings_in
 from ..run.machine import used
 from ..run.memory import plan
 from ..run.progress import Progress
@@ -41,7 +42,11 @@ Show = Callable[[Run, Progress], None]
 def suited(denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings over those that suit the model's family; for a packaged teacher, `DistilConfig`'s own."""
     family = getattr(denoiser, "family", None)
-    return {**LARGE, **dataclasses.asdict(usual(family)), **settings} if family else settings
+    if not family:
+        return settings
+    own = dataclasses.asdict(usual(family))
+    own["lr"] *= methods.get(settings.get("method", DistilConfig.method)).lr_share
+    return {**LARGE, **own, **settings}
 
 
 def _silent(*told: Any) -> None:
@@ -187,4 +192,5 @@ def resume(out: str | Path, **how: Any) -> Run:
             file=file,
             got=memory,
         )
-    return distil(out, spec, settings, memory, **how)
+    begun = ranks.first(settings_in(Path(out)) if ranks.leads else None)
+    return distil(out, spec, {**begun, **settings}, memory, **how)

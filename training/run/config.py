@@ -314,18 +314,34 @@ def _process_of(config: DistilConfig) -> tuple:
     return process
 
 
-def _image_steps_of(config: DistilConfig) -> int:
-    """Solver steps of a trajectory: as given, or about 8, with strong guidance about 16."""
-    least = config.phases
+def guided_by(config: DistilConfig, strength: float) -> DistilConfig:
+    """`config` for a teacher whose guidance is that strong, whatever its `cfg`: with as many solver steps of
+    a trajectory as that takes.
+    """
+    return dataclasses.replace(config, image_steps=_usual_image_steps(config, strength))
+
+
+def _usual_image_steps(config, strength):
+    """About 8, with strong guidance about 16: a multiple of what a trajectory must have."""
+    usual, least = IMAGE_STEPS if strength <= STRONG else 2 * IMAGE_STEPS, _least_image_steps(config)
+    return least * math.ceil(usual / least)
+
+
+def _least_image_steps(config):
     method = methods.get(config.method)
-    if method.on_the_grid:
-        least = math.lcm(config.phases, config.steps)
-        if method.in_phases and config.phases > config.steps:  # no level of the student's in a longer phase
-            raise BadValue(
-                "phases must be at most steps ({steps}), got {got}.", steps=config.steps, got=config.phases
-            )
-    usual = IMAGE_STEPS if config.cfg <= STRONG else 2 * IMAGE_STEPS
-    steps = least * math.ceil(usual / least) if config.image_steps is None else config.image_steps
+    return math.lcm(config.phases, config.steps) if method.on_the_grid else config.phases
+
+
+def _image_steps_of(config: DistilConfig) -> int:
+    """Solver steps of a trajectory: as given, or what is usual."""
+    method, least = methods.get(config.method), _least_image_steps(config)
+    if method.on_the_grid and method.in_phases and config.phases > config.steps:
+        raise BadValue(  # no level of the student's would be in a longer phase
+            "phases must be at most steps ({steps}), got {got}.", steps=config.steps, got=config.phases
+        )
+    steps = config.image_steps
+    if steps is None:
+        steps = _usual_image_steps(config, config.cfg)
     check_whole("image_steps", steps, *WHOLE["image_steps"])
     if steps % least:
         raise BadValue(

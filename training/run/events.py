@@ -9,18 +9,10 @@ from typing import Any
 from ...diffusion.faults import Message
 from ..methods.matching import agreement
 from .run import Run
-from .sight import Faces
+from .sight import Faces, are_alike, has_left
 
 UNTRUE, SETTLED = 0.1, 40  # share of truth at which the fake is behind; updates of matching before that
 MOST = 100  # events that are kept: the newest
-VARIED, FALL = (
-    0.8,
-    0.9,
-)  # diversity below which pictures are alike, and share of the most so far that is a fall
-MOVED, SPREAD = (
-    0.5,
-    (0.5, 1.5),
-)  # drift above which, and spread beyond which, pictures have left the teacher's
 
 
 class Events:
@@ -79,10 +71,8 @@ def advice(faces: dict[int, Faces]) -> Message | None:
     """What is wrong with the last of a run's measurements {update: `Faces`}, as far as its intervals hold it,
     and what to do; None where nothing is.
     """
-    first, last = faces[min(faces)], faces[max(faces)]
-    low, high = SPREAD
-    moved = last.drift > max(MOVED, 1.5 * first.drift)
-    if moved or last.spread < min(low, first.spread / 1.5) or last.spread > max(high, 1.5 * first.spread):
+    last = faces[max(faces)]
+    if has_left(faces):
         return Message(
             "The pictures leave the teacher's: their mean has moved by {drift:.2f} deviations, their spread "
             "is {spread:.0%} of the teacher's. Stop and keep the best so far, and train with a lower "
@@ -90,15 +80,13 @@ def advice(faces: dict[int, Faces]) -> Message | None:
             drift=last.drift,
             spread=last.spread,
         )
-    most = max((f.diversity.value for f in faces.values() if f.diversity.known), default=0.0)
-    varied = last.diversity
-    if varied.known and varied.high < VARIED and varied.value < FALL * most:
+    if are_alike(faces):
         return Message(
             "The pictures of one prompt become alike: their diversity is {share:.0%} of the teacher's, at "
             "most {most:.0%}. Stop and keep the best so far, and train with a lower learning_rate, or with "
             "the method phased.",
-            share=varied.value,
-            most=varied.high,
+            share=last.diversity.value,
+            most=last.diversity.high,
         )
     return None
 

@@ -168,7 +168,7 @@ class Job:
             self.log(Message("Went on at update {done}.", done=self.run.done))
             self.remarks.new()  # is in the log
         else:
-            self.log(*self.remarks.said)
+            self.remark(*self.remarks.said)
         _tell(self, "running")
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         told = last
@@ -201,6 +201,11 @@ class Job:
                 updates=self.run.config.updates,
                 rank=self.run.config.rank,
             ) from error
+
+    def remark(self, *messages: Message) -> None:
+        """Note them, except those that the log has: a run may begin more than once before an update."""
+        known = [entry["message"] for entry in self.notes.get("log") or []]
+        self.log(*(message for message in messages if message.to_dict() not in known))
 
     def log(self, *messages: Message) -> None:
         """Note what happened, with the update and the time."""
@@ -321,6 +326,17 @@ def _all_settings(manifest):
     if methods.get(found["method"]).roles(types.SimpleNamespace(**found)):
         return found
     return {name: value for name, value in found.items() if name not in OF_ROLES}
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """The settings of the run in that folder, as its manifest has them: what follows from others may follow
+    otherwise today. Empty where there is none that can be read, which is left to `Job`.
+    """
+    try:
+        found = json.loads((folder / folders.MANIFEST).read_text(encoding="utf-8"))
+        return dict(found["spec"]["config"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:

@@ -16,14 +16,15 @@ from ...diffusion.faults import NoMemory
 from ..models.memory_errors import recover
 from ..ranks.ranks import ALONE, Ranks
 from ..reports import distances
-from ..reports.distances import Estimate
+from ..reports.distances import UNKNOWN, Estimate
 from .average import on_host
-from .sight import Faces, Sight, compare
+from .sight import Faces, Sight, are_alike, compare, has_left
 from .student import Adapter, Student
 
 MEASURED = 12
 FACES = ("distance", "diversity")
 SEEN = ("probe.seen", "probe.mean", "probe.deviation")  # of a saved state: features of the reference, scale
+GAIN, ALIKE, NONE = "gain", "alike", "none"  # what came of a run
 PARTS = ("probe.noise", "probe.condition", "probe.reference")  # of a saved state
 
 
@@ -99,7 +100,7 @@ class Probe:
     best       None until something was learnt and measured
     eye        how other faces than fidelity are seen; None: they are not measured
     by         what is best: the least "fidelity", or for what does not follow the teacher's own paths the
-               latest whose "distance" is not above the least beyond chance
+               latest whose "distance" is not above the least beyond chance, and whose pictures are as varied
     decides    an update after which a measurement is made beside the others; None: no such
     """
 
@@ -132,29 +133,47 @@ class Probe:
         return value
 
     @property
-    def gained(self) -> bool:
-        """Whether the best is nearer to the teacher than the untrained model; also where one is not known."""
+    def outcome(self) -> str:
+        """GAIN where the best is nearer to the teacher than what the run began with, also where one of the
+        two is not known; ALIKE where they can't be told apart by their distances' intervals; else NONE.
+        """
         first = self._judged(*self.fidelity[0]) if self.fidelity else math.nan
-        return self.best is None or not self.best.judged >= first
+        if self.best is None or not math.isfinite(first):
+            return GAIN
+        if self.by == "distance" and not self._distance(self.best.update).apart(self._distance(0)):
+            return ALIKE
+        return GAIN if self.best.judged < first else NONE
 
     def _is_kept(self, update, judged):
         """Whether a measurement's adapter takes the best one's place. Of distances the least of several is
-        chance more than gain: a later adapter is kept unless its interval lies above that of the least.
+        chance more than gain: a later adapter is kept unless its interval lies above that of the least, or
+        its pictures are less varied, or spoiled.
         """
-        if self.best is None or judged < self.best.judged:
+        if self.best is None:
             return True
-        if self.by == "fidelity":
+        now, best = self._distance(update), self._distance(self.best.update)
+        if self.by == "fidelity" or not (now.known and best.known):
+            return judged < self.best.judged
+        if now.high < best.low:  # nearer beyond chance
+            return True
+        if has_left(self.faces) or are_alike(self.faces) or self._is_less_varied(update):
             return False
-        found = [faces.distance for at, faces in self.faces.items() if at]
-        least = min((each for each in found if math.isfinite(each.value)), key=lambda each: each.value)
-        return self.faces[update].distance.low <= least.high
+        found = [faces.distance for at, faces in self.faces.items() if at and faces.distance.known]
+        return now.low <= min(found, key=lambda each: each.value).high
+
+    def _is_less_varied(self, update):
+        """Than the best, beyond the intervals; never where one of them is not known."""
+        return self.faces[update].diversity.high < self.faces[self.best.update].diversity.low
+
+    def _distance(self, update):
+        faces = self.faces.get(update)
+        return faces.distance if faces else UNKNOWN
 
     def _judged(self, update, fidelity):
         """What decides which adapter is kept; not finite where it isn't known."""
         if self.by == "fidelity" or not math.isfinite(fidelity):
             return fidelity
-        faces = self.faces.get(update)
-        return faces.distance.value if faces else math.nan
+        return self._distance(update).value
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """({name: tensor}, JSON-able dict) for `restore`."""

@@ -19,6 +19,8 @@ from ..reports.distances import UNKNOWN, Estimate
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]  # pictures (N, ...) in model space -> features (N, D)
 ENCODER, BLOCK, LATENT = "encoder", "middle block", "latent"
+VARIED, FALL = 0.8, 0.9  # diversity below which pictures are alike; share of the most so far: a fall
+MOVED, SPREAD = 0.5, (0.5, 1.5)  # drift above which, spread beyond which, pictures have left the others
 PLACES = 8  # along each side, to which a latent is averaged where nothing else sees it
 
 
@@ -93,3 +95,20 @@ def moved(drawn: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
     a, b = (x.double().transpose(0, 1).flatten(1) for x in (drawn, reference))
     drift = (a.mean(1) - b.mean(1)).abs() / b.std(1).clamp_min(1e-12)
     return float(drift.max()), float(a.std() / b.std().clamp_min(1e-12))
+
+
+def has_left(faces: dict[int, Faces]) -> bool:
+    """Whether the last of a run's measurements {update: `Faces`} is of pictures that have left the
+    teacher's, and were nearer at first.
+    """
+    first, last = faces[min(faces)], faces[max(faces)]
+    low, high = SPREAD
+    moved = last.drift > max(MOVED, 1.5 * first.drift)
+    return moved or last.spread < min(low, first.spread / 1.5) or last.spread > max(high, 1.5 * first.spread)
+
+
+def are_alike(faces: dict[int, Faces]) -> bool:
+    """Whether the last of them is of pictures of one prompt that have become alike, beyond its interval."""
+    most = max((f.diversity.value for f in faces.values() if f.diversity.known), default=0.0)
+    varied = faces[max(faces)].diversity
+    return varied.known and varied.high < VARIED and varied.value < FALL * most

@@ -50,6 +50,7 @@ class Status:
     skipped      updates left out as not finite
     loss, fidelity, best   the last ones, and the best fidelity; None where there is none, or no finite number
     before       fidelity of the untrained model; kept: the update whose adapter is the best, and is saved
+    warmed       whether it began with a LoRA
     judged_by    what decides which is best, "fidelity" or "distance"
     distance     of distributions, [[update, value, low, high]], and diversity likewise (`sight.Faces`), where
                  they are known; seen_in: what they are seen in, one of `sight`'s
@@ -94,6 +95,7 @@ class Status:
     seen_in: str | None = None
     gap: float | None = None
     cosine: float | None = None
+    warmed: bool = False
     judged_by: str = "fidelity"
     seconds_left: float | None = None
     samples_per_second: float | None = None
@@ -136,6 +138,7 @@ class Status:
             "kept": run.probe.best and run.probe.best.update,
             **{name: [list(point) for point in run.probe.points(name)] for name in FACES},
             **{name: run.learners.told.get(name) for name in SHOWN},
+            "warmed": run.student.warmed,
             "judged_by": run.probe.by,
             "seen_in": run.probe.eye.sight.seen_in if run.probe.faces else None,
             "stage": progress.stage if progress else "training",

@@ -64,6 +64,27 @@ def test_stopped_by_ctrl_c_it_goes_on_to_the_same_file(tmp_path, monkeypatch, ca
     assert recipe.method == "rectified-diffusion" and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_run_goes_on_by_the_settings_that_followed_from_others_when_it_began(tmp_path, monkeypatch):
+    """Before there were more solver steps above CFG 3, for instance, they were 8 at any CFG."""
+    out = str(tmp_path / "run")
+    given = {"cfg": 6.0, "image_steps": 8, **{k: TINY[k] for k in TINY.keys() - {"image_steps"}}}
+    distil = headless.distil
+
+    def older(out, spec, settings, *rest, **how):
+        run = distil(out, spec, given, *rest, **how)
+        spec_file = tmp_path / "run" / SPEC
+        found = json.loads(spec_file.read_text())
+        found["settings"].pop("image_steps")
+        spec_file.write_text(json.dumps(found))
+        return run
+
+    monkeypatch.setattr(headless, "distil", older)
+    assert main(["distil", "--out", out]) == 0
+    monkeypatch.setattr(headless, "distil", distil)
+    assert DistilConfig(cfg=6.0).image_steps == 16
+    assert resume(out).config.image_steps == 8
+
+
 def test_a_run_that_spoils_the_model_says_so(tmp_path, capsys):
     for lr, spoilt in ((1.0, True), (1e-3, False)):
         assert main(["distil", "--out", str(tmp_path / str(lr)), *SETTINGS, "--set", f"lr={lr}"]) == 0
@@ -144,6 +165,16 @@ def test_settings_are_those_of_the_family_unless_the_user_says_otherwise(family,
     assert suited(model, {}) == {**LARGE, **wanted}
     assert suited(model, {"lr": 1e-3, "batch": 2}) == {**LARGE, **wanted, "lr": 1e-3, "batch": 2}
     assert suited(object(), {"lr": 1e-3}) == {"lr": 1e-3}  # a packaged teacher
+
+
+@pytest.mark.parametrize("method", ["matching", "anchored", "phased-matching", "phased"])
+def test_a_method_has_its_own_share_of_the_familys_learning_rate(method):
+    """As the node has it."""
+    model, usual = types.SimpleNamespace(family="sd1"), families.usual("sd1").lr
+    share = DistilConfig(method=method).lr / DistilConfig().lr
+    assert suited(model, {"method": method})["lr"] == pytest.approx(share * usual)
+    assert suited(model, {"method": method, "lr": 1e-3})["lr"] == 1e-3
+    assert (share < 0.1) == (method in ("matching", "anchored"))
 
 
 @pytest.mark.parametrize(

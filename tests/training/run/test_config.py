@@ -1,7 +1,9 @@
 """Settings of a distillation: what is out of bounds is refused by name."""
 
+import dataclasses
+
 import pytest
-from fewstep.training.run.config import WHOLE, DistilConfig
+from fewstep.training.run.config import WHOLE, DistilConfig, guided_by
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -46,6 +48,13 @@ def test_strong_guidance_has_pictures_of_twice_as_many_steps():
         DistilConfig(cfg=7.5, steps=6).image_steps == 18
         and DistilConfig(cfg=7.5, image_steps=8).image_steps == 8
     )
+
+
+def test_a_guider_is_as_strong_as_its_strongest_guidance():
+    """A dual one has no cfg of its own, so that the config's is 1."""
+    config = DistilConfig(cfg=1.0, steps=6)
+    assert guided_by(config, 7.0) == dataclasses.replace(config, image_steps=18)
+    assert guided_by(config, 2.0) == config
 
 
 def test_what_follows_from_others_has_bounds_too():

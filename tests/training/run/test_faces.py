@@ -11,6 +11,7 @@ from fewstep.training.reports.distances import UNKNOWN, Estimate
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.events import Events, advice
 from fewstep.training.run.job import load_state, save_state
+from fewstep.training.run.probe import ALIKE, GAIN, NONE
 from fewstep.training.run.run import Run
 from fewstep.training.run.sight import BLOCK, ENCODER, LATENT, Faces, Sight, moved
 from fewstep.training.run.source import held_numbers, held_out
@@ -182,7 +183,7 @@ def test_what_matches_distributions_is_kept_and_judged_by_their_distance():
     for update, distance in ((1, 0.2), (2, 0.1), (3, 0.25)):
         probe.eye.compare = lambda drawn, held, distance=distance: Faces(distance=known(distance))
         probe.take(probe.drawn + update, update, adapter)  # ever farther from the same noise
-    assert probe.best.update == 2 and probe.gained
+    assert probe.best.update == 2 and probe.outcome == GAIN
     assert run.recipe().trained["distance"][0] == 0.1
     again = Run(Tiny(), DistilConfig(**SMALL))
     again.probe.by = "distance"
@@ -191,5 +192,26 @@ def test_what_matches_distributions_is_kept_and_judged_by_their_distance():
     probe.eye.compare = lambda drawn, held: Faces(distance=Estimate(0.12, 0.09, 0.15))
     probe.take(probe.drawn, 4, adapter)  # worse by chance alone: what was learnt since the least is kept
     assert (probe.best.update, probe.best.judged) == (4, 0.12)
-    probe.faces[0] = Faces(distance=known(0.05))
-    assert not probe.gained
+    for first, outcome in ((0.05, NONE), (0.11, ALIKE), (0.3, GAIN)):
+        probe.faces[0] = Faces(distance=known(first, 0.01))
+        assert probe.outcome == outcome
+
+
+def test_what_is_no_nearer_beyond_chance_is_kept_only_if_it_is_as_varied():
+    run = trained()
+    run.probe.by, run.probe.best = "distance", None
+    probe, adapter = run.probe, run.student.averaged
+
+    def kept_after(update, distance, diversity, **moved):
+        found = Faces(distance=known(distance), diversity=known(diversity), **moved)
+        probe.eye.compare = lambda drawn, held: found
+        probe.take(probe.drawn, update, adapter)
+        return probe.best.update
+
+    probe.faces = {0: Faces(distance=known(0.6), diversity=known(1.0), drift=0.1, spread=1.0)}
+    assert kept_after(1, 0.20, 0.90) == 1
+    assert kept_after(2, 0.19, 0.85) == 2  # as varied, as far as that can be told
+    assert kept_after(3, 0.18, 0.70) == 2  # alike, and no nearer beyond chance
+    assert kept_after(4, 0.18, 0.86, drift=0.9, spread=1.0) == 2  # has left the teacher's
+    assert kept_after(5, 0.05, 0.70) == 5  # nearer beyond chance
+    assert probe.outcome == GAIN

@@ -76,6 +76,17 @@ def test_it_is_said_while_the_teachers_pictures_are_still_drawn(tmp_path):
     assert whole.count("needs few steps") == 1
 
 
+def test_it_is_said_once_of_a_run_that_begins_again_before_an_update(tmp_path):
+    for _ in range(3):
+        trained = Run(One(), DistilConfig(**{**SMALL, "method": "matching", "cfg": 1.0}))
+        with Job(tmp_path, trained, ABOUT) as job:
+            next(iter(job.progress()))
+        assert trained.done == 0
+        trained.close()
+    told = [event["message"] for event in job.notes["log"]]
+    assert told == [message.to_dict() for message in job.remarks.said] and len(told) == 2
+
+
 def test_it_is_not_said_again_of_a_run_that_goes_on(tmp_path):
     for last in (2, 4):
         trained = Run(Few(), DistilConfig(**{**SMALL, "cfg": 1.0}))
