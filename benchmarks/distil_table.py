@@ -21,6 +21,14 @@ def made_for(rows: list[dict], steps: int) -> list[dict]:
     return of(rows, steps=min(row["steps"] for row in rows if row["steps"] >= steps))
 
 
+def made_alike(rows: list[dict], others: list[dict], steps: int) -> tuple[list[dict], list[dict]]:
+    """Of two methods' rows, those that `made_for` would take if both had been made for the same numbers of
+    steps only.
+    """
+    shared = {row["steps"] for row in rows} & {row["steps"] for row in others}
+    return tuple(made_for([row for row in each if row["steps"] in shared], steps) for each in (rows, others))
+
+
 def mean(rows: list[dict], figure: str, steps: str | int) -> float:
     """Of a figure over the seeds."""
     values = [row[figure][str(steps)] for row in rows]
@@ -62,20 +70,15 @@ def _aims(rows):
     for name in [name for name in ours if name != "phased" and phased]:
         for steps, most in ((1, 0.5), (2, 0.5), (4, 1.0)):
             found, before = (
-                mean(made_for(each, steps), "distance_teacher", steps) for each in (ours[name], phased)
+                mean(each, "distance_teacher", steps) for each in made_alike(ours[name], phased, steps)
             )
-            ratio = found / before
-            yield f"{name}: distance at {steps} / phased's", ratio, most, 1
+            yield f"{name}: distance at {steps} / phased's", found / before, most, 1
         for steps in (1, 2, 4) if ours[name][0]["diversity"]["1"] is not None else ():
             diversity = mean(made_for(ours[name], steps), "diversity", steps)
             yield f"{name}: diversity at {steps}", diversity, 0.9, -1
     if "anchored" in ours and phased:
-        yield (
-            "anchored: RMSE at 4 / phased's",
-            mean(made_for(ours["anchored"], 4), "rmse", 4) / mean(made_for(phased, 4), "rmse", 4),
-            1.1,
-            1,
-        )
+        found, before = (mean(each, "rmse", 4) for each in made_alike(ours["anchored"], phased, 4))
+        yield "anchored: RMSE at 4 / phased's", found / before, 1.1, 1
     for name, figure in itertools.product(ours, RIVALRY if theirs else ()):
         rival = of(theirs, lr=ranked(theirs, figure)[0])
         for steps in (1, 2, 4):
