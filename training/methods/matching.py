@@ -20,9 +20,9 @@ real    "guided": the base at the user's CFG; "pictures": an adapter that has le
 points  "pictures": y is the step's prediction x0, with fresh noise. "trajectory": y is the next point of the
         trajectory, whose score needs the target that `points.noised_on` gives
 span    the noise level tells the fake of which step it is asked, as each has its own segment. Over the "full"
-        range above it (DMD2) it learns a mixture of all steps, and so does the student: the mixture can be
-        the teacher's and no step's pictures are (docs/findings/one_fake.md). For that reason a run matches
-        one number of steps, that of its grid
+        range above it (DMD2) it learns a mixture of all steps, which can be the teacher's while no step's
+        pictures are; for that reason a run matches one number of steps, that of its grid. Within it a small
+        network comes as near by either span (docs/findings/one_fake.md)
 """
 
 import math

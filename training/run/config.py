@@ -125,7 +125,7 @@ class DistilConfig:
     points       what is matched at a step: "pictures", its prediction with fresh noise, or the next point of
                  the "trajectory"; None: pictures, where the run ends at them
     span         noise levels at which a step is matched: of its own "segment", or the "full" range above,
-                 where the fake can't tell the steps apart
+                 where the fake can't tell it from others
     balance      of samples: by their "distance" to the real score's picture, or as the "divergence" has it,
                  whose gradient the loss has with metric l2 only, and few samples near data weigh most
     divergence   whose gradient pulls: "kl", or "fisher", through the scores too (SiD); slower

@@ -140,8 +140,8 @@ def test_matching_alone_reaches_the_data(name, steps, one_thread):
 
 
 @pytest.mark.gate
-def test_a_fake_that_learns_all_steps_alike_keeps_it_away(one_thread):
-    """By the span "full" it sees the pictures of both steps at the same levels: docs/findings/one_fake.md."""
+def test_so_it_does_where_steps_share_their_levels(one_thread):
+    """By the span "full": docs/findings/one_fake.md."""
     found, apart = ratio("flow", Match("flow", 2, span="full").run(), 2), matched("flow", 2)
     print(f"flow, 2 steps, full span: {found:.2f} times the teacher's error, {apart:.2f} by segments")
-    assert found > 1.4 * apart
+    assert found <= GATE
