@@ -131,7 +131,9 @@ def check_sigmas(
     within the path's range. It need not end at 0 (a run may be split). Raises ValueError that names the first
     fault.
     """
-    grid = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
+    if torch.is_tensor(sigmas):
+        sigmas = sigmas.detach().cpu()  # first: not every device has float64
+    grid = torch.as_tensor(sigmas, dtype=torch.float64)
     if grid.ndim != 1 or len(grid) < 2:
         raise BadValue(
             "{name} must hold at least two noise levels (steps + 1) in one row, got shape {shape}. Make it "

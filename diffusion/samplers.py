@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,8 @@ def sample(
 
 def check_order(order: float | str, s_noise: float = 1.0) -> None:
     """Raise ValueError for an order or a noise strength that the kernel does not have."""
-    if order != HEUN and not (type(order) in (int, float) and 1 <= order <= HIGHEST):
+    number = isinstance(order, Real) and not isinstance(order, bool)
+    if order != HEUN and not (number and 1 <= order <= HIGHEST):
         raise BadValue(
             "order must be a number from 1 to {highest}, or {heun}, got {got!r}.",
             highest=HIGHEST,

@@ -67,7 +67,7 @@ def sample(
     )
     corrector = False
     if order == "auto":
-        solver = auto.solver(sigmas, path, strength_of(model.inner_model))
+        solver = auto.solver(grid, path, strength_of(model.inner_model))
         order, corrector = solver["order"], solver["corrector"]
     denoiser = _denoiser(model, x, extra_args)
     run = samplers.follow(

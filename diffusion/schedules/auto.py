@@ -11,15 +11,15 @@ ComfyUI's own.
 
 What a step of order 2 extrapolates, guidance multiplies, with all that is wrong in it (Lu et al. 2022,
 arXiv:2211.01095, sec. 1: with large guidance high orders lose to order 1). So the order falls from 2 towards
-1 where guidance is strong and steps are few:  2 - (cfg - 2)/2 (3/steps)^2.  `benchmarks/guided_order.py` has
-what that is worth.
+1 where guidance is strong and steps are far apart:  2 - (cfg - 2)/2 (3/steps)^2.  What that is worth, says
+`benchmarks/guided_order.py`.
 """
 
 import math
 
 import torch
 
-from ..paths import Path
+from ..paths import Path, check_sigmas
 
 SCALE, GROWTH = 0.45, 0.35  # s = SCALE * dimension^GROWTH
 LARGEST = 5.0  # from about 1000 numbers on: all pictures
@@ -59,10 +59,12 @@ def solver(
     """Keyword arguments of `samplers.sample`: order, corrector, churn and up to which share of the run.
 
     cfg: the guidance that the predictions have, 1 for none. A grid over a part of the way counts as many
-    steps as the whole way would have.
+    steps as the whole way would have if they lay as close in flow time as these do in the mean: a part near
+    the noise, where most grids are dense, more than its share. Raises ValueError for sigmas that are no grid.
     """
-    part = path.flow_time(torch.as_tensor(sigmas, dtype=torch.float64)[[0, -1]]).tolist()
-    steps = (len(sigmas) - 1) / (part[0] - part[1])
+    grid = check_sigmas(sigmas)
+    first, last = path.flow_time(grid[[0, -1]]).tolist()
+    steps = (len(grid) - 1) / (first - last)
     less = min(1.0, max(0.0, cfg - FREE) / FREE * (FEW / steps) ** 2)
     noised = {"churn": CHURN, "end": NOISED} if stochastic else {"churn": 0.0}
     return {"order": 2 - less, "corrector": less < CORRECTED, **noised}

@@ -298,14 +298,21 @@ def cfg_of(guider: CFGGuider) -> float:
 
 
 def strength_of(guider: CFGGuider) -> float:
-    """How strong a guider's guidance is at its strongest, 1 where it tells of none."""
-    return max(1.0, *(_number(guider, name) for name in STRENGTHS))
+    """How strong a guider's guidance is at its strongest, 1 where it tells of none.
+
+    One guidance nested in the other multiplies it: z + cfg2 ((m + cfg1 (p - m)) - z).
+    """
+    found = {name: _number(guider, name) for name in STRENGTHS}
+    nested = found["cfg1"] * found["cfg2"] if getattr(guider, "nested", False) else 1.0
+    return max(1.0, nested, *found.values())
 
 
 def _number(guider, name):
-    """A guider's number of that name, 1 where it has none."""
-    value = getattr(guider, name, 1.0)
-    return float(value) if isinstance(value, (int, float)) else 1.0
+    """A guider's number of that name, as Python, NumPy or PyTorch have numbers; 1 where it has none."""
+    try:
+        return float(getattr(guider, name, 1.0))
+    except (TypeError, ValueError, RuntimeError):
+        return 1.0
 
 
 def guider_name(guider: CFGGuider) -> str:

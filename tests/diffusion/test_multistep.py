@@ -169,10 +169,18 @@ def test_auto_lowers_the_order_where_guidance_is_strong_and_steps_are_few(steps,
     assert chosen == {"order": pytest.approx(order), "corrector": corrector, "churn": 0.0}
 
 
-def test_auto_counts_the_steps_that_the_whole_way_would_have():
+def test_auto_counts_the_steps_that_the_whole_way_would_have_as_close_as_they_are():
     half = torch.tensor([0.5, 0.375, 0.25, 0.0])
     assert auto.solver(half, FLOW, 4.0) == auto.solver(torch.linspace(1, 0, 7), FLOW, 4.0)
     assert auto.solver(half[:-1], FLOW, 4.0)["order"] < 2
+    whole = grids.grid("auto", 4, grids.flow_sigma(), FLOW)  # dense near the noise
+    near, far = (auto.solver(part, FLOW, 4.0)["order"] for part in (whole[:3], whole[2:]))
+    assert near > auto.solver(whole, FLOW, 4.0)["order"] > far
+
+
+def test_auto_names_what_is_no_grid():
+    with pytest.raises(ValueError, match="sigmas must hold at least two noise levels"):
+        auto.solver(torch.ones(1), FLOW, 4.0)
 
 
 def test_auto_is_nearer_than_order_2_with_strong_guidance_and_few_steps():

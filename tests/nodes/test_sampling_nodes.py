@@ -4,9 +4,10 @@ import inspect
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
-from graph import core, pack, run, sample_custom, uniform
+from graph import cfg_guider, core, off, pack, run, sample_custom, sampled, uniform
 
 pytestmark = pytest.mark.comfy
 
@@ -188,6 +189,39 @@ def test_auto_takes_the_order_from_the_guidance_and_the_steps(host, teacher):
     assert torch.equal(*strong) and not torch.equal(*weak)
     strength_of = pack(host, "nodes.comfy.guider_teacher").strength_of
     assert strength_of(types.SimpleNamespace(cfg1=1.0, cfg2=4)) == 4 and strength_of(object()) == 1
+
+
+@pytest.mark.parametrize("style, strength", [("regular", 3.0), ("nested", 6.0)])
+def test_auto_takes_two_guidances_for_as_strong_as_the_host_makes_them(host, teacher, style, strength):
+    """Nested they multiply: with the middle prompt as the negative it is plain guidance of their product."""
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    model, _, positive, negative = teacher[:4]
+    dual = DualCFGGuider.execute(model, positive, negative, negative, 2.0, 3.0, style).result[0]
+    assert pack(host, "nodes.comfy.guider_teacher").strength_of(dual) == strength
+    if style == "regular":
+        return
+    sigmas = uniform(host, teacher, 3)
+    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = cfg_guider(model, positive, negative, 6.0)
+    assert off(*(sampled(guider, noise, sampler, sigmas) for guider in (dual, plain))) < 1e-3
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor, int])
+def test_a_cfg_is_a_number_of_any_kind(host, teacher, number):
+    """Other packs' nodes may make it with NumPy or PyTorch, and the host samples with that."""
+    from comfy_extras.nodes_custom_sampler import CFGGuider
+
+    sigmas = uniform(host, teacher, 3)
+    sampler = run(host, "FewstepSampler", churn=0.0, order="auto")[0]
+    made = CFGGuider.execute(teacher[0], teacher[2], teacher[3], number(8)).result[0]
+    of_teacher = pack(host, "nodes.comfy.guider_teacher")
+    assert of_teacher.strength_of(made) == of_teacher.cfg_of(made) == 8
+    assert type(of_teacher.cfg_of(made)) is float
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = cfg_guider(teacher[0], teacher[2], teacher[3], 8.0)
+    assert off(*(sampled(guider, noise, sampler, sigmas) for guider in (made, plain))) < 1e-5
 
 
 def test_image_to_image_at_one_half(host, teacher):
