@@ -66,6 +66,13 @@ class Fitted:
     stage: str
     tried: int
 
+    @property
+    def told(self) -> torch.Tensor:
+        """(M,) distances by which it is compared with what has more calls: `own`, and its solver's own where
+        the automatic one would have been chosen instead, as that is no longer what it stands against.
+        """
+        return torch.where(self.own == self.base, self.chosen, self.own)
+
 
 def starting(
     data: Trajectories,
@@ -102,7 +109,7 @@ def fit(
     starts       solvers of as many calls to start from; the first is the automatic one
     evaluations  how many samples the model may be asked for, the first comparison of solvers apart
     descents     how many of the starts are refined, at most
-    shorter      what was found for fewer calls, and the `Fitted.own` of that; it is handed on as it is where
+    shorter      what was found for fewer calls, and the `Fitted.told` of that; it is handed on as it is where
                  nothing is nearer, and lengthened to start from
     over         whether the time is up, after which nothing more is tried
     Raises ValueError for too few trajectories.

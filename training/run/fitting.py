@@ -299,7 +299,7 @@ def _fitted(run, count, evaluations, deadline):
     own = auto.solver(every[0], run.teacher.path, _strength(run.teacher))
     starts = starting(run.data, every, run.config.starts, own["order"], own["corrector"])
     # what was found for fewer, so that more are no worse
-    shorter = [(run.found[n].solver, run.found[n].own) for n in sorted(run.found)[-1:]]
+    shorter = [(run.found[n].solver, run.found[n].told) for n in sorted(run.found)[-1:]]
     asked = 0.0
 
     def over():

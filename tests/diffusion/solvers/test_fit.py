@@ -11,7 +11,7 @@ from fewstep.diffusion.paths import FLOW, VARIANCE_EXPLODING
 from fewstep.diffusion.samplers import sample, solve
 from fewstep.diffusion.schedules import grids
 from fewstep.diffusion.solvers import linear, tangents
-from fewstep.diffusion.solvers.fit import fit, starting
+from fewstep.diffusion.solvers.fit import Fitted, fit, starting
 from fewstep.diffusion.solvers.linear import LinearSolver, classical, lengthened
 from fewstep.diffusion.solvers.refine import moved, parameters
 from fewstep.diffusion.solvers.trajectories import Trajectories, by_dynamic_programming
@@ -218,6 +218,20 @@ def test_what_was_found_for_fewer_calls_is_told_by_others_than_chose_it(case, ge
     found = next(fit(data, [auto], 0.0, shorter=[(known, told)]))
     assert found.solver == known and torch.equal(found.own, told)
     assert not torch.equal(found.chosen, told)
+
+
+def test_what_was_left_for_auto_of_as_many_calls_is_not_counted_against_more(case, generator):
+    """In some folds the automatic solver would have been chosen in its place: with more calls that is another
+    one, and those folds tell nothing of the solver that was found.
+    """
+    path, sigma_of, _ = case
+    auto = classical(grids.grid("auto", 2, sigma_of, path), path)
+    chosen, base = torch.full((8,), 0.1), torch.full((8,), 0.3)
+    own = torch.tensor([0.12] * 5 + [0.3] * 3)
+    found = Fitted(auto, auto, own, chosen, base, 0.0, "refined", 3)
+    assert found.told.tolist() == pytest.approx([0.12] * 5 + [0.1] * 3)
+    handed_on = dataclasses.replace(found, own=base, chosen=base, stage="classical")
+    assert torch.equal(handed_on.told, base)
 
 
 @pytest.mark.parametrize("lost", [5, 1], ids=["a fifth", "all"])
