@@ -11,6 +11,7 @@ fit_<teacher>.json and a picture; prints the tables.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import tempfile
@@ -161,13 +162,14 @@ def measure(kind, trajectories, noises, folder, report=print):
     teacher = Guided(Without(whole, HELD_OUT), CFG, f"labels from {HELD_OUT} on")
     config = FitConfig(steps=STEPS, trajectories=trajectories, reference_steps=REFERENCE)
     run = SolverFit(teacher, config, folder)
+    quick = SolverFit(teacher, dataclasses.replace(config, effort="quick"), folder)  # on the same cache
     began = time.perf_counter()
     seconds, bare, calls = build(run)
     if calls:
         report(f"cache: {calls} guided calls in {seconds:.1f} s, bare {bare:.1f} s")
     else:
         report("cache: was there")
-    fits = fit(run)
+    fits, quick_fits = fit(run), fit(quick)
     report(run.report())
     with torch.no_grad():
         held = HeldOut(Guided(whole, CFG), run.grid, noises)
@@ -180,12 +182,16 @@ def measure(kind, trajectories, noises, folder, report=print):
         }
         new = {}  # errors on the new labels
         for steps in STEPS:
-            fitted = held.recipe(run.recipe(steps))
-            new[steps] = {"auto": held.error(held.auto(steps)), "fitted": held.error(fitted)}
+            new[steps] = {"auto": held.error(held.auto(steps))}
+            for name, done in (("fitted", run), ("quick", quick)):
+                new[steps][name] = held.error(held.recipe(done.recipe(steps)))
         shown = held.auto(50)
     errors = {name: held.error(x) for name, x in images.items()}
     each = {name: held.errors(x) for name, x in images.items()}
-    rows = [row | {"seconds": fits[row["steps"]], "new labels": new[row["steps"]]} for row in run.rows]
+    rows = [
+        row | {"steps": row["count"], "seconds": fits[row["count"]], "new labels": new[row["count"]]}
+        for row in run.rows
+    ]
     result = {
         "teacher": kind,
         "cfg": CFG,
@@ -202,6 +208,7 @@ def measure(kind, trajectories, noises, folder, report=print):
             "mib": run.cache.bytes(trajectories) / 2**20,
         },
         "fits": rows,
+        "quick_seconds": quick_fits,
         "at_4_calls": errors,
         "core_pair": pair_name,
         "core_pairs": pairs,

@@ -266,6 +266,21 @@ def solver_aims() -> list[str]:
     return table(["", "found", "aim", "met"], lines)
 
 
+def printed_errors() -> list[str]:
+    """How far printed errors and their intervals are from the truth on new noises."""
+    body = []
+    for title, cases in KINDS_OF_CASES.items():
+        rows = [row for row in rows_of("printed_errors") if row["case"] in cases]
+        inside = sum(row["low"] <= row["true"] <= row["high"] for row in rows)
+        off = [row["true"] / row["held_out"] for row in rows]
+        upper = [row["high"] / row["held_out"] for row in rows]
+        figures = [f"{statistics.median(off):.2f}", f"{min(off):.2f} to {max(off):.2f}"]
+        width = [f"{statistics.median(upper):.1f}", f"{max(upper):.1f}"]
+        body.append([title, f"{inside} of {len(rows)}", *figures, *width])
+    heads = ["cells", "within the interval", "true / printed: median", "all", "upper end / printed: median"]
+    return table([*heads, "largest"], body)
+
+
 def stochastic() -> list[str]:
     """Auto with churn against the best noisy pair in hindsight, by the distance to the data."""
     what = "auto with churn / best noisy ComfyUI pair; calls"
@@ -286,7 +301,8 @@ def fit_labels() -> list[str]:
         found = {row["steps"]: row["new labels"] for row in read(f"fit_{teacher}")["fits"]}
         body += [
             [f"{teacher}: {key}", *(f"{found[n][key]:.3f}" for n in (1, 2, 3, 4, 6, 8))]
-            for key in ("auto", "fitted")
+            for key in ("auto", "fitted", "quick")
+            if key in found[1]
         ]
     return table(heads, body)
 
@@ -298,8 +314,15 @@ def fit_four() -> list[str]:
     body = [[name, *(f"{runs[teacher]['at_4_calls'][name]:.3f}" for teacher in TEACHERS)] for name in names]
     body.append(["ComfyUI pairs tried", *(str(runs[teacher]["core_pairs"]) for teacher in TEACHERS)])
     seconds = [[fit["seconds"] for fit in runs[teacher]["fits"]] for teacher in TEACHERS]
-    body.append(["seconds a step count", *(f"{min(s):.0f} to {max(s):.0f}" for s in seconds)])
+    body.append(["seconds a step count", *map(_from_to, seconds)])
+    quick = [runs[teacher].get("quick_seconds", {}).values() for teacher in TEACHERS]
+    if all(quick):
+        body.append(["seconds a step count, effort *quick*", *map(_from_to, quick)])
     return table(["4 calls, error in deviations", *TEACHERS], body)
+
+
+def _from_to(seconds):
+    return f"{min(seconds):.0f} to {max(seconds):.0f}"
 
 
 FIGURES = {
@@ -609,6 +632,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         cached,
         counts,
         solver_aims,
+        printed_errors,
         stochastic,
         stochastic_fitted,
         fit_labels,
