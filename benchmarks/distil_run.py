@@ -2,7 +2,7 @@
 LCM-LoRA recipe; judged by `training.models.demo.judge`.
 
 A job and its row are one dict: what is asked (KEY) and what came of it. A job may name another guidance than
-CFG, `cfg`, and the `image_steps` of the teacher's pictures; it then wants a folder of its own.
+CFG, `cfg`, and further settings, `set`; it then wants a folder of its own.
 """
 
 import math
@@ -46,7 +46,7 @@ def config_of(job, updates, images=None):
     """Our defaults at that length; images: None for the defaults' trajectories a training sample."""
     usual = DistilConfig(method=job["method"], steps=job["steps"])
     images = images or max(1, round(updates * BATCH * usual.images / (usual.updates * usual.batch)))
-    settings = {"cfg": job.get("cfg", CFG), "image_steps": job.get("image_steps")}
+    settings = {"cfg": job.get("cfg", CFG), **job.get("set", {})}
     settings |= {"batch": BATCH, "updates": updates, "images": images, "seed": job["seed"]}
     return DistilConfig(method=job["method"], steps=job["steps"], **settings)
 

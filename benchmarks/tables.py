@@ -593,20 +593,30 @@ def guided() -> list[str]:
     return table(heads, rows)
 
 
-def teacher_steps() -> list[str]:
+def image_steps() -> list[str]:
     """Phased with strong guidance for the same seconds, by the steps of the teacher's pictures."""
-    figures = ("rmse", "distance_teacher", "diversity")
+    return _of_one_setting("image_steps", "steps of its pictures")
+
+
+def real_scores() -> list[str]:
+    """Matching for the same seconds, by what is taken for the real score."""
+    return _of_one_setting("real_scores", "real score", "real")
+
+
+def _of_one_setting(name, head, setting=None):
+    """The rows of `one_setting.py`."""
+    figures = ("rmse", "distance_teacher", "distance_data", "diversity")
     lines = [
         [
             row["teacher"],
-            f"{row['image_steps']}",
+            str(row[setting or name]),
             f"{row['samples']}",
-            *(", ".join(f"{value:.3f}" for value in row[name].values()) for name in figures),
+            *(", ".join(f"{value:.3f}" for value in row[figure].values()) for figure in figures),
         ]
-        for row in rows_of("teacher_steps")
+        for row in rows_of(name)
     ]
-    heads = ["teacher", "steps of its pictures", "samples", "RMSE at 1, 2, 4, 8", "distance to the teacher"]
-    return table([*heads, "diversity"], lines)
+    heads = ["teacher", head, "samples", "RMSE at 1, 2, 4, 8", "distance to the teacher", "to the emoji"]
+    return table([*heads, "diversity"], lines or unmade(len(heads)))
 
 
 def one_click() -> list[str]:
@@ -653,7 +663,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         soak,
         new_user,
         guided,
-        teacher_steps,
+        image_steps,
+        real_scores,
         one_click,
     )
 }
