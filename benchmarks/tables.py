@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from distil_table import name_of
+from distil_table import BASE, TEACHER, USUAL_STEPS, name_of, of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -170,10 +170,10 @@ def guided_order() -> list[str]:
             min(pair) for pair in zip(errors["order 1"], errors["order 2 with corrector"])
         ],
     }
-    for name, of in others.items():
+    for name, other_of in others.items():
         for cfg in sorted({row["cfg"] for row in found["rows"]} - {1.0}):
             ratios = [
-                [own / other for own, other in zip(row["errors"]["auto"], of(row["errors"]))]
+                [own / other for own, other in zip(row["errors"]["auto"], other_of(row["errors"]))]
                 for row in found["rows"]
                 if row["cfg"] == cfg
             ]
@@ -421,6 +421,30 @@ def distil_long() -> list[str]:
     return _judged(long=True)
 
 
+def distil_apart() -> list[str]:
+    """Distances to the teacher with their intervals, and from what they are apart by these; runs with seed 0
+    that were made for four steps.
+    """
+    body, steps = [], ("1", "2", "4", "8")
+    rows = [row for row in rows_of("distil") if row["seed"] == 0 and row["steps"] == USUAL_STEPS]
+    for teacher, asked in itertools.product(TEACHERS, (120, 900)):
+        these = of(rows, teacher=teacher, asked=asked)
+        if asked == 120:
+            these = of(rows, teacher=teacher, method=BASE) + these
+        floor = of(rows, teacher=teacher, method=TEACHER)[0]["floor_interval"]
+        phased = of(these, method="phased")[0]["intervals"]["distance_teacher"]
+        for row in these:
+            own = row["intervals"]["distance_teacher"]
+            cells = [interval(row["distance_teacher"][n], *own[n]) for n in steps]
+            nearer = [n for n in steps if own[n][1] < phased[n][0]]
+            farther = [n for n in steps if own[n][0] > phased[n][1]]
+            level = [n for n in steps if own[n][0] <= floor[1]]
+            told = [", ".join(found) or NONE for found in (nearer, farther, level)]
+            body.append([teacher, name_of(row), f"{asked}" if row["asked"] else NONE, *cells, *told])
+    heads = ["teacher", "", "seconds", "1 step", "2", "4", "8", "nearer than phased at", "farther at"]
+    return table([*heads, "not apart from the teacher at"], body)
+
+
 def distil_aims() -> list[str]:
     """What was aimed at, at the longer budget."""
     aims = dict(rows_of("distil", "summary") or {"aims": {}})["aims"]
@@ -653,6 +677,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         distil_short,
         distil_long,
         distil_seeds,
+        distil_apart,
         distil_aims,
         restored,
         overhead,
