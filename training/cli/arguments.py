@@ -187,6 +187,18 @@ def _distil(subparsers, name, method, about):
         + ", ".join(f"{name} {updates} updates" for name, (updates, _) in QUALITY.items())
         + f" (default: {DistilConfig.updates} updates)",
     )
+    command.add_argument(
+        "--start-from",
+        metavar="FILE",
+        help="LoRA to begin with, of any rank, in ComfyUI's, diffusers' or kohya's keys: an earlier run's or "
+        "a public one of the same model (default: none)",
+    )
+    command.add_argument(
+        "--start-partly",
+        action="store_true",
+        help="begin with the part of that file which is a plain LoRA of the model's layers (default: refuse "
+        "a file that has more)",
+    )
     command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
     command.add_argument(
         "--optimizer",

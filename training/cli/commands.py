@@ -114,6 +114,7 @@ def _distil(args, ranks):
     from ..run.config import QUALITY
     from . import headless
     from .spec import Spec, read_config
+    from .start_from import StartFrom
 
     settings = {"method": args.usual_method}
     if args.config:
@@ -140,11 +141,15 @@ def _distil(args, ranks):
             "memory must be a number of GB from 0.001 up, got {got:g}. Leave it out for what is free.",
             got=args.memory,
         )
+    if args.start_partly and args.start_from is None:
+        raise BadValue("--start-partly must go with --start-from FILE, got no file. Add it.")
     memory = args.memory and int(args.memory * 1e9)
     out = _out(args.out)
     spec = Spec(model=args.model, **_of_pipeline(args), device=args.device)
-    several = {"ranks": ranks, "shared": args.shared, "shard_base": args.shard_base, "below": args.runs}
-    return _shown(functools.partial(headless.distil, out, spec, settings, memory, **several), out, ranks)
+    start = None if args.start_from is None else StartFrom.of(args.start_from, args.start_partly)
+    how = {"start": start, "ranks": ranks, "shared": args.shared, "shard_base": args.shard_base}
+    work = functools.partial(headless.distil, out, spec, settings, memory, below=args.runs, **how)
+    return _shown(work, out, ranks)
 
 
 def _of_pipeline(args):

@@ -68,6 +68,7 @@ LATER = {
 OF_ROLES = {*LATER, "real_updates", "fake_updates"} - {"optimizer"}
 # of a run of the whole way, which is called nothing by them, as before there were parts
 PART = {"from_percent": 0.0, "to_percent": 1.0}
+NOTHING = types.MappingProxyType({})
 MOST_TEXT = 2000  # characters of an error that are kept
 
 
@@ -323,18 +324,21 @@ def _all_settings(manifest):
     return {name: value for name, value in found.items() if name not in OF_ROLES}
 
 
-def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:
-    """Raise ValueError where the run in that folder has another of these settings, before a model is loaded.
-    A folder that holds none is left to `Job`.
+def check_asked(folder: str | Path, asked: Mapping[str, Any], about: Mapping[str, Any] = NOTHING) -> None:
+    """Raise ValueError where the run in that folder has another of these settings, or is about another of
+    these, before a model is loaded. A folder that holds none is left to `Job`.
     """
     try:
         found = json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
-        theirs = _all_settings(found)
+        theirs, known = _all_settings(found), dict(found["spec"]["about"])
     except (OSError, ValueError, LookupError, TypeError):
         return
     for name in theirs.keys() & asked.keys() - set(CUT):
         if isinstance(asked[name], (bool, int, float, str)) and asked[name] != theirs[name]:
             raise _another(folder, name, theirs[name], asked[name])
+    for name, value in about.items():
+        if known.get(name) != value:
+            raise _another(folder, name, known.get(name), value)
 
 
 def _another(folder, setting, theirs, ours):
