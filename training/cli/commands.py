@@ -27,7 +27,8 @@ def demo(args: Namespace) -> int:
     from .demo import COLUMNS
     from .demo import demo as run
 
-    result = run(_out(args.out), kind=args.teacher, method=args.method, device=args.device, seed=args.seed)
+    asked = {"kind": args.teacher, "device": args.device, "seed": args.seed}
+    result = run(_out(args.out), method=args.method, quality=args.quality, **asked)
     heads = {
         "rmse": "RMSE to teacher",
         "distance_teacher": "distance to teacher",
@@ -111,7 +112,7 @@ def _in_ranks(command, args):
 
 def _distil(args, ranks):
     from ..models.demo.net import KINDS
-    from ..run.config import QUALITY
+    from ..run.config import length_of
     from . import headless
     from .spec import Spec, read_config
     from .start_from import StartFrom
@@ -120,7 +121,7 @@ def _distil(args, ranks):
     if args.config:
         settings |= read_config(args.config)
     if args.quality:
-        settings |= dict(zip(("updates", "images"), QUALITY[args.quality]))
+        settings |= length_of(args.quality)
     settings |= dict(_setting(text) for text in args.set)
     settings |= _given(args, "method", "seed", "optimizer", "lora_precision")
     if methods.restores(settings["method"]) and not settings.get("process"):
