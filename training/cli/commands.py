@@ -243,7 +243,8 @@ def _report(run, out):
     )
     if not run.probe.gained:
         goal = "the whole pictures" if run.config.restores else "the teacher"
-        print(f"The LoRA is no nearer to {goal} than the untrained model. Lower lr, or train longer.")
+        than = "the one that it began with" if run.student.warmed else "the untrained model"
+        print(f"The LoRA is no nearer to {goal} than {than}. Lower lr, or train longer.")
 
 
 def _faces(told):

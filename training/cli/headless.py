@@ -121,6 +121,7 @@ def distil(
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
     cache = out / "trajectories", ranks.first(identity)
     run = Run(denoiser, config, cache=cache, warm=warm, ranks=ranks)
+    run.student.warmed = start is not None  # also where the state has what came of the file
     try:
         with Job(out, run, about) if ranks.leads else Follower(run) as job:
             if ranks.leads:

@@ -13,6 +13,7 @@ from fewstep.training.cli.main import main
 from fewstep.training.formats.files import load_lora, save_lora, write_tensors
 from fewstep.training.formats.lora_keys import from_diffusers, on_layers, table, to_diffusers
 from fewstep.training.models.demo.teacher import DemoTeacher
+from fewstep.training.run.probe import Probe
 from fewstep.training.run.run import Run
 
 TINY = {"updates": 1, "images": 2, "batch": 2, "image_steps": 2, "steps": 2, "rank": 2, "chunk": 10}
@@ -110,7 +111,10 @@ def test_it_is_begun_with_again_before_there_is_a_state_and_not_wanted_after(
     monkeypatch.undo()
     assert main(["resume", str(out)]) == 0
     file.unlink()
+    capsys.readouterr()
+    monkeypatch.setattr(Probe, "gained", False)
     assert main(["resume", str(out)]) == 0  # the state has what came of it
+    assert "no nearer to the teacher than the one that it began with" in capsys.readouterr().out
 
 
 def test_another_file_is_another_run(tmp_path, begun, monkeypatch, capsys):
