@@ -17,6 +17,7 @@ from ..run.machine import available
 from ..run.memory import weights_of
 from ..trajectories.noises import noises, start
 from .spec import Spec
+from .start_from import StartFrom
 
 PATIENCE = 5.0  # seconds until a new file in a folder of the network is seen everywhere
 SAMPLED = 256  # values of an answer
@@ -29,14 +30,18 @@ def check_given(ranks: Ranks, what: dict[str, Any]) -> None:
     ranks.check_same(json.loads(json.dumps(versions | what)))
 
 
-def of_spec(spec: Spec, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a distillation is given, as `check_given` names it. A model's folder may lie elsewhere."""
+def of_spec(spec: Spec, settings: dict[str, Any], start: StartFrom | None = None) -> dict[str, Any]:
+    """What a distillation is given, as `check_given` names it. Files may lie elsewhere; start: what it
+    begins with.
+    """
     return {
         "prompts": spec.prompts,
         "negative prompt": spec.negative,
         "size": [spec.width, spec.height],
         "precision of the weights": spec.dtype,
         "settings": dict(sorted(settings.items())),
+        "LoRA to start from": start and start.digest,
+        "--start-partly": bool(start and start.partly),
     }
 
 

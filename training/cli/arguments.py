@@ -14,6 +14,16 @@ from ..run.fitting import EFFORTS, STANDARD
 from ..run.optimisers import OPTIMISERS
 from . import commands
 
+ABOUT_DEMO = """\
+Distil a LoRA from a packaged teacher, with nothing to download, and show what it does: demo.png (teacher,
+untrained model and LoRA from the same noise), curves.png, lora.safetensors, metrics.json, and a table of
+errors, distances and diversity. About five minutes on two CPU cores; with --quality, as long as `fewstep
+distil --quality` trains:
+
+  quick     phased, about a minute; only a first look
+  standard  phased-matching, about eight minutes: phased first, then the distribution of the teacher's
+            pictures is matched, in the 4 steps that such a LoRA is for
+  best      the same for longer, about twenty minutes"""
 ABOUT_FIT = """\
 Fit solvers to a packaged teacher: for each step count, or budget of model calls, a step grid and weights of
 its own, learnt from accurate trajectories. No weight of the model is changed. Writes recipe_<steps>.json
@@ -59,7 +69,10 @@ def parser() -> Parser:
 
 def _demo(subparsers):
     command = subparsers.add_parser(
-        "demo", help="distil a LoRA from the packaged teacher and show what it does"
+        "demo",
+        help="distil a LoRA from the packaged teacher and show what it does",
+        description=ABOUT_DEMO,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
         "--out",
@@ -69,7 +82,14 @@ def _demo(subparsers):
     _common(command)
     names = methods.names()
     command.add_argument(
-        "--method", choices=names, default=names[0], help="how to distil (default: %(default)s)"
+        "--method",
+        choices=names,
+        help=f"how to distil (default: {names[0]}; with --quality standard or best phased-matching)",
+    )
+    command.add_argument(
+        "--quality",
+        choices=tuple(QUALITY),
+        help=f"how long to train: {_lengths()} (default: {DistilConfig.updates} updates)",
     )
     command.set_defaults(run=commands.demo)
 
@@ -184,8 +204,19 @@ def _distil(subparsers, name, method, about):
         "--quality",
         choices=tuple(QUALITY),
         help="how long to train, over the config file: "
-        + ", ".join(f"{name} {updates} updates" for name, (updates, _) in QUALITY.items())
-        + f" (default: {DistilConfig.updates} updates)",
+        f"{_lengths()} (default: {DistilConfig.updates} updates)",
+    )
+    command.add_argument(
+        "--start-from",
+        metavar="FILE",
+        help="LoRA to begin with, of any rank, in ComfyUI's, diffusers' or kohya's keys: an earlier run's or "
+        "a public one of the same model (default: none)",
+    )
+    command.add_argument(
+        "--start-partly",
+        action="store_true",
+        help="begin with the part of that file which is a plain LoRA of the model's layers (default: refuse "
+        "a file that has more)",
     )
     command.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
     command.add_argument(
@@ -200,6 +231,11 @@ def _distil(subparsers, name, method, about):
     )
     _several(command, in_pieces=True)
     command.set_defaults(run=commands.distil, usual_method=method)
+
+
+def _lengths():
+    """What the qualities stand for."""
+    return ", ".join(f"{name} {updates} updates" for name, (updates, _) in QUALITY.items())
 
 
 def _several(command, in_pieces=False):

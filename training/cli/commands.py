@@ -27,7 +27,8 @@ def demo(args: Namespace) -> int:
     from .demo import COLUMNS
     from .demo import demo as run
 
-    result = run(_out(args.out), kind=args.teacher, method=args.method, device=args.device, seed=args.seed)
+    asked = {"kind": args.teacher, "device": args.device, "seed": args.seed}
+    result = run(_out(args.out), method=args.method, quality=args.quality, **asked)
     heads = {
         "rmse": "RMSE to teacher",
         "distance_teacher": "distance to teacher",
@@ -111,15 +112,16 @@ def _in_ranks(command, args):
 
 def _distil(args, ranks):
     from ..models.demo.net import KINDS
-    from ..run.config import QUALITY
+    from ..run.config import length_of
     from . import headless
     from .spec import Spec, read_config
+    from .start_from import StartFrom
 
     settings = {"method": args.usual_method}
     if args.config:
         settings |= read_config(args.config)
     if args.quality:
-        settings |= dict(zip(("updates", "images"), QUALITY[args.quality]))
+        settings |= length_of(args.quality)
     settings |= dict(_setting(text) for text in args.set)
     settings |= _given(args, "method", "seed", "optimizer", "lora_precision")
     if methods.restores(settings["method"]) and not settings.get("process"):
@@ -140,11 +142,15 @@ def _distil(args, ranks):
             "memory must be a number of GB from 0.001 up, got {got:g}. Leave it out for what is free.",
             got=args.memory,
         )
+    if args.start_partly and args.start_from is None:
+        raise BadValue("--start-partly must go with --start-from FILE, got no file. Add it.")
     memory = args.memory and int(args.memory * 1e9)
     out = _out(args.out)
     spec = Spec(model=args.model, **_of_pipeline(args), device=args.device)
-    several = {"ranks": ranks, "shared": args.shared, "shard_base": args.shard_base, "below": args.runs}
-    return _shown(functools.partial(headless.distil, out, spec, settings, memory, **several), out, ranks)
+    start = None if args.start_from is None else StartFrom.of(args.start_from, args.start_partly)
+    how = {"start": start, "ranks": ranks, "shared": args.shared, "shard_base": args.shard_base}
+    work = functools.partial(headless.distil, out, spec, settings, memory, below=args.runs, **how)
+    return _shown(work, out, ranks)
 
 
 def _of_pipeline(args):

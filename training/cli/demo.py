@@ -15,13 +15,15 @@ from ..models.demo import data
 from ..models.demo.judge import Judge
 from ..models.demo.teacher import DemoTeacher
 from ..reports import pictures
-from ..run.config import DistilConfig
+from ..run.config import DistilConfig, length_of
 from ..run.run import Run
 from .spec import check_device
 
 CFG = 2.0
 EVALUATED = 64  # starting noises, none of them seen in training
 SHOWN = ("smiling face", "cat", "heart", "animal face", "flower", "fruit", "car", "clock")
+# the methods that show what longer training is for; without a quality the first
+METHODS = {"quick": "phased", "standard": "phased-matching", "best": "phased-matching"}
 COLUMNS = ("teacher-50", "base-4", "distilled-1", "distilled-2", "distilled-4")
 
 
@@ -29,17 +31,23 @@ def demo(
     out: str | Path,
     *,
     kind: str = "flow",
-    method: str = "phased",
+    method: str | None = None,
+    quality: str | None = None,
     device: str = "cpu",
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, Any]:
     """Run the demo into the folder `out`; returns the metrics that it writes there.
 
-    Raises OSError when `out` cannot be written, ValueError for a setting out of range; both before any work.
+    quality: how long to train, as of `fewstep distil`; None for `DistilConfig`'s own length. method: None for
+    that of `METHODS`. Raises OSError when `out` cannot be written, ValueError for a setting out of range;
+    both before any work.
     """
     started = time.perf_counter()
     check_device(device)
+    method = method or METHODS.get(quality, "phased")
+    if quality:
+        settings = {**length_of(quality), **settings}
     if method == "phased":  # the picture shows one, two and four steps of the same LoRA
         settings = {"one_step": 0.1, **settings}
     config = DistilConfig(method=method, cfg=CFG, seed=seed, **settings)
@@ -68,6 +76,8 @@ def demo(
         "columns": metrics,
         "fidelity": run.probe.fidelity,
     }
+    if quality:
+        result |= {"quality": quality, "method": method, "updates": run.done}
     write_near(out / "metrics.json", lambda path: write_json(path, result))
     return result
 

@@ -2,7 +2,8 @@
 
 A run lives in one folder: run.json (which model, which prompts), the job's own files (`run.job`), and at the
 end curves.png and lora.safetensors in ComfyUI's keys with its recipe; of a diffusers model
-lora_diffusers.safetensors too. `resume` needs that folder.
+lora_diffusers.safetensors too. `resume` needs that folder, and until the first state is in it also the LoRA
+that the run begins with, if there is one (`start_from`).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from ..ranks.ranks import ALONE, Ranks
 from ..reports import pictures
 from ..run.config import DistilConfig
 from ..run.following import Follower
-from ..run.job import Job, check_asked, folder_name, settings_in
+from ..run.job import STATE, Job, check_asked, folder_name, settings_in
 from ..run.machine import used
 from ..run.memory import plan
 from ..run.progress import Progress
@@ -33,6 +34,7 @@ from ..run.run import Run
 from ..run.source import check_batch
 from . import agreement
 from .spec import Spec
+from .start_from import StartFrom
 
 SPEC, LORA, FOR_DIFFUSERS = "run.json", "lora.safetensors", "lora_diffusers.safetensors"
 LARGE = {"batch": 4, "chunk": 4, "images": 256}  # what suits a packaged teacher is too much of a large model
@@ -59,6 +61,7 @@ def distil(
     settings: dict[str, Any],
     memory: float | None = None,
     *,
+    start: StartFrom | None = None,
     show: Show = _silent,
     ranks: Ranks = ALONE,
     shared: bool = False,
@@ -69,20 +72,25 @@ def distil(
     """Run, or go on with, the distillation in the folder `out`; returns the finished `Run`, closed.
 
     settings: of `DistilConfig`, over what suits the model's family; memory: bytes that the run may take, None
-    for what is free. show(run, progress) is called at every step, placed(folder) with the run's folder before
-    the first. ranks: this process among those that make the run together, each in a call of its own; shared:
-    whether all of them are to see `out`; shard_base: whether each holds a piece of the model alone; below:
-    `out` is a folder of runs, in which this one gets the name that ComfyUI's panel knows it by. Raises
-    ValueError, OSError, MemoryError or ArithmeticError, all before any long work.
+    for what is free; start: the LoRA to begin with. show(run, progress) is called at every step,
+    placed(folder) with the run's folder before the first. ranks: this process among those that make the run
+    together, each in a call of its own; shared: whether all of them are to see `out`; shard_base: whether
+    each holds a piece of the model alone; below: `out` is a folder of runs, in which this one gets the name
+    that ComfyUI's panel knows it by. Raises ValueError, OSError, MemoryError or ArithmeticError, all before
+    any long work.
     """
     asked = DistilConfig.from_dict(settings)  # refused before the model is loaded
     check_card(ranks, spec.device)
     options = {"--shard-base": shard_base, "--shared": shared, "--runs": below}
-    agreement.check_given(ranks, agreement.of_spec(spec, settings) | options)
+    agreement.check_given(ranks, agreement.of_spec(spec, settings, start) | options)
     if "batch" in settings or spec.is_packaged:
         check_batch(asked, ranks)
+    from_file = {"start_from": start.digest} if start else {}
     if not below:
-        check_asked(out, settings)
+        check_asked(out, settings, {"start_from": None, **from_file})
+    # the state has what came of the file
+    begun = ranks.first((Path(out) / STATE).exists() if ranks.leads else None)
+    tensors = None if start is None or begun else start.read()
     if shard_base:
         check_sharding(ranks, settings.get("checkpointing"))
         settings = {**settings, "checkpointing": True}
@@ -98,26 +106,35 @@ def distil(
     check_batch(config, ranks)
     if "shift" not in settings:
         config = dataclasses.replace(config, shift=usual_shift(denoiser.path, denoiser.sigma_of))
+    if tensors is not None:
+        tensors = start.layers_of(tensors, denoiser, config.rank)
+    warm = ranks.tensors_of(0, tensors)  # another machine may round otherwise
     budget = agreement.budget(ranks, denoiser, memory)
-    config = plan(denoiser, config, budget, lower_rank="rank" not in asked).applied(config)
+    lower_rank = "rank" not in asked and start is None  # less of the file would be left
+    config = plan(denoiser, config, budget, warm=warm, lower_rank=lower_rank).applied(config)
     config = dataclasses.replace(config, rank=min(ranks.all(config.rank)))
     about = {
         "base": denoiser.base,
         "shape": list(denoiser.shape),
         "prompts": list(spec.prompts),
         "negative": spec.negative,
+        **from_file,
     }
     if below:
         out = out / ranks.first(folder_name(config, about))
     placed(out)
     identity = {"patches": "", "conditioning": json.dumps([spec.prompts, spec.negative, spec.model])}
-    run = Run(denoiser, config, cache=(out / "trajectories", ranks.first(identity)), ranks=ranks)
+    cache = out / "trajectories", ranks.first(identity)
+    run = Run(denoiser, config, cache=cache, warm=warm, ranks=ranks)
+    run.student.warmed = start is not None  # also where the state has what came of the file
     try:
         with Job(out, run, about) if ranks.leads else Follower(run) as job:
             if ranks.leads:
                 job.notes |= {"model": Path(spec.model).name, "name": out.name}
                 rank = {"rank": config.rank}
                 made_of = {"spec": dataclasses.asdict(spec), "settings": {**settings, **rank}}
+                if start:
+                    made_of["start_from"] = dataclasses.asdict(start)
                 write_json(out / SPEC, {"version": 1, **made_of, "memory": memory})
             try:
                 with ranks.together():
@@ -173,6 +190,7 @@ def resume(out: str | Path, **how: Any) -> Run:
     try:
         found = json.loads(ranks.first(file.read_text(encoding="utf-8") if ranks.leads else None))
         spec, settings, memory = Spec(**found["spec"]), dict(found["settings"]), found["memory"]
+        start = StartFrom(**found["start_from"]) if found.get("start_from") else None
     except FileNotFoundError:
         raise BadValue(
             "{out} must be the folder of a run, and has no {spec}. Start one with fewstep distil.",
@@ -193,4 +211,4 @@ def resume(out: str | Path, **how: Any) -> Run:
             got=memory,
         )
     begun = ranks.first(settings_in(Path(out)) if ranks.leads else None)
-    return distil(out, spec, {**begun, **settings}, memory, **how)
+    return distil(out, spec, {**begun, **settings}, memory, start=start, **how)

@@ -6,6 +6,8 @@ headless  the same, with diffusers' layer names                                a
                                                                                `DiffusersDenoiser`
 peft      unet.<diffusers layer>.lora_A/lora_B.weight, or transformer.<...>    diffusers'
                                                                                `pipe.load_lora_weights`
+kohya     lora_unet_<layer of either, _ for .>.lora_up/lora_down.weight,       most public LoRAs;
+          .alpha                                                               `on_layers` reads it
 
 delta W = alpha / rank * up @ down, in peft lora_B @ lora_A: the scale is folded into lora_B there, and every
 layer is given the same rank (zeros beyond its own), because older versions of diffusers scale layers of
@@ -41,6 +43,8 @@ SWAPPED = re.compile(
     r"final_layer\.adaLN_modulation\.1|joint_blocks\.\d+\.context_block\.adaLN_modulation\.1"
 )
 KEY = re.compile(r"(?:diffusion_model|unet|transformer)\.(.+)\.(lora_(?:up|down|A|B)\.weight|alpha)")
+KOHYA = re.compile(r"(?:lora_unet|lora_transformer|lycoris)_(.+)\.(lora_(?:up|down)\.weight|alpha)")
+OF_TEXT = re.compile(r"(?:lora_te\d*_|text_encoder).+")
 HALVES = {
     "lora_up.weight": "up",
     "lora_B.weight": "up",
@@ -115,13 +119,7 @@ def read(tensors: Tensors) -> dict[str, Pair]:
 
     Raises ValueError naming keys that are not understood, and layers with a half missing or not fitting.
     """
-    found, odd = {}, []
-    for key, tensor in tensors.items():
-        match = KEY.fullmatch(key)
-        if match and HALVES[match[2]] not in found.get(match[1], {}):
-            found.setdefault(match[1], {})[HALVES[match[2]]] = tensor
-        else:
-            odd.append(key)
+    found, odd = _halves(tensors)
     if odd or not found:
         raise BadValue(
             "tensors must be a LoRA with keys diffusion_model.<layer>.lora_up.weight, .lora_down.weight, "
@@ -129,6 +127,48 @@ def read(tensors: Tensors) -> dict[str, Pair]:
             odd=listed(odd or ["none"]),
         )
     return {layer: _folded(layer, halves) for layer, halves in found.items()}
+
+
+def on_layers(
+    tensors: Tensors, layers: Collection[str], family: str | None = None, blocks: int | None = None
+) -> tuple[dict[str, Pair], list[str]]:
+    """({layer of the model: (up, down), alpha / rank folded into up}, keys and layers that are none of it) of
+    a LoRA in any format, kohya's too. What belongs to text encoders is passed over.
+
+    layers: the model's own, with diffusers' names where it is of a `family`, and then blocks as in `table`;
+    else with ComfyUI's. Raises ValueError naming layers with a half missing or not fitting.
+    """
+    names = table(family, blocks or BLOCKS) if family else {}
+    own = {key: tensor for key, tensor in tensors.items() if not OF_TEXT.fullmatch(key)}
+    found, odd = _halves(own, {*names, *layers})
+    pairs = {}
+    for layer, halves in found.items():
+        up, down = _folded(layer, halves)
+        if layer in layers:
+            parts = {layer: (up, down)}
+        else:
+            parts = split(layer, up, down, names[layer]) if layer in names else {}
+        here = {name: part for name, part in parts.items() if name in layers}
+        pairs |= here
+        if not here:
+            odd.append(layer)
+    return pairs, odd
+
+
+def _halves(tensors, known=()):
+    """({layer: {half: tensor}}, keys that are of none); known: layers that kohya's keys may mean."""
+    spelt = {name.replace(".", "_"): name for name in known}
+    found, odd = {}, []
+    for key, tensor in tensors.items():
+        match = KEY.fullmatch(key)
+        layer = match and match[1]
+        if not match and (match := KOHYA.fullmatch(key)):
+            layer = spelt.get(match[1])
+        if layer and HALVES[match[2]] not in found.get(layer, {}):
+            found.setdefault(layer, {})[HALVES[match[2]]] = tensor
+        else:
+            odd.append(key)
+    return found, odd
 
 
 def _folded(layer, halves):

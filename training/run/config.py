@@ -84,6 +84,11 @@ LEAST_PART = 0.01  # of the way, that a run can be of
 QUALITY = {"quick": (100, 64), "standard": (600, 480), "best": (1600, 960)}
 
 
+def length_of(quality: str) -> dict[str, int]:
+    """The settings of `DistilConfig` that a quality stands for."""
+    return dict(zip(("updates", "images"), QUALITY[quality], strict=True))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilConfig:
     """Settings of one run; raises ValueError for a value out of range, naming it.

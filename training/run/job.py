@@ -68,6 +68,7 @@ LATER = {
 OF_ROLES = {*LATER, "real_updates", "fake_updates"} - {"optimizer"}
 # of a run of the whole way, which is called nothing by them, as before there were parts
 PART = {"from_percent": 0.0, "to_percent": 1.0}
+NOTHING = types.MappingProxyType({})
 MOST_TEXT = 2000  # characters of an error that are kept
 
 
@@ -172,7 +173,7 @@ class Job:
         _tell(self, "running")
         made, last, cost, events = self.run.learners.made(), self.clock(), 0.0, Events(self.run)
         told = last
-        for progress in self._run():
+        for progress in _progress_of(self.run):
             self.log(*events.new(), *self.remarks.new())
             began = self.clock()
             if self.run.learners.made() > made and began - last >= max(self.every, cost / SHARE):
@@ -184,23 +185,6 @@ class Job:
                 told = began
                 _tell(self, "running", progress, required=False)
             yield progress
-
-    def _run(self):
-        """The run's progress; where memory runs out for good, that is told by name."""
-        try:
-            yield from self.run.progress()
-        except Exception as error:
-            if isinstance(error, Fault) or not is_out_of_memory(error):
-                raise
-            recover()
-            raise NoMemory(
-                "Memory ran out after {done} of {updates} updates, and what was learnt is kept. Close what "
-                "else uses memory and start the same again, or choose a smaller latent or a lower rank than "
-                "{rank}.",
-                done=self.run.done,
-                updates=self.run.config.updates,
-                rank=self.run.config.rank,
-            ) from error
 
     def remark(self, *messages: Message) -> None:
         """Note them, except those that the log has: a run may begin more than once before an update."""
@@ -233,6 +217,24 @@ class Job:
                 raise (BadFile if on_disk else NoMemory)(self.unsaved) from error
             self.log(self.unsaved)
             logging.warning("Fewstep: %s", self.unsaved)
+
+
+def _progress_of(run):
+    """The run's progress; where memory runs out for good, that is told by name."""
+    try:
+        yield from run.progress()
+    except Exception as error:
+        if isinstance(error, Fault) or not is_out_of_memory(error):
+            raise
+        recover()
+        raise NoMemory(
+            "Memory ran out after {done} of {updates} updates, and what was learnt is kept. Close what "
+            "else uses memory and start the same again, or choose a smaller latent or a lower rank than "
+            "{rank}.",
+            done=run.done,
+            updates=run.config.updates,
+            rank=run.config.rank,
+        ) from error
 
 
 def _tell(job, state, progress=None, required=True):
@@ -339,18 +341,21 @@ def settings_in(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def check_asked(folder: str | Path, asked: Mapping[str, Any]) -> None:
-    """Raise ValueError where the run in that folder has another of these settings, before a model is loaded.
-    A folder that holds none is left to `Job`.
+def check_asked(folder: str | Path, asked: Mapping[str, Any], about: Mapping[str, Any] = NOTHING) -> None:
+    """Raise ValueError where the run in that folder has another of these settings, or is about another of
+    these, before a model is loaded. A folder that holds none is left to `Job`.
     """
     try:
         found = json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
-        theirs = _all_settings(found)
+        theirs, known = _all_settings(found), dict(found["spec"]["about"])
     except (OSError, ValueError, LookupError, TypeError):
         return
     for name in theirs.keys() & asked.keys() - set(CUT):
         if isinstance(asked[name], (bool, int, float, str)) and asked[name] != theirs[name]:
             raise _another(folder, name, theirs[name], asked[name])
+    for name, value in about.items():
+        if known.get(name) != value:
+            raise _another(folder, name, known.get(name), value)
 
 
 def _another(folder, setting, theirs, ours):

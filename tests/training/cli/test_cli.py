@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from fewstep.diffusion.solvers.linear import apart
+from fewstep.training.cli import demo as demos
 from fewstep.training.cli import demo_fit as command
 from fewstep.training.cli.main import main
 from fewstep.training.formats.files import load_recipe
@@ -103,6 +104,27 @@ def test_bad_options_are_one_line_and_status_2(tmp_path, capsys, options, word):
 def test_the_demo_has_no_restoration(capsys):
     assert run(["demo", "--method", "restoration"]) == 2
     assert "invalid choice: 'restoration'" in capsys.readouterr().err
+
+
+def test_the_demo_is_asked_for_a_quality_and_says_what_it_is(monkeypatch, capsys, tmp_path):
+    found = []
+
+    def keep(out, **asked):
+        found.append((asked["quality"], asked["method"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demos, "demo", keep)
+    for more in ([], ["--quality", "standard"], ["--quality", "best", "--method", "matching"]):
+        assert run(["demo", "--out", str(tmp_path), *more]) == 130
+    assert found == [(None, None), ("standard", None), ("best", "matching")]
+    capsys.readouterr()
+    assert run(["demo", "--quality", "slow"]) == 2
+    assert "invalid choice: 'slow' (choose from" in capsys.readouterr().err
+    assert run(["demo", "--help"]) == 0
+    said = capsys.readouterr().out
+    for quality, method in demos.METHODS.items():
+        (line,) = [text for text in said.splitlines() if text.startswith(f"  {quality} ")]
+        assert "minute" in line and (method in line or "the same" in line)
 
 
 def test_an_unusable_folder_is_named(tmp_path, capsys):

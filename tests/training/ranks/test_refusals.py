@@ -4,7 +4,9 @@ import json
 import socket
 
 import pytest
+import torch
 from fewstep.training.cli.main import main
+from fewstep.training.formats.files import save_lora
 
 SETTINGS = [part for text in ("updates=4", "images=2", "batch=2") for part in ("--set", text)]
 
@@ -55,3 +57,14 @@ def test_one_process_is_no_group(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fewstep.training.cli.launch.launch", lambda *_: pytest.fail("started others"))
     assert main(["distil", "--processes", "1", "--out", str(tmp_path), "--set", "batch=0"]) == 2
     assert "batch must be" in capsys.readouterr().err
+
+
+def test_all_begin_with_the_same_lora(started, said, tmp_path):
+    line = ["distil", "--out", str(tmp_path / "run"), *SETTINGS, "--start-from"]
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for number, file in enumerate(files):
+        save_lora(file, {"diffusion_model.x.lora_up.weight": torch.full((2, 1), float(number))})
+    more = {str(rank): [str(file)] for rank, file in enumerate(files)}
+    assert started(line, 2, tmp_path, more=more) == [2, 2]
+    (words,) = [text for text in said(tmp_path) if text]
+    assert "the same LoRA to start from, and process 1 on" in words and "\n" not in words

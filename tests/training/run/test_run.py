@@ -15,6 +15,7 @@ from fewstep.training.reports import pictures
 from fewstep.training.run import source
 from fewstep.training.run.config import DistilConfig
 from fewstep.training.run.run import Run
+from fewstep.training.run.student import Student
 from fewstep.training.trajectories import sampling
 from fewstep.training.trajectories.cache import TrajectoryCache
 from fewstep.training.trajectories.sampling import trajectories
@@ -307,6 +308,52 @@ def test_the_demo_writes_all_it_promises(tmp_path, monkeypatch):
     assert abs(near) < 1e-6 < far < metrics["columns"]["base-4"]["intervals"]["distance_teacher"][1]
     with Image.open(tmp_path / "out" / "demo.png") as picture:
         assert picture.width > 500 and picture.height > 500
+
+
+@pytest.mark.parametrize(
+    "asked, wanted",
+    [
+        ({}, ("phased", 720, 1400, 0.1)),
+        ({"quality": "quick"}, ("phased", 100, 64, 0.1)),
+        ({"quality": "standard"}, ("phased-matching", 600, 480, 0.0)),
+        ({"quality": "best"}, ("phased-matching", 1600, 960, 0.0)),
+        ({"quality": "best", "method": "phased"}, ("phased", 1600, 960, 0.1)),
+        ({"method": "phased-matching"}, ("phased-matching", 720, 1400, 0.0)),
+        ({"quality": "standard", "updates": 7}, ("phased-matching", 7, 480, 0.0)),
+    ],
+)
+def test_what_a_quality_of_the_demo_stands_for(tmp_path, monkeypatch, asked, wanted):
+    """The lengths of `fewstep distil --quality`; without one all is as in the stored results."""
+    found = []
+
+    def begun(teacher, config):
+        found.append((config.method, config.updates, config.images, config.one_step))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demos, "Run", begun)
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path, **asked)
+    assert found == [wanted]
+
+
+def test_a_matched_demo_draws_the_same_columns_and_says_what_it_was(tmp_path, monkeypatch):
+    """The untrained model's pictures, which take long, are another test's."""
+    monkeypatch.setattr(demos, "EVALUATED", 16)
+    monkeypatch.setattr(Student, "sample_base", lambda self, noise, *_, **__: noise)
+    settings = {**SMALL, "steps": 4, "image_steps": 4, "images": 4, "updates": 2}
+    result = demo(tmp_path, quality="standard", **settings)
+    assert (result["quality"], result["method"], result["updates"]) == ("standard", "phased-matching", 2)
+    for name in COLUMNS:
+        row = result["columns"][name]
+        assert {"rmse", "distance_teacher", "distance_data", "diversity"} <= row.keys()
+        assert {"distance_teacher", "diversity"} <= row["intervals"].keys()
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "demo.png",
+        "curves.png",
+        "lora.safetensors",
+        "metrics.json",
+    }
+    assert load_lora(tmp_path / "lora.safetensors")[1].method == "phased-matching"
 
 
 def test_the_demo_refuses_a_bad_folder_before_any_work(tmp_path, monkeypatch):
