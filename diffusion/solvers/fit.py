@@ -49,7 +49,8 @@ class Fitted:
     auto         the automatic solver
     own          (M,) distances from the converged pictures, in units of their deviation, for every held-out
                  trajectory those of the solver that would have been chosen without it; where the automatic
-                 one is handed on, its own
+                 one is handed on, its own, and where that of fewer calls is, what was told of it then: a
+                 solver has one error
     chosen       (M,) the solver's own for all of them, by which it was chosen: too small
     base         (M,) the automatic solver's
     evaluations  of the model, in samples, that the fit has cost so far
@@ -116,8 +117,9 @@ def fit(
     known, found = [auto, *fewer], []
 
     def fitted():
-        best, own = chosen(known, found), auto.distances.clone()
-        if best is not auto:
+        best = chosen(known, found)
+        own = best.distances.clone()  # of one that was known before, as it was told
+        if not any(best is one for one in known):
             fold = torch.arange(len(own)) % FOLDS
             for part in [fold == k for k in fold.unique()]:
                 own[part] = chosen(known, found, ~part).distances[part]

@@ -220,6 +220,26 @@ def test_what_was_found_for_fewer_calls_is_told_by_others_than_chose_it(case, ge
     assert not torch.equal(found.chosen, told)
 
 
+def test_a_solver_of_fewer_calls_that_is_handed_on_has_the_errors_that_were_told_of_it(case, generator):
+    """Although, without the trajectories where it is best, another would have been chosen."""
+    path, sigma_of, _ = case
+    data = trajectories(case, 32, generator)
+    auto, known = (classical(grids.grid("auto", steps, sigma_of, path), path) for steps in (3, 2))
+
+    def fitted(told):
+        *_, last = fit(data, [auto], 32 * 60, shorter=[(known, told)])
+        return last
+
+    far = torch.ones(len(data.split()[1]), dtype=torch.float64)
+    longer = fitted(far)
+    fold = torch.arange(len(far)) % 8
+    best = max(range(8), key=lambda k: float(longer.chosen[fold == k].sum()))
+    told = torch.where(fold == best, 0.0, 1.02 * longer.chosen.double())
+    found = fitted(told)
+    assert longer.stage == "refined" and (found.stage, found.solver) == ("shorter", known)
+    assert found.tried == longer.tried and torch.equal(found.own, told)
+
+
 @pytest.mark.parametrize("lost", [5, 1], ids=["a fifth", "all"])
 def test_predictions_that_are_not_finite_are_left_out(generator, lost):
     path, sigma_of = RANGES["flow"]
