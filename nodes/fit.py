@@ -84,8 +84,8 @@ class Fit(io.ComfyNode):
     ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
-            steps=tuple(step_counts(steps)),
-            calls=tuple(step_counts(calls, "calls")) if calls.strip() else (),
+            steps=tuple(step_counts(steps, MOST_STEPS)),
+            calls=tuple(step_counts(calls, 2 * MOST_STEPS, "calls")) if calls.strip() else (),
             trajectories=trajectories,
             reference_steps=reference_steps,
             seed=seed,
