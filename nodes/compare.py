@@ -192,17 +192,19 @@ def check_same(models: dict[str, io.Model.Type | None]) -> None:
             )
 
 
-def step_counts(text: str, name: str = "steps") -> list[int]:
-    """The whole numbers in "2, 4, 8", rising; raises ValueError for anything else, naming the input."""
+def step_counts(text: str, longest: int = LONGEST, name: str = "steps") -> list[int]:
+    """The whole numbers in "2, 4, 8", rising; raises ValueError for anything else and for one above
+    `longest`, naming the input.
+    """
     try:
         counts = sorted({int(part) for part in text.replace(",", " ").split()})
     except ValueError:
         counts = []
-    if not counts or counts[0] < 1 or counts[-1] > LONGEST:
+    if not counts or counts[0] < 1 or counts[-1] > longest:
         raise BadValue(
             "{name} must be whole numbers from 1 to {longest} between commas, such as 2, 4, 8; got {got!r}.",
             name=name,
-            longest=LONGEST,
+            longest=longest,
             got=text,
         )
     return counts

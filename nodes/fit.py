@@ -84,8 +84,8 @@ class Fit(io.ComfyNode):
     ) -> io.NodeOutput:
         guider = guider_of(guider, model, positive, negative, cfg)
         config = FitConfig(
-            steps=tuple(step_counts(steps)),
-            calls=tuple(step_counts(calls, "calls")) if calls.strip() else (),
+            steps=tuple(step_counts(steps, MOST_STEPS)),
+            calls=tuple(step_counts(calls, 2 * MOST_STEPS, "calls")) if calls.strip() else (),
             trajectories=trajectories,
             reference_steps=reference_steps,
             seed=seed,
@@ -103,16 +103,14 @@ class Fit(io.ComfyNode):
         folder = check_folder(folders.of_user("trajectories"))
         run = SolverFit(teacher, config, folder, limit=int(limit_gib * 2**30), seconds=60 * minutes)
         if positive:
-            sigmas = run.grid("auto", reference_steps)
-            check_whole(
-                "positive", positive, patcher, teacher.shape, sigmas, Message("Wire a guider that has it")
-            )
+            remedy = Message("Wire a guider that has it")
+            check_whole("positive", positive, patcher, teacher.shape, run.levels, remedy)
         chosen = min(run.counts, key=lambda n: (abs(n - use_steps), n))
         drawn: dict[Message, torch.Tensor] = {}
         remarks: list[Message] = []
 
         if run.cache.bytes(trajectories) <= run.cache.limit:  # otherwise refused, before it is asked
-            settle(teacher, run.grid("auto", reference_steps))
+            settle(teacher, run.levels)
         if teacher.each_path:
             raise BadValue(
                 "guider must answer by a sample and its noise level alone to be fitted, and this one's "
@@ -125,7 +123,7 @@ class Fit(io.ComfyNode):
             if vae is not None:
                 drawn.update(held_out(run, chosen))
 
-        teacher.run(work, run.grid("auto", reference_steps))
+        teacher.run(work, run.levels)
         recipe, text = run.recipe(chosen), "\n".join([run.report(), *map(messages.told, remarks)])
         picture = pictures.fit_report(run.rows, pictures.CALLS if config.calls else pictures.STEPS)
         if drawn:
@@ -226,7 +224,8 @@ def _inputs() -> list:
             max=1000,
             optional=True,
             advanced=True,
-            tooltip="Steps of each trajectory: more come nearer to the converged picture.",
+            tooltip="Steps of each trajectory: more come nearer to the converged picture. Two or more are "
+            "needed for each step of the longest solver.",
         ),
         io.Float.Input(
             "limit_gib",
@@ -256,7 +255,8 @@ def _inputs() -> list:
             optional=True,
             advanced=True,
             tooltip="Below 1 the solver starts from a noised picture, for image to image or the last part of "
-            "a split schedule. SIGMAS then begin there.",
+            "a split schedule, at this share of the model's time. SIGMAS begin there, and a stage before has "
+            "to end there. Each value has trajectories of its own.",
         ),
         io.String.Input(
             "calls",

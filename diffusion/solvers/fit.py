@@ -49,12 +49,15 @@ class Fitted:
     auto         the automatic solver
     own          (M,) distances from the converged pictures, in units of their deviation, for every held-out
                  trajectory those of the solver that would have been chosen without it; where the automatic
-                 one is handed on, its own
+                 one is handed on, its own, and where that of fewer calls is, what was told of it then: a
+                 solver has one error
     chosen       (M,) the solver's own for all of them, by which it was chosen: too small
     base         (M,) the automatic solver's
     evaluations  of the model, in samples, that the fit has cost so far
     stage        "classical", "shorter", "start" or "refined": how the solver was found
     tried        solvers beside the automatic one and that of fewer calls
+    told         (M,) distances by which it is compared with what has more calls: `own`, and the solver's own
+                 where the automatic one would have been chosen, as that is not what it then stands against
     """
 
     solver: LinearSolver
@@ -65,13 +68,7 @@ class Fitted:
     evaluations: float
     stage: str
     tried: int
-
-    @property
-    def told(self) -> torch.Tensor:
-        """(M,) distances by which it is compared with what has more calls: `own`, and its solver's own where
-        the automatic one would have been chosen instead, as that is no longer what it stands against.
-        """
-        return torch.where(self.own == self.base, self.chosen, self.own)
+    told: torch.Tensor
 
 
 def starting(
@@ -101,7 +98,7 @@ def fit(
     evaluations: float = math.inf,
     descents: int = 3,
     seed: int = 0,
-    shorter: Sequence[tuple[LinearSolver, torch.Tensor]] = (),
+    shorter: Sequence[Fitted] = (),
     over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Fitted]:
     """Yield `Fitted`, first the best of what is known already, then better ones as they are found.
@@ -109,25 +106,29 @@ def fit(
     starts       solvers of as many calls to start from; the first is the automatic one
     evaluations  how many samples the model may be asked for, the first comparison of solvers apart
     descents     how many of the starts are refined, at most
-    shorter      what was found for fewer calls, and the `Fitted.told` of that; it is handed on as it is where
-                 nothing is nearer, and lengthened to start from
+    shorter      what was found for fewer calls; it is handed on as it is where nothing is nearer, and
+                 lengthened to start from
     over         whether the time is up, after which nothing more is tried
     Raises ValueError for too few trajectories.
     """
     bench = _Bench(data, evaluations, seed, over, starts)
     auto = bench.candidate(starts[0])
-    told = dict(shorter)  # by others than those that chose them
-    seen = {solver: bench.candidate(solver) for solver in told}
-    fewer = [dataclasses.replace(one, distances=told[solver]) for solver, one in seen.items()]
-    stages = {auto.solver: "classical", **dict.fromkeys(told, "shorter")}
+    before = {one.solver: one for one in shorter}
+    seen = {solver: bench.candidate(solver) for solver in before}
+    fewer = [dataclasses.replace(one, distances=before[solver].told) for solver, one in seen.items()]
+    stages = {auto.solver: "classical", **dict.fromkeys(before, "shorter")}
     known, found = [auto, *fewer], []
 
     def fitted():
-        best, own = chosen(known, found), auto.distances.clone()
-        if best is not auto:
-            fold = torch.arange(len(own)) % FOLDS
+        best = chosen(known, found)
+        own = told = best.distances
+        if any(best is one for one in fewer):
+            own = before[best.solver].own
+        elif best is not auto:
+            own, fold = own.clone(), torch.arange(len(own)) % FOLDS
             for part in [fold == k for k in fold.unique()]:
                 own[part] = chosen(known, found, ~part).distances[part]
+            told = torch.where(own == auto.distances, told, own)
         return Fitted(
             solver=best.solver,
             auto=auto.solver,
@@ -137,6 +138,7 @@ def fit(
             evaluations=bench.count,
             stage=stages[best.solver],
             tried=len(found),
+            told=told,
         )
 
     latest = fitted()
@@ -147,7 +149,7 @@ def fit(
     rolls = descents if bench.affords(ROLLS * order[0].steps * len(bench.train)) else 1
     plain = [solver for solver in order[:rolls] if not solver.asks]  # patterns are rolled out already
     better = [bench.rolled_out(solver) for solver in plain if not over()]
-    longer = [_of_length(solver, starts[0].steps, data) for solver in told if not solver.asks]
+    longer = [_of_length(solver, starts[0].steps, data) for solver in before if not solver.asks]
     for start in sorted([*order, *better, *longer], key=bench.loss)[:descents]:
         if over():
             return

@@ -2,11 +2,12 @@
 
 A guided step is two calls, conditional and unconditional. Guidance changes slowly along a trajectory, so that
 later steps can go on with what the earlier ones found, and the calls saved are steps more (adaptive guidance,
-Castillo et al. 2023, arXiv:2312.12487). Which steps those are is searched: each pattern is the automatic
-solver with its weights from a roll-out (`rollout.py`). Tried are, as far as the calls are afforded: those
-that ask for both parts in the first k steps and then for the part that guidance is nearer to; from the best
-of these in turns those with an asking for both moved by a step; then, once, those with a step that asks for
-the other part alone, or for neither.
+Castillo et al. 2023, arXiv:2312.12487). Which steps those are is searched. Each pattern is taken on the
+automatic grid by the solver of second order with corrector, whatever the automatic order is at this guidance,
+and gets its weights from a roll-out (`rollout.py`). Tried are, as far as the calls are afforded: those that
+ask for both parts in the first k steps and then for the part that guidance is nearer to; from the best of
+these in turns those with an asking for both moved by a step; then, once, those with a step that asks for the
+other part alone, or for neither.
 """
 
 import math

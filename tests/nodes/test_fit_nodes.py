@@ -162,8 +162,11 @@ def test_a_quantised_model_is_fitted(host, monkeypatch):
         ({"positive": None}, "positive must be wired"),
         ({"positive": []}, "positive must be wired"),
         ({"negative": None}, "negative must be wired where cfg is not 1, got none at cfg 2"),
-        ({"steps": "2, 13"}, r"steps must be whole numbers from 1 to 12, got \(2, 13\)"),
-        ({"steps": "two"}, "steps must be whole"),
+        ({"steps": "2, 13"}, r"steps must be whole numbers from 1 to 12 between commas, .* got '2, 13'"),
+        ({"steps": "x"}, r"steps must be whole numbers from 1 to 12 between commas, .* got 'x'"),
+        ({"calls": "6;8"}, r"calls must be whole numbers from 1 to 24 between commas, .* got '6;8'"),
+        ({"calls": "24"}, "reference_steps must be 46 or more, twice the 23 steps .* got 24. Raise it"),
+        ({"denoise": 0.2}, "denoise must leave 8 or more of the 24 reference_steps, twice the 4 steps"),
         ({"trajectories": 3}, "trajectories must be a whole number from 4 to 1000000, got 3"),
         ({"reference_steps": 23}, "reference_steps must be a whole number from 24"),
         ({"limit_gib": 0.001}, "trajectories must fit into 0.00 GiB"),
@@ -190,7 +193,7 @@ def test_a_fit_for_image_to_image_goes_on_from_a_noised_picture(host, flow):
     recipe, sampler, sigmas, cfg, *_ = fit(
         host, flow, steps="2", denoise=0.6, trajectories=16, reference_steps=48
     )
-    assert float(sigmas[0]) == pytest.approx(0.6, abs=0.03)
+    assert float(sigmas[0]) == pytest.approx(0.6, rel=1e-6)
     assert recipe.sigmas[0] == pytest.approx(float(sigmas[0]), rel=1e-6)
     noise = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     guider = cfg_guider(flow[0], flow[2], flow[3])
@@ -204,6 +207,19 @@ def test_a_fit_for_image_to_image_goes_on_from_a_noised_picture(host, flow):
     ours = off(drawn(sampler, sigmas), truth)
     print(f"2 steps from .6: {ours:.4f}, Euler {off(euler, truth):.4f}")
     assert ours < 0.9 * off(euler, truth)
+
+
+def test_a_fit_with_denoise_starts_where_the_hosts_scheduler_does(host, teacher):
+    """A stage before it ends there: the first half of the host's own schedule, or of ours."""
+    from comfy_extras.nodes_custom_sampler import BasicScheduler, SplitSigmas
+
+    *_, sigmas, _, _, figures, _ = fit(host, teacher, steps="2", denoise=0.5, effort="quick")
+    with torch.inference_mode():
+        half = BasicScheduler.execute(teacher[0], "simple", 4, 0.5).result[0]
+        first, _ = SplitSigmas.execute(uniform(host, teacher, 6), 3).result
+    assert float(sigmas[0]) == pytest.approx(float(half[0]), rel=1e-6)
+    assert float(sigmas[0]) == pytest.approx(float(first[-1]), rel=1e-6)
+    assert f"starts from a noised picture at sigma {float(sigmas[0]):.6g}, where a stage before" in figures
 
 
 # ---- a budget of model calls -----------------------------------------------------------------------

@@ -128,7 +128,17 @@ def _fit(subparsers):
         help="of the teacher; three eighths are held out (default: %(default)s)",
     )
     command.add_argument(
-        "--reference-steps", type=int, default=60, help="of each trajectory (default: %(default)s)"
+        "--reference-steps",
+        type=int,
+        default=60,
+        help="of each trajectory; twice the steps of the longest solver or more (default: %(default)s)",
+    )
+    command.add_argument(
+        "--denoise",
+        type=float,
+        default=1.0,
+        help="the time at which the solvers start, above 0 and at most 1: below 1 from a noised picture, for "
+        "image to image or the last part of a split schedule (default: %(default)g)",
     )
     command.add_argument(
         "--cfg",

@@ -62,6 +62,7 @@ def _fit(args, ranks):
         calls=args.calls or (),
         trajectories=args.trajectories,
         reference_steps=args.reference_steps,
+        denoise=args.denoise,
         cfg=args.cfg,
         effort=args.effort,
         seconds=args.seconds,

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from ...diffusion.faults import BadValue
 from ...diffusion.samplers import solve
-from ...diffusion.schedules.grids import time_of
 from ...diffusion.solvers.linear import GUIDED, solve_apart
 from ..formats.files import check_folder, save_recipe, write, write_near
 from ..models.demo import data
@@ -58,9 +57,9 @@ def fit(
     check_card(ranks, device)
     agreement.check_given(ranks, {"teacher": [kind, cfg], "settings": dataclasses.asdict(config)})
     teacher = DemoTeacher(kind, device)
+    run = SolverFit(Guided(teacher, cfg), config, Path(out) / CACHE, seconds=seconds, ranks=ranks)
     out = check_folder(out)
     agreement.check_shared(ranks, out, shared)
-    run = SolverFit(Guided(teacher, cfg), config, out / CACHE, seconds=seconds, ranks=ranks)
     try:
         _follow(run, out)
     except KeyboardInterrupt:
@@ -135,14 +134,11 @@ def _samples(run, labels):
         return [denoise(x, sigma)] if kinds == GUIDED else teacher.apart(x, level, condition, kinds)
 
     def solved(x, name, steps, part=1.0, **solver):
-        sigmas = run.grid(name, steps, part)
-        sigmas[0] = begun if part < 1 else sigmas[0]
-        return solve(denoise, x, sigmas, teacher.path, **solver)
+        return solve(denoise, x, run.grid(name, steps, part), teacher.path, **solver)
 
     fine, begun = {"name": "auto", "steps": 50, "order": 2, "corrector": True}, run.data.sigmas[0]
-    x, part = start(noise, run.data.sigmas, teacher.path), 1.0
-    if run.config.denoise < 1:
-        part = float(time_of(teacher.sigma_of, begun))
+    x, part = start(noise, run.data.sigmas, teacher.path), run.config.denoise
+    if part < 1:
         other = torch.randn(noise.shape, generator=generator)
         picture = solved(start(other, run.grid("auto", 50), teacher.path), **fine)
         x = (teacher.path.alpha(begun) * picture + begun * noise).to(noise)

@@ -9,6 +9,8 @@ from typing import Any
 from ...diffusion.solvers.accuracy import accuracy, times_nearer
 from ...diffusion.solvers.fit import Fitted
 
+STARTS = "Each solver starts from a noised picture at sigma {start:.6g}, where a stage before it has to end."
+
 
 def gained(fitted: Fitted) -> bool:
     """Whether what is handed on is nearer than the automatic solver: in the typical picture beyond chance,
@@ -51,12 +53,23 @@ def row(count: int, fitted: Fitted, between: float, cfg: float | None) -> dict[s
     }
 
 
-def table(rows: Sequence[dict[str, Any]], trajectories: int, steps: int, held: int, size: int) -> str:
-    """The rows in words: of so many trajectories of so many steps, `held` of them held out, `size` bytes."""
+def table(
+    rows: Sequence[dict[str, Any]],
+    trajectories: int,
+    steps: int,
+    held: int,
+    size: int,
+    start: float | None = None,
+) -> str:
+    """The rows in words: of so many trajectories of so many steps, `held` of them held out, `size` bytes.
+
+    start: the sigma at which solvers for a noised picture begin
+    """
     lines = [
         f"{trajectories} trajectories of {steps} steps, {held} of them held out; {size / 2**20:.1f} MiB. "
         "Errors: RMS distance from the converged picture, share of the pictures' spread; in brackets where "
         "the mean on new noise lies, at 95 %.",
+        *([] if start is None else [STARTS.format(start=start)]),
         f"{'steps':>5} {'calls':>5} {'fitted':>8} {'':18} {'median':>8} {'elsewhere':>10} {'auto':>8} "
         f"{'calls':>5}  nearer",
     ]

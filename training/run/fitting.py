@@ -53,7 +53,8 @@ class FitConfig:
     calls            budgets of model calls, in the place of steps; where a guided step takes two, what each
                      step asks for is part of the fit (`solvers.patterns`)
     trajectories     of the teacher; three eighths of them are held out
-    reference_steps  of its solver (second order with corrector), on the automatic grid
+    reference_steps  of its solver (second order with corrector), on the automatic grid; of those below the
+                     start, two or more for each step of the longest solver, or they would not be converged
     kept             levels of each trajectory that are stored, at most
     effort           how often the model may be asked for each step count: one of `EFFORTS`, or a multiple of
                      the trajectories' own cost; inf: until nothing improves. Of samples of fewer than 1024
@@ -61,7 +62,8 @@ class FitConfig:
     starts           step grids that are run, and solvers that are refined, at most
     dtype            of the stored trajectories, float32 or float16
     denoise          the model's time at which the solver starts, in (0, 1]: below 1 from a noised picture
-                     (image to image, the last part of a split schedule), at the nearest level that is kept
+                     (image to image, the last part of a split schedule). The trajectories' nearest level is
+                     moved there, so that each value has trajectories of its own
     """
 
     steps: tuple[int, ...] | int = (4,)
@@ -125,26 +127,24 @@ class SolverFit:
         self.teacher, self.config, self.seconds, self.ranks = Led(teacher, ranks), config, seconds, ranks
         if teacher.conditions < 1:
             raise BadValue("The fit needs at least one conditioning (a prompt or a label), got none.")
-        fine = self.grid("auto", config.reference_steps)
-        count = min(config.kept, config.reference_steps) + 1
-        kept = torch.linspace(0, config.reference_steps, count).round().int().tolist()
+        self.counts = config.calls or config.steps
+        self.apart = budget.in_parts(config.calls, teacher)  # whether guidance is fitted in parts
+        self.levels, kept, self.first = _levels(self)
+        _check_levels(self, kept)
         spec = CacheSpec(
             **teacher.identity,
             conditions=teacher.conditions,
             path=teacher.path.name,
             shape=tuple(teacher.shape),
-            sigmas=tuple(fine.tolist()),
-            kept=tuple(sorted(set(kept))),
+            sigmas=tuple(self.levels.tolist()),
+            kept=kept,
             noise_scale=teacher.noise_scale,
             seed=config.seed,
             dtype=config.dtype,
         )
         self.cache = TrajectoryCache(folder, spec, limit)
-        self.counts = config.calls or config.steps
-        self.apart = budget.in_parts(config.calls, teacher)  # whether guidance is fitted in parts
         self.found: dict[int, Fitted] = {}  # by step count, or budget of calls
         self.cut_short: set[int] = set()  # those for which the time was up before anything was tried
-        _check_levels(self, fine, fine[list(spec.kept)])
         # the name of a guider whose guidance is no number, so that no recipe can make it; "" for others
         self.guider = getattr(teacher, "guider_name", "")
         self.data: Trajectories | None = None
@@ -258,38 +258,58 @@ class SolverFit:
         """The table in words."""
         count, held = self.config.trajectories, len(self.data.split()[1])
         size = self.cache.bytes(count)
-        return fit_report.table(self.rows, count, self.config.reference_steps, held, size)
+        start = float(self.data.sigmas[0]) if self.config.denoise < 1 else None
+        return fit_report.table(self.rows, count, self.config.reference_steps, held, size, start)
 
 
-def _first_of(run, levels):
-    """Which of the trajectories' levels a solver starts from, the nearest to `denoise`."""
-    times = grids.time_of(run.teacher.sigma_of, levels[:-1])
-    return int((times - run.config.denoise).abs().argmin())
+def _levels(run):
+    """(the trajectories' levels, float64; which are kept; which of them a solver starts from)."""
+    config, first = run.config, 0
+    levels = run.grid("auto", config.reference_steps)
+    count = min(config.kept, config.reference_steps) + 1
+    kept = torch.linspace(0, config.reference_steps, count).round().int().tolist()
+    if config.denoise < 1:
+        begun = torch.tensor([config.denoise], dtype=torch.float64)
+        times = grids.time_of(run.teacher.sigma_of, levels[1:-1])
+        first = 1 + int((times - begun).abs().argmin())
+        levels[first] = run.teacher.sigma_of(begun).double()[0]
+        kept[min(range(1, count - 1), key=lambda i: abs(kept[i] - first))] = first
+    return levels, tuple(kept), first
 
 
-def _check_levels(run, fine, levels):
-    """Raise ValueError where the trajectories, which keep `levels` of their `fine` ones, have too few for the
-    longest solver.
-    """
+def _check_levels(run, kept):
+    """Raise ValueError where the trajectories have too few levels for the longest solver."""
+    config = run.config
     both = run.apart and run.teacher.cfg != 0  # are asked for in the first step
-    left, most = len(levels) - 1 - _first_of(run, levels), max(run.counts) - both
-    if left >= most:
-        return
-    if len(fine) - 1 - _first_of(run, fine) >= most:
+    most, left = max(run.counts) - both, len(run.levels) - 1 - run.first
+    if left < 2 * most and config.denoise == 1:
+        raise BadValue(
+            "reference_steps must be {least} or more, twice the {steps} steps that the longest solver may "
+            "take, got {got}. Raise it, or ask for fewer steps or calls.",
+            least=2 * most,
+            steps=most,
+            got=config.reference_steps,
+        )
+    if left < 2 * most:
+        raise BadValue(
+            "denoise must leave {least} or more of the {reference} reference_steps, twice the {steps} steps "
+            "that the longest solver may take; {got:g} leaves {left}. Raise either, or ask for fewer steps "
+            "or calls.",
+            least=2 * most,
+            reference=config.reference_steps,
+            steps=most,
+            got=config.denoise,
+            left=left,
+        )
+    left = sum(place > run.first for place in kept)
+    if left < most:
         raise BadValue(
             "kept must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
             "Raise kept.",
             steps=most,
-            got=run.config.kept,
+            got=config.kept,
             left=left,
         )
-    raise BadValue(
-        "denoise must leave a level of the trajectories for each of {steps} steps, {got} leaves {left}. "
-        "Raise denoise or reference_steps.",
-        steps=most,
-        got=run.config.denoise,
-        left=left,
-    )
 
 
 def _fitted(run, count, evaluations, deadline):
@@ -299,14 +319,14 @@ def _fitted(run, count, evaluations, deadline):
     own = auto.solver(every[0], run.teacher.path, _strength(run.teacher))
     starts = starting(run.data, every, run.config.starts, own["order"], own["corrector"])
     # what was found for fewer, so that more are no worse
-    shorter = [(run.found[n].solver, run.found[n].told) for n in sorted(run.found)[-1:]]
+    shorter = [run.found[n] for n in sorted(run.found)[-1:]]
     asked = 0.0
 
     def over():
         return time.monotonic() > deadline
 
     if run.apart and not over():
-        solvers = [solver for solver, _ in shorter]
+        solvers = [one.solver for one in shorter]
         found, asked = budget.starts(run, count, solvers, lambda n: _grids(run, n)[0], evaluations, over)
         starts, evaluations = starts + found, evaluations - asked
     config = run.config
@@ -321,16 +341,8 @@ def _strength(teacher):
 
 def _grids(run, steps):
     """Those that a fit starts from, all beginning where its trajectories do; the automatic one first."""
-    found, top = [], run.data.sigmas[:1]
-    denoise = 1.0
-    if run.config.denoise < 1:
-        denoise = min(1.0, float(grids.time_of(run.teacher.sigma_of, top)[0]))
-    for name in ("auto", *(name for name in grids.NAMES if name != "auto")):
-        grid = run.grid(name, steps, denoise)
-        grid[0] = top[0]
-        if name == "auto" or bool((grid[1:] < grid[:-1]).all()):
-            found.append(grid)
-    return found
+    names = ("auto", *(name for name in grids.NAMES if name != "auto"))
+    return [run.grid(name, steps, run.config.denoise) for name in names]
 
 
 def _trajectories(run):
@@ -338,8 +350,7 @@ def _trajectories(run):
     count, spec = run.config.trajectories, run.cache.spec
     states, predictions = run.cache.read(count)
     condition = run.cache.conditions(count)
-    levels = torch.tensor(spec.sigmas, dtype=torch.float64)[list(spec.kept)]
-    first = _first_of(run, levels)
+    levels, first = run.levels[list(spec.kept)], spec.kept.index(run.first)
     levels, states, predictions = levels[first:], states[:, first:], predictions[:, first:]
 
     def denoise(x, sigma, which):

@@ -210,14 +210,22 @@ def test_without_a_gain_the_fit_says_so(generator):
     assert last.solver == last.auto
 
 
+def found_before(solver, auto, own, told=None):
+    """What a fit for fewer calls came to."""
+    told = own if told is None else told
+    return Fitted(
+        solver, auto, own, chosen=own / 2, base=2 * own, evaluations=0, stage="", tried=1, told=told
+    )
+
+
 def test_what_was_found_for_fewer_calls_is_told_by_others_than_chose_it(case, generator):
     path, sigma_of, _ = case
     data = trajectories(case, 16, generator)
     auto, known = (classical(grids.grid("auto", steps, sigma_of, path), path) for steps in (2, 12))
-    told = torch.linspace(0.1, 0.2, len(data.split()[1]), dtype=torch.float64)
-    found = next(fit(data, [auto], 0.0, shorter=[(known, told)]))
-    assert found.solver == known and torch.equal(found.own, told)
-    assert not torch.equal(found.chosen, told)
+    own = torch.linspace(0.1, 0.2, len(data.split()[1]), dtype=torch.float64)
+    found = next(fit(data, [auto], 0.0, shorter=[found_before(known, auto, own)]))
+    assert found.solver == known and torch.equal(found.own, own)
+    assert not torch.equal(found.chosen, own)
 
 
 def test_what_was_left_for_auto_of_as_many_calls_is_not_counted_against_more(case, generator):
@@ -225,13 +233,44 @@ def test_what_was_left_for_auto_of_as_many_calls_is_not_counted_against_more(cas
     one, and those folds tell nothing of the solver that was found.
     """
     path, sigma_of, _ = case
-    auto = classical(grids.grid("auto", 2, sigma_of, path), path)
-    chosen, base = torch.full((8,), 0.1), torch.full((8,), 0.3)
-    own = torch.tensor([0.12] * 5 + [0.3] * 3)
-    found = Fitted(auto, auto, own, chosen, base, 0.0, "refined", 3)
-    assert found.told.tolist() == pytest.approx([0.12] * 5 + [0.1] * 3)
-    handed_on = dataclasses.replace(found, own=base, chosen=base, stage="classical")
-    assert torch.equal(handed_on.told, base)
+    data = trajectories(case, 16, generator)
+    auto, known = (classical(grids.grid("auto", steps, sigma_of, path), path) for steps in (3, 2))
+    base = next(fit(data, [auto], 0.0)).base
+    for told, handed_on in ((0.9, known), (1.1, auto)):
+        earlier = found_before(known, known, 1.05 * base, told * base)
+        found = next(fit(data, [auto], 0.0, shorter=[earlier]))
+        assert found.solver == handed_on
+        assert torch.equal(found.own, earlier.own if handed_on == known else base)
+        assert torch.equal(found.told, earlier.told if handed_on == known else base)
+
+
+def test_folds_that_would_have_chosen_auto_are_told_by_the_solver_itself(case, generator):
+    data = trajectories(case, 32, generator)
+    path, sigma_of, _ = case
+    *_, found = fit(data, [classical(grids.grid("auto", 3, sigma_of, path), path)], 32 * 60)
+    left = found.own == found.base
+    assert torch.equal(found.told[~left], found.own[~left])
+    assert torch.equal(found.told[left], found.chosen[left])
+
+
+def test_a_solver_of_fewer_calls_that_is_handed_on_has_the_errors_that_were_told_of_it(case, generator):
+    """Although, without the trajectories where it is best, another would have been chosen."""
+    path, sigma_of, _ = case
+    data = trajectories(case, 32, generator)
+    auto, known = (classical(grids.grid("auto", steps, sigma_of, path), path) for steps in (3, 2))
+
+    def fitted(told):
+        *_, last = fit(data, [auto], 32 * 60, shorter=[found_before(known, auto, told)])
+        return last
+
+    far = torch.ones(len(data.split()[1]), dtype=torch.float64)
+    longer = fitted(far)
+    fold = torch.arange(len(far)) % 8
+    best = max(range(8), key=lambda k: float(longer.chosen[fold == k].sum()))
+    told = torch.where(fold == best, 0.0, 1.02 * longer.chosen.double())
+    found = fitted(told)
+    assert longer.stage == "refined" and (found.stage, found.solver) == ("shorter", known)
+    assert found.tried == longer.tried and torch.equal(found.own, told)
 
 
 @pytest.mark.parametrize("lost", [5, 1], ids=["a fifth", "all"])

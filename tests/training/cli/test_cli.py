@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 from fewstep.diffusion.solvers.linear import apart
 from fewstep.training.cli import demo as demos
 from fewstep.training.cli import demo_fit as command
@@ -38,6 +39,14 @@ def test_fit_writes_recipes_report_and_samples(tmp_path, capsys, teacher):
     assert report.strip() in capsys.readouterr().out and f"{recipe.errors['held_out']:.4f}" in report
 
 
+def test_fit_starts_where_denoise_says(tmp_path, capsys):
+    options = ["--denoise", "0.5", "--effort", "0.1"]
+    assert run(["fit", "--out", str(tmp_path), *TINY, *options]) == 0
+    recipe = load_recipe(tmp_path / "recipe_2.json")
+    assert recipe.sigmas[0] == recipe.trained["denoise"] == 0.5 and (tmp_path / "samples.png").exists()
+    assert "at sigma 0.5, where a stage before" in capsys.readouterr().out
+
+
 def test_budgets_of_calls_are_fitted_and_drawn(tmp_path, capsys, monkeypatch):
     runs, real = [], command.SolverFit
     monkeypatch.setattr(
@@ -63,6 +72,7 @@ def test_the_samples_of_a_fit_with_denoise_begin_with_a_noised_picture(tmp_path,
     monkeypatch.setattr(command.pictures, "grid", grid)
     settings = {"trajectories": 8, "reference_steps": 24, "effort": 0.1}
     found = command.fit(tmp_path, kind=teacher, steps=3, denoise=0.6, **settings)
+    assert found.data.sigmas[0] == found.teacher.sigma_of(torch.tensor([0.6], dtype=torch.float64))
     assert found.data.sigmas[0] < 0.7 * found.cache.spec.sigmas[0] and (tmp_path / "samples.png").exists()
     off = {name.split("\n")[0]: float(name.split("RMSE ")[1]) for name in told if "RMSE" in name}
     assert set(off) == {"Euler", found.recipe(3).method} and all(0 < error < 0.25 for error in off.values())
@@ -83,6 +93,11 @@ def test_the_samples_of_a_fit_with_denoise_begin_with_a_noised_picture(tmp_path,
         (["--effort", "slow"], "must be quick, standard, thorough or a number, got 'slow'"),
         (["--proc", "2"], "--proc"),  # half a name, which torchrun's processes would be given on
         (["--reference-steps", "3"], "reference_steps"),
+        (["--reference-steps", "24", "--calls", "24"], "reference_steps must be 46 or more"),
+        (["--denoise", "0"], "denoise must be above 0 and at most 1, got 0"),
+        (["--denoise", "nan"], "denoise must be above 0"),
+        (["--denoise", "half"], "--denoise"),
+        (["--denoise", "0.05"], "denoise must leave 16 or more of the 60 reference_steps"),
         (["--cfg", "nan"], "cfg"),
         (["--cfg", "-1"], "cfg"),
         (["--seed", "-1"], "seed"),

@@ -214,7 +214,8 @@ def test_a_solver_is_fitted_from_a_noised_picture(tmp_path, generator):
         pass
     recipe, path = run.recipe(3), path_of("flow")
     first = recipe.sigmas[0]
-    assert first == float(run.data.sigmas[0]) == pytest.approx(0.6, abs=0.02) and recipe.method == "fitted"
+    assert first == float(run.data.sigmas[0]) == 0.6 and recipe.method == "fitted"
+    assert "starts from a noised picture at sigma 0.6, where a stage before" in run.report()
     pictures = mixture.consistency(torch.randn(128, 4, generator=generator).double(), path, 1.0)
     x = (1 - first) * pictures + first * torch.randn(128, 4, generator=generator).double()
     exact = mixture.consistency(x, path, first)
@@ -225,8 +226,36 @@ def test_a_solver_is_fitted_from_a_noised_picture(tmp_path, generator):
 def test_a_start_too_near_to_the_picture_is_refused(tmp_path):
     config = FitConfig(steps=(8,), trajectories=4, reference_steps=24, denoise=0.02)
     teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
-    with pytest.raises(ValueError, match="denoise must leave a level .* for each of 8 steps, 0.02 leaves"):
+    why = (
+        "denoise must leave 16 or more of the 24 reference_steps, twice the 8 steps .*; 0.02 leaves 2. Raise"
+    )
+    with pytest.raises(ValueError, match=why):
         SolverFit(teacher, config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "asked, cfg, least, steps",
+    [
+        ({"steps": (2, 12)}, 1.0, None, 12),
+        ({"calls": (6, 13)}, 1.0, 26, 13),
+        ({"calls": 24}, 0.0, 48, 24),
+        ({"calls": 13}, 4.0, None, 12),  # one step at least asks for both
+        ({"calls": 24}, 4.0, 46, 23),
+    ],
+    ids=str,
+)
+def test_trajectories_of_too_few_steps_to_be_converged_are_refused(tmp_path, asked, cfg, least, steps):
+    """The longest solver could be the one that they were drawn by."""
+    teacher, short = Guided(DemoTeacher("flow"), cfg), {**asked, "trajectories": 4, "reference_steps": 24}
+    if least is None:
+        assert SolverFit(teacher, FitConfig(**short), tmp_path).counts
+        return
+    why = f"reference_steps must be {least} or more, twice the {steps} steps .* got 24. Raise it, or ask for"
+    with pytest.raises(ValueError, match=why):
+        SolverFit(teacher, FitConfig(**short), tmp_path)
+    with pytest.raises(ValueError, match=f"got {least - 1}"):
+        SolverFit(teacher, FitConfig(**short | {"reference_steps": least - 1}), tmp_path)
+    assert SolverFit(teacher, FitConfig(**short | {"reference_steps": least}), tmp_path).counts
 
 
 def test_too_few_kept_levels_are_blamed_on_kept(tmp_path):
@@ -240,7 +269,7 @@ def test_a_python_denoiser_is_fitted_from_a_noised_picture():
     _, denoise = denoiser("flow")[:2]
     settings = {"trajectories": 8, "reference_steps": 24, "effort": 0.1}
     recipe = fit_denoiser(denoise, (4,), "flow", 2, denoise=0.6, **settings)
-    assert recipe.trained["denoise"] == 0.6 and 0.5 < recipe.sigmas[0] < 0.7
+    assert recipe.trained["denoise"] == recipe.sigmas[0] == 0.6
     picture, noise = torch.zeros(2, 4), torch.randn(2, 4)
     assert sample_recipe(recipe, denoise, noise, picture).shape == (2, 4)
     with pytest.raises(ValueError, match="denoise must be above 0 and at most 1, got 1.5"):
@@ -254,17 +283,34 @@ def test_a_recipe_whose_denoise_is_none_is_refused(part):
         sample_recipe(recipe, lambda x, sigma: x, torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize("steps", [4, 6, 8])
-def test_auto_begins_where_the_trajectories_do(tmp_path, steps):
-    """The nearest kept level lies below the one asked for, and the automatic grid is that from there."""
-    teacher = PlainTeacher(denoiser("flow")[1], (4,), "flow", None, "")
-    config = FitConfig(steps=(steps,), trajectories=4, denoise=0.25)
-    run = SolverFit(teacher, config, tmp_path, seconds=0)
+@pytest.mark.parametrize("path", RANGES)
+@pytest.mark.parametrize("denoise, kept", [(0.99, 60), (0.5, 60), (0.5, 12), (0.25, 30)])
+def test_solver_and_trajectories_begin_at_the_level_that_was_asked_for(tmp_path, path, denoise, kept):
+    """To the bit; the other levels of the trajectories stay."""
+    teacher = PlainTeacher(denoiser(path)[1], (4,), path, RANGES[path], "")
+    settings = {"steps": (2,), "trajectories": 4, "kept": kept}
+    run = SolverFit(teacher, FitConfig(**settings, denoise=denoise), tmp_path, seconds=0)
     for _ in run.progress():
         pass
-    auto, first = run.found[steps].auto.sigmas, float(run.data.sigmas[0])
-    assert first != 0.25 and auto[0] == first
-    assert auto == pytest.approx(run.grid("auto", steps, first).tolist(), abs=1e-9)
+    asked = float(teacher.sigma_of(torch.tensor([denoise], dtype=torch.float64)))
+    assert run.recipe(2).sigmas[0] == float(run.data.sigmas[0]) == asked
+    assert run.found[2].auto.sigmas == tuple(run.grid("auto", 2, denoise).tolist())
+    spec, usual = run.cache.spec, SolverFit(teacher, FitConfig(**settings), tmp_path).cache.spec
+    others = [i for i, (one, other) in enumerate(zip(spec.sigmas, usual.sigmas)) if one != other]
+    assert others in ([], [run.first]) and len(spec.kept) == len(usual.kept) == kept + 1
+
+
+def test_the_trajectories_are_solved_to_the_level_that_was_asked_for(tmp_path):
+    """Their states there are the exact solution's."""
+    mixture, denoise = denoiser("flow")
+    config = FitConfig(steps=(2,), trajectories=8, denoise=0.5)
+    run = SolverFit(PlainTeacher(denoise, (4,), "flow", None, ""), config, tmp_path, seconds=0)
+    for _ in run.progress():
+        pass
+    noise = run.cache.noise(8).double()
+    picture = mixture.consistency(noise, path_of("flow"), 1.0)
+    there = mixture.consistency(run.data.states[:, 0].double(), path_of("flow"), 0.5)
+    assert torch.allclose(there, picture, atol=0.02)
 
 
 def test_a_recipe_for_a_noised_picture_wants_one():
