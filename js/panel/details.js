@@ -77,7 +77,7 @@ function makeProgress() {
   };
 }
 
-/** What came of a run that is over, in a sentence: nearer to what it learns from than at its start, or not. */
+/** What came of a run that is over, in a sentence: nearer to what it learns from than at its start or not. */
 function judge(element, run) {
   const { best, before, apart } = judged(run);
   element.hidden = isLive(run) || !Number.isFinite(best) || !Number.isFinite(before);
