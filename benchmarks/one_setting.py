@@ -17,6 +17,7 @@ from distil_run import CFG, TRIAL, length, one
 from fewstep.training.formats.files import write_json
 
 KINDS, NOISES = ("flow", "epsilon"), 128
+FIXED = ("method", "steps", "cfg", "updates", "images", "batch", "seed")  # by an option, or for all values
 SHOWN = ("rmse", "distance_teacher", "distance_data", "diversity")
 
 
@@ -28,7 +29,7 @@ def row_of(kind, setting, value, args, folder):
     times = one({**job, "pictures": TRIAL, "of": "teacher"}, folder)
     updates, images = length(times, job)
     row = one({**job, "updates": updates, "images": images}, folder)
-    return {"cfg": args.cfg, setting: value, **row}
+    return {"cfg": args.cfg, **row, setting: value}
 
 
 def value_of(text):
@@ -52,6 +53,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
     parser.add_argument("--json", type=Path, help="write the rows there")
     args = parser.parse_args()
+    if args.setting in FIXED:
+        parser.error(f"setting must be one that is not the same for all values, got {args.setting}")
     rows = []
     print(f"| teacher | {args.setting} | samples | {' | '.join(SHOWN)} |\n{'|---' * (3 + len(SHOWN))}|")
     for kind in args.teachers:

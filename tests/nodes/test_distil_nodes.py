@@ -275,13 +275,18 @@ def test_a_negative_of_zeros_is_remarked_where_the_teacher_is_guided_by_it(
     assert any("all zeros" in one["message"]["key"] for one in log) == told
 
 
-@pytest.mark.parametrize("outer, inner, steps", [(7.0, 6.0, 16), (2.0, 1.5, 8), (1.0, 6.0, 16)])
-def test_a_guider_with_two_cfgs_is_as_strong_as_its_larger(host, teacher, monkeypatch, outer, inner, steps):
+@pytest.mark.parametrize(
+    "outer, inner, style, steps",
+    [(7, 6, "regular", 16), (2, 1.5, "regular", 8), (1, 6, "regular", 16), (2, 2, "nested", 16)],
+)
+def test_a_guider_with_two_cfgs_has_as_many_steps_as_its_strength_takes(
+    host, teacher, monkeypatch, outer, inner, style, steps
+):
     """Its own `cfg`, which the base class has, stays 1."""
     from comfy_extras.nodes_custom_sampler import DualCFGGuider
 
     model, _, positive, negative = teacher[:4]
-    dual = DualCFGGuider.execute(model, positive, positive, negative, outer, inner, "regular").result[0]
+    dual = DualCFGGuider.execute(model, positive, positive, negative, outer, inner, style).result[0]
     orders = []
 
     def kept(order):

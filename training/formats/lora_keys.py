@@ -136,13 +136,24 @@ def on_layers(
     a LoRA in any format, kohya's too. What belongs to text encoders is passed over.
 
     layers: the model's own, with diffusers' names where it is of a `family`, and then blocks as in `table`;
-    else with ComfyUI's. Raises ValueError naming layers with a half missing or not fitting.
+    else with ComfyUI's. A layer that has more than a plain LoRA's tensors, or others (DoRA, LoHa, LoKr, a
+    middle of a convolution), is none of it. Raises ValueError naming layers with a half missing or not
+    fitting.
     """
     names = table(family, blocks or BLOCKS) if family else {}
     own = {key: tensor for key, tensor in tensors.items() if not OF_TEXT.fullmatch(key)}
-    found, odd = _halves(own, {*names, *layers})
+    known, groups = {*names, *layers}, {}
+    for key in own:
+        groups.setdefault(_stem(key), []).append(key)
+    _, rest = _halves(own, known)
+    odd, plain = [], {}
+    for stem, keys in groups.items():
+        if not any(key in rest for key in keys) and any(not key.endswith(".alpha") for key in keys):
+            plain |= {key: own[key] for key in keys}
+        else:
+            odd += keys if all(key in rest for key in keys) else [stem]
     pairs = {}
-    for layer, halves in found.items():
+    for layer, halves in _halves(plain, known)[0].items():
         up, down = _folded(layer, halves)
         if layer in layers:
             parts = {layer: (up, down)}
@@ -153,6 +164,11 @@ def on_layers(
         if not here:
             odd.append(layer)
     return pairs, odd
+
+
+def _stem(key):
+    """What the keys of one layer begin with: down.0 of down.0.alpha and of down.0.lora_up.weight."""
+    return key.removesuffix(".weight").rpartition(".")[0]
 
 
 def _halves(tensors, known=()):

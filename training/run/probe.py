@@ -100,7 +100,8 @@ class Probe:
     best       None until something was learnt and measured
     eye        how other faces than fidelity are seen; None: they are not measured
     by         what is best: the least "fidelity", or for what does not follow the teacher's own paths the
-               latest whose "distance" is not above the least beyond chance, and whose pictures are as varied
+               latest whose "distance" is not above the least beyond chance, and whose pictures are as varied,
+               or that is nearer beyond chance
     decides    an update after which a measurement is made beside the others; None: no such
     """
 
@@ -147,16 +148,18 @@ class Probe:
     def _is_kept(self, update, judged):
         """Whether a measurement's adapter takes the best one's place. Of distances the least of several is
         chance more than gain: a later adapter is kept unless its interval lies above that of the least, or
-        its pictures are less varied, or spoiled.
+        its pictures are less varied, or spoiled where those of the best are not. What is nearer beyond
+        chance is kept in any case.
         """
-        if self.best is None:
+        if self.best is None or not math.isfinite(self.best.judged):
             return True
         now, best = self._distance(update), self._distance(self.best.update)
         if self.by == "fidelity" or not (now.known and best.known):
             return judged < self.best.judged
-        if now.high < best.low:  # nearer beyond chance
+        if now.high < best.low:
             return True
-        if has_left(self.faces) or are_alike(self.faces) or self._is_less_varied(update):
+        spoiled = _are_spoiled(self.faces, update) and not _are_spoiled(self.faces, self.best.update)
+        if spoiled or self._is_less_varied(update):
             return False
         found = [faces.distance for at, faces in self.faces.items() if at and faces.distance.known]
         return now.low <= min(found, key=lambda each: each.value).high
@@ -225,6 +228,12 @@ class Probe:
         """[(update, value, low, high)] of one of FACES, where it is known."""
         found = [(update, getattr(faces, name)) for update, faces in sorted(self.faces.items())]
         return [(update, e.value, e.low, e.high) for update, e in found if e.known]
+
+
+def _are_spoiled(faces, update):
+    """Whether the pictures after that update are alike, or have left the teacher's."""
+    until = {at: one for at, one in faces.items() if at <= update}
+    return has_left(until) or are_alike(until)
 
 
 def faces_of(found: dict) -> Faces:

@@ -215,6 +215,33 @@ def test_partly_and_without_text_encoders_it_begins_with_the_rest(tmp_path, begu
     assert json.loads((tmp_path / "b" / SPEC).read_text())["start_from"]["partly"] is True
 
 
+OTHERS = {  # what is no plain LoRA, of a layer of 4 x 3
+    "DoRA": {"lora_up.weight": (4, 2), "lora_down.weight": (2, 3), "alpha": (), "dora_scale": (4, 1)},
+    "a middle": {"lora_up.weight": (4, 2), "lora_down.weight": (2, 3), "lora_mid.weight": (2, 2)},
+    "LoHa": {"hada_w1_a": (4, 2), "hada_w1_b": (2, 3), "hada_w2_a": (4, 2), "hada_w2_b": (2, 3), "alpha": ()},
+    "LoKr": {"lokr_w1": (2, 1), "lokr_w2": (2, 3), "alpha": ()},
+    "alpha alone": {"alpha": ()},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+def test_a_layer_that_is_no_plain_lora_is_none_as_a_whole(prefix, kind):
+    layer = {f"{prefix}other.{name}": torch.ones(shape) for name, shape in OTHERS[kind].items()}
+    plain = {
+        f"{prefix}one.lora_up.weight": torch.ones(4, 2),
+        f"{prefix}one.lora_down.weight": torch.ones(2, 3),
+    }
+    pairs, odd = on_layers({**plain, **layer}, ["one", "other"])
+    assert set(pairs) == {"one"} and odd == [f"{prefix}other"]
+
+
+@pytest.mark.parametrize("half", ["up", "down"])
+def test_a_layer_with_one_half_is_refused(half):
+    with pytest.raises(ValueError, match="one has"):
+        on_layers({f"diffusion_model.one.lora_{half}.weight": torch.ones(4, 2)}, ["one"])
+
+
 @pytest.mark.parametrize(
     "told, why",
     [

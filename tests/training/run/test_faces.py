@@ -215,3 +215,32 @@ def test_what_is_no_nearer_beyond_chance_is_kept_only_if_it_is_as_varied():
     assert kept_after(4, 0.18, 0.86, drift=0.9, spread=1.0) == 2  # has left the teacher's
     assert kept_after(5, 0.05, 0.70) == 5  # nearer beyond chance
     assert probe.outcome == GAIN
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        [dict(distance=known(d), diversity=known(v)) for d, v in ((0.3, 0.5), (0.27, 0.6), (0.25, 0.68))],
+        [dict(distance=known(0.3 - 0.02 * n), drift=drift) for n, drift in enumerate((1.5, 0.7, 0.55))],
+    ],
+    ids=["alike", "drifted"],
+)
+def test_what_is_spoiled_is_left_for_what_is_less_so(measured):
+    run = trained()
+    run.probe.by, run.probe.best = "distance", None
+    probe, adapter = run.probe, run.student.averaged
+    probe.faces = {0: Faces(distance=known(0.6), diversity=known(1.0), drift=0.1, spread=1.0)}
+    for update, found in enumerate(measured, start=1):
+        probe.eye.compare = lambda drawn, held, found=found: Faces(**{"spread": 1.0, **found})
+        probe.take(probe.drawn, update, adapter)
+        assert probe.best.update == update
+
+
+def test_a_best_of_which_nothing_is_known_any_more_makes_room():
+    """As where a run goes on with another encoder than it began with."""
+    run = trained()
+    run.probe.by, run.probe.faces = "distance", {0: Faces(distance=known(0.6))}
+    run.probe.best = dataclasses.replace(run.probe.best, judged=float("nan"), update=1)
+    run.probe.eye.compare = lambda drawn, held: Faces(distance=known(0.3))
+    run.probe.take(run.probe.drawn, 2, run.student.averaged)
+    assert run.probe.best.update == 2
