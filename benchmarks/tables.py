@@ -81,13 +81,27 @@ DEMO = {
 def demo() -> list[str]:
     """What `fewstep demo` makes, beside what the same calls make without training."""
     columns = [read(f"demo_{teacher}")["columns"] for teacher in TEACHERS]
-    rows = [[name, *(f"{c[key]['rmse']:.4f}" for c in columns)] for key, name in DEMO.items()]
+    rows = [
+        [name, *(f"{c[key]['rmse']:.4f}" for c in columns), *(_distance(c[key]) for c in columns)]
+        for key, name in DEMO.items()
+    ]
     four, one = (
         [c[key]["rmse"] / c["base-4"]["rmse"] for c in columns] for key in ("distilled-4", "distilled-1")
     )
-    rows.append(["distilled 4 / untrained 4 (aim .6)", *(f"{ratio:.3f}" for ratio in four)])
-    rows.append(["distilled 1 / untrained 4 (aim below 1)", *(f"{ratio:.3f}" for ratio in one)])
-    return table(["64 noises not seen in training", *(f"{teacher}: RMSE" for teacher in TEACHERS)], rows)
+    for name, ratios in (
+        ("distilled 4 / untrained 4 (aim .6)", four),
+        ("distilled 1 / untrained 4 (aim below 1)", one),
+    ):
+        rows.append([name, *(f"{ratio:.3f}" for ratio in ratios), NONE, NONE])
+    heads = [f"{teacher}: {figure}" for figure in ("RMSE", "distance to the teacher") for teacher in TEACHERS]
+    return table(["64 noises not seen in training", *heads], rows)
+
+
+def _distance(column):
+    """To the teacher's pictures, with its interval; a dash for these themselves."""
+    if not column["distance_teacher"]:
+        return NONE
+    return interval(column["distance_teacher"], *column["intervals"]["distance_teacher"])
 
 
 MODELS = {
