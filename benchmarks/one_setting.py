@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 from distil_run import CFG, TRIAL, length, one
+from distil_table import FIGURES
 from fewstep.training.formats.files import write_json
 
 KINDS, NOISES = ("flow", "epsilon"), 128
 FIXED = ("method", "steps", "cfg", "updates", "images", "batch", "seed")  # by an option, or for all values
-SHOWN = ("rmse", "distance_teacher", "distance_data", "diversity")
 
 
 def row_of(kind, setting, value, args, folder):
@@ -56,13 +56,13 @@ def main():
     if args.setting in FIXED:
         parser.error(f"setting must be one that is not the same for all values, got {args.setting}")
     rows = []
-    print(f"| teacher | {args.setting} | samples | {' | '.join(SHOWN)} |\n{'|---' * (3 + len(SHOWN))}|")
+    print(f"| teacher | {args.setting} | samples | {' | '.join(FIGURES)} |\n{'|---' * (3 + len(FIGURES))}|")
     for kind in args.teachers:
         for value in args.values:
             with tempfile.TemporaryDirectory() as folder:
                 row = row_of(kind, args.setting, value, args, folder)
             rows.append(row)
-            figures = [", ".join(f"{found:.3f}" for found in row[name].values()) for name in SHOWN]
+            figures = [", ".join(f"{found:.3f}" for found in row[name].values()) for name in FIGURES]
             print(f"| {' | '.join([kind, str(value), str(row['samples']), *figures])} |", flush=True)
             if args.json:
                 write_json(args.json, {"rows": rows})

@@ -643,13 +643,12 @@ def real_scores() -> list[str]:
 
 def _of_one_setting(name, head, setting=None):
     """The rows of `one_setting.py`."""
-    figures = ("rmse", "distance_teacher", "distance_data", "diversity")
     lines = [
         [
             row["teacher"],
             str(row[setting or name]),
             f"{row['samples']}",
-            *(", ".join(f"{value:.3f}" for value in row[figure].values()) for figure in figures),
+            *(", ".join(f"{value:.3f}" for value in row[figure].values()) for figure in FIGURES),
         ]
         for row in rows_of(name)
     ]

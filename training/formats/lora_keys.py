@@ -145,13 +145,14 @@ def on_layers(
     known, groups = {*names, *layers}, {}
     for key in own:
         groups.setdefault(_stem(key), []).append(key)
-    _, rest = _halves(own, known)
+    rest = set(_halves(own, known)[1])
     odd, plain = [], {}
     for stem, keys in groups.items():
-        if not any(key in rest for key in keys) and any(not key.endswith(".alpha") for key in keys):
+        others = [key for key in keys if key in rest]
+        if not others and any(not key.endswith(".alpha") for key in keys):
             plain |= {key: own[key] for key in keys}
         else:
-            odd += keys if all(key in rest for key in keys) else [stem]
+            odd += others if others == keys else [stem]
     pairs = {}
     for layer, halves in _halves(plain, known)[0].items():
         up, down = _folded(layer, halves)

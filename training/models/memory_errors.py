@@ -5,7 +5,7 @@ what is to be done before going on.
 import contextlib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -63,8 +63,23 @@ def recover() -> None:
 
 @contextlib.contextmanager
 def named(doing: Message) -> Iterator[None]:
-    """Within: whatever says that memory ran out is raised as NoMemory, with what was done. Faults, which say
-    so themselves, are left as they are.
+    """Within: whatever says that memory ran out is raised as NoMemory, with what was done."""
+
+    def fault():
+        return NoMemory(
+            "Memory ran out while {doing}. Close what else uses it, or choose a smaller latent, a lower "
+            "rank, or a smaller or quantised model.",
+            doing=doing,
+        )
+
+    with raised_as(fault):
+        yield
+
+
+@contextlib.contextmanager
+def raised_as(fault: Callable[[], NoMemory]) -> Iterator[None]:
+    """Within: whatever says that memory ran out is raised as what `fault` then gives. Faults, which say so
+    themselves, are left as they are.
     """
     try:
         yield
@@ -72,8 +87,4 @@ def named(doing: Message) -> Iterator[None]:
         if isinstance(error, Fault) or not is_out_of_memory(error):
             raise
         recover()
-        raise NoMemory(
-            "Memory ran out while {doing}. Close what else uses it, or choose a smaller latent, a lower "
-            "rank, or a smaller or quantised model.",
-            doing=doing,
-        ) from error
+        raise fault() from error

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from ...diffusion.faults import BadFile, BadValue, Failed, Fault, Message, NoMemory
 from .. import methods
 from ..formats.files import cause, check_folder, is_held, read_tensors, write_json, write_tensors
-from ..models.memory_errors import is_out_of_memory, recover
+from ..models.memory_errors import is_out_of_memory, raised_as, recover
 from ..trajectories import folders
 from .config import DistilConfig
 from .events import MOST, Events, event
@@ -221,20 +221,19 @@ class Job:
 
 def _progress_of(run):
     """The run's progress; where memory runs out for good, that is told by name."""
-    try:
-        yield from run.progress()
-    except Exception as error:
-        if isinstance(error, Fault) or not is_out_of_memory(error):
-            raise
-        recover()
-        raise NoMemory(
+
+    def fault():
+        return NoMemory(
             "Memory ran out after {done} of {updates} updates, and what was learnt is kept. Close what "
             "else uses memory and start the same again, or choose a smaller latent or a lower rank than "
             "{rank}.",
             done=run.done,
             updates=run.config.updates,
             rank=run.config.rank,
-        ) from error
+        )
+
+    with raised_as(fault):
+        yield from run.progress()
 
 
 def _tell(job, state, progress=None, required=True):
@@ -307,7 +306,7 @@ def _claim(folder, wanted):
         write_json(file, wanted)
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = _manifest_in(folder)
         theirs = {**_all_settings(found), **found["spec"]["about"]}
     except (ValueError, LookupError, TypeError) as error:
         raise BadValue(
@@ -330,13 +329,16 @@ def _all_settings(manifest):
     return {name: value for name, value in found.items() if name not in OF_ROLES}
 
 
+def _manifest_in(folder):
+    return json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
+
+
 def settings_in(folder: Path) -> dict[str, Any]:
     """The settings of the run in that folder, as its manifest has them: what follows from others may follow
     otherwise today. Empty where there is none that can be read, which is left to `Job`.
     """
     try:
-        found = json.loads((folder / folders.MANIFEST).read_text(encoding="utf-8"))
-        return dict(found["spec"]["config"])
+        return dict(_manifest_in(folder)["spec"]["config"])
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
@@ -346,7 +348,7 @@ def check_asked(folder: str | Path, asked: Mapping[str, Any], about: Mapping[str
     these, before a model is loaded. A folder that holds none is left to `Job`.
     """
     try:
-        found = json.loads((Path(folder) / folders.MANIFEST).read_text(encoding="utf-8"))
+        found = _manifest_in(folder)
         theirs, known = _all_settings(found), dict(found["spec"]["about"])
     except (OSError, ValueError, LookupError, TypeError):
         return
